@@ -19,7 +19,7 @@ from bester.bridge.broker_link import UNANSWERED, Answered, BrokerLink, BrokerPo
 from bester.bridge.deliveries import Deliveries
 from bester.bridge.inspection import BridgeState, Refused
 from bester.bridge.intake import Intake
-from bester.bridge.limits import Limits
+from bester.bridge.limits import COUNTED, Limits
 from bester.bridge.meter import Meter
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
@@ -74,7 +74,7 @@ class Bridge:
     server's message is its first frame). `in_doubt` returns whether a stranger may be a listed server: a larger frame
     of such a stranger is not refused for good, and `on_doubt` gets its host. `ended` gets a session whose connection
     ends at the bridge's will, and why. `forward` gets messages for servers that speak the native protocol; `notice`
-    gets texts for the log.
+    gets texts for the log. `reached` counts what was refused, dropped or cut at a bound, by the bound's name.
     """
 
     def __init__(
@@ -112,12 +112,13 @@ class Bridge:
         self._made_way = self._frames_over = self._frames_late = 0
         self._awake = False
         self._unhandled: deque[Message | Malformed] = deque()  # of the broker, for the next turns
-        self._broker_link = BrokerLink(limits, self._tokens, notice)
-        self._submissions = Submissions(limits, self._broker_link, self._wake)
+        self.reached = reached = self._meter.reached
+        self._broker_link = BrokerLink(limits, self._tokens, notice, reached)
+        self._submissions = Submissions(limits, self._broker_link, self._wake, reached)
         self._unreported = self._submissions.by_token
         self._senders = Senders()
         self._intake = Intake(limits, clock, self._submissions, self._handle_waiting, self._wake)
-        self._outbound = Outbound(limits, clock, self._wake)
+        self._outbound = Outbound(limits, clock, self._wake, reached)
         self._deliveries = Deliveries(
             limits,
             self._targets,
@@ -127,6 +128,7 @@ class Bridge:
             self._go_on_after_report,
             self._wake,
             clock,
+            reached,
         )
         self._push, self._send = self._outbound.push, self._broker_link.send
 
@@ -338,9 +340,10 @@ class Bridge:
 
     def on_bytes_sent(self, connection: ClientConnection, marks: list[Mark[Waiting]]) -> None:
         """Note that a chunk has left the process, and with it the frames before these marks."""
-        self._deliveries.on_bytes_sent(connection, marks)
+        if marks:
+            self._deliveries.on_bytes_sent(connection, marks)
         if not connection.reading:
-            self._settle(connection)
+            self._settle_reading(connection)
 
     def on_all_sent(self, connection: ClientConnection) -> None:
         """Note that the last frame of a closing session has left."""
@@ -387,6 +390,7 @@ class Bridge:
         self._deliveries.tick(now)
         self._meter.tick(now)
         for token in self._submissions.overdue(now):
+            self.reached["hold_s"] += 1
             self._report(token, 1, "unreachable", None, {}, now)
         self._drain_backlog()
         report = self._submissions.report(more=self._intake.has_more) if self.is_ready else None
@@ -450,6 +454,7 @@ class Bridge:
             refused=Refused(
                 self._meter.connections, self._meter.first_frames, self._meter.sessions, self._meter.messages
             ),
+            reached={name: self.reached[name] for name in COUNTED},
             submissions=self._submissions.inspect(),
             intake=self._intake.inspect(),
         )
@@ -530,7 +535,10 @@ class Bridge:
             self._apply(connection, connection.session.on_answer(token, recipients, now, 0), now)
 
     def _login(self, message: Login, connection: ClientConnection) -> bool:
-        if len(self._logins) >= self.limits.login_places or not self._broker_link.login(message):
+        if len(self._logins) >= self.limits.login_places:
+            self.reached["logins_in_flight"] += 1
+            return False
+        if not self._broker_link.login(message):
             return False
         self._logins[message.session] = connection
         return True
@@ -582,10 +590,10 @@ class Bridge:
         """Let frames of a connection that waited for room in the window go on, or the end that waited for reports."""
         session = connection.session
         if session.has_more:
-            if session.has_waiting:
-                self._intake.add(connection)
-            else:
+            if not session.has_waiting:
                 self._apply(connection, session.proceed(now, 0), now)
+            elif connection not in session.window.sender.blocked:  # or the intake looks at it in each turn
+                self._intake.add(connection)
 
     def _settle(self, connection: ClientConnection) -> None:
         """Do what the state of a session asks for, after anything that may have changed the state."""

@@ -7,6 +7,7 @@ before; where it completes a message of a connection here, the good report is wr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -57,19 +58,22 @@ class Deliveries:
         reported: Callable[[ClientConnection, float], None],
         wake: Callable[[], None],
         clock: Callable[[], float],
+        reached: Counter[str],
     ) -> None:
         self._targets = targets
         self._unreported = unreported
         self._offer = outbound.offer
         self._offer_to_others = outbound.offer_to_others
         self._room, self._push_run = outbound.room, outbound.push_run
+        self._is_among = outbound.is_among
+        self._share = outbound.share
         self._report, self._reported = report, reported
         self._wake = wake
         self._clock = clock
         self._alike: tuple[Any, ...] | None = None  # the latest type, origin and mark, and what is around the bodies
         self._around = (b"", b"")
         self._confirmations = Confirmations()
-        self._acks = Acks(limits)
+        self._acks = Acks(limits, reached)
 
     def on_link_lost(self) -> None:
         """Confirm no delivery of a lost link any more."""
@@ -171,13 +175,12 @@ class Deliveries:
         frames = 0
         for target in targets:
             frame = native.delivered(head, target[0], tail)
-            if owner is not None and number in (sessions := target[1:]) and self._offer(owner, frame):
-                frames += self._offer_to_others(owner, sessions, self._targets, frame)
+            if owner is not None and self._is_among(owner, target) and self._offer(owner, frame):
+                frames += self._offer_to_others(owner, target, self._targets, frame)
                 continue
-            frames += len(target) - 1
             if delivery is None:
                 delivery = self._confirmations.begin(serial, token, message_id)
-            self._expect(delivery, id_, target, frame)
+            frames += self._expect(delivery, id_, target, frame)
         if delivery is None:
             self._confirmations.at_once((serial,))
             self._wake()
@@ -187,14 +190,16 @@ class Deliveries:
             self.on_delivery_ended(delivery)
         return frames
 
-    def _expect(self, delivery: Delivery, id_: str, target: list[int], frame: tuple[bytes, ...]) -> None:
-        """Write one target's frame to its sessions, each with a mark behind it."""
+    def _expect(self, delivery: Delivery, id_: str, target: list[int], frame: tuple[bytes, ...]) -> int:
+        """Write one target's frame to its sessions, with a mark behind it; return the number of copies."""
         reason = "not-connected"
-        reached = 0
-        for session in target[1:]:
-            connection = self._targets.get(session)
-            if connection is None:
-                continue
+        shared = self._share(target, self._targets, frame, (delivery, target[0]))
+        if shared is None:
+            reached = 0
+            alone = [self._targets[session] for session in target[1:] if session in self._targets]
+        else:
+            reached, alone = shared
+        for connection in alone:
             acks = connection.session.acks
             if (not acks or self._acks.has_room(connection)) and self._offer(connection, frame):
                 connection.out.mark((delivery, target[0]))
@@ -208,6 +213,7 @@ class Deliveries:
             delivery.expect(target[0], reached)
         else:
             delivery.fail(target[0], reason)
+        return len(alone)
 
     def on_bytes_sent(self, connection: ClientConnection, marks: list[Mark[Waiting]]) -> None:
         """Count the marked frames as sent. A frame that the client is to acknowledge starts its time now."""
@@ -215,14 +221,16 @@ class Deliveries:
             self._acks.on_bytes_sent(connection, len(marks), self._clock())
             return
         for mark in marks:
-            delivery, target = mark.what
-            if delivery.on_sent(target):
-                self.on_delivery_ended(delivery)
+            for delivery, target in mark.what:
+                if delivery.on_sent(target):
+                    self.on_delivery_ended(delivery)
+            mark.what.clear()  # decided: the others who share the list need not look
 
     def on_connection_lost(self, connection: ClientConnection) -> None:
         """Count frames that have not left, or were not acknowledged, as failed. Frames that the socket was given may
         have arrived all the same; `abort_code` is the reason of the others alone."""
         reason = connection.abort_code if connection.abort_code not in (None, "not-connected") else UNCONFIRMED
+        connection.out.catch_up()  # with what the others get in this turn: that is missed here as well
         taken = connection.out.taken_bytes
         marks = connection.out.drop()
         if connection.session.acks:
@@ -231,9 +239,10 @@ class Deliveries:
                 self.on_delivery_ended(delivery)
             return
         for mark in marks:
-            delivery, target = mark.what
-            if delivery.on_missed(target, UNCONFIRMED if mark.end <= taken else reason):
-                self.on_delivery_ended(delivery)
+            became = UNCONFIRMED if mark.least <= taken else reason
+            for delivery, target in mark.what:
+                if delivery.on_missed(target, became):
+                    self.on_delivery_ended(delivery)
 
     def awaits(self, connection: ClientConnection) -> bool:
         """Return whether an acknowledgement may come on this connection."""

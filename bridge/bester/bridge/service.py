@@ -262,11 +262,13 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
         ended=_on_ended,
         notice=_notice,
     )
-    forwarder = Forwarder(limits, bridge.on_forwarded, looked_up, certificates.of_server, config.reachable)
+    forwarder = Forwarder(
+        limits, bridge.on_forwarded, looked_up, certificates.of_server, config.reachable, bridge.reached
+    )
     bridge.forward = forwarder.forward
     bridge.more_figures = certificates.figures
     service = Service(bridge, forwarder, certificates, first_frames)
-    informer = Informer(limits, bridge.ask, lambda: service.urls)
+    informer = Informer(limits, bridge.ask, lambda: service.urls, bridge.reached)
     async with contextlib.AsyncExitStack() as stack:
         if names is None:
             stack.callback(looked_up.close)

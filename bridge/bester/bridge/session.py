@@ -33,6 +33,10 @@ NO_BROKER = "unreachable"
 """Reason of a refused login without a broker to check the password: the client may try again."""
 TLS_HANDSHAKE = 0x0316
 """First two bytes of TLS, as the low half of a frame's length."""
+TIME_OF = {
+    State.NEW: "first_frame_s", State.AUTHENTICATING: "login_s", State.DRAINING: "drain_s", State.SERVER: "server_s"
+}  # fmt: skip
+"""Bound that a connection has reached whose time is up in this state."""
 _OPEN = State.OPEN
 _Sent = native.Sent
 _new = tuple.__new__  # creates a message in half the time of its class
@@ -213,6 +217,8 @@ class Session:
             self._take(bodies, step, now, ration and max(ration - self.spent, 1))
         if (refused := self.splitter.refused) is not None:
             reason = "frame-too-large" if refused else "malformed"
+            if refused and self._meter is not None and self.state is not State.NEW:
+                self._meter.reached["max_frame"] += 1
             if self.state is State.NEW:
                 if self._meter is not None:
                     self._meter.first_frames += 1
@@ -272,6 +278,8 @@ class Session:
         step = _nothing()
         if self.deadline is None or now < self.deadline:
             return step
+        if self._meter is not None and self.state in TIME_OF:
+            self._meter.reached[TIME_OF[self.state]] += 1
         if self.state in (State.NEW, State.AUTHENTICATING):
             step.write.append(native.report(native.AUTH_ID, 1, "timeout"))
         elif self.state is not State.CLOSING and self.state is not State.SERVER:
@@ -412,8 +420,11 @@ class Session:
                 return
             self.spent += handled
         if handled < len(bodies) and self.state in (State.OPEN, State.AUTHENTICATING):
+            if not self.acks:
+                self._hold_all(bodies[handled:] if handled else bodies)
+                return
             for body in bodies[handled:] if handled else bodies:
-                if self.acks and self.state is _OPEN and _is_ack(body):  # may be what makes room in the window
+                if self.state is _OPEN and _is_ack(body):  # may be what makes room in the window
                     self._other(native.later(body), step, now)
                 else:
                     self._hold(body)
@@ -424,6 +435,14 @@ class Session:
             self._held = deque()
         self._held.append(body)
         self._held_bytes += len(body) + OVERHEAD_BYTES
+
+    def _hold_all(self, bodies: list[bytes]) -> None:
+        """Hold frames until there is room for them."""
+        if self._held is None:
+            self._held = deque(bodies)
+        else:
+            self._held.extend(bodies)
+        self._held_bytes += sum(map(len, bodies)) + len(bodies) * OVERHEAD_BYTES
 
     def _continue(self, step: Step, now: float, ration: int) -> None:
         """Handle held frames as far as the ration goes, and then the stop behind them."""

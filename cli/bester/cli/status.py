@@ -38,6 +38,9 @@ def status(config_path: Path | None, as_json: bool) -> None:
         out("")
         tables.show([_type_cells(type_, row) for type_, row in sorted(found["types"].items())], TYPES)
     _show_servers(found)
+    if reached := reached_bounds(found):
+        out("")
+        out(f"Refused or dropped at a bound: {reached}")
     for line in worries(found):
         err(f"bester: {line}")
 
@@ -103,6 +106,16 @@ def worries(found: Status) -> list[str]:
     from bester.broker.doctor.live import findings_of
 
     return [f"{each.text}; {each.remedy}" for each in findings_of(found)]
+
+
+def reached_bounds(found: Status) -> str:
+    """Return the bounds at which something was refused, dropped or cut since the start, with the counts."""
+    rows = [(name, count) for name, count in found.get("reached", {}).items() if count]
+    for bridge in found["bridges"]:
+        for name, count in bridge["figures"].items():
+            if name.startswith("reached_") and count:
+                rows.append((f"{plain(name.removeprefix('reached_'))} of {plain(bridge['name'])}", count))
+    return ", ".join(f"{name} ({count})" for name, count in rows)
 
 
 def plain(text: str) -> str:

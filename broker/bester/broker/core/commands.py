@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from bester.broker.core import policy
 from bester.broker.core.deliveries import Deliveries, Delivery, Share
-from bester.broker.core.directory import Directory
+from bester.broker.core.directory import CROWD, Directory
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.mailboxes import Mailboxes
@@ -81,7 +81,7 @@ class Commands:
         dispatch: Callable[[Job, float], None],
         is_account: Callable[[str], bool],
     ) -> None:
-        self._places = directory.places
+        self._places, self._crowd = directory.places, directory.crowd
         self._deliveries = deliveries
         self._mailboxes = mailboxes
         self._relays = relays
@@ -114,7 +114,9 @@ class Commands:
             and not (self._queues.messages and self._must_queue(job, names[0]))
         ):  # fmt: skip
             ((link, sessions),) = places.items()  # most messages: one user on one bridge
-            self._deliver(job, number, command, link, [[0, *sessions]], None, alone, now)
+            few = len(sessions) <= CROWD
+            target = [0, *sessions] if few else self._crowd(names[0], link, sessions)
+            self._deliver(job, number, command, link, [target], None, alone, now)
             return
         case = job.case
         by_link: dict[Link, list[list[int]]] = {}
@@ -128,6 +130,7 @@ class Commands:
             frames += sum(map(len, places.values()))
             if frames > self._limits.max_frames:
                 case.record(name, failed("too-many-results"))
+                self._out.reached["max_frames"] += 1
                 continue
             if len(places) > 1:
                 shares = {} if shares is None else shares
@@ -272,4 +275,5 @@ class Commands:
         results.move_to_end(key)
         if len(results) > self._limits.max_roots:
             results.popitem(last=False)
+            self._out.reached["max_roots"] += 1
         return None

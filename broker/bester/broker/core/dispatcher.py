@@ -154,6 +154,8 @@ class Dispatcher:
                 code = "too-many-hops"
             elif self._held >= limits.max_held or self._held_bytes + size_bytes > limits.max_held_bytes:
                 code = self._never_served(job, now) or "overloaded"
+                if code == "overloaded":
+                    self._out.reached["max_held" if self._held >= limits.max_held else "max_held_bytes"] += 1
             elif not room:
                 if worker is not None and given:
                     self._assign(worker, given, now)
@@ -203,8 +205,11 @@ class Dispatcher:
         return type_ in self._seen_types or self._workers.serves(type_)
 
     def _may_not_wait(self, job: Job, now: float) -> str | None:
-        full = self._workers.is_full(job, self._limits.max_waiting, self._limits.max_waiting_bytes)
-        code = self._never_served(job, now) or ("overloaded" if full else None)
+        reached = self._workers.bound_reached(job, self._limits.max_waiting, self._limits.max_waiting_bytes)
+        code = self._never_served(job, now)
+        if code is None and reached is not None:
+            self._out.reached[reached] += 1
+            return "overloaded"
         if code is None and job.type in self.given_up and not self._workers.serves(job.type):
             return "no-handler"
         return code

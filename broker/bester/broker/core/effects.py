@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -162,11 +162,15 @@ class Effects:
     `messages`  that depend on none of the writes, by link, each link's in order; a message that cannot be sent is given
     to `Router.on_undeliverable`
     `calls`   passwords to check, logins that are decided, names to look up, processes to restart, lines for the log
+
+    Beside these, `reached` counts how often something was refused, dropped or forgotten because a bound was reached, by
+    the bound's name, from the broker's start on.
     """
 
-    __slots__ = ("calls", "messages", "reads", "writes")
+    __slots__ = ("calls", "messages", "reached", "reads", "writes")
 
-    def __init__(self) -> None:
+    def __init__(self, reached: Counter[str] | None = None) -> None:
+        self.reached = Counter() if reached is None else reached
         self.messages: defaultdict[Link, list[Message]] = defaultdict(list)
         self.calls: list[ShellCall] = []
         self.writes: list[Write] = []
@@ -189,7 +193,7 @@ class Effects:
 
     def take(self) -> Effects:
         """Return all effects collected so far, and start an empty collection."""
-        taken = Effects()
+        taken = Effects(self.reached)
         taken.messages, self.messages = self.messages, taken.messages
         taken.calls, self.calls = self.calls, taken.calls
         if self.writes or self.reads:

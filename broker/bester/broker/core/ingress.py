@@ -76,9 +76,17 @@ class Ingress:
         self._tracing = tracing
         self._hosts = Hosts(settings.hosts, settings.unknown_hosts)
         limits = settings.limits
-        self._dedup = DedupCache(limits.remember_s, limits.max_remembered, limits.max_remembered_of_one)
-        self._relayed = DedupCache(limits.remember_s, limits.max_relayed, limits.max_relayed)
+        self._dedup = DedupCache(
+            limits.remember_s, limits.max_remembered, limits.max_remembered_of_one,
+            lambda which: self._forgot("max_remembered" if which == "all" else "max_remembered_of_one"),
+        )  # fmt: skip
+        self._relayed = DedupCache(
+            limits.remember_s, limits.max_relayed, limits.max_relayed, lambda which: self._forgot("max_relayed")
+        )
         self._serial = 0
+
+    def _forgot(self, bound: str) -> None:
+        self._out.reached[bound] += 1
 
     @property
     def unplaced(self) -> int:

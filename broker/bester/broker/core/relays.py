@@ -84,6 +84,7 @@ class Relays:
         key = lane(route.name or target, type_)
         full = self.transfers.is_full(key)
         if full and not route.name:
+            self._out.reached["max_lane"] += 1
             return "overloaded"
         case = job.case
         entry = Entry(

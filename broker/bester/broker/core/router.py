@@ -239,6 +239,7 @@ class Router:
             peer.logins.remove(session)
             if reason is None and not self._units.directory.open(link, session, user):
                 reason = "overloaded"
+                self._out.reached["max_sessions"] += 1
             retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
             self._send(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms, account))
             if reason is None:
@@ -479,6 +480,7 @@ class Router:
             reporters=units.reporters.inspect(),
             dead_letters=units.dead_letters.inspect(),
             bounds=bounds,
+            reached=Counter(self._out.reached),
         )
 
     @property

@@ -51,6 +51,7 @@ class Limits:
     """Every bound of the core, with its reason."""
 
     heartbeat_s: float = HEARTBEAT_MS / 1000
+    """Interval of heartbeats; a peer that is silent for three of them is lost."""
     handler_wait_s: float = 5.0
     """Time that a message waits for a handler of its type to come (back)."""
     handler_again_s: float = 20.0
@@ -103,6 +104,7 @@ class Limits:
     max_held: int = 200_000
     """Messages with handlers or waiting for one; above it a message is refused as overloaded."""
     max_held_bytes: int = 512 * 1024 * 1024
+    """The same in bytes of their bodies."""
     max_waiting: int = 50_000
     """Messages of one type that wait for a handler, so that one type cannot use up the room of all. A sender may have
     as many of them waiting as are left by all: one alone half."""
@@ -125,8 +127,9 @@ class Limits:
     max_lanes: int = 4_096
     """Types of which messages are queued for one server; each is looked at several times a second."""
     max_parties: int = 20_000
+    """Peers on the fabric: as many as a process may have descriptors; the HELLO of another one is refused."""
     max_sessions: int = 1_048_576
-    """Sessions of one bridge: as many as a process may have descriptors; above it a login is refused."""
+    """Sessions of one bridge; above it a login is refused."""
     max_resumes: int = 1_024
     """Lives of bridges that have lost their link and may come back; the life without a link for longest is forgotten
     first."""
@@ -134,7 +137,10 @@ class Limits:
     """Reports that a bridge has not counted yet: twice as many as may wait on its link. Where a bridge counts none, its
     oldest are forgotten."""
     max_types: int = 20_000
+    """Types of one handler; a HELLO with more is refused. As many types are remembered after their handlers have
+    gone."""
     max_credit: int = MAX_CREDIT
+    """Credit of one handler; a HELLO with more is refused."""
     max_strangers: int = 4_096
     """Links that spoke before their HELLO and are remembered, so that each is answered at most once a heartbeat."""
     max_roots: int = 65_536
@@ -161,6 +167,15 @@ class Budget(NamedTuple):
 
     timeout_s: float | None
     attempts: int
+
+
+COUNTED = (
+    "max_held", "max_held_bytes", "max_waiting", "max_waiting_bytes", "max_frames", "max_lane", "max_lanes",
+    "max_parties", "max_sessions", "max_logins", "max_copies", "max_copies_bytes", "max_resumes", "max_fallen",
+    "max_strangers", "max_roots", "max_remembered", "max_remembered_of_one", "max_relayed", "server_outcomes",
+    "user_messages", "user_bytes", "sender_share", "server_messages", "server_bytes", "messages", "total_bytes",
+)  # fmt: skip
+"""Bounds of the core and of the store at which something is refused, dropped or forgotten early: each is counted."""
 
 
 @dataclass(frozen=True)

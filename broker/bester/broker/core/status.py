@@ -15,7 +15,7 @@ from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
-from bester.broker.core.settings import Settings
+from bester.broker.core.settings import COUNTED, Settings
 from bester.broker.core.standing import Standing
 from bester.broker.core.symptoms import full_mailboxes
 from bester.broker.store_requests import is_mailbox
@@ -25,8 +25,10 @@ MAX_HANDLERS = 1_000
 """Handlers in one status; those beyond are counted."""
 MAX_SESSIONS = 1_000
 """Users in one list of sessions; those beyond are counted."""
-MAX_FIGURES = 64
+MAX_FIGURES = 128
 """Figures that a bridge may send of itself."""
+MAX_NAME = 64
+"""Characters of the name of such a figure."""
 
 
 def status_of(
@@ -38,8 +40,8 @@ def status_of(
 
     `types` has for each type its figures (see TypeFigures), with `waiting`, `inflight` and `workers`; `buckets_s` are
     the ends of the histograms' buckets. `servers` are the configured ones, `oldest_s` the ages of their oldest queued
-    messages; `bounds` are pairs of used and most. `declared` are the types of declared handlers. `symptoms` are further
-    facts for the doctor.
+    messages; `bounds` are pairs of used and most. `reached` counts how often something was refused, dropped or
+    forgotten at a bound. `declared` are the types of declared handlers. `symptoms` are further facts for the doctor.
     """
     peers = list(peers)
     handlers = [peer for peer in peers if peer.worker is not None or peer.auth is not None]
@@ -79,6 +81,7 @@ def status_of(
         },
         "store": figures.store.as_map(),
         "bounds": {name: [bound.used, bound.most] for name, bound in seen.bounds.items()},
+        "reached": {name: seen.reached[name] for name in COUNTED},
         "declared": sorted(settings.declared_types),
         "full_mailboxes": full_mailboxes(seen.queues.table, settings.bounds),
         **symptoms,
@@ -99,7 +102,7 @@ def figures_of(argument: object) -> dict[str, int] | None:
     """Return the figures that a bridge sends of itself, None where the argument is none: names and numbers."""
     if type(argument) is not dict or len(argument) > MAX_FIGURES:
         return None
-    fits = all(type(name) is str and len(name) <= MAX_FIGURES and type(each) is int for name, each in argument.items())
+    fits = all(type(name) is str and len(name) <= MAX_NAME and type(each) is int for name, each in argument.items())
     return dict(argument) if fits else None
 
 

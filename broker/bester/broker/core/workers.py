@@ -406,13 +406,14 @@ class Workers:
                         first.append(group.waiting[0])
         return tuple(first)
 
-    def is_full(self, job: Job, most: int, most_bytes: int) -> bool:
-        """Return whether a job may not wait: of `most` messages of its type its sender has as many as are left by all,
-        so that one sender alone gets half of them, and no sender all; or all have `most_bytes` of the type."""
+    def bound_reached(self, job: Job, most: int, most_bytes: int) -> str | None:
+        """Return the name of the bound at which a job may not wait, None where it may: of `most` messages of its type
+        its sender has as many as are left by all, so that one sender alone gets half of them, and no sender all; or all
+        have `most_bytes` of the type."""
         waiting = self._waits.get(job.type, 0)
         if waiting and self._wait_bytes[job.type] + len(job.body) > most_bytes:
-            return True
-        return 2 * waiting >= most and waiting + self._waiting_like(job) >= most
+            return "max_waiting_bytes"
+        return "max_waiting" if 2 * waiting >= most and waiting + self._waiting_like(job) >= most else None
 
     def _waiting_like(self, job: Job) -> int:
         """Return how many messages of a job's type and sender wait."""

@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 STATES = ("up", "down", "unknown")
+REACHED = "reached_"
+"""Beginning of the figures of a bridge that count what happened at a bound."""
 
 
 def text_of(status: Mapping[str, Any]) -> bytes:
@@ -81,6 +83,10 @@ class _Collector:
             bound.add_metric([name], limit)
         yield used
         yield bound
+        reached = CounterMetricFamily("bester_bound_reached", "Refused or dropped at a bound.", labels=["bound"])
+        for name, count in status["reached"].items():
+            reached.add_metric([name], count)
+        yield reached
 
     def _types(self) -> Iterator[Metric]:
         types: Mapping[str, Mapping[str, Any]] = self._status["types"]
@@ -163,9 +169,15 @@ class _Collector:
     def _bridges(self) -> Iterator[Metric]:
         """Yield the counts that bridges tell; which there are is the bridge's matter."""
         gauges: dict[str, GaugeMetricFamily] = {}
+        reached = CounterMetricFamily(
+            "bester_bridge_bound_reached", "Refused, dropped or cut at a bound of a bridge.", labels=["bridge", "bound"]
+        )
         for row in self._status["bridges"]:
             for name, count in row["figures"].items():
                 if not name.isidentifier() or not name.isascii():
+                    continue
+                if name.startswith(REACHED):
+                    reached.add_metric([row["name"], name.removeprefix(REACHED)], count)
                     continue
                 if name not in gauges:
                     gauges[name] = GaugeMetricFamily(
@@ -173,6 +185,7 @@ class _Collector:
                     )
                 gauges[name].add_metric([row["name"]], count)
         yield from gauges.values()
+        yield reached
 
 
 def _add_times(
