@@ -136,7 +136,7 @@ class Scene(Stand):
         self.wait(60.0)
 
     def tell(self) -> None:
-        self.say(self.front, Ask(1, "figures", {"connections": 7}))
+        self.say(self.front, Ask(1, "figures", {"connections": 7, "reached_out_queue": 3}))
 
 
 MOVES: dict[str, tuple[Callable[[Scene], object], float]] = {
@@ -174,6 +174,8 @@ MOVES: dict[str, tuple[Callable[[Scene], object], float]] = {
     "bester_server_queued_bytes": (Scene.for_s2, len(b'"hi"')),
     "bester_server_oldest_seconds": (Scene.for_s2, 6.0),
     "bester_server_retries": (Scene.put_off, 1.0),
+    "bester_bound_reached": (lambda scene: [scene.mail(), scene.mail()], 1.0),
+    f"{BRIDGE}bound_reached": (Scene.tell, 3.0),
     f"{BRIDGE}connections": (Scene.tell, 7.0),
 }
 """Events in the core, and by how much the metric is higher after each."""
@@ -238,8 +240,9 @@ def test_counts_of_a_bridge_are_metrics_by_their_names() -> None:
         "refused": Refused(*range(4)),
         "submissions": SubmissionsState(*range(6)),
         "intake": IntakeState(*range(5)),
+        "reached": {},
     }
-    state = BridgeState._make(parts.get(name) or next(own) for name in BridgeState._fields)
+    state = BridgeState._make(parts[name] if name in parts else next(own) for name in BridgeState._fields)
     scene = Scene()
     scene.say(scene.front, Ask(1, "figures", state.figures()))
     shown = scene.metrics()
