@@ -228,11 +228,11 @@ MISTAKES = [
     ("[native.tls]\nlisten = 'x:1'", "[native.tls]: needs cert"),
     (
         "[store]\nurl = 'redis://127.0.0.1'",
-        ":2: [store] url: 'redis://127.0.0.1': redis cannot be used yet; write \"sqlite:",
+        ":2: [store] url: redis is not planned as a store; write sqlite:PATH, or postgresql:",
     ),
-    ("[store]\nurl = 'kept.db'", "'kept.db' is not sqlite:PATH or memory:; leave the key out"),
-    ("[store]\nurl = 'sqlite:'", "is not sqlite:PATH or memory:"),
-    ("[store]\nurl = 'sqlite::memory:'", "is not sqlite:PATH or memory:"),
+    ("[store]\nurl = 'kept.db'", "'kept.db' is not sqlite:PATH, postgresql://… or memory:; leave the key out"),
+    ("[store]\nurl = 'sqlite:'", "is not sqlite:PATH, postgresql://… or memory:"),
+    ("[store]\nurl = 'sqlite::memory:'", "is not sqlite:PATH, postgresql://… or memory:"),
     ("[store]\nurl = 'sqlite:///var/kept.db'", 'the path follows the colon, as in "sqlite:/var'),
     (
         "[store]\nurl = 'sqlite:DATA_DIR/accounts.db'",

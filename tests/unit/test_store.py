@@ -13,6 +13,7 @@ import pytest
 from bester.broker import database
 from bester.broker.store import commits, sqlite
 from bester.broker.store.memory import MemoryStore
+from bester.broker.store.postgres import PostgresStore
 from bester.broker.store_requests import (
     NAMES,
     Bury,
@@ -37,7 +38,20 @@ from bester.broker.store_requests import (
     lane,
     mailbox,
 )
-from tests.unit.store_stand import BOB, LOTS, NOW_S, Stand, dead, entry, keep, letter, outcomes
+from tests.unit.store_stand import (
+    BOB,
+    KINDS,
+    LOTS,
+    NOW_S,
+    Stand,
+    dead,
+    entry,
+    keep,
+    letter,
+    outcomes,
+    read_only,
+    refusing,
+)
 
 connect = database.connect
 
@@ -60,10 +74,10 @@ class _Full:
         return getattr(self._db, name)
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=KINDS)
 def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
     with TemporaryDirectory(prefix="b-") as directory:
-        stand = Stand(request.param, Path(directory))
+        stand = Stand(request.param, Path(directory), request)
         yield stand
         stand.close()
 
@@ -71,6 +85,7 @@ def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
 # --- snapshots ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stand", ["sqlite", "memory"], indirect=True)  # without its database no broker starts
 def test_life_that_cannot_be_counted_has_an_epoch_of_its_own(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     stand.write(keep(1))
     with monkeypatch.context() as full:
@@ -94,7 +109,7 @@ def test_life_that_cannot_be_counted_has_an_epoch_of_its_own(stand: Stand, monke
         if isinstance(stand.store, MemoryStore):
             stand.store.broken = False
         else:
-            stand.store._db.full = False  # type: ignore[attr-defined]  # see _Full
+            stand.store._db.full = False  # see _Full
         stand.write(keep(4))
     after = stand.again()
     assert (after.epoch, after.life, after.full) == (starts[-1].epoch, stand.first.life + 2, None)
@@ -305,6 +320,8 @@ def broken(stand: Stand) -> Callable[[], None]:
         memory = stand.store
         memory.broken = True
         return lambda: setattr(memory, "broken", False)
+    if isinstance(stand.store, PostgresStore):
+        return read_only(stand.store)
     db = stand.store._db
     db.execute("PRAGMA query_only = 1")  # SQLite's own refusal, on a sound file
     return lambda: db.execute("PRAGMA query_only = 0").close()
@@ -387,6 +404,8 @@ def test_other_ends_are_written_without_the_dead_letter(stand: Stand, monkeypatc
     stand.write(*(keep(number) for number in range(1, 5)))
     if isinstance(stand.store, MemoryStore):
         stand.store.full = True
+    elif isinstance(stand.store, PostgresStore):
+        refusing(stand.store, "INSERT", "letter", "53100")
     else:
         monkeypatch.setattr(sqlite, "room_beside", lambda path: (1, 2**40))
     assert not stand.store.commit([End(1, "failed:expired"), Bury(letter("a"))]).ok
