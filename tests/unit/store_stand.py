@@ -47,11 +47,12 @@ def made(kind: str, directory: Path, request: pytest.FixtureRequest) -> Store:
 
 
 def asked(store: PostgresStore, statement: str) -> list[tuple[Any, ...]]:
-    """Return the rows of a statement beside a store; `:ns` stands for its namespace."""
+    """Return the rows of a statement beside a store; `:ns` stands for its namespace, `:broker` for its
+    broker's name."""
     with connect(store.database, "a test") as other:
         row = other.execute("SELECT ns FROM broker WHERE name = %s", (store.broker,)).fetchone()
         assert row is not None
-        found = other.execute(statement.replace(":ns", str(row[0])).encode())
+        found = other.execute(statement.replace(":ns", str(row[0])).replace(":broker", f"'{store.broker}'").encode())
         return found.fetchall() if found.description else []
 
 

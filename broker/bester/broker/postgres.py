@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from bester.broker.wire.codes import BesterError, ConfigError
 
@@ -61,8 +61,8 @@ class Database:
         parts = urlsplit(self.url)
         user, at, hosts = parts.netloc.rpartition("@")
         options = [(key, value) for key, value in parse_qsl(parts.query) if key not in _SECRETS]
-        netloc = f"{user.partition(':')[0]}{at}{hosts}"
-        return urlunsplit(("postgresql", netloc, parts.path, urlencode(options, safe="/"), ""))
+        query = f"?{urlencode(options, safe='/')}" if options else ""
+        return f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}{query}"
 
 
 def url_fault(url: str) -> str | None:

@@ -10,6 +10,7 @@ database has told, by the count of commits that each transaction writes. So `com
 from __future__ import annotations
 
 import logging
+import select
 import threading
 import time
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ _UNWRITABLE_WHY = "it cannot hold what it was given; see the reason"
 _UNPACKABLE = (AttributeError, OverflowError, RecursionError, TypeError, ValueError)
 _AS_SET = "current_setting('synchronous_commit')"
 _SYNCHRONOUS = {"full": f"CASE {_AS_SET} WHEN 'off' THEN 'on' ELSE {_AS_SET} END", "normal": "'off'"}
+_OTHER_COMMITS = "the database has other commits than this broker has made; it is a copy, or was set back"
 _log = logging.getLogger("bester.broker.store")
 
 
@@ -227,7 +229,7 @@ class PostgresStore(Commits):
             raise unavailable from None
         if commits != self._commits:
             connection.close()
-            self._fence("the database has other commits than this broker has made; it is a copy, or was set back")
+            self._fence(_OTHER_COMMITS)
             raise BesterError("storage-unavailable", self.fenced)
         self._connection = connection
         self._found()
@@ -278,39 +280,53 @@ class PostgresStore(Commits):
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
         with self._at_work:
             connection = self._connected()
-            assert self._lease is not None
-            group = Group(
-                self._lease.ns,
-                serial=self._serial,
-                sharing=self._sharing,
-                dead_letters=self._dead_letters,
-                to_forget=self._to_forget,
-            )
-            try:
-                group.add(writes)
-            except _UNPACKABLE as error:
-                raise self._unwritable(error) from None
-            self._serial, self._sharing = group.serial, self._sharing or group.sharing
-            try:
-                cursors = self._transact(connection, self._lease, group.statements)
-            except (*_UNPACKABLE, MemoryError, psycopg.Error) as error:
-                if not connection.closed and not connection.broken:
-                    raise self._failed(connection, error) from None
-                self._lose(" ".join(str(error).split())[: postgres.TEXT_LIMIT])
-                if not self._was_committed():
-                    raise BesterError(
-                        "storage-unavailable", f"{self.database.where}: the connection was lost"
-                    ) from None
-                repeated = self._repeated(writes)
-            else:
-                for statement, cursor in zip(group.statements, cursors, strict=True):
-                    if statement.take is not None:
-                        statement.take(cursor)
-                self._to_forget = group.to_forget
-                repeated = group.repeated
-            self._commits += 1
-            self._renewed_at = time.monotonic()
-            return repeated
+            for is_last in (False, True):
+                group = self._group_of(writes)
+                try:
+                    repeated = self._write_group(connection, group)
+                except (*_UNPACKABLE, MemoryError, psycopg.Error) as error:
+                    if not connection.closed and not connection.broken:
+                        raise self._failed(connection, error) from None
+                    reason = " ".join(str(error).split())[: postgres.TEXT_LIMIT]
+                    self._lose(reason)
+                    connection, was_committed = self._settle()
+                    if was_committed:
+                        repeated = self._repeated(connection, writes)
+                    elif is_last:
+                        raise BesterError("storage-unavailable", f"{self.database.where}: {reason}") from None
+                    else:
+                        continue
+                self._commits += 1
+                self._renewed_at = time.monotonic()
+                return repeated
+        raise AssertionError("the last try returns or raises")
+
+    def _group_of(self, writes: Sequence[Write]) -> Group:
+        """Return the statements of a group. Raises UnwritableError."""
+        assert self._lease is not None
+        group = Group(
+            self._lease.ns,
+            serial=self._serial,
+            sharing=self._sharing,
+            dead_letters=self._dead_letters,
+            to_forget=self._to_forget,
+        )
+        try:
+            group.add(writes)
+        except _UNPACKABLE as error:
+            raise self._unwritable(error) from None
+        return group
+
+    def _write_group(self, connection: Connection, group: Group) -> dict[int, str | None]:
+        """Write a group, and return its duplicates. Raises what a statement raises."""
+        assert self._lease is not None
+        self._serial, self._sharing = group.serial, group.sharing
+        cursors = self._transact(connection, self._lease, group.statements)
+        for statement, cursor in zip(group.statements, cursors, strict=True):
+            if statement.take is not None:
+                statement.take(cursor)
+        self._to_forget = group.to_forget
+        return group.repeated
 
     def _transact(
         self, connection: Connection, lease: Lease, statements: Sequence[Statement]
@@ -348,32 +364,28 @@ class PostgresStore(Commits):
         text = " ".join(repr(error).split())[: postgres.TEXT_LIMIT]
         return UnwritableError("storage-full", f"{self.database.where}: {_UNWRITABLE_WHY} ({text})")
 
-    def _was_committed(self) -> bool:
-        """Return whether the group that was under way when the connection broke is committed; connect again, however
-        long that takes. Raises BesterError where the process ends before anybody knows."""
+    def _settle(self) -> tuple[Connection, bool]:
+        """Connect again, however long that takes; return the connection, and whether the group that was under way when
+        the old one broke is committed. Raises BesterError where the process ends before anybody knows."""
         while not self._closing.wait(NAP_S):
             try:
                 connection = self._connect()
                 commits = self._look(connection)
             except psycopg.Error:
                 continue
-            if commits is None:  # nobody can tell any more: no report is right, and the process ends
-                self._closing.wait()
-                break
-            if commits not in (self._commits, self._commits + 1):
+            if commits in (self._commits, self._commits + 1):
+                self._connection = connection
+                self._found()
+                return connection, commits > self._commits
+            if commits is not None:
                 connection.close()
-                self._fence("the database has other commits than this broker has made; it is a copy, or was set back")
-                self._closing.wait()
-                break
-            self._connection = connection
-            self._found()
-            return commits > self._commits
+                self._fence(_OTHER_COMMITS)
+            self._closing.wait()  # nobody can tell any more: no report would be right, and the process ends
         raise BesterError("storage-unavailable", self.away)
 
-    def _repeated(self, writes: Sequence[Write]) -> dict[int, str | None]:
+    def _repeated(self, connection: Connection, writes: Sequence[Write]) -> dict[int, str | None]:
         """Return the duplicates of a group whose commit was not answered. Nobody has written since."""
-        connection, lease = self._connection, self._lease
-        assert connection is not None
+        lease = self._lease
         assert lease is not None
         gone = {write.number for write in writes if isinstance(write, End) and write.forget}
         entries = [write.entry for write in writes if isinstance(write, Enqueue | RecordRemote)]
@@ -420,10 +432,11 @@ class PostgresStore(Commits):
 def _is_sound(connection: Connection) -> bool:
     """Return whether a connection is open, as far as can be seen without waiting: a server that has closed the
     connection has said so, and then nothing was sent that might have been carried out."""
-    if connection.closed:
-        return False
+    link = connection.pgconn
     try:
-        connection.pgconn.consume_input()
-    except psycopg.Error:
+        # Each reading takes what is there: first the last words of the server, then the end of the connection.
+        while link.status == psycopg.pq.ConnStatus.OK and select.select([link.socket], [], [], 0)[0]:
+            link.consume_input()
+    except (OSError, ValueError, psycopg.Error):
         return False
-    return connection.pgconn.status == psycopg.pq.ConnStatus.OK
+    return link.status == psycopg.pq.ConnStatus.OK
