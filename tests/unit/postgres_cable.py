@@ -7,7 +7,6 @@ import socket
 import tempfile
 import threading
 from pathlib import Path
-from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
 from bester.broker.postgres import Database
@@ -18,14 +17,14 @@ NAME = ".s.PGSQL.5432"
 class Cable:
     """Passes on what both sides say. `database` is the database at the far end.
 
-    With `cut` set, the next client to say COMMIT is cut off before PostgreSQL hears that, or after PostgreSQL has
-    answered. While the cable is `out` nobody is connected."""
+    With `cut` set to `before` or `after`, the next client to say COMMIT is cut off before PostgreSQL hears that, or
+    after PostgreSQL has answered. While the cable is out nobody is connected."""
 
     def __init__(self, database: Database) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="b-cable-")
         self._far = f"{parse_qs(urlsplit(database.url).query)['host'][0]}/{NAME}"
         self.database = Database(f"postgresql://bester@/postgres?host={self._folder.name}", database.schema)
-        self.cut: Literal["before", "after", ""] = ""
+        self.cut = ""
         self._listener: socket.socket | None = None
         self._ends: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []

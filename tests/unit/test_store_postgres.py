@@ -26,6 +26,7 @@ from bester.broker.store_requests import (
     MarkSent,
     PurgeOutcomes,
     RecordRemote,
+    Write,
     mailbox,
 )
 from bester.broker.store_requests import lane as lane_of
@@ -139,7 +140,8 @@ def test_broker_whose_lease_was_taken_writes_and_reads_nothing(store: PostgresSt
     second = another(store)
     second.open()
     before = asked(second, "SELECT * FROM entry WHERE ns = :ns ORDER BY number")
-    for writes in ([keep(3)], [End(1, "delivered")], [Bury(letter("a")), MarkSent(BOB, 2)], []):
+    groups: list[list[Write]] = [[keep(3)], [End(1, "delivered")], [Bury(letter("a")), MarkSent(BOB, 2)], []]
+    for writes in groups:
         result = store.commit(writes)
         assert (result.ok, result.code) == (False, "storage-unavailable")
         assert "another process has taken the lease" in result.why
@@ -207,7 +209,8 @@ def test_database_that_is_away_is_noticed_at_once_and_nothing_is_lost(
 ) -> None:
     far.commit([keep(1), keep(2)])
     cable.pull_out()
-    for writes in ([keep(3), End(1, "delivered")], [keep(4)]):
+    groups: list[list[Write]] = [[keep(3), End(1, "delivered")], [keep(4)]]
+    for writes in groups:
         result = far.commit(writes)
         assert (result.ok, result.code) == (False, "storage-unavailable")
         assert "\n" not in result.why and "; " in result.why
@@ -225,8 +228,8 @@ def test_database_that_is_away_is_noticed_at_once_and_nothing_is_lost(
 @pytest.mark.parametrize("cut", ["before", "after"])
 def test_group_whose_connection_broke_is_written_once(far: PostgresStore, cable: Cable, cut: str) -> None:
     far.commit([keep(1, id="a.0.0"), keep(2, id="b.0.0"), End(2, "delivered")])
-    cable.cut = "before" if cut == "before" else "after"
-    group = [
+    cable.cut = cut
+    group: list[Write] = [
         keep(3), keep(4, id="a.0.0"), keep(5, id="b.0.0"), keep(6), End(6, "x", forget=True), End(3, "delivered"),
         keep(7), keep(8, id="s1/b/7.0.0"),
     ]  # fmt: skip

@@ -27,6 +27,7 @@ class Disk:
     """
 
     is_remote, away, fenced, is_due = False, "", "", False
+    size_bytes = None
 
     def __init__(self, server: SimServer, store: MemoryStore) -> None:
         self.store = store

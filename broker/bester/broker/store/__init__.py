@@ -18,11 +18,12 @@ class Store(Protocol):
     """The store of one broker. Calls come from any thread, and one at a time.
 
     `is_remote`: commits and reads go over a network, so that they belong beside the loop. `away` says why nothing can
-    be kept now, empty where something can; another thread than the caller's may set both."""
+    be kept now, empty where something can; another thread than the caller's may set both. `size_bytes` is the size of a store that is no file, None where that is not known."""
 
     is_remote: bool
     away: str
     fenced: str
+    size_bytes: int | None
 
     def claim(self) -> Held | None:
         """Take the right to write before `open`; return who has it where another process has. Raises BesterError."""

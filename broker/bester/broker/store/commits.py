@@ -66,6 +66,8 @@ class Commits(ABC):
     def __init__(self) -> None:
         self.away = ""
         """Why nothing can be kept now, while a store that is remote cannot be reached."""
+        self.size_bytes: int | None = None
+        """Size of the store, where only the store itself knows that."""
         self.fenced = ""
         """Why this process may write nothing any more, where another one has taken the store."""
         self._held_back: dict[Hashable, Write] = {}

@@ -39,6 +39,8 @@ AGAIN_S = 0.5
 not stormed."""
 NAP_S = 0.25
 """Pause between two looks for the fate of a group."""
+MEASURE_S = 30.0
+"""Time between two looks at the size of the store."""
 CLOSE_S = 1.0
 """Patience of `close` with a commit that is under way."""
 _BUSY = ("40001", "40P01", "55P03")
@@ -49,6 +51,10 @@ _UNWRITABLE_WHY = "it cannot hold what it was given; see the reason"
 _UNPACKABLE = (AttributeError, OverflowError, RecursionError, TypeError, ValueError)
 _AS_SET = "current_setting('synchronous_commit')"
 _SYNCHRONOUS = {"full": f"CASE {_AS_SET} WHEN 'off' THEN 'on' ELSE {_AS_SET} END", "normal": "'off'"}
+_SIZE = """
+SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %b AND c.relkind = 'r'
+"""
 _OTHER_COMMITS = "the database has other commits than this broker has made; it is a copy, or was set back"
 _log = logging.getLogger("bester.broker.store")
 
@@ -79,6 +85,7 @@ class PostgresStore(Commits):
         self._sharing = False
         self._to_forget: tuple[float, int] | None = None
         self._renewed_at = 0.0
+        self._measure_at = 0.0
         self._again_at = 0.0
         self._lost_at = 0.0
         self._closing = threading.Event()
@@ -321,12 +328,20 @@ class PostgresStore(Commits):
         """Write a group, and return its duplicates. Raises what a statement raises."""
         assert self._lease is not None
         self._serial, self._sharing = group.serial, group.sharing
+        now = time.monotonic()
+        if now >= self._measure_at:
+            self._measure_at = now + MEASURE_S
+            group.statements.append(Statement(_SIZE, (self.database.schema,), self._take_size))
         cursors = self._transact(connection, self._lease, group.statements)
         for statement, cursor in zip(group.statements, cursors, strict=True):
             if statement.take is not None:
                 statement.take(cursor)
         self._to_forget = group.to_forget
         return group.repeated
+
+    def _take_size(self, cursor: psycopg.Cursor[tuple[Any, ...]]) -> None:
+        ((size_bytes,),) = cursor.fetchall()
+        self.size_bytes = size_bytes
 
     def _transact(
         self, connection: Connection, lease: Lease, statements: Sequence[Statement]
