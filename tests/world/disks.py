@@ -27,7 +27,7 @@ class Disk:
     """
 
     is_remote, away, fenced, is_due = False, "", "", False
-    size_bytes = None
+    size_bytes: int | None = None
 
     def __init__(self, server: SimServer, store: MemoryStore) -> None:
         self.store = store

@@ -18,7 +18,8 @@ class Store(Protocol):
     """The store of one broker. Calls come from any thread, and one at a time.
 
     `is_remote`: commits and reads go over a network, so that they belong beside the loop. `away` says why nothing can
-    be kept now, empty where something can; another thread than the caller's may set both. `size_bytes` is the size of a store that is no file, None where that is not known."""
+    be kept now, empty where something can. `fenced` says why this process may write nothing any more, for ever. Another
+    thread than the caller's may set both. `size_bytes` is the size of a store that is no file, where it is known."""
 
     is_remote: bool
     away: str
