@@ -380,13 +380,26 @@ def test_address_is_shown_without_its_password(url: str, where: str) -> None:
     database = Database(url)
     assert url_fault(url) is None
     assert (database.where, "sec" in repr(database)) == (where, False)
-    assert why(database, psycopg.OperationalError("a\nb")).startswith(f"{where}: a b; ")
+    shown = why(database, psycopg.OperationalError("a\nb secret sec%40ret sec@ret a@b"))
+    assert shown.startswith(f"{where}: a b ")
+    assert not any(secret in shown for secret in database.secrets)
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ('FATAL: role "x" does not exist', "see the user"), ('FATAL: database "x" does not exist', "createdb"),
+        ("fe_sendauth: no password supplied", "see the user"), ("Connection refused", "is running"),
+    ],
+)  # fmt: skip
+def test_refused_connection_has_its_remedy(words: str, remedy: str) -> None:
+    assert remedy in why(Database("postgresql://u@h/d"), psycopg.OperationalError(words)).partition(words)[2]
 
 
 @pytest.mark.parametrize(
     "url",
     ["postgresql:/u:secret@h/d", "postgresql://u:secret@h", "postgresql://u:secret@h/d#x", "postgresql://u:%zz@[h/d",
-     "postgresql://u:secret@h/", "postgresql://u:secret@h/d\n", "mysql://u:secret@h/d"],
+     "postgresql://u:secret@h/", "postgresql://u:secret@h/d\n", "postgresql://u:secret%t@h/d", "mysql://u:secret@h/d"],
 )  # fmt: skip
 def test_address_that_cannot_be_used_is_not_quoted(url: str) -> None:
     fault = url_fault(url)

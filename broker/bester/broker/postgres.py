@@ -34,8 +34,18 @@ TEXT_LIMIT = 300
 """Characters of a fault's text."""
 NEEDS = 'PostgreSQL needs the library psycopg, which is not installed: pip install "psycopg[binary]>=3.2"'
 _SECRETS = ("password", "sslpassword", "oauth_client_secret")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_REFUSALS = (
+    ("authentication failed", "28"),
+    ("no password supplied", "28"),
+    ("role ", "28"),
+    ("no pg_hba.conf entry", "28"),
+    ("does not exist", "3D"),
+)
+"""Words of a server that refuses a connection, and the code that such an error would have."""
 _REMEDIES = {
+    "url": "see [store] url",
     "08": "see that PostgreSQL is running and reachable",
     "28": "see the user and the password, in the address, in PGPASSWORD or in ~/.pgpass",
     "3D": "make the database with createdb",
@@ -64,6 +74,14 @@ class Database:
         query = f"?{urlencode(options, safe='/')}" if options else ""
         return f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}{query}"
 
+    @property
+    def secrets(self) -> list[str]:
+        """Return the passwords in the address, as written and as meant."""
+        parts = urlsplit(self.url)
+        written = [parts.netloc.rpartition("@")[0].partition(":")[2]]
+        written += [value for key, value in parse_qsl(parts.query) if key in _SECRETS]
+        return [secret for each in written if each for secret in {each, unquote(each)}]
+
 
 def url_fault(url: str) -> str | None:
     """Return the fault of an address, which is not quoted since it may hold a password; None where there is none."""
@@ -74,6 +92,8 @@ def url_fault(url: str) -> str | None:
         return "is no address that can be read; write postgresql://USER@HOST/DATABASE, with odd characters as %XX"
     if parts.scheme not in SCHEMES or not url.startswith(f"{parts.scheme}://"):
         return "is no address of PostgreSQL; write postgresql://USER@HOST/DATABASE"
+    if _BAD_ESCAPE.search(url):
+        return "has a % that is followed by no two digits; write it as %25"
     if parts.fragment:
         return "has a # in it; write it as %23"
     if not parts.path.strip("/") and "dbname" not in dict(parse_qsl(parts.query)):
@@ -139,14 +159,13 @@ def require(database: Database) -> None:
 
 def why(database: Database, error: Exception) -> str:
     """Return the text of a fault: one line with a remedy."""
-    state = str(getattr(error, "sqlstate", None) or "08")
+    state = str(getattr(error, "sqlstate", None) or "")
     words = " ".join(str(error).split()) or type(error).__name__
-    if state == "08" and "authentication failed" in words:
-        state = "28"
-    elif state == "08" and "does not exist" in words:
-        state = "3D"
-    elif state == "08" and "no password supplied" in words:
-        state = "28"
+    for secret in database.secrets:  # the library quotes an address that it cannot read
+        words = words.replace(secret, "***")
+    if not state:  # a connection that was refused has none
+        state = next((code for text, code in _REFUSALS if text in words), "08")
+        state = "url" if type(error).__name__ == "ProgrammingError" else state
     remedy = next((text for start, text in _REMEDIES.items() if state.startswith(start)), "see the log of PostgreSQL")
     return f"{database.where}: {words[:TEXT_LIMIT]}; {remedy}"
 

@@ -57,6 +57,7 @@ TOLD_S = 0.3
 FINISH_S = 2.0
 """Time for which the end of the process waits for a lock or a disk."""
 SLOW_DISK = "a commit takes long ({:.1f} s); see that the disk of the store is well, and not busy with something else"
+SLOW_DATABASE = "a commit takes long ({:.1f} s); see that PostgreSQL and the network to it are well"
 _PRESSING: frozenset[type[Any]] = frozenset(PRESSING)
 
 
@@ -247,7 +248,7 @@ class StoreDriver:
         if not group:
             return
         if self._is_beside:
-            self._start(_Pending(group, self._clock(), SLOW_DISK.format(SLOW_S)))
+            self._start(_Pending(group, self._clock(), self._slow_text(SLOW_S)))
             return
         result = self._attempt(group)
         if result.busy and not self._away:
@@ -304,7 +305,7 @@ class StoreDriver:
     def _probe(self) -> None:
         """Write what the store holds back, and find out whether the store can be written again."""
         if self._is_beside:
-            self._start(_Pending((), self._clock(), SLOW_DISK.format(SLOW_S)))
+            self._start(_Pending((), self._clock(), self._slow_text(SLOW_S)))
         else:
             self._conclude((), self._attempt(()))
 
@@ -316,7 +317,7 @@ class StoreDriver:
         if took_s >= SLOW_S:
             self._slow = SLOW_COMMITS
             if took_s >= TOLD_S:
-                self._notice(SLOW_DISK.format(took_s))
+                self._notice(self._slow_text(took_s))
         elif self._slow:
             self._slow -= 1
 
@@ -330,6 +331,9 @@ class StoreDriver:
             pending.told = True
             self._notice(pending.why)
         return waited_s >= PATIENCE_S or self._waiting_bytes > WAITING_BYTES
+
+    def _slow_text(self, took_s: float) -> str:
+        return (SLOW_DATABASE if self._store.is_remote else SLOW_DISK).format(took_s)
 
     def _notice(self, why: str) -> None:
         waits = Effects()
@@ -355,7 +359,7 @@ class StoreDriver:
                 kept[key] = write
         self._writes = list(kept.values())[::-1]
         self._waiting_bytes = sum(map(size_of, self._writes))
-        why = self._store.away or SLOW_DISK.format(now - pending.since)
+        why = self._store.away or self._slow_text(now - pending.since)
         result = Committed(False, why=why, code="storage-unavailable")
         self._carry_out(self._router.on_committed(refused[::-1], result, now))
         while self._questions:  # their askers may ask again
@@ -382,7 +386,7 @@ class StoreDriver:
 
     def _read_aside(self, reads: Sequence[StoreRead]) -> None:
         """Do reads beside the loop, where there is any thread."""
-        pending = _Pending((), self._clock(), SLOW_DISK.format(SLOW_S), reads=reads)
+        pending = _Pending((), self._clock(), self._slow_text(SLOW_S), reads=reads)
         if self._aside is not None:
             self._start(pending)
         else:
