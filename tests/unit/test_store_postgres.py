@@ -165,7 +165,8 @@ def test_read_alone_finds_that_the_lease_was_taken(store: PostgresStore) -> None
         assert store.fenced
 
 
-def test_takeover_waits_for_a_commit_that_has_begun(store: PostgresStore) -> None:
+def test_takeover_waits_for_a_commit_that_has_begun(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bester.broker.postgres.LOCK_MS", 60_000)
     stop_renewing(store)
     taken = []
     with closing(another(store)) as second, connect(store.database, "a test") as slow:
@@ -173,9 +174,12 @@ def test_takeover_waits_for_a_commit_that_has_begun(store: PostgresStore) -> Non
         slow.execute("SELECT commits FROM broker WHERE name = %s FOR NO KEY UPDATE", (store.broker,))
         thread = threading.Thread(target=lambda: taken.append(second.claim()))
         thread.start()
+        name = "application_name = 'bester broker ' || :broker"
+        waits = f"SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND {name}"  # noqa: S608 (own words)
+        wait_until(lambda: asked(store, waits) != [])
         assert not taken
         slow.execute("COMMIT")
-        thread.join(30)
+        thread.join(60)
         assert taken == [None]
 
 
@@ -219,8 +223,7 @@ def test_database_that_is_away_is_noticed_at_once_and_nothing_is_lost(
         numbers(far)
     cable.plug_in()
     monkeypatch.setattr("bester.broker.store.postgres.AGAIN_S", 0.0)
-    while not far.commit([]).ok:
-        pass
+    wait_until(lambda: far.commit([]).ok)
     assert far.away == ""
     assert numbers(far) == [2]
 
