@@ -11,7 +11,7 @@ from bester.broker.core.effects import Effects, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_driver import StoreDriver
+from bester.broker.store_driver import REMOTE_WAITING_BYTES, StoreDriver
 from bester.broker.store_groups import Groups
 from bester.broker.store_requests import (
     Committed,
@@ -195,6 +195,19 @@ def test_absent_store_refuses_at_once_what_comes_behind_an_open_group() -> None:
     while stand.works:
         stand.thread_ends()
     assert ([99], True) in stand.log
+
+
+def test_large_messages_wait_for_a_commit_that_is_under_way_up_to_a_bound() -> None:
+    stand = Stand()
+    stand.add(keep(1))
+    large = keep(2).entry._replace(body=b"x" * (REMOTE_WAITING_BYTES // 4))
+    for number in range(2, 5):
+        stand.add(Enqueue(large._replace(number=number, id=f"m.{number}.0")))
+        stand.driver.retry()
+    assert stand.log == []
+    stand.add(Enqueue(large._replace(number=5, id="m.5.0")))
+    stand.driver.retry()
+    assert stand.log == [([2, 3, 4, 5], False)]
 
 
 def test_lease_that_is_due_is_renewed_beside_the_loop() -> None:

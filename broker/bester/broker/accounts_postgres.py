@@ -177,7 +177,8 @@ class ServedAccounts:
         self._removed: dict[str, int] = {}
         self._struck_off: frozenset[str] = frozenset()  # of the removed ones, those whose deletion is to be written
         self._version = -1
-        self._has_changed = True
+        self._readings = 0  # how often tables were replaced; the loop has taken in those up to `_seen`
+        self._seen = 0
         self._closing = threading.Event()
         try:
             connection = self._connect()
@@ -215,8 +216,8 @@ class ServedAccounts:
 
     def changed(self) -> bool:
         """Return whether accounts may have changed since the last call."""
-        changed, self._has_changed = self._has_changed, False
-        return changed
+        before, self._seen = self._seen, self._readings
+        return before != self._seen
 
     def removed(self) -> set[str]:
         """Return the names of removed accounts that are not struck off; a new account may have such a name."""
@@ -348,4 +349,5 @@ class ServedAccounts:
                 if at > before:
                     known.pop(name, None)
             known.update((name, _Known(*rest)) for name, *rest in found)
-            self._known, self._removed, self._version, self._has_changed = known, removed, version, True
+            self._known, self._removed, self._version = known, removed, version
+            self._readings += 1

@@ -44,6 +44,9 @@ PATIENCE_S = 5.0
 after which clients and other servers take the server for dead."""
 WAITING_BYTES = 16 * 1024 * 1024
 """Bound on what may wait behind a pending group, for memory must stay bounded: above it the store counts as away."""
+REMOTE_WAITING_BYTES = 64 * 1024 * 1024
+"""The same for a remote store: every group is pending for some milliseconds there, and of the largest messages a few
+come at once."""
 RETRY_S = 0.02
 """Pause between two tries of a pending group, some microseconds each."""
 NOTICE_S = 1.0
@@ -330,7 +333,8 @@ class StoreDriver:
         if waited_s >= NOTICE_S and not pending.told:
             pending.told = True
             self._notice(pending.why)
-        return waited_s >= PATIENCE_S or self._waiting_bytes > WAITING_BYTES
+        most_bytes = REMOTE_WAITING_BYTES if self._store.is_remote else WAITING_BYTES
+        return waited_s >= PATIENCE_S or self._waiting_bytes > most_bytes
 
     def _slow_text(self, took_s: float) -> str:
         return (SLOW_DATABASE if self._store.is_remote else SLOW_DISK).format(took_s)
