@@ -41,7 +41,7 @@ class Cluster:
         programs = binaries()
         assert programs is not None
         self._programs = programs
-        self._directory = Path(tempfile.mkdtemp(prefix="b-pg-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="b-pg-", dir="/tmp"))
         self._user = "nobody" if os.geteuid() == 0 else None
         self._settings = ("listen_addresses=''", f"unix_socket_directories='{self._directory}'", *settings)
         if self._user is not None:

@@ -21,7 +21,7 @@ class Cable:
     after PostgreSQL has answered. While the cable is out nobody is connected."""
 
     def __init__(self, database: Database) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="b-cable-")
+        self._folder = tempfile.TemporaryDirectory(prefix="b-cable-", dir="/tmp")
         self._far = f"{parse_qs(urlsplit(database.url).query)['host'][0]}/{NAME}"
         self.database = Database(f"postgresql://bester@/postgres?host={self._folder.name}", database.schema)
         self.cut = ""

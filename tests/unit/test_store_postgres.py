@@ -269,13 +269,29 @@ def test_group_whose_fate_is_open_ends_with_the_store(far: PostgresStore, cable:
     assert not results[0].ok
 
 
-def test_database_that_has_lost_commits_is_written_no_more(far: PostgresStore, cable: Cable) -> None:
+@pytest.mark.parametrize("connects_again", [False, True])
+def test_database_that_has_lost_commits_is_written_no_more(
+    far: PostgresStore, cable: Cable, connects_again: bool
+) -> None:
     far.commit([keep(1)])
     asked(far, "UPDATE broker SET commits = commits - 1 WHERE ns = :ns")
-    cable.pull_out()
-    cable.plug_in()
+    if connects_again:
+        cable.pull_out()
+        cable.plug_in()
     assert not far.commit([keep(2)]).ok
-    assert "it is a copy, or was set back" in far.fenced
+    assert "the database was set back, or is a copy; this process must end" in far.fenced
+    assert asked(far, "SELECT number FROM entry WHERE ns = :ns") == [(1,)]
+
+
+def test_schema_that_is_removed_under_a_broker_is_named(cluster: Cluster) -> None:
+    database = cluster.database()
+    with closing(PostgresStore(database, "b1")) as store:
+        store.open()
+        with connect(database, "a test") as other:
+            other.execute(f"DROP SCHEMA {database.schema} CASCADE".encode())
+        result = store.commit([keep(1)])
+        assert (result.ok, result.code) == (False, "storage-unavailable")
+        assert result.why.endswith("; something was removed from the schema: stop the server and restore a backup")
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------

@@ -50,7 +50,8 @@ _REMEDIES = {
     "28": "see the user and the password, in the address, in PGPASSWORD or in ~/.pgpass",
     "3D": "make the database with createdb",
     "42501": "grant the user what the page on PostgreSQL lists",
-    "42P01": "a table is missing: restore it, or restart the server with an empty schema",
+    "42P01": "something was removed from the schema: stop the server and restore a backup",
+    "42883": "something was removed from the schema: stop the server and restore a backup",
     "25006": "name the primary: a standby accepts no writes",
     "53100": "make room on the disk of PostgreSQL",
     "53300": "raise max_connections of PostgreSQL",
@@ -71,7 +72,7 @@ class Database:
         parts = urlsplit(self.url)
         user, at, hosts = parts.netloc.rpartition("@")
         options = [(key, value) for key, value in parse_qsl(parts.query) if key not in _SECRETS]
-        query = f"?{urlencode(options, safe='/')}" if options else ""
+        query = f"?{urlencode(options, safe='/,:')}" if options else ""
         return f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}{query}"
 
     @property

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from bester.broker.postgres import Connection
 
 LEASE_LOST = "BF001"
-"""SQLSTATE of a statement by a broker whose namespace another one has taken over."""
+"""SQLSTATE of a statement by a broker whose namespace another one has taken over, or that has other contents than the
+broker knows."""
 ACCOUNTS_CHANGED = "bester_accounts"
 """Beginning of the channel on which a change of the accounts is notified; the schema's name follows."""
 LOCK = 0x62737472
@@ -146,8 +147,11 @@ _TABLES = (
     LANGUAGE plpgsql AS $$
     BEGIN
         UPDATE broker SET commits = its_commits, until = clock_timestamp() + for_s * INTERVAL '1 second'
-            WHERE ns = its_ns AND lease = its_lease;
-        IF NOT FOUND THEN RAISE EXCEPTION 'another process has taken the lease' USING ERRCODE = 'BF001'; END IF;
+            WHERE ns = its_ns AND lease = its_lease AND commits = its_commits - 1;
+        IF NOT FOUND THEN
+            PERFORM held(its_ns, its_lease);
+            RAISE EXCEPTION 'the database was set back, or is a copy' USING ERRCODE = 'BF001';
+        END IF;
     END $$
     """,
     """

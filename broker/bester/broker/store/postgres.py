@@ -55,7 +55,7 @@ _SIZE = """
 SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %b AND c.relkind = 'r'
 """
-_OTHER_COMMITS = "the database has other commits than this broker has made; it is a copy, or was set back"
+_OTHER_COMMITS = "the database was set back, or is a copy"
 _log = logging.getLogger("bester.broker.store")
 
 
@@ -364,8 +364,8 @@ class PostgresStore(Commits):
         except psycopg.Error:  # a lost connection ends its transaction
             pass
         state = str(getattr(error, "sqlstate", None) or "")
-        if state == postgres_schema.LEASE_LOST:
-            self._fence("another process has taken the lease")
+        if state == postgres_schema.LEASE_LOST and isinstance(error, psycopg.Error):
+            self._fence(error.diag.message_primary or "another process has taken the lease")
             return BesterError("storage-unavailable", self.fenced)
         if isinstance(error, MemoryError):
             return BesterError("storage-full", f"{self.database.where}: no memory to write to it; see what takes it")
