@@ -80,7 +80,7 @@ class Cluster:
         """Stop the server and delete its data."""
         try:
             self.stop()
-        except subprocess.CalledProcessError:  # it is stopped
+        except subprocess.CalledProcessError:  # already stopped
             pass
         finally:
             shutil.rmtree(self._directory, ignore_errors=True)

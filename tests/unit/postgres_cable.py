@@ -98,5 +98,5 @@ class Cable:
 def _shut(end: socket.socket) -> None:
     try:
         end.shutdown(socket.SHUT_RDWR)
-    except OSError:  # it is shut
+    except OSError:  # already shut
         pass

@@ -180,7 +180,7 @@ def test_fault_of_the_store_leaves_no_read_pending() -> None:
 def test_absent_store_refuses_at_once_what_comes_behind_an_open_group() -> None:
     stand = Stand()
     stand.add(keep(1))
-    stand.store.away = "away; see PostgreSQL"  # its thread waits for the fate of the group
+    stand.store.away = "away; see PostgreSQL"  # the thread waits for the fate of the group
     for number in range(2, 50):
         stand.add(keep(number), End(number, "delivered"), FindOutcomes("m.1", "ann"))
         stand.driver.retry()

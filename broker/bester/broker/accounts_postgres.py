@@ -175,9 +175,9 @@ class ServedAccounts:
         self._reading = threading.Lock()
         self._known: dict[str, _Known] = {}
         self._removed: dict[str, int] = {}
-        self._struck_off: frozenset[str] = frozenset()  # of the removed ones, those whose deletion is to be written
+        self._struck_off: frozenset[str] = frozenset()  # removed accounts whose deletion is to be written
         self._version = -1
-        self._readings = 0  # how often tables were replaced; the loop has taken in those up to `_seen`
+        self._readings = 0  # count of replaced tables; the loop has taken in those up to `_seen`
         self._seen = 0
         self._closing = threading.Event()
         try:

@@ -148,7 +148,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
             broker.follow = followed.replace
             broker.store_file = config.store.path
             followed.start(broker.hosts_changed)
-            watch = asyncio.get_running_loop().create_task(_until_fenced(store))
+            watch = asyncio.get_running_loop().create_task(_until_fenced(store)) if store.is_remote else None
             try:
                 if config.operator.http is None:
                     yield broker
@@ -159,15 +159,14 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
                         broker.operator_address = address
                         yield broker
             finally:
-                watch.cancel()
+                if watch is not None:
+                    watch.cancel()
         if store.fenced:
             raise BesterError("not-allowed", store.fenced)
 
 
 async def _until_fenced(store: Store) -> None:
     """Ask this process to end once its store may not be written any more: another process has the messages."""
-    if not store.is_remote:
-        return
     while not store.fenced:  # noqa: ASYNC110 (a thread finds that out)
         await asyncio.sleep(FENCE_LOOK_S)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -214,6 +213,8 @@ def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
 async def _until_free(store: Store) -> None:
     """Wait until a lease that is not renewed any more has run out. Raises BesterError where it is renewed: its holder
     lives."""
+    if not store.is_remote:
+        return
     first = held = await asyncio.to_thread(store.claim)
     if held is not None:
         text = f"waiting up to {held.left_s:.0f} s for the lease of a broker that may have ended"

@@ -395,7 +395,7 @@ class PostgresStore(Commits):
             if commits is not None:
                 connection.close()
                 self._fence(_OTHER_COMMITS)
-            self._closing.wait()  # nobody can tell any more: no report would be right, and the process ends
+            self._closing.wait()  # no report would be right: nobody can tell any more, and the process ends
         raise BesterError("storage-unavailable", self.away)
 
     def _repeated(self, connection: Connection, writes: Sequence[Write]) -> dict[int, str | None]:
