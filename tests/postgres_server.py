@@ -22,6 +22,11 @@ from bester.broker.postgres import Database
 DEADLINE_S = 60
 """Time in seconds for a start or stop of the server on a loaded machine."""
 QUICK = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=16MB")
+_GUARD = """
+(while kill -0 "$1" && [ -d "$2" ]; do sleep 2; done
+[ -d "$2" ] && kill -QUIT "$(head -n 1 "$2/data/postmaster.pid")" && sleep 2; rm -rf "$2") >/dev/null 2>&1 </dev/null &
+"""
+"""Shell script that ends a server, and deletes its data, once the test process has ended in whatever way."""
 _schemas = itertools.count(1)
 
 
@@ -47,6 +52,7 @@ class Cluster:
         if self._user is not None:
             os.chown(self._directory, pwd.getpwnam(self._user).pw_uid, -1)
         try:
+            subprocess.run(["sh", "-c", _GUARD, "sh", str(os.getpid()), self._directory], check=True, cwd="/")
             self._run("initdb", "--auth=trust", "--username=bester", "--encoding=UTF8", "--locale=C", "--no-sync")
             self.start()
         except BaseException:
