@@ -5,8 +5,9 @@
 #   make simulate SEEDS=20000        three servers in one process: crash, cut and fill what there is; is anything lost?
 #   make fuzz MINUTES=10             anything, sent by anybody, to what reads and decides: does a rule break? [SEED=name:n: one story]
 #   make lossy MESSAGES=10000        two hosts, as root, and a link between them that loses, is deaf, is cut: is anything lost?
+#   make hostile SECONDS=60          a hostile user, handler and server, in turn, each at its worst beside honest traffic
 #   make chaos MINUTES=10 [SEED=n]   kill, freeze and mislead real processes for so long: is anything lost?
-# ARGS="…" is passed on to the program behind run, demo and bench.
+# ARGS="…" is passed on to the program behind run, demo, bench, hostile and others.
 
 PYTHON3 ?= python3
 VENV := .venv
@@ -23,9 +24,10 @@ WORKERS ?= auto
 MINUTES ?= 1
 SEEDS ?= 500
 MESSAGES ?= 10000
+SECONDS ?= 60
 SEED ?=
 
-.PHONY: setup run demo test check format bench simulate fuzz lossy chaos clean
+.PHONY: setup run demo test check format bench simulate fuzz lossy hostile chaos clean
 .DEFAULT_GOAL := setup
 # Two installations at once would spoil each other.
 .NOTPARALLEL:
@@ -66,6 +68,9 @@ fuzz: $(FUZZES)
 
 lossy: $(COMPLETE)
 	@exec $(BIN)/python -m tests.hosts --messages $(MESSAGES) $(ARGS)
+
+hostile: $(COMPLETE)
+	@exec $(BIN)/python -m tests.hostile --seconds $(SECONDS) $(ARGS)
 
 chaos: $(COMPLETE)
 	@exec $(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import compileall
 import gc
 import inspect
 import os
@@ -26,6 +27,8 @@ DEADLINE_S = 5.0
 """Time in seconds for self-ending leftovers (a thread that closes its pipe, a child that is reaped); a good test needs
 none."""
 STEP_S = 0.01
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("broker", "bridge", "handlers", "client", "cli", "conformance", "tests", "examples")
 
 Belongings = set[tuple[str, str]]
 
@@ -97,6 +100,14 @@ async def _no_task_left() -> AsyncIterator[None]:
         await asyncio.sleep(STEP_S)
     if left:
         pytest.fail(f"tasks left behind: {left}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the project once: a test's server or command starts in half the time where Python need not compile the
+    project anew, as it does at each start under PYTHONDONTWRITEBYTECODE."""
+    if not hasattr(config, "workerinput"):  # the workers start after this
+        for name in SOURCES:
+            compileall.compile_dir(str(ROOT / name), quiet=2)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -154,8 +154,9 @@ class LiveServer:
         await broker.says(f"'{type_}'")
 
     async def stop(self) -> list[int]:
-        """End every process; returns their exit statuses."""
-        return [await process.end() for process in self.processes]
+        """End every process; returns their exit statuses. Handlers end before their broker, which answers them then."""
+        bridge, *rest = self.processes
+        return [await process.end() for process in (bridge, *reversed(rest))]
 
 
 @asynccontextmanager

@@ -367,5 +367,11 @@ async def test_leaving_handler_with_a_thousand_requests_harms_nobody(server: Liv
         await all_is_well(server)
         await eve.say([4, "bye"])
         await eve.hear(4)
+        await all_is_well(server)
+    async with attacker(server, [1, 1, "handler", "heir", {"types": ["held"], "credit": 1000}]) as heir:
+        await all_is_well(server)
+        for _ in range(1000):  # nothing is lost with eve, and nothing is left for the server's end to wait for
+            request = await heir.hear(10)
+            await heir.say([11, request[1], 0, [], None])
         await mallory.close()
     await all_is_well(server)

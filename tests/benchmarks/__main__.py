@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks`: measure Bester on this machine, and write the results to files and to the page.
 
-Without a choice: Bester beside nats-server and nats-py and the floor, in turn. Everything that is started listens on
+Without a choice: Bester beside NATS, RabbitMQ and the floor, in turn. Everything that is started listens on
 loopback and is ended by its process id. The exit status says whether measuring worked, never how the figures look.
 """
 
@@ -20,10 +20,10 @@ import click
 import msgspec
 from rich.console import Console
 
-from tests.benchmarks import idle, kit, overload, page, path_cost, report, results
+from tests.benchmarks import encrypted, idle, kit, overload, page, path_cost, report, results
 from tests.benchmarks.comparison import compare, jobs, makers, result_of
 from tests.benchmarks.overload_plan import FULL, SHORT, Cell, Honest
-from tests.benchmarks.programs import BenchmarkError, load_generator, nats_server, require_nats_py
+from tests.benchmarks.programs import BenchmarkError, load_generator, nats_server, rabbitmq_server, require_clients
 
 Told = Callable[[str], None]
 
@@ -82,6 +82,14 @@ def measure_kit(*, short: bool, told: Told) -> results.Kit:
         return results.Kit(described, figures.handlers, figures.contracts)
 
 
+def measure_encrypted(*, short: bool, told: Told) -> results.Comparison:
+    """Measure TLS and CURVE beside plain."""
+    described = report.machine()
+    all_jobs, rounds = (jobs(10_000, [100]), 3) if short else (jobs(50_000, [100, 1024]), 5)
+    found = compare(all_jobs, rounds, encrypted.makers(), told, tls=True)
+    return result_of(found, described, encrypted.peers_of)
+
+
 def finish(name: str, result: msgspec.Struct, folder: Path) -> None:
     """Print the tables of a result, and write the result to its file."""
     click.echo(page.text_of(name, result))
@@ -89,14 +97,15 @@ def finish(name: str, result: msgspec.Struct, folder: Path) -> None:
 
 
 @click.command()
-@click.option("--compare", "comparing", is_flag=True, help="Compare with NATS and the floor (the default).")
+@click.option("--compare", "comparing", is_flag=True, help="Compare with NATS, RabbitMQ and the floor (default).")
 @click.option("--overload", "overloading", is_flag=True, help="Ask for more than the server can do.")
 @click.option("--idle", "idling", is_flag=True, help="Hold 5,000 and 10,000 idle clients.")
 @click.option("--path", "tracing", is_flag=True, help="Measure a message's path by stage.")
 @click.option("--kit", "kitting", is_flag=True, help="Measure the kit beside a loop, and contracts.")
+@click.option("--encrypted", "encrypting", is_flag=True, help="Measure TLS and CURVE beside plain.")
 @click.option("--page", "publishing", is_flag=True, help="Rewrite docs/benchmarks.md and its plots from the results.")
 @click.option("--apart", is_flag=True, help="--overload: measure broker, bridge and handler apart, too.")
-@click.option("--short", is_flag=True, help="--overload, --idle, --path, --kit: a first look.")
+@click.option("--short", is_flag=True, help="All but --compare: a first look.")
 @click.option("--results", "folder", type=click.Path(path_type=Path), default=results.MEASURED, help="Results' folder.")
 @click.option("--messages", type=click.IntRange(1000, 10_000_000), help="Messages of a pipelined run (100,000).")
 @click.option("--runs", type=click.IntRange(1, 100), help="Runs of each job on each side (5).")
@@ -105,11 +114,11 @@ def finish(name: str, result: msgspec.Struct, folder: Path) -> None:
 @click.option("--split", is_flag=True, help="Compare broker, bridge and handler in three processes, too.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print every run as JSON instead of a table.")
 def main(
-    comparing: bool, overloading: bool, idling: bool, tracing: bool, kitting: bool, publishing: bool, apart: bool,
-    short: bool, folder: Path, messages: int | None, runs: int | None, payload: tuple[str, ...], quick: bool,
-    split: bool, json_wanted: bool,
+    comparing: bool, overloading: bool, idling: bool, tracing: bool, kitting: bool, encrypting: bool, publishing: bool,
+    apart: bool, short: bool, folder: Path, messages: int | None, runs: int | None, payload: tuple[str, ...],
+    quick: bool, split: bool, json_wanted: bool,
 ) -> None:  # fmt: skip
-    """Measure Bester: beside its peers, under overload, with idle clients, along a path, or the kit."""
+    """Measure Bester: beside its peers, under overload, with idle clients, along a path, the kit, or encrypted."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that everything started is ended
     progress = Console(stderr=True)
     raise_descriptors()
@@ -123,7 +132,9 @@ def main(
                 finish("path", measure_path(short=short, told=status.update), folder)
             if kitting:
                 finish("kit", measure_kit(short=short, told=status.update), folder)
-            if comparing or not (overloading or idling or tracing or kitting or publishing):
+            if encrypting:
+                finish("encrypted", measure_encrypted(short=short, told=status.update), folder)
+            if comparing or not (overloading or idling or tracing or kitting or encrypting or publishing):
                 measure_sides(messages, runs, payload, folder, status.update, quick=quick, split=split, raw=json_wanted)
         if publishing:
             click.echo(f"docs/benchmarks.md: {', '.join(page.rewrite(folder))}", err=True)
@@ -137,14 +148,22 @@ def measure_sides(
     quick: bool, split: bool, raw: bool,
 ) -> None:  # fmt: skip
     """Compare the sides; print a table, or every run as JSON."""
-    told("looking for nats-server and nats-py")
-    require_nats_py()
+    told("looking for nats-server, rabbitmq-server, nats-py and aio-pika")
+    require_clients()
     answer = subprocess.run([nats_server(), "--version"], capture_output=True, text=True, timeout=10, check=False)
     peers = {"nats_server": answer.stdout.rpartition(" v")[2].strip(), "nats_py": version("nats-py")}
+    rabbit = True
+    try:
+        rabbitmq_server()
+    except BenchmarkError as error:
+        click.echo(f"bench: without RabbitMQ: {error}", err=True)
+        rabbit = False
+    else:
+        peers["aio_pika"] = version("aio-pika")
     described = report.machine(**peers)
     payloads = [int(size) for size in payload or (("100",) if quick else ("100", "1024"))]
     all_jobs = jobs(messages or (20_000 if quick else 100_000), payloads)
-    found = compare(all_jobs, runs or (3 if quick else 5), makers(split=split), told)
+    found = compare(all_jobs, runs or (3 if quick else 5), makers(rabbit=rabbit, split=split), told)
     written = results.write(folder, "compare", result_of(found, described))
     click.echo(f"results: {written}", err=True)
     if raw:

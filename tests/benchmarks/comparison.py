@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
-from tests.benchmarks import report, sides
+from tests.benchmarks import rabbitmq, report, sides
 from tests.benchmarks.figures import Job, Run, over_runs, parse_run, ratio
 from tests.benchmarks.programs import BenchmarkError, load_generator
 from tests.benchmarks.results import Compared, Comparison
@@ -33,10 +34,14 @@ def jobs(messages: int, payloads: Sequence[int]) -> list[Job]:
 def measure(generator: Path, side: Side, job: Job) -> Run:
     """Let one side do one job; BenchmarkError when an answer was wrong, missing or late."""
     deadline_s = max(LEAST_DEADLINE_S, (job.messages + job.warm) // SLOWEST_RATE)
-    numbers = (side.port, job.connections, job.depth, job.messages, job.warm, job.body_bytes, deadline_s)
+    messages, warm = max(job.messages // side.part, 1), job.warm // side.part
+    numbers = (side.port, job.connections, job.depth, messages, warm, job.body_bytes, deadline_s)
     command = [str(generator), side.protocol, *map(str, numbers), *side.watched()]
+    trusted = {**os.environ, "SSL_CERT_FILE": str(side.ca)} if side.ca else None
     try:  # the load generator bounds itself; this is for one that is broken
-        done = subprocess.run(command, capture_output=True, text=True, timeout=deadline_s + 60, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=deadline_s + 60, check=False, env=trusted
+        )
     except subprocess.TimeoutExpired as error:
         raise BenchmarkError(f"{side.name}, {job.title}: the load generator did not end by itself") from error
     if done.returncode != 0:
@@ -44,18 +49,22 @@ def measure(generator: Path, side: Side, job: Job) -> Run:
     return parse_run(done.stdout)
 
 
-def makers(*, split: bool) -> list[Maker]:
-    """Return what starts each side: NATS, the floor and `bester up`; and, if wanted, Bester in three processes."""
-    return [sides.nats, sides.floor, sides.bester_up, *([sides.bester_split] if split else [])]
+def makers(*, rabbit: bool, split: bool) -> list[Maker]:
+    """Return what starts each side: NATS, the floor and `bester up`; and, if wanted, RabbitMQ, and Bester in three
+    processes."""
+    peers = [sides.nats, *([rabbitmq.rabbitmq] if rabbit else []), sides.floor]
+    return [*peers, sides.bester_up, *([sides.bester_split] if split else [])]
 
 
-def compare(all_jobs: Sequence[Job], rounds: int, chosen: Sequence[Maker], told: Callable[[str], None]) -> Measured:
-    """Run every job on every side in turn, `rounds` times."""
+def compare(
+    all_jobs: Sequence[Job], rounds: int, chosen: Sequence[Maker], told: Callable[[str], None], *, tls: bool = False
+) -> Measured:
+    """Run every job on every side in turn, `rounds` times; `tls`: some of them inside TLS."""
     with ExitStack() as stack:
         # Short, for the path of an ipc socket must fit into 107 bytes.
         folder = Path(stack.enter_context(report.short_folder()))
         told("compiling the load generator")
-        generator = load_generator(folder)
+        generator = load_generator(folder, tls=tls)
         started = []
         for number, maker in enumerate(chosen):
             told(f"starting {maker.__name__.replace('_', ' ')}")
@@ -71,15 +80,20 @@ def compare(all_jobs: Sequence[Job], rounds: int, chosen: Sequence[Maker], told:
         return results
 
 
-def result_of(results: Measured, machine: dict[str, str]) -> Comparison:
-    """Return the figures of a comparison for its results file."""
+def peers_of(side: str) -> Sequence[str]:
+    """Return the sides that a side of the comparison with NATS and the floor is compared with."""
+    return [peer for peer in report.PEERS if peer != side] if side not in report.PEERS or side == "floor" else []
+
+
+def result_of(
+    results: Measured, machine: dict[str, str], peers: Callable[[str], Sequence[str]] = peers_of
+) -> Comparison:
+    """Return the figures of a comparison for its results file; `peers` names those that a side is compared with."""
     found = []
     for job, by_side in results.items():
         for side, runs in by_side.items():
             labels = sorted(runs[0].cpu_s)
-            against = {
-                peer: list(ratio(job, runs, by_side[peer])) for peer in report.PEERS if peer in by_side and peer != side
-            }
+            against = {peer: list(ratio(job, runs, by_side[peer])) for peer in peers(side) if peer in by_side}
             found.append(
                 Compared(
                     job=job._asdict(),
@@ -90,7 +104,7 @@ def result_of(results: Measured, machine: dict[str, str]) -> Comparison:
                     rates=[run.rate for run in runs],
                     p50s_us=[run.p50_us for run in runs],
                     cpu_us={label: report.cpu_us(runs, label) for label in labels},
-                    against=against if side not in report.PEERS or side == "floor" else {},
+                    against=against,
                 )
             )
     return Comparison(machine, found)

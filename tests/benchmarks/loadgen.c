@@ -1,8 +1,10 @@
 /*
  * Load generator of the benchmark: C connections with D messages in flight each, one thread, epoll, no blocking.
  *
- * It speaks two protocols. `bester`: native frames to a handler that echoes; a round trip is over when the delivered
+ * It speaks three protocols. `bester`: native frames to a handler that echoes; a round trip is over when the delivered
  * message has come back AND, behind it, its good report. `nats`: PUB with a reply inbox, over when the reply has come.
+ * `bester-tls` is `bester` inside TLS, where the generator was compiled with it.
+ * `amqp`: Basic.Publish to a queue, over when the answer has come by direct reply-to.
  * Either way the body that comes back is compared byte for byte with the one that went out, and each message must
  * come back exactly once, on the connection it left by: anything else ends the run with one line and status 1.
  *
@@ -12,7 +14,7 @@
  *
  * It must never retry, skip or forgive: a figure from a run with a wrong answer in it is not a figure.
  *
- * loadgen bester|nats PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S [LABEL=PID …]
+ * loadgen bester|bester-tls|nats|amqp PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S [LABEL=PID …]
  * One line of JSON on standard output.
  */
 #define _GNU_SOURCE
@@ -64,6 +66,7 @@ struct connection {
     char *in, *out;
     size_t in_used, out_used, out_from, out_room;
     bool wants_write;
+    void *tls; /* the session of TLS; NULL for plain bytes */
 };
 
 struct text {
@@ -71,8 +74,17 @@ struct text {
     size_t bytes;
 };
 
+struct protocol {
+    const char *name;
+    bool tls;
+    void (*template)(struct connection *c);
+    size_t (*hello)(struct connection *c, char *at);
+    size_t (*greeted)(struct connection *c);
+    size_t (*take)(struct connection *c, const char *at, size_t bytes, int64_t now);
+};
+
 static struct {
-    bool nats;
+    const struct protocol *protocol;
     unsigned port, connections, depth;
     uint64_t messages, warm;
     size_t body_bytes;
@@ -163,13 +175,30 @@ static void complete(struct connection *c, struct slot *slot, int64_t now)
 
 #include "loadgen_json.h"
 #include "loadgen_protocols.h"
+#include "loadgen_amqp.h"
+#include "loadgen_stream.h"
+
+static const struct protocol protocols[] = {
+    {"bester", false, bester_template, bester_hello, bester_greeted, bester_take},
+    {"bester-tls", true, bester_template, bester_hello, bester_greeted, bester_take},
+    {"nats", false, nats_template, nats_hello, nats_greeted, nats_take},
+    {"amqp", false, amqp_template, amqp_hello, amqp_greeted, amqp_take},
+};
+
+static const struct protocol *protocol_named(const char *name)
+{
+    for (size_t i = 0; i < sizeof protocols / sizeof *protocols; i++)
+        if (!strcmp(protocols[i].name, name))
+            return &protocols[i];
+    return NULL;
+}
 
 /* ---- connections ------------------------------------------------------------------------------------------------ */
 
-static void send_all(int fd, const char *at, size_t bytes)
+static void send_all(struct connection *c, const char *at, size_t bytes)
 {
     while (bytes) {
-        ssize_t gone = send(fd, at, bytes, MSG_NOSIGNAL);
+        ssize_t gone = give(c, at, bytes, 0);
         if (gone <= 0)
             fail("cannot write: %s", strerror(errno));
         at += gone;
@@ -190,17 +219,20 @@ static void greet(struct connection *c)
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    if (wanted.protocol->tls)
+        secure(c);
     char hello[512];
-    send_all(c->fd, hello, wanted.nats ? nats_hello(c, hello) : bester_hello(c, hello));
+    send_all(c, hello, wanted.protocol->hello(c, hello));
     size_t used;
-    while (!(used = wanted.nats ? nats_greeted(c) : bester_greeted(c))) {
-        ssize_t came = recv(c->fd, c->in + c->in_used, IN_BYTES - c->in_used, 0);
+    while (!(used = wanted.protocol->greeted(c))) {
+        ssize_t came = take(c, c->in + c->in_used, IN_BYTES - c->in_used, 0);
         if (came <= 0)
             fail("no answer to the greeting: %s", came ? strerror(errno) : "connection closed");
         c->in_used += (size_t)came;
     }
     c->in_used -= used;
     memmove(c->in, c->in + used, c->in_used);
+    stop_blocking(c);
     struct epoll_event wish = {.events = EPOLLIN, .data.ptr = c};
     if (epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &wish))
         fail("epoll: %s", strerror(errno));
@@ -215,10 +247,7 @@ static void open_connection(struct connection *c, unsigned index)
     for (unsigned i = 0; i < wanted.depth; i++)
         c->unused[i] = wanted.depth - 1 - i;
     c->template = room(1, wanted.body_bytes + SLACK_BYTES);
-    if (wanted.nats)
-        nats_template(c);
-    else
-        bester_template(c);
+    wanted.protocol->template(c);
     c->in = room(1, IN_BYTES + 8); /* a comparison of a few bytes may look past what has come */
     /* Only messages in flight can be waiting here, so this holds them all. */
     c->out_room = wanted.depth * c->template_bytes + SLACK_BYTES;
@@ -230,7 +259,7 @@ static void flush(struct connection *c)
 {
     if (c->out_from == c->out_used)
         return;
-    ssize_t gone = send(c->fd, c->out + c->out_from, c->out_used - c->out_from, MSG_NOSIGNAL | MSG_DONTWAIT);
+    ssize_t gone = give(c, c->out + c->out_from, c->out_used - c->out_from, MSG_DONTWAIT);
     if (gone < 0 && errno != EAGAIN && errno != EINTR)
         fail("cannot write: %s", strerror(errno));
     c->out_from += gone > 0 ? (size_t)gone : 0;
@@ -267,21 +296,29 @@ static void fill(struct connection *c)
     flush(c);
 }
 
-static void drain(struct connection *c)
+/* Take what one read brings; false where nothing had come. */
+static bool drain_once(struct connection *c)
 {
-    ssize_t came = recv(c->fd, c->in + c->in_used, IN_BYTES - c->in_used, MSG_DONTWAIT);
+    ssize_t came = take(c, c->in + c->in_used, IN_BYTES - c->in_used, MSG_DONTWAIT);
     if (came < 0 && (errno == EAGAIN || errno == EINTR))
-        return;
+        return false;
     if (came <= 0)
         fail("connection %u: %s", c->index, came ? strerror(errno) : "closed by the server");
     int64_t now = now_ns();
     size_t from = 0, used;
     c->in_used += (size_t)came;
-    while (from < c->in_used && (used = wanted.nats ? nats_take(c, c->in + from, c->in_used - from, now)
-                                                    : bester_take(c, c->in + from, c->in_used - from, now)))
+    while (from < c->in_used && (used = wanted.protocol->take(c, c->in + from, c->in_used - from, now)))
         from += used;
     c->in_used -= from;
     memmove(c->in, c->in + from, c->in_used);
+    return true;
+}
+
+static void drain(struct connection *c)
+{
+    /* A read of TLS brings one record; what OpenSSL has read beyond it would wake nobody. */
+    while (drain_once(c) && c->tls)
+        ;
 }
 
 static void run(struct connection *connections)
@@ -312,12 +349,13 @@ static void run(struct connection *connections)
 
 static void read_arguments(int count, char **given)
 {
-    if (count < 9 || (strcmp(given[1], "bester") && strcmp(given[1], "nats"))) {
-        fputs("usage: loadgen bester|nats PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S [LABEL=PID ...]\n",
+    wanted.protocol = count < 9 ? NULL : protocol_named(given[1]);
+    if (!wanted.protocol) {
+        fputs("usage: loadgen bester|bester-tls|nats|amqp PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S "
+              "[LABEL=PID ...]\n",
               stderr);
         exit(2);
     }
-    wanted.nats = !strcmp(given[1], "nats");
     wanted.port = (unsigned)number_argument(given[2], "PORT", 1, 65535);
     wanted.connections = (unsigned)number_argument(given[3], "CONNECTIONS", 1, MAX_CONNECTIONS);
     wanted.depth = (unsigned)number_argument(given[4], "DEPTH", 1, MAX_DEPTH);
@@ -346,7 +384,7 @@ static void print_result(void)
     qsort(latency_ns, wanted.messages, sizeof *latency_ns, by_size);
     printf("{\"protocol\":\"%s\",\"connections\":%u,\"depth\":%u,\"body_bytes\":%zu,\"messages\":%llu,"
            "\"seconds\":%.6f,\"p50_us\":%.3f,\"p99_us\":%.3f,\"max_us\":%.3f,",
-           wanted.nats ? "nats" : "bester", wanted.connections, wanted.depth, wanted.body_bytes,
+           wanted.protocol->name, wanted.connections, wanted.depth, wanted.body_bytes,
            (unsigned long long)wanted.messages, seconds, rank_us(latency_ns, wanted.messages, 0.5),
            rank_us(latency_ns, wanted.messages, 0.99), rank_us(latency_ns, wanted.messages, 1.0));
     print_cpu();
@@ -357,6 +395,8 @@ int main(int count, char **given)
 {
     read_arguments(count, given);
     write_body();
+    if (wanted.protocol->tls)
+        prepare_tls();
     latency_ns = room(wanted.messages, sizeof *latency_ns);
     poller = epoll_create1(EPOLL_CLOEXEC);
     if (poller < 0)

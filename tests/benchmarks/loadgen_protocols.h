@@ -1,5 +1,5 @@
 /*
- * The two protocols the load generator speaks. Part of loadgen.c, which has the connections and the slots. Of each:
+ * Two of the protocols that the load generator speaks. Part of loadgen.c, which has the connections and the slots. Of each:
  * NAME_template writes a message once, so that later ones only change digits; NAME_hello is the first thing said;
  * NAME_greeted and NAME_take read what came and return how many bytes they used, 0 until the whole of it is there.
  */

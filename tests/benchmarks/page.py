@@ -240,6 +240,11 @@ def compare_plots(result: Comparison) -> dict[str, str]:
     return found
 
 
+def encrypted_plots(result: Comparison) -> dict[str, str]:
+    """Return no plots: the ratios are the result, and stand in the table."""
+    return {}
+
+
 # --- the kit ---------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +280,7 @@ def kit_plots(result: Kit) -> dict[str, str]:
 
 TEXTS: dict[str, Any] = {
     "compare": compare_text,
+    "encrypted": compare_text,
     "overload": overload_text,
     "idle": idle_text,
     "path": path_text,
@@ -282,6 +288,7 @@ TEXTS: dict[str, Any] = {
 }
 PLOTS: dict[str, Any] = {
     "compare": compare_plots,
+    "encrypted": encrypted_plots,
     "overload": overload_plots,
     "idle": idle_plots,
     "path": path_plots,

@@ -28,7 +28,8 @@ GOALS = {  # (side, closed loop): the goal against the peer of the same run
 }
 EXPLANATION = (
     "A round trip is client → TCP → server → one Python handler process → server → the same client. With Bester it is "
-    "over when the echoed message and, behind it, its good report have come back; with NATS when the reply has. Every "
+    "over when the echoed message and, behind it, its good report have come back; with NATS and RabbitMQ when the "
+    "reply has; RabbitMQ gets a tenth of the messages. Every "
     "body is compared with what was sent. All sides ran in turn, on this machine, under the same load generator; "
     "medians of the runs, least–most below them. CPU is in per cent of one core, over the measured span. Pipelined "
     "jobs are compared by round trips a second (more is better), the closed loop by p50 (less is better)."

@@ -78,7 +78,14 @@ class Comparison(msgspec.Struct, frozen=True):
     sides: list[Compared]
 
 
-KINDS: dict[str, type[Any]] = {"compare": Comparison, "overload": Overload, "idle": Idle, "path": PathCost, "kit": Kit}
+KINDS: dict[str, type[Any]] = {
+    "compare": Comparison,
+    "encrypted": Comparison,
+    "overload": Overload,
+    "idle": Idle,
+    "path": PathCost,
+    "kit": Kit,
+}
 
 
 def write(folder: Path, name: str, result: msgspec.Struct) -> Path:

@@ -5,6 +5,9 @@ message to its journal, then reports; a mute one writes the message and closes i
 restless, either resets connections, before or after the journal entry, closes them unread, answers `come again`, or
 hangs. The process may be killed at any time: an entry in the journal is a receipt. SIGUSR1 makes the server restless.
 SIGTERM ends the process.
+
+A receipt has the time at which its connection was accepted. A message that is sent again comes on a later connection,
+and its entry may overtake the one of the first copy, over which the server works longer.
 """
 
 from __future__ import annotations
@@ -97,23 +100,23 @@ class Native:
             if manner == "slam":  # no byte was read: the system resets the connection
                 connection.close()
                 continue
-            talk = asyncio.create_task(self._serve(connection, manner))
+            talk = asyncio.create_task(self._serve(connection, manner, now_s()))
             self._talks.add(talk)
             talk.add_done_callback(self._talks.discard)
 
-    async def _serve(self, connection: socket.socket, manner: str) -> None:
+    async def _serve(self, connection: socket.socket, manner: str, accepted_s: float) -> None:
         self._connections += 1
         link = f"{self.spec.name}-{self.spec.life}#{self._connections}"
         reader, writer = await asyncio.open_connection(sock=connection, limit=READ_LIMIT_BYTES)
         try:
-            await self._converse(reader, writer, manner, link)
+            await self._converse(reader, writer, manner, link, accepted_s)
         except (OSError, EOFError):
             pass
         finally:
             writer.close()
 
     async def _converse(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, manner: str, link: str
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, manner: str, link: str, accepted_s: float
     ) -> None:
         frame = await _read(reader)
         if manner == "hang":
@@ -128,14 +131,14 @@ class Native:
             return
         if self.restless:
             await asyncio.sleep(self.random.uniform(0, IN_HAND_S))
-        self._put_down(frame, link)
+        self._put_down(frame, link, accepted_s)
         if manner == "reset after":
             _reset(writer)
         elif self.spec.reports and manner != "mum":
             _write(writer, _report(id_, None))
             await writer.drain()
 
-    def _put_down(self, frame: Any, link: str) -> None:
+    def _put_down(self, frame: Any, link: str, accepted_s: float) -> None:
         header, data, type_ = frame["header"], frame["payload"]["data"], frame["payload"]["type"]
         if type_ == NEWS:  # a later outcome of a message from this server, whose id ends with the recipient
             self.journal.write(Later(data["message"], data["message"].rpartition("/")[2], data["outcome"], now_s()))
@@ -144,7 +147,7 @@ class Native:
         place: Place = (header["server"], type_, epoch, number)
         sound = data["text"] == text_of(data["number"])
         marked = header.get("again") is True
-        self.journal.write(Got(data["number"], self.spec.name, header["id"], marked, sound, link, now_s(), place))
+        self.journal.write(Got(data["number"], self.spec.name, header["id"], marked, sound, link, accepted_s, place))
 
     # --- sending ---
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -13,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conform.programs import ROOT, failures, tried
-from tests.live import BESTER, LiveServer, Process, RawClient, live_server, short_directory
+from tests.keyed import free_port, server_key
+from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, live_server, short_directory
 
 EXAMPLES = ROOT / "examples"
 BUILD_S = 120
@@ -69,25 +72,48 @@ async def test_the_example_passes(language: str, tmp_path: Path) -> None:
 
 
 @every_language
-async def test_the_example_serves_a_real_broker(language: str, tmp_path: Path) -> None:
+async def test_the_example_serves_a_real_broker_by_ipc_and_by_curve(language: str, tmp_path: Path) -> None:
     command = LANGUAGES[language](tmp_path)
-    async with live_server() as server:
-        environment = {"BESTER_FABRIC": server.fabric, "BESTER_TYPES": "shout", "BESTER_NAME": f"{language}-1"}
-        handler = await Process.start(*command, cwd=tmp_path, env=environment)
+    key, port = tmp_path / "h.key", free_port()
+    subprocess.run([BESTER, "keys", "new", str(key)], check=True, capture_output=True, text=True)
+    toml = (
+        f'[fabric]\nlisten = ["ipc://DATA_DIR/fabric.sock", "tcp://127.0.0.1:{port}"]\ncurve = true\n'
+        f'[fabric.parties.h]\nkey = "{Path(f"{key}.pub").read_text().strip()}"\nrole = "handler"\ntypes = ["shout"]\n'
+    )
+    async with live_server(toml) as server:
+        named = {"BESTER_TYPES": "shout", "BESTER_NAME": f"{language}-1"}
+        by_curve = {"BESTER_KEY": str(key), "BESTER_SERVER_KEY": server_key(server.directory)}
+        await _shouts(command, server, named | {"BESTER_FABRIC": server.fabric}, tmp_path)
+        named["BESTER_NAME"] = f"{language}-2"
+        await _shouts(command, server, named | by_curve | {"BESTER_FABRIC": f"tcp://127.0.0.1:{port}"}, tmp_path)
+        refused = {**named, **by_curve, "BESTER_TYPES": "whisper", "BESTER_FABRIC": f"tcp://127.0.0.1:{port}"}
+        handler = await Process.start(*command, cwd=tmp_path, env=refused)
         try:
-            await server.has_type("shout")
-            bob = await RawClient.login(server, "bob")
-            for data, shouted in (("hello", "HELLO"), ("x" * 100_000, "X" * 100_000), ('"\\\n', '"\\\n')):
-                bob.submit("shout", data, "m")
-                report, before = await bob.until_report("m")
-                assert report["header"]["status"] == "good" and before[0]["payload"]["data"] == shouted
-            bob.submit("shout", 5, "m")
-            report, _ = await bob.until_report("m")
-            assert report["payload"]["reason"] == "handler-failed"
-            await bob.close()
+            await handler.says("this key is not for the type 'whisper'")
+            async with asyncio.timeout(DEADLINE_S):
+                assert await handler.process.wait() == 1, handler.lines
         finally:
-            status = await handler.end()
-        assert status == 0, handler.lines
+            if handler.process.returncode is None:
+                await handler.end(signal.SIGKILL)
+
+
+async def _shouts(command: tuple[str, ...], server: LiveServer, environment: dict[str, str], directory: Path) -> None:
+    """Run the handler, and let a user try it."""
+    handler = await Process.start(*command, cwd=directory, env=environment)
+    try:
+        await server.processes[0].says(environment["BESTER_NAME"])
+        bob = await RawClient.login(server, "bob")
+        for data, shouted in (("hello", "HELLO"), ("x" * 100_000, "X" * 100_000), ('"\\\n', '"\\\n')):
+            bob.submit("shout", data, "m")
+            report, before = await bob.until_report("m")
+            assert report["header"]["status"] == "good" and before[0]["payload"]["data"] == shouted
+        bob.submit("shout", 5, "m")
+        report, _ = await bob.until_report("m")
+        assert report["payload"]["reason"] == "handler-failed"
+        await bob.close()
+    finally:
+        status = await handler.end()
+    assert status == 0, handler.lines
 
 
 async def test_the_deployment_in_four_languages(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -76,14 +77,26 @@ class Operator:
         return json.loads(text)
 
 
+def secret_in(directory: Path) -> Path:
+    """Write the file of the token; return its path."""
+    secret = directory / "operator.token"
+    secret.write_text(TOKEN + "\n")
+    secret.chmod(0o600)
+    return secret
+
+
+def page_of(lines: list[str]) -> str:
+    """Return the address of the page that a log names, without its last slash."""
+    (line,) = [line for line in lines if "page on http://" in line]
+    return "http://" + line.partition("http://")[2].split("/")[0]
+
+
 @asynccontextmanager
 async def operated(more: str = "", *, token: bool = True, layout: str = "up") -> AsyncIterator[Operator]:
     """Run a server with an operator's side, and the handlers ok, refuses and breaks."""
     async with short_directory() as directory, aiohttp.ClientSession() as session:
         (directory / "mixed.py").write_text(HANDLERS)
-        secret = directory / "operator.token"
-        secret.write_text(TOKEN + "\n")
-        secret.chmod(0o600)
+        secret_in(directory)
         toml = HEAD + ('token = "operator.token"\n' if token else "") + more
         if layout == "up":
             toml += '[handlers.mixed]\napp = "mixed:app"\ntypes = ["ok", "refuses", "breaks"]\n'
@@ -91,8 +104,8 @@ async def operated(more: str = "", *, token: bool = True, layout: str = "up") ->
         try:
             broker = server.processes[0 if layout == "up" else 1]
             await server.has_type("ok")
-            line = await broker.says("page on http://")
-            yield Operator(server, "http://" + line.partition("http://")[2].split("/")[0], session)
+            await broker.says("page on http://")
+            yield Operator(server, page_of(broker.lines), session)
         finally:
             statuses = await server.stop()
         assert statuses == [0] * len(statuses), [process.lines for process in server.processes]

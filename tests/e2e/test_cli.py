@@ -147,6 +147,26 @@ def test_accounts_from_the_shell(directory: Path) -> None:
     assert (status, printed.count("\n"), printed.startswith(f"no users in {directory}/bester-data;")) == (0, 1, True)
 
 
+@pytest.mark.parametrize(
+    ("section", "lines"),
+    [
+        ("handlers.people", '[handlers.people]\napp = "people:app"\nauth = true\n'),
+        (
+            "fabric.parties.people",
+            f'[fabric.parties.people]\nkey = "{"x" * 40}"\nrole = "handler"\ntypes = ["bester.auth"]\n',
+        ),
+    ],
+)
+def test_password_is_warned_of_where_a_handler_decides_logins(directory: Path, section: str, lines: str) -> None:
+    (directory / "bester.toml").write_text(lines)
+    for arguments, done in ((("add", "tim"), "user tim added\n"), (("passwd", "tim"), "password of tim changed\n")):
+        ended = run("user", *arguments, "--password-stdin", given="secret\n")
+        warnings = [line for line in ended.stderr.splitlines() if "decides logins" in line]
+        assert (ended.returncode, ended.stdout) == (0, done)
+        assert len(warnings) == 1 and f"[{section}]" in warnings[0], ended.stderr
+    assert "decides logins" not in run("user", "list").stderr
+
+
 def test_accounts_are_a_table_on_a_terminal_and_tabbed_in_a_pipe(directory: Path) -> None:
     for name in ("tim", "a-much-longer-name"):
         assert run("user", "add", name, "--password-stdin", given="secret\n").returncode == 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+from typing import Any
 
+import aiohttp
 import pytest
 
 from bester.broker.wire.codes import BesterError
@@ -45,6 +47,26 @@ async def test_letters_arrive_translated() -> None:
     assert "Let us drink coffee on Saturday." in await run.says("T receives:")
     assert "T → magic-machine/portuguese → magic-machine/english → magical-boks/english → G" in run.lines
     assert "G → magical-boks/afrikaans → magical-boks/english → magic-machine/english → T" in run.lines
+
+
+async def test_pages_show_messages_until_ctrl_c() -> None:
+    async with demo("--page") as run, aiohttp.ClientSession() as session:
+        pages = {name: (await run.says(f"{name}'s page:")).split()[-1] for name in ("S1", "S2", "S3")}
+        await run.says("Ctrl-C ends the demo")
+        async with asyncio.timeout(3 * DEADLINE_S):
+            for name, page in pages.items():
+                status: dict[str, Any] = {}
+                counts: dict[str, int] = {}
+                while min(counts.values(), default=0) < 4:  # a rehearsal, the story, and two more
+                    await asyncio.sleep(0.05)
+                    async with session.get(f"{page}api/status") as answer:
+                        status = await answer.json()
+                    counts = {type_: row["answered"] for type_, row in status["types"].items() if type_ != "(others)"}
+                assert (status["server"], "M1" in counts) == (name, True)
+            async with session.get(pages["S2"]) as answer:
+                assert "<!doctype html>" in await answer.text()
+        run.process.send_signal(signal.SIGINT)
+        assert await ended(run.process) == 0, run.lines
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -14,7 +14,7 @@ from bester.broker.names import find
 from bester.broker.wire import link_client as party_module
 from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.link_client import LinkClient
-from bester.broker.wire.messages import Hello, Reply, Welcome
+from bester.broker.wire.messages import Hello, Malformed, Message, Reply, Request, Welcome
 from tests.e2e.name_server import name_server, until
 from tests.live import short_directory
 
@@ -103,3 +103,48 @@ async def test_link_ends_while_the_name_server_hangs(monkeypatch: pytest.MonkeyP
         resolver.release()
         await until(lambda: resolver.under_way == 0)
         assert link.over.is_set()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_message_whose_callback_raises_costs_no_other_message(shared: bool) -> None:
+    failures: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: failures.append(str(context.get("exception"))))
+    welcomed = asyncio.Event()
+
+    def answer(messages: list[Message | Malformed]) -> None:
+        for message in messages:
+            assert isinstance(message, Request)
+            if message.token % 7 == 0:
+                raise ValueError(message.token)
+            link.send(Reply(message.token, 0, []))
+
+    async with short_directory() as directory:
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as broker:
+            broker.linger = 0
+            broker.rcvtimeo = 60_000
+            broker.bind(f"ipc://{directory}/f")
+            party = LinkClient("handler", "h", {})
+            link = FabricLink(
+                f"ipc://{directory}/f",
+                party,
+                on_messages=answer,
+                on_ready=welcomed.set,
+                on_lost=pytest.fail,
+                shared=shared,
+            )
+            link.start()
+            peer, _ = await asyncio.to_thread(broker.recv_multipart)
+            broker.send_multipart([peer, *encode([Welcome(1, "s1", {"heartbeat_ms": 60_000})])])
+            await welcomed.wait()
+            for burst in (1, 2, 200):  # alone, and while others wait
+                for token in range(burst):
+                    broker.send_multipart([peer, *encode([Request(token, "t", b"{}", None, {})])])
+                wanted = [token for token in range(burst) if token % 7]
+                heard: list[int] = []
+                while len(heard) < len(wanted):
+                    _, *frames = await asyncio.to_thread(broker.recv_multipart)
+                    heard += [message.token for message in decode(frames) if isinstance(message, Reply)]
+                assert heard == wanted
+            await until(lambda: len(failures) == 1 + 1 + 29)
+            await link.close(0)

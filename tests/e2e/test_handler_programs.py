@@ -348,7 +348,10 @@ async def test_refusal_is_one_line_and_status_1(folder: Path) -> None:
         (("needy:app",), "needy.py, line 1 needs the module 'nowhere', which is not installed: pip install nowhere"),
         (("fails:app",), "fails.py, line 2: ZeroDivisionError: division by zero"),
         (("empty:app",), 'empty:app: the app has no handlers: put @app.handler("TYPE") above a function'),
-        (("two:app", "--types", "c"), "two:app: the app has no handler of 'c', only of a, b"),
+        (
+            ("two:app", "--types", "c"),
+            "two:app: the app has no handler of 'c', only of a, b; name the types to serve: `types` in",
+        ),
         (("mine:app", "--types", "c\u0007d"), "--types (or BESTER_TYPES): 'c\\x07d': a type is 1 to 128 printable"),
         (("mine:app", "--types", "x" * 129), "a type is 1 to 128 printable characters without commas"),
         (("commas:app",), "ValueError: 'a,b': a type is 1 to 128 printable characters without commas"),

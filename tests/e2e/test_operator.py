@@ -7,15 +7,17 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import jsonschema_rs
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.operator_stand import TOKEN, Operator, operated
-from tests.live import BESTER, Process, RawClient
+from tests.e2e.operator_stand import HEAD, TOKEN, Operator, operated, page_of, secret_in
+from tests.live import BESTER, LiveServer, Process, RawClient, shared_server, short_directory
 
 DIES = '[handlers.dies]\napp = "mixed:app"\ntypes = ["dies"]\nattempts = 1\n'
 ROOT = Path(__file__).parents[2]
@@ -38,6 +40,38 @@ def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server for the tests that leave nothing behind in it."""
+    secret = secret_in(tmp_path_factory.mktemp("operator"))
+    with shared_server(f'[operator]\nhttp = "127.0.0.1:0"\ntoken = "{secret}"\n') as server:
+        yield server
+
+
+@pytest.fixture
+async def shared(server: LiveServer) -> AsyncIterator[Operator]:
+    """Its operator."""
+    async with aiohttp.ClientSession() as session:
+        yield Operator(server, page_of(server.processes[0].lines), session)
+
+
+async def test_up_shows_its_page_in_the_browser() -> None:
+    async with short_directory() as directory:
+        (directory / "bester.toml").write_text(HEAD)
+        browser = directory / "browser"
+        browser.write_text('#!/bin/sh\necho "$1 is opened" >&2\n')
+        browser.chmod(0o700)
+        server = await Process.start(
+            BESTER, "up", "--page", cwd=directory, env={"DISPLAY": ":9", "BROWSER": f"{browser} %s"}
+        )
+        try:
+            url = (await server.says("the page:")).split()[-1]
+            assert url == page_of(server.lines) + "/" and not url.endswith(":0/")
+            await server.says(f"{url} is opened")
+        finally:
+            assert await server.end() == 0
 
 
 @pytest.mark.parametrize("layout", ["up", "apart"])
@@ -82,12 +116,11 @@ async def test_bridge_tells_its_counts() -> None:
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/api/status", "/api/dead", "/api/live", "/api/openapi.json", "/nothing"])
-async def test_nothing_is_shown_without_the_token(path: str) -> None:
-    async with operated() as operator:
-        for token in (None, "wrong", TOKEN[:-1], TOKEN + "x"):
-            status, text = await operator.request(path, token=token)
-            assert (status, "token" in text) == (401, True)
-        assert TOKEN not in "\n".join(line for process in operator.server.processes for line in process.lines)
+async def test_nothing_is_shown_without_the_token(shared: Operator, path: str) -> None:
+    for token in (None, "wrong", TOKEN[:-1], TOKEN + "x"):
+        status, text = await shared.request(path, token=token)
+        assert (status, "token" in text) == (401, True)
+    assert TOKEN not in "\n".join(line for process in shared.server.processes for line in process.lines)
 
 
 async def test_who_may_look_and_who_may_act() -> None:
@@ -122,15 +155,19 @@ async def test_who_may_look_and_who_may_act() -> None:
         ("text/plain", b""),
     ],
 )
-async def test_odd_bodies_are_refused_in_one_line_and_log_no_traceback(kind: str, body: bytes) -> None:
-    async with operated() as operator, aiohttp.ClientSession() as session:
-        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": kind}
-        async with session.post(f"{operator.base}/api/dead/drop", data=body, headers=headers) as answer:
-            assert (answer.status, list(await answer.json())) == (400, ["error"])
-        for limit in ("9" * 5000, "00000001", "-1", "\u00b2"):
-            assert (await operator.request(f"/api/dead?limit={limit}"))[0] == 400
-        lines = [line for process in operator.server.processes for line in process.lines]
-        assert not [line for line in lines if "Traceback" in line]
+async def test_odd_bodies_are_refused_in_one_line_and_log_no_traceback(
+    shared: Operator, kind: str, body: bytes
+) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": kind}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{shared.base}/api/dead/drop", data=body, headers=headers) as answer,
+    ):
+        assert (answer.status, list(await answer.json())) == (400, ["error"])
+    for limit in ("9" * 5000, "00000001", "-1", "\u00b2"):
+        assert (await shared.request(f"/api/dead?limit={limit}"))[0] == 400
+    lines = [line for process in shared.server.processes for line in process.lines]
+    assert not [line for line in lines if "Traceback" in line]
 
 
 @pytest.mark.parametrize(
@@ -143,18 +180,17 @@ async def test_odd_bodies_are_refused_in_one_line_and_log_no_traceback(kind: str
     ],
     ids=["long", "tls", "version", "length"],
 )
-async def test_stranger_who_sends_no_http_gets_nothing_into_the_log(sent: bytes) -> None:
-    async with operated() as operator:
-        port = int(operator.base.rpartition(":")[2])
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(sent)
-        answer = await asyncio.wait_for(reader.readline(), 30.0)
-        assert answer.startswith(b"HTTP/1."), answer
-        assert b" 200 " not in answer
-        writer.close()
-        assert (await operator.get("/health"))["status"] == "ok"
-        lines = [line for process in operator.server.processes for line in process.lines]
-        assert not [line for line in lines if "Traceback" in line or "error" in line]
+async def test_stranger_who_sends_no_http_gets_nothing_into_the_log(shared: Operator, sent: bytes) -> None:
+    port = int(shared.base.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    answer = await asyncio.wait_for(reader.readline(), 30.0)
+    assert answer.startswith(b"HTTP/1."), answer
+    assert b" 200 " not in answer
+    writer.close()
+    assert (await shared.get("/health"))["status"] == "ok"
+    lines = [line for process in shared.server.processes for line in process.lines]
+    assert not [line for line in lines if "Traceback" in line or "error" in line]
 
 
 async def test_dead_letter_is_shown_and_dropped() -> None:
@@ -173,6 +209,42 @@ async def test_dead_letter_is_shown_and_dropped() -> None:
         status, text = await operator.request("/api/dead/drop", method="POST", body={"id": row["id"]})
         assert (status, json.loads(text)["dropped"]) == (200, 1)
         assert await operator.get("/api/dead") == []
+
+
+async def test_answers_are_those_of_the_document() -> None:
+    async with operated(DIES + '[servers.s2]\nnative = "127.0.0.1:9"\n') as operator:
+        await operator.server.has_type("dies")
+        client = await RawClient.login(operator.server, "bob")
+        await messages(operator, ok=1, refuses=1, dies=1)
+        document = await operator.get("/api/openapi.json")
+        (letter,) = await operator.get("/api/dead")
+        wanted = {"/api/dead/letter": {"id": letter["id"]}, "/api/peers": {"name": "s2"}, "/api/dead": letter}
+        seen = set()
+        for path, methods in document["paths"].items():
+            ((method, facts),) = methods.items()
+            ((kind, content),) = facts["responses"]["200"]["content"].items()
+            if kind != "application/json":
+                continue
+            body = wanted[path.rpartition("/")[0]] if method == "post" else None
+            body = body and {name: body[name] for name in facts["requestBody"]["content"][kind]["schema"]["required"]}
+            query = "".join(f"?{name}={value}" for name, value in wanted.get(path, {}).items() if name == "id")
+            asked = path + query if path == "/api/dead/letter" else path
+            status, text = await operator.request(asked, method.upper(), body=body)
+            assert status == 200, (path, text)
+            checked_by(document, content["schema"]).validate(json.loads(text))
+            seen.add(path)
+            status, text = await operator.request(asked, "POST", body={"id": 7, "name": 7})
+            if status != 405 and method == "post":
+                checked_by(document, {"$ref": "#/components/schemas/Error"}).validate(json.loads(text))
+        assert len(seen) == len(document["paths"]) - 2, "all but metrics and live events"
+        with pytest.raises(jsonschema_rs.ValidationError):
+            checked_by(document, {"$ref": "#/components/schemas/Status"}).validate({"server": "s1"})
+        client.writer.close()
+
+
+def checked_by(document: Any, schema: Any) -> jsonschema_rs.Validator:
+    """Return the validator of a schema within the document."""
+    return jsonschema_rs.validator_for({**schema, "components": document["components"]})
 
 
 async def test_live_events_and_trace() -> None:

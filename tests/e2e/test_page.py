@@ -47,6 +47,9 @@ async def test_stopped_handler_turns_red_and_a_dead_letter_is_replayed(tmp_path:
         await messages(operator, ok=1, dies=1)
         await page.go_to(f"{operator.base}/?token={TOKEN}")
         await page.says("#dead", "handler-lost")
+        await page.says("#findings", "1 dead letter of type dies in 10.0 min: handler-lost")
+        assert ["warning", "dead letters"] in [row[:2] for row in await page.rows("findings")]
+        await page.says("#findings", "bester dead replay")
         await page.click("#dead", "replay")
         async with asyncio.timeout(60.0):
             while {row[0]: row[7] for row in await page.rows("types")}["dies"] != "2":
@@ -59,6 +62,7 @@ async def test_stopped_handler_turns_red_and_a_dead_letter_is_replayed(tmp_path:
         for process in operator.server.processes[2:]:
             await process.end()
         await page.says("#state", "no handler serves ok")
+        await page.says("#findings", "start it; its own lines in the log say why it ended")
         assert await page.evaluate("document.querySelectorAll('#way rect.bad').length") >= 1
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
+from tests.simulation.hostile import Hostile
 from tests.simulation.scenario import Scenario, play, submissions_of
 from tests.world.clock import BrokenRuleError
 
@@ -61,14 +62,14 @@ class Tally:
         self.repeated += sum(arrival.marked for client in scenario.clients for arrival in client.arrivals)
 
 
-def tally(seeds: Iterable[int], *, collect: bool = True) -> Tally:
+def tally(seeds: Iterable[int], *, collect: bool = True, kind: type[Scenario] = Scenario) -> Tally:
     """Play seeds, up to the first that breaks a rule. Without `collect` finished scenarios stay in memory."""
     counted = Tally()
     gc.freeze()
     gc.disable()  # a scenario is thrown away as a whole
     try:
         for seed in seeds:
-            counted.count(play(seed))
+            counted.count(play(seed, kind))
             if collect and counted.seeds % COLLECTED_EVERY == 0:
                 gc.collect()
     except BrokenRuleError as error:
@@ -99,11 +100,13 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="play this one alone, and print its story")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that play (all cores)")
+    parser.add_argument("--hostile", action="store_true", help="beside a thief of routing ids and a server that lies")
     options = parser.parse_args()
+    kind = Hostile if options.hostile else Scenario
     if options.seed is not None:
-        return tell(options.seed)
+        return tell(options.seed, kind)
     started = time.monotonic()
-    counted = play_all(range(options.first, options.first + options.seeds), options.jobs)
+    counted = play_all(range(options.first, options.first + options.seeds), options.jobs, kind)
     took_s = time.monotonic() - started
     if counted.broken:
         print(counted.broken)
@@ -117,9 +120,9 @@ def main() -> int:
     return 0
 
 
-def tell(seed: int) -> int:
+def tell(seed: int, kind: type[Scenario]) -> int:
     """Play one seed and print its story."""
-    scenario = Scenario(seed)
+    scenario = kind(seed)
     try:
         scenario.run()
     except BrokenRuleError as error:
@@ -129,15 +132,15 @@ def tell(seed: int) -> int:
     return 0
 
 
-def play_all(seeds: range, jobs: int) -> Tally:
+def play_all(seeds: range, jobs: int, kind: type[Scenario] = Scenario) -> Tally:
     """Play seeds on several processes; end at the first broken rule."""
     if jobs <= 1:
-        return tally(seeds)
+        return tally(seeds, kind=kind)
     counted = Tally()
     portions = [seeds[start : start + PORTION] for start in range(0, len(seeds), PORTION)]
     # Each portion has a process of its own: the process's end frees the memory of its scenarios at no cost.
     with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
-        for part in pool.imap(partial(tally, collect=False), portions):
+        for part in pool.imap(partial(tally, collect=False, kind=kind), portions):
             counted.add(part)
             if counted.broken:
                 break

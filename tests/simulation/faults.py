@@ -25,8 +25,6 @@ class Faults:
         self.random = scenario.random
         self.count = 0
         self.healed_s = 0.0
-        self.filled = False
-        """True when any disk was full."""
 
     def plan(self, until_s: float, healed_s: float) -> None:
         """Plan the faults; no fault lasts beyond `healed_s`."""
@@ -142,13 +140,11 @@ class Faults:
         server.set_clock(by_s)
 
     def _fill_disk(self) -> None:
-        self.filled = True
         self._some_server().disk.fill(self._some_time(6.0), wholly=self.random.random() < 0.5)
 
     def _lock_store(self) -> None:
         """Another process holds the lock for writing: for a moment, some seconds, or longer than the broker waits."""
         seconds = self._some_time(self.random.choice((0.3, 4.0, 9.0)))
-        self.filled = self.filled or seconds > 4.0
         self._some_server().disk.lock(seconds)
 
     def _slow_disk(self) -> None:

@@ -21,6 +21,9 @@ NATIVE, MUTE = "n1", "n2"
 """Servers of the native protocol: neither runs a message's program, and the second never reports."""
 NATIVES = (NATIVE, MUTE)
 
+LIARS = 1_000_000
+"""Numbers from here on are those of a server's messages that lies about everything but the message itself."""
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
@@ -39,6 +42,11 @@ def read(body: bytes) -> tuple[int, str, Program]:
     """Return number, place and program of a body."""
     fields = _decode(body)
     return fields["n"], fields["at"], fields["do"]
+
+
+def is_liars(body: bytes) -> bool:
+    """Return whether a body is that of a lying server's message."""
+    return read(body)[0] >= LIARS
 
 
 def commands(body: bytes, type_: str, next_server: str) -> list[Command] | None:

@@ -11,7 +11,7 @@ from functools import partial
 from random import Random
 
 from bester.bridge.limits import Limits as BridgeLimits
-from bester.broker.core.settings import Budget, Limits, Route, Settings
+from bester.broker.core.settings import Budget, Grant, Limits, Route, Settings
 from bester.broker.wire.messages import Forward, Meta, Reply, Request
 from bester.client.frames import Terms
 from tests.simulation import programs
@@ -44,7 +44,12 @@ ADDRESSES = {NATIVE: "n1.example:2223", MUTE: "n2.example:2223"}
 
 
 class Scenario:
-    """A scenario, played by `run`; BrokenRuleError names the broken rule, `world.told()` is the whole story."""
+    """A scenario, played by `run`; BrokenRuleError names the broken rule, `world.told()` is the whole story.
+
+    `option` chooses this kind of scenario on the command line.
+    """
+
+    option = ""
 
     def __init__(self, seed: int, *, telling: bool = True) -> None:
         self.world = World(seed, telling=telling)
@@ -66,6 +71,20 @@ class Scenario:
         self._plan_traffic()
         self.faults.plan(TRAFFIC_S, HEALED_S)
 
+    # --- what a scenario with more parties adds ---
+
+    def more_routes(self) -> dict[str, Route]:
+        """Return servers that all servers list, besides each other."""
+        return {}
+
+    def grants(self) -> dict[str, Grant]:
+        """Return the keys that all servers know, with what each is good for."""
+        return {}
+
+    def key_of(self, handler: str) -> str:
+        """Return a handler's key, empty for one whose link is not encrypted."""
+        return ""
+
     # --- parties ---
 
     def _build(self) -> None:
@@ -79,7 +98,10 @@ class Scenario:
         for name in self._names:
             others = {other: route for other, route in routes.items() if other != name}
             budgets = {"b": Budget(2.0, 2)} if chance.random() < 0.3 else {}
-            settings = Settings(name, routes=others, unknown_hosts=frozenset({NATIVE}), limits=LIMITS, budgets=budgets)
+            settings = Settings(
+                name, routes=others | self.more_routes(), unknown_hosts=frozenset({NATIVE}), limits=LIMITS,
+                budgets=budgets, grants=self.grants(),
+            )  # fmt: skip
             turn_s = chance.choice((0.0, 0.0, 0.002, 0.02))
             self.servers.append(SimServer(self.world, settings, accounts, turn_s=turn_s))
             self.neighbour.listed_by(self.servers[-1])
@@ -133,6 +155,7 @@ class Scenario:
             handler = SimHandler(
                 self.world, server, f"{server.name}h{number}", options, behaviour,
                 weather=Weather(0.0, chance.choice((0.001, 0.1))), slowest_s=chance.choice((0.0, 0.1, 0.5)),
+                key=self.key_of(f"{server.name}h{number}"),
             )  # fmt: skip
             handler.on_request = partial(self.rules.requested, handler)
             self.handlers.append(handler)
@@ -254,29 +277,29 @@ class Scenario:
             is_quiet = self.rules.quiet()
 
 
-def play(seed: int) -> Scenario:
+def play(seed: int, kind: type[Scenario] = Scenario) -> Scenario:
     """Play a seed to its end. Raises BrokenRuleError with the whole story and the command that repeats the seed.
 
     The story is told only where it is wanted: a seed that fails is played a second time, and goes the same way.
     """
     try:
-        scenario = Scenario(seed, telling=False)
+        scenario = kind(seed, telling=False)
         scenario.run()
     except Exception:
-        _tell(seed)
+        _tell(seed, kind)
         raise  # a good second run is worth knowing, too: then chance is not the seed's alone
     return scenario
 
 
-def _tell(seed: int) -> None:
+def _tell(seed: int, kind: type[Scenario]) -> None:
     scenario: Scenario | None = None
     try:
-        scenario = Scenario(seed)
+        scenario = kind(seed)
         scenario.run()
     except Exception as error:
         story = scenario.world.told() if scenario is not None else ""
         where = "" if isinstance(error, BrokenRuleError) else "".join(traceback.format_exception(error))
-        text = f"{story}\n{where}\nseed {seed}: {error}\nagain: python -m tests.simulation --seed {seed}"
+        text = f"{story}\n{where}\nseed {seed}: {error}\nagain: python -m tests.simulation --seed {seed}{kind.option}"
         raise BrokenRuleError(text) from error
 
 

@@ -5,6 +5,7 @@ A mutant names the code that it breaks, private or not; no other test does.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -12,30 +13,34 @@ import pytest
 from bester.bridge.intake import Intake
 from bester.bridge.senders import Sender, Senders
 from bester.bridge.submissions import Submissions
-from bester.broker.core import commands, dispatcher, relays
+from bester.broker.core import commands, dispatcher, policy, relays
 from bester.broker.core.clock import Clock
 from bester.broker.core.dedup import DedupCache
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.inbound_lanes import InboundLanes
+from bester.broker.core.ingress import Ingress
+from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.pools import Worker
 from bester.broker.core.queues import Queues
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.strangers import Strangers
-from bester.broker.core.transfers import Transfers
+from bester.broker.core.transfers import Transfer, Transfers
 from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_driver import StoreDriver
 from bester.broker.wire.outcomes import result_id
+from tests.simulation import hostile
 from tests.simulation.fair import play_fair
-from tests.simulation.scenario import play
+from tests.simulation.hostile import Hostile
+from tests.simulation.scenario import Scenario, play
 from tests.world.clock import BrokenRuleError
 
 
-def broken_seeds(seeds: int = 60) -> str:
+def broken_seeds(seeds: int = 60, kind: type[Scenario] = Scenario) -> str:
     """Play seeds until a rule breaks; return the failure's text."""
     for seed in range(seeds):
         try:
-            play(seed)
+            play(seed, kind)
         except BrokenRuleError as error:
             return str(error)
     return ""
@@ -186,6 +191,57 @@ def test_a_server_that_is_refused_before_its_name_is_looked_up_is_noticed(monkey
 def test_an_old_table_that_counts_as_a_new_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hosts, "not_looked_up", lambda self, since: self.unknown)
     assert "refused for good" in broken_seeds(500)
+
+
+# Hostile parties. A lie that is believed may break any rule first, by what the message was.
+
+
+def is_rule(failure: str) -> bool:
+    """Return whether a failure is a broken rule of a hostile scenario, and no error of the mutant itself."""
+    return failure.endswith(" --hostile") and "Traceback" not in failure
+
+
+def test_routing_id_that_is_taken_for_an_identity_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostile, "thiefs_link", lambda link: link)
+    assert is_rule(broken_seeds(300, Hostile))
+
+
+def test_key_that_is_good_for_everything_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "_may_use_key", lambda *_: None)
+    assert is_rule(broken_seeds(300, Hostile))
+
+
+def test_id_that_a_server_claims_for_another_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def believing(self: Ingress, key: Any, *rest: Any) -> Any:
+        return honest(self, ("any server", *key[1:]), *rest)
+
+    honest = Ingress._by_id
+    monkeypatch.setattr(Ingress, "_by_id", believing)
+    assert is_rule(broken_seeds(300, Hostile))
+
+
+def test_id_of_a_result_that_a_server_forges_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ingress, "_not_ours", lambda self, id_, peer: id_)
+    assert is_rule(broken_seeds(300, Hostile))
+
+
+def test_answer_of_a_server_that_was_not_asked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def believing(self: Transfers, token: int, link: Any) -> Transfer | None:
+        transfer = self._transfers.get(token)
+        return honest(self, token, link if transfer is None else transfer.link)
+
+    honest = Transfers.end
+    monkeypatch.setattr(Transfers, "end", believing)
+    assert is_rule(broken_seeds(300, Hostile))
+
+
+def test_later_outcome_of_a_server_that_does_not_have_the_message_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def believing(self: LateOutcomes, peer: str, body: bytes, case: Any) -> str | None:
+        return honest(self, json.loads(body).get("by", peer), body, case)
+
+    honest = LateOutcomes.receive
+    monkeypatch.setattr(LateOutcomes, "receive", believing)
+    assert is_rule(broken_seeds(300, Hostile))
 
 
 # The shares of the bridge's input.

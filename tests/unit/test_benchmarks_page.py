@@ -9,15 +9,16 @@ from xml.parsers import expat
 import msgspec
 import pytest
 
-from tests.benchmarks import kit, page, report, results
-from tests.benchmarks.figures import Part
+from tests.benchmarks import encrypted, kit, page, report, results
+from tests.benchmarks.comparison import compare, result_of
+from tests.benchmarks.figures import Job, Part, Run
 from tests.benchmarks.idle import IdleCell, too_few_descriptors
 from tests.benchmarks.overload import measure_cell
 from tests.benchmarks.overload_plan import KINDS, Cell, Flood, Honest, Plan, refused_rate, served_rate
 from tests.benchmarks.path_cost import PathPlan, cpu_by_stage
 from tests.benchmarks.path_rig import STAGES, NoMeter, Rig
 from tests.benchmarks.plot import Line, bars, lines, scale
-from tests.benchmarks.programs import BenchmarkError, load_generator
+from tests.benchmarks.programs import OPENSSL, BenchmarkError, load_generator
 
 ECHO, UNKNOWN, STUCK = KINDS[:3]
 HONEST = Honest(100, 99, 1, 1, 0, 900.0, 1500.0, 2500.0)
@@ -149,3 +150,30 @@ def test_the_smallest_run_of_the_handlers_measures_both() -> None:
         found = kit.handlers(Path(folder), kit.KitPlan(messages=640, runs=1), lambda _: None)
     assert [part.side for part in found] == ["loop", "kit"]
     assert all(len(part.rates) == len(part.cpu_us) == 1 and part.rates[0] > 0 for part in found)
+
+
+def a_run(rate: float) -> Run:
+    return Run("bester", 8, 50, 100, 1000, 1000 / rate, 1.0, 2.0, 3.0, {"loadgen": 0.1, "server": 0.5})
+
+
+def test_encrypted_sides_are_shown_against_their_plain_twins() -> None:
+    rates = {encrypted.PLAIN: 100.0, encrypted.TLS: 90.0, encrypted.OPEN: 200.0, encrypted.CURVE: 100.0}
+    job = Job(100, 8, 50, 1000, 100)
+    result = result_of({job: {side: [a_run(rate)] for side, rate in rates.items()}}, {}, encrypted.peers_of)
+    text = page.text_of("encrypted", result)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line.startswith("| ")]
+    ratios = {row[1]: row[6:] for row in cells[1:]}
+    assert cells[0][6:] == [f"against {encrypted.PLAIN}", f"against {encrypted.OPEN}"]
+    assert ratios[encrypted.PLAIN] == ratios[encrypted.OPEN] == ["", ""]
+    assert ratios[encrypted.TLS] == ["0.90 × (0.90–0.90)", ""]
+    assert ratios[encrypted.CURVE] == ["", "0.50 × (0.50–0.50)"]
+
+
+@pytest.mark.skipif(not OPENSSL.exists(), reason="libssl-dev is not installed: apt-get install libssl-dev")
+def test_smallest_run_by_tls_and_by_curve_is_measured() -> None:
+    job = Job(100, 2, 5, 50, 5)
+    found = compare([job], 1, [encrypted.over_tls, encrypted.handler_by_curve], lambda _: None, tls=True)
+    assert {side: [run.messages for run in runs] for side, runs in found[job].items()} == {
+        encrypted.TLS: [50],
+        encrypted.CURVE: [50],
+    }

@@ -96,6 +96,41 @@ def test_late_outcomes_count_while_the_disk_is_full() -> None:
     assert outcome_of(stand, bridge, report.message) == {"s2": "failed:expired"}
 
 
+@pytest.mark.parametrize("room", ["full", "broken"])
+def test_late_outcome_is_pushed_when_the_disk_takes_it_again(room: str) -> None:
+    stand = town()
+    bridge, chat = stand.bridge("alice"), stand.handler("chat")
+    messages = []
+    for _ in "12":
+        token = stand.submit(bridge, "chat", outcome=True)
+        stand.answer(chat, clients("bob"))
+        messages.append(stand.report(bridge, token).message)
+    setattr(stand.store, room, True)
+    bob = stand.bridge("bob")
+    for delivery in stand.heard_of(bob, Deliver):
+        stand.say(bob, Confirm(delivery.serial))
+    assert stand.heard_of(bridge, Deliver) == []
+    setattr(stand.store, room, False)
+    stand.wait(2.5)
+    pushed = [json.loads(delivery.body) for delivery in stand.heard_of(bridge, Deliver)]
+    assert pushed == [{"message": each, "recipient": "bob", "outcome": "delivered"} for each in messages]
+
+
+def test_message_queued_elsewhere_has_its_outcome_though_the_disk_was_full_when_it_was_queued() -> None:
+    stand = town()
+    reach(stand)
+    bridge, chat, peer = stand.bridge("alice"), stand.handler("chat"), stand.server("s2")
+    stand.store.broken = True
+    report = queue_elsewhere(stand, bridge, chat, 1)
+    assert report.recipients == {"s2": "queued"}
+    late_outcome(stand, peer, f"{report.message}.0.0", "delivered", 1)
+    assert stand.one(peer, Relayed).outcome == "failed:overloaded", "it comes again"
+    stand.store.broken = False
+    stand.wait(2.5)
+    late_outcome(stand, peer, f"{report.message}.0.0", "delivered", 1, again=True)
+    assert outcome_of(stand, bridge, report.message) == {"s2": "delivered"}
+
+
 def test_late_outcome_after_a_crash_counts_once() -> None:
     stand = town()
     reach(stand)

@@ -229,6 +229,22 @@ def test_late_answer_to_a_message_that_is_being_written(how: str) -> None:
     assert desk.counts == (0, 0, 0)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_message_queued_elsewhere_that_cannot_be_written_leaves_a_note(asked: bool) -> None:
+    desk = Desk()
+    owed = case()
+    entry = desk.enqueue(case=owed)
+    desk.queues.keep_inflight(entry.number)
+    desk.queues.end(entry, "queued", entry._replace(body=b"") if asked else None)
+    desk.commit(Committed(False))
+    assert owed.recipients == {"s2": "queued"}
+    assert desk.queues.is_recording(entry.id) is asked
+    notes = desk.commit(Committed(True))
+    assert notes == ([RecordRemote(entry._replace(number=entry.number + 1, body=b""), "queued")] if asked else [])
+    assert not desk.queues.is_recording(entry.id)
+    assert desk.counts == (0, 0, 0)
+
+
 @pytest.mark.parametrize("result", [Committed(False), Committed(True, {1: "delivered"})])
 def test_message_in_flight_that_was_not_written_is_not_kept(result: Committed) -> None:
     desk = Desk()

@@ -13,7 +13,7 @@ import pytest
 
 from bester.broker.wire.messages import Request
 from bester.handlers import App, Message
-from bester.handlers.task_pool import OVERDUE, Job, NotBegunError, TaskPool
+from bester.handlers.task_pool import OVERDUE, End, Job, NotBegunError, TaskPool
 
 colour: contextvars.ContextVar[int] = contextvars.ContextVar("colour", default=-1)
 PATIENCE_S = 20.0
@@ -28,7 +28,7 @@ class Hand:
         self.expected = 0
         self.app = App()
         self.due: dict[int, float] = {}  # deadlines by token
-        self.pool = TaskPool(self.done, self.failed, lambda job: self.due.get(job[0].token, math.inf))
+        self.pool = TaskPool(self.done_all, self.failed, lambda job: self.due.get(job[0].token, math.inf))
 
     def job(self, token: int) -> Job:
         return Request(token, "x", b"%d" % token, None, {}), self.app.routes["x"], 0, 0.0
@@ -38,6 +38,11 @@ class Hand:
         for token in tokens:
             self.pool.add(self.job(token))
         self.pool.wake()
+
+    def done_all(self, ends: list[End]) -> None:
+        assert ends
+        for job, result in ends:
+            self.done(job, result)
 
     def done(self, job: Job, result: Any) -> None:
         assert job[0].token not in self.results
@@ -243,4 +248,31 @@ async def test_late_cancel_of_a_pool_task_harms_no_other_job() -> None:
     hand.all_done.clear()
     async with asyncio.timeout(PATIENCE_S):
         await hand.all_done.wait()
+    await hand.pool.close()
+
+
+async def test_ends_are_reported_together_in_order_and_in_the_turn_of_a_wait() -> None:
+    hand = Hand()
+    gate = asyncio.Event()
+    reported: list[list[int]] = []
+    hand.done_all = lambda ends: reported.append([job[0].token for job, _ in ends])  # type: ignore[method-assign]  # a spy
+    hand.failed = lambda job, error: reported.append([job[0].token])  # type: ignore[method-assign]  # as above
+    hand.pool = TaskPool(hand.done_all, hand.failed)
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> None:
+        if message.data == 3:
+            raise ValueError
+        if message.data == 6:
+            await gate.wait()
+
+    hand.give(range(9))
+    async with asyncio.timeout(PATIENCE_S):
+        while sum(map(len, reported)) < 8:
+            await asyncio.sleep(0)
+    assert reported == [[0, 1, 2], [3], [4, 5], [7, 8]]
+    gate.set()
+    async with asyncio.timeout(PATIENCE_S):
+        while reported[-1] != [6]:
+            await asyncio.sleep(0)
     await hand.pool.close()

@@ -276,7 +276,7 @@ def test_subscriber_who_is_away_gets_one_notice_and_the_newest_state_at_the_retu
             assert n == 0
     for connected in ([], ["oven"], ["a"], ["a"]):
         with store.turn() as db:
-            place.devices.back(db, connected)
+            place.devices.notices.back(db, connected)
         assert len(store.waiting(10)) == (connected == ["a"])
     assert b'{"n":2}' in store.waiting(10)[0].commands[0].body
     place.outbox.settle(store.waiting(1)[0], Outcome(False, {"a": "failed:unknown-user"}, "unknown-user"))
@@ -305,7 +305,7 @@ def test_server_that_takes_no_notice_gets_the_newest_a_minute_later_or_none(
     for seconds, expected in ((59, at_once), (2, at_once + later), (60, at_once + later)):
         now[0] += seconds
         with store.turn() as db:
-            place.devices.back(db, [])
+            place.devices.notices.back(db, [])
         waiting = store.waiting(10)
         assert len(waiting) == expected
         assert not waiting or b'{"n":2}' in waiting[0].commands[0].body
@@ -364,3 +364,9 @@ def test_state_is_in_the_directory_that_the_server_names(tmp_path: Path, monkeyp
     with closing(Store("chat", ROOMS)) as store, store.turn():
         assert store.path == tmp_path / "handlers/chat/chat.db"
         assert store.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_every_file_is_short_enough_to_be_read_and_copied() -> None:
+    files = sorted(Path(chat.__file__).parent.glob("*.py"))
+    assert len(files) >= 5
+    assert [file.name for file in files if len(file.read_text(encoding="utf-8").splitlines()) >= 200] == []

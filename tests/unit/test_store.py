@@ -38,6 +38,7 @@ from bester.broker.store_requests import (
     lane,
     mailbox,
 )
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 from tests.unit.store_stand import (
     BOB,
     KINDS,
@@ -415,8 +416,8 @@ def test_other_ends_are_written_without_the_dead_letter(stand: Stand, monkeypatc
 
 
 def test_dead_letters_held_back_are_bounded(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commits, "LETTERS_HELD_BACK", 3)
-    monkeypatch.setattr(commits, "LETTERS_HELD_BACK_BYTES", 10)
+    monkeypatch.setattr(commits, "GROWING_HELD_BACK", 3)
+    monkeypatch.setattr(commits, "GROWING_HELD_BACK_BYTES", 10)
     stand.write(keep(1))
     mend = broken(stand)
     stand.store.commit([Bury(letter("a")), End(1, "failed:expired")])
@@ -427,6 +428,70 @@ def test_dead_letters_held_back_are_bounded(stand: Stand, monkeypatch: pytest.Mo
     stand.write()
     assert dead_ids(stand) == ["e", "d"]
     assert stand.waiting() == []
+
+
+def late(number: int, **fields: Any) -> Enqueue:
+    return keep(number, mailbox("alice"), type=OUTCOME_TYPE, **fields)
+
+
+def test_late_outcomes_and_notes_outlive_a_failed_group(stand: Stand) -> None:
+    stand.write(keep(1))
+    mend = broken(stand)
+    note = RecordRemote(entry(4, lane("s2", "chat"), body=b""), "queued")
+    failed = stand.store.commit([End(1, "delivered"), late(2), keep(3), note])
+    assert not failed.ok
+    assert (set(failed.kept), list(failed.late)) == ({2, 4}, [])
+    assert stand.waiting() == []
+    mend()
+    assert stand.read(Fetch(mailbox("alice"), 0, 9, LOTS)) == [], "no read finds it before a result has told of it"
+    told = stand.store.commit([keep(5)])
+    assert told.ok
+    assert ([each.entry.number for each in told.late], list(told.dropped)) == ([2, 4], [])
+    assert ([each.number for each in stand.read(Fetch(mailbox("alice"), 0, 9, LOTS))], stand.waiting()) == ([2], [5])
+    assert not stand.store.commit([]).late
+
+
+def test_duplicate_among_late_outcomes_is_told(stand: Stand) -> None:
+    stand.write(late(1, id="same"))
+    mend = broken(stand)
+    stand.store.commit([late(2, id="same")])
+    mend()
+    assert [each.number for each in stand.read(Fetch(mailbox("alice"), 0, 9, LOTS))] == [1]
+    told = stand.store.commit([])
+    assert ([each.entry.number for each in told.late], dict(told.repeated)) == ([2], {2: None})
+
+
+def test_end_of_a_message_waits_for_its_late_outcome(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand.write(keep(1), keep(2))
+    if isinstance(stand.store, MemoryStore):
+        stand.store.full = True
+    elif isinstance(stand.store, PostgresStore):
+        refusing(stand.store, "INSERT", "entry", "53100")
+    else:
+        monkeypatch.setattr(sqlite, "room_beside", lambda path: (1, 2**40))
+    assert stand.store.commit([End(1, "delivered"), late(3)]).kept == {3}
+    assert not stand.store.commit([End(2, "delivered"), keep(4)]).ok
+    assert stand.again().queues[BOB].lowest == 1, "killed now, the message is delivered again, and so its outcome"
+
+
+def test_late_outcomes_held_back_are_bounded(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "GROWING_HELD_BACK", 2)
+    mend = broken(stand)
+    told = [stand.store.commit([late(number)]) for number in (1, 2, 3)][-1]
+    assert [each.entry.number for each in told.dropped] == [1]
+    mend()
+    told = stand.store.commit([])
+    assert ([each.entry.number for each in told.late], list(told.dropped)) == ([2, 3], [])
+
+
+def test_late_outcome_that_no_store_can_hold_is_dropped(stand: Stand) -> None:
+    mend = broken(stand)
+    first = stand.store.commit([late(1, meta={"n": HUGE}), late(2)])
+    mend()
+    told = stand.store.commit([keep(3)])
+    assert told.ok
+    dropped = [*first.dropped, *told.dropped]  # some find out before they write, and some when they do
+    assert ([each.entry.number for each in told.late], [each.entry.number for each in dropped]) == ([2], [1])
 
 
 # --- unwritable values ----------------------------------------------------------------------------------------------

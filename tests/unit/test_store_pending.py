@@ -16,7 +16,7 @@ from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store.sqlite import SqliteStore
-from bester.broker.store_driver import PATIENCE_S, SLOW_COMMITS, SLOW_S, WAITING_BYTES, StoreDriver
+from bester.broker.store_driver import LOOK_S, PATIENCE_S, SLOW_COMMITS, SLOW_S, WAITING_BYTES, StoreDriver
 from bester.broker.store_groups import Groups
 from bester.broker.store_requests import (
     Bury,
@@ -29,6 +29,7 @@ from bester.broker.store_requests import (
     FindOutcomes,
     MarkSent,
     Read,
+    RecordRemote,
     SaveLane,
     Write,
 )
@@ -109,8 +110,13 @@ class Stand:
         self.driver.run()
 
     def retry(self, after_s: float = 0.0) -> None:
-        """Retry, as a shell does: then run."""
-        self.now += after_s
+        """Retry, as a shell does: often, and run then."""
+        until = self.now + after_s
+        while self.now < until - LOOK_S:
+            self.now += LOOK_S
+            self.driver.retry()
+            self.driver.run()
+        self.now = until
         self.driver.retry()
         self.driver.run()
 
@@ -195,6 +201,42 @@ def test_lock_that_lasts_refuses_new_messages_and_loses_no_end(stand: Stand) -> 
     stand.store.locked = True
     stand.add(keep(6))
     assert stand.log == [], "the next lock is waited for again"
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["lock", "thread"])
+def test_time_in_which_the_process_was_stopped_is_no_time_of_the_disk(stand: Stand, beside: bool) -> None:
+    if beside:
+        stand.slow()
+    stand.store.locked = not beside
+    stand.add(keep(1))
+    _ = stand.log
+    stand.now += 60.0
+    stand.retry()
+    assert stand.log == []
+    stand.add(keep(2))
+    assert stand.driver.is_pending
+    stand.store.locked = False
+    for _ in range(2 if beside else 1):
+        if beside:
+            stand.works.pop()()
+        stand.retry()
+    assert stand.log == [([keep(1)], "ok"), ([keep(2)], "ok")]
+
+
+def test_late_outcomes_behind_a_commit_that_does_not_end_are_written_in_the_end(stand: Stand) -> None:
+    stand.slow()
+    _ = stand.log
+    outcome, note = keep(3), RecordRemote(keep(4).entry, "queued")
+    outcome = outcome._replace(entry=outcome.entry._replace(type="bester.outcome"))
+    stand.add(keep(1))
+    stand.add(keep(2), outcome, note)
+    stand.retry(PATIENCE_S)
+    assert stand.log == [([keep(2)], "storage-unavailable")]
+    stand.works.pop()()
+    stand.retry()
+    stand.works.pop()()
+    stand.retry()
+    assert stand.log == [([keep(1)], "ok"), ([outcome, note], "ok")]
 
 
 @pytest.mark.parametrize("write", [keep(2, b"x" * WAITING_BYTES), letter("d", b"x" * WAITING_BYTES)])

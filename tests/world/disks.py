@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_requests import PRESSING, Committed, Enqueue, Read, RecordRemote, Snapshot, Write
+from bester.broker.store_requests import PRESSING, Committed, Read, Snapshot, Write
 
 if TYPE_CHECKING:
     from tests.world.servers import SimServer
@@ -31,8 +31,6 @@ class Disk:
 
     def __init__(self, server: SimServer, store: MemoryStore) -> None:
         self.store = store
-        self.unnoted: set[tuple[Any, str]] = set()
-        """Results that wait elsewhere and that a full or locked disk could not note: (message, target)."""
         self.is_slow = False
         self.spent_s = 0.0
         """Time that slow commits have taken, for the driver's stopwatch: the world's clock stands still meanwhile."""
@@ -63,16 +61,10 @@ class Disk:
             server.fall_into(AFTER)
         return result
 
-    def hold_back(self, writes: Sequence[Write]) -> None:
+    def hold_back(self, writes: Sequence[Write]) -> frozenset[int]:
         """Take a group that was locked out for too long."""
         self._server.world.tell(self._server.name, "CANNOT WRITE", (writes, "locked"))
-        self.store.hold_back(writes)
-
-    def given_up(self, writes: Sequence[Write]) -> None:
-        """Note what was given up with a group, whether the store ever saw the group or not."""
-        # An Enqueue counts where an answer came that the message is queued over there.
-        notes = [write.entry for write in writes if isinstance(write, Enqueue | RecordRemote)]
-        self.unnoted.update((entry.meta.get("message"), entry.target) for entry in notes)
+        return self.store.hold_back(writes)
 
     def read(self, read: Read) -> Any:
         """Read."""

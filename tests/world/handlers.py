@@ -27,11 +27,11 @@ Behaviour = Callable[[Request], Reply | Fate]
 
 class SimHandler:
     """A worker whose HELLO has `options`: types, credit, the order of types. A request takes from `fastest_s` to
-    `slowest_s` seconds; requests of an ordered type are handled one after the other."""
+    `slowest_s` seconds; requests of an ordered type are handled one after the other. `key` encrypts its link."""
 
     def __init__(
         self, world: World, server: SimServer, name: str, options: Meta, behaviour: Behaviour, *,
-        weather: Weather | None = None, fastest_s: float = 0.0, slowest_s: float = 0.0,
+        weather: Weather | None = None, fastest_s: float = 0.0, slowest_s: float = 0.0, key: str = "",
     ) -> None:  # fmt: skip
         self.world = world
         self.server = server
@@ -55,8 +55,13 @@ class SimHandler:
         weather = weather or Weather()
         self.link = SimLink(
             world, lambda: server, LinkClient("handler", name, options), weather, weather,
-            on_messages=self._received, on_ready=lambda: None, on_lost=self._on_lost,
+            on_messages=self._received, on_ready=lambda: None, on_lost=self._on_lost, key=key,
         )  # fmt: skip
+
+    @property
+    def held(self) -> list[int]:
+        """The tokens of the requests in hand, and of those of the last link until that is noticed."""
+        return list(self._held)
 
     def _on_lost(self, why: str) -> None:
         self._held.clear()

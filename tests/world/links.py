@@ -21,14 +21,19 @@ Door = Callable[[], "SimServer | None"]
 class SimLink:
     """A link to the server behind `door`. Batches from the server go to `on_messages`.
 
-    `there` and `back` are the weather of the two directions.
+    `there` and `back` are the weather of the two directions. `key` is the public key of a party on an encrypted link,
+    empty on others. `on_send` sees each batch as it leaves, `on_shut` the name of each link that has ended.
     """
 
     def __init__(
         self, world: World, door: Door, party: LinkClient, there: Weather, back: Weather, *,
         on_messages: Callable[[Messages], None], on_ready: Callable[[], None], on_lost: Callable[[str], None],
+        key: str = "",
     ) -> None:  # fmt: skip
         self.world = world
+        self.on_send: Callable[[Sequence[Message]], None] = lambda messages: None
+        self.on_shut: Callable[[Link], None] = lambda link: None
+        self._key = key
         self.party = party
         self.name = f"{party.hello.role}:{party.hello.name}"
         self.weather = (there, back)
@@ -61,6 +66,7 @@ class SimLink:
         if self._link is None or self.party.state in (State.DOWN, State.GREETING):
             return 0
         self._up.send(messages)
+        self.on_send(messages)
         self.party.on_sent(self.world.now)
         return len(messages)
 
@@ -112,7 +118,8 @@ class SimLink:
             self._do(self.party.on_opened(self.world.now))
 
     def _connect(self) -> None:
-        link = self._link = Link("ipc", self.world.new_key())
+        door = "curve" if self._key else "ipc"
+        link = self._link = Link(door, self.world.new_key(), self._key)
         server = self._server = self._door()
         there, back = self.weather
         self._up = Pipe(self.world, there, lambda messages: None if server is None else server.receive(link, messages))
@@ -136,6 +143,7 @@ class SimLink:
             self._forget(link)
         else:
             self._up.closed = True
+        self.on_shut(link)
 
     def _received(self, link: Link, messages: Messages) -> None:
         if self._stored is not None:

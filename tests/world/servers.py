@@ -17,7 +17,7 @@ from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_driver import RETRY_S, StoreDriver
 from bester.broker.store_groups import Groups
-from bester.broker.store_requests import Committed, Write
+from bester.broker.store_requests import Write
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Heartbeat, Message, Relay, Report, Submit
 from tests.world.clock import World
@@ -39,18 +39,6 @@ class Life(NamedTuple):
     epoch: str
     first_token: int
     chance: Callable[[], float]
-
-
-class SimRouter(Router):
-    """A router that tells the disk which groups failed."""
-
-    disk: Disk
-
-    def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
-        """Take in the result of a group of writes."""
-        if not result.ok:
-            self.disk.given_up(writes)
-        return super().on_committed(writes, result, now)
 
 
 class SimServer(Process):
@@ -111,12 +99,11 @@ class SimServer(Process):
         self.up = True
         snapshot = self.disk.open()
         life = self.new_life()
-        self.router = SimRouter(
+        self.router = Router(
             self.settings, epoch=life.epoch, first_token=life.first_token, now=self.now,
             wall_s=self.wall_s, boot=self.boot, is_account=lambda name: name in self.accounts, snapshot=snapshot,
             chance=life.chance, process_of=self.processes.get, is_stopped=self.stopped.__contains__,
         )  # fmt: skip
-        self.router.disk = self.disk
         groups = Groups(600, 3000) if self.life % 2 else Groups()  # of a few messages in every other life
         self.keeping = StoreDriver(
             self.router, self.disk, self.carry_out, clock=lambda: self.now, groups=groups, aside=self._aside,

@@ -92,6 +92,8 @@ class Bridge:
     ) -> None:
         self.limits = limits
         self.on_empty: Callable[[], None] | None = None
+        self.more_figures: Callable[[], dict[str, int]] = dict
+        """Called for figures of the shell, which the broker is told with those of `inspect`."""
         self._clock = clock
         self._soon = soon
         self._first_frame_bytes = first_frame_bytes or (lambda host, certificate: limits.first_frame)
@@ -386,7 +388,8 @@ class Bridge:
     def tell_figures(self) -> None:
         """Tell the broker the counts of this bridge, for its operator; call every few seconds. An older broker refuses
         them."""
-        self._broker_link.ask("figures", self.inspect().figures(), lambda status, value: None)
+        figures = self.inspect().figures() | self.more_figures()
+        self._broker_link.ask("figures", figures, lambda status, value: None)
 
     def shut_down(self) -> None:
         """Take no more frames. Unreported messages are still reported; `on_empty` is called after the last

@@ -51,6 +51,12 @@ class Certificates:
         self._reminded: float | None = None
         self._any_server: ssl.SSLContext | None = None
 
+    def figures(self) -> dict[str, int]:
+        """Return the end of the own certificate, in seconds since 1970, by its name among the bridge's figures; nothing
+        where there is none."""
+        validity = self._contexts.validity
+        return {} if validity is None else {"certificate_end_seconds": int(validity.end)}
+
     @property
     def listener(self) -> ssl.SSLContext:
         """Context of new connections to the TLS listeners, which there are."""

@@ -40,9 +40,10 @@ def run_up(
     config: Config,
     on_ready: Callable[[list[str]], None] = lambda addresses: None,
     read: Callable[[], Config] | None = None,
+    on_page: Callable[[str], None] = lambda address: None,
 ) -> int:
     """Serve until SIGTERM or SIGINT. Return the exit status; `on_ready` gets the native addresses when the listeners
-    are open. `read` reads the configuration again at SIGHUP.
+    are open. `read` reads the configuration again at SIGHUP. `on_page` gets `host:port` of the operator's page, if any.
 
     Raises ConfigError or BesterError where something cannot be opened.
     """
@@ -73,6 +74,8 @@ def run_up(
             reloader.add(*bridge_service.live_part(bridge))
             reloader.start()
             on_ready(bridge.addresses)
+            if broker.operator_address is not None:
+                on_page(broker.operator_address)
             await stop.wait()
             reloader.close()
             about_to_end()

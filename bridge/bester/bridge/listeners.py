@@ -1,5 +1,8 @@
 """Listeners of the bridge: TCP and Unix sockets, bound with the options that every connection inherits.
 
+A socket that the service manager passes takes the place of a new one at its address, and outlives this process: what
+connects during a restart waits in it.
+
 A listener that cannot be opened is a ConfigError that names the key and the remedy. A plaintext listener that other
 machines can reach is refused unless the operator says `insecure`.
 """
@@ -16,6 +19,7 @@ from typing import NamedTuple
 
 from bester.broker import unix_socket
 from bester.broker.names import find
+from bester.broker.systemd import service_manager
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import HostPort, is_loopback
 from bester.broker.wire.codes import ConfigError
@@ -96,9 +100,16 @@ async def listen_tcp(key: str, address: HostPort, factory: Factory, *, family: i
         raise ConfigError(f"{key}: {address.host!r} is no {kind} address of this machine")
     sock: socket.socket | None = None
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        _set_options(sock, family)
-        sock.bind(socket.getaddrinfo(hosts[0], address.port, type=socket.SOCK_STREAM, flags=NUMERIC)[0][4])
+        where = socket.getaddrinfo(hosts[0], address.port, type=socket.SOCK_STREAM, flags=NUMERIC)[0][4]
+        sock = service_manager().take(family, where)
+        if sock is not None:
+            _set_options(sock)
+        else:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            _set_options(sock)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(where)
         server = await loop.create_server(factory, sock=sock, backlog=BACKLOG)
     except OSError as error:
         if sock is not None:
@@ -108,13 +119,11 @@ async def listen_tcp(key: str, address: HostPort, factory: Factory, *, family: i
     return Listener(f"{kind}://{address._replace(port=sock.getsockname()[1])}", server, None)
 
 
-def _set_options(sock: socket.socket, family: int) -> None:
+def _set_options(sock: socket.socket) -> None:
     """Set the options of a listener; Linux hands them on to each accepted connection, so that none costs anything
     later."""
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
@@ -140,9 +149,14 @@ def _why_not(key: str, address: HostPort, error: OSError) -> str:
 async def listen_unix(key: str, path: str, factory: Factory, *, mode: int | None = None) -> Listener:
     """Listen on a Unix socket, replacing the file of a dead server, but not that of a living one. Raises
     ConfigError."""
+    loop = asyncio.get_running_loop()
+    passed = service_manager().take(socket.AF_UNIX, path)
+    if passed is not None:  # its file is the service manager's
+        passed.setblocking(False)
+        return Listener(f"unix://{path}", await loop.create_unix_server(factory, sock=passed, backlog=BACKLOG), None)
     bound = unix_socket.listen(f"{key} = {path!r}", path, backlog=BACKLOG, mode=mode)
     try:
-        server = await asyncio.get_running_loop().create_unix_server(factory, sock=bound.socket, backlog=BACKLOG)
+        server = await loop.create_unix_server(factory, sock=bound.socket, backlog=BACKLOG)
     except BaseException:
         bound.remove()
         bound.socket.close()

@@ -40,6 +40,7 @@ from bester.broker.logs import facts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
 from bester.broker.reload import Apply, Prepare, Reloader
+from bester.broker.systemd import service_manager
 from bester.broker.tls_faults import TlsError
 from bester.broker.tls_stream import TlsStream
 from bester.broker.wire.codes import ConfigError
@@ -261,6 +262,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
     )
     forwarder = Forwarder(limits, bridge.on_forwarded, looked_up, certificates.of_server, config.reachable)
     bridge.forward = forwarder.forward
+    bridge.more_figures = certificates.figures
     service = Service(bridge, forwarder, certificates, first_frames)
     informer = Informer(limits, bridge.ask, lambda: service.urls)
     async with contextlib.AsyncExitStack() as stack:
@@ -272,6 +274,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
             asking = await listen_unix("[informer] unix", str(config.informer), informer, mode=0o600)
             stack.callback(informer.close)
             stack.callback(asking.close)
+        service_manager().check_all_taken()
         ticker = _Ticker(loop, bridge)
         stack.callback(ticker.stop)
         stack.callback(Watch(certificates).stop)

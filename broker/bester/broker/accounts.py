@@ -19,6 +19,7 @@ import argon2
 
 from bester.broker.accounts_file import BUSY_S, AccountsFile, broken
 from bester.broker.data_dir import prepare
+from bester.broker.logs import facts
 from bester.broker.verifying import HASHER, LET_IN, NO_PASSWORD, OVERLOADED, WRONG, Verdict, Verifying
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import MAX_USER
@@ -224,7 +225,7 @@ class Accounts:
         except UnicodeEncodeError:
             return False
         except sqlite3.Error as error:
-            _log.error("%s", self._broken(error).text)
+            self._log_broken(error)
             return True  # `unknown-user` would be permanent
 
     def token(self, name: str) -> str | None:
@@ -235,7 +236,7 @@ class Accounts:
         except UnicodeEncodeError:
             return None
         except sqlite3.Error as error:
-            _log.error("%s", self._broken(error).text)
+            self._log_broken(error)
             return UNREADABLE
         return None if row is None else repr(float(row[0]))
 
@@ -244,7 +245,7 @@ class Accounts:
         try:
             return {str(name) for (name,) in self._db.execute("SELECT name FROM disabled")}
         except sqlite3.Error as error:
-            _log.error("%s", self._broken(error).text)
+            self._log_broken(error)
             return set()
 
     async def learn(self, name: str) -> bool:
@@ -260,7 +261,8 @@ class Accounts:
             finally:
                 self._db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}")
         except sqlite3.Error as error:
-            _log.error("user %r cannot be given an account now: %s", name, self._broken(error).text)
+            why = self._broken(error).text
+            _log.error("user %r cannot be given an account now: %s", name, why, extra=facts("accounts-broken", why=why))
             return False
         return True
 
@@ -285,7 +287,9 @@ class Accounts:
             finally:
                 self._db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}")
         except sqlite3.Error as error:
-            _log.error("the password of user %r cannot be changed now: %s", user, self._broken(error).text)
+            why = self._broken(error).text
+            text = "the password of user %r cannot be changed now: %s"
+            _log.error(text, user, why, extra=facts("accounts-broken", why=why))
             return OVERLOADED
         return LET_IN if changed else WRONG
 
@@ -306,7 +310,7 @@ class Accounts:
         try:
             return {str(name) for (name,) in self._db.execute("SELECT name FROM removed")}
         except sqlite3.Error as error:
-            _log.error("%s", self._broken(error).text)
+            self._log_broken(error)
             self._version = -1
             return set()
 
@@ -337,13 +341,12 @@ class Accounts:
         try:
             row = self._db.execute(f"SELECT hash FROM account WHERE name = ? AND {_ENABLED}", (user,)).fetchone()  # noqa: S608 (own words)
         except sqlite3.Error as error:
-            unreadable = self._broken(error)
-            _log.error("%s", unreadable.text)
-            raise unreadable from None
+            self._log_broken(error)
+            raise self._broken(error) from None
         stored = None if row is None else str(row[0])
         if stored is not None and not _is_hash(stored):
             text = f"the password of user {user!r} cannot be read, it is damaged; `bester user passwd` mends that"
-            _log.error("%s: %s", self.path, text)
+            _log.error("%s: %s", self.path, text, extra=facts("account-damaged", user=user))
             raise BesterError("storage-full", f"{self.path}: {text}")
         return stored
 
@@ -374,6 +377,10 @@ class Accounts:
         """Roll back an open transaction, if any."""
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
+
+    def _log_broken(self, error: Exception) -> None:
+        why = self._broken(error).text
+        _log.error("%s", why, extra=facts("accounts-broken", why=why))
 
     def _broken(self, error: Exception) -> BesterError:
         return broken(self.path, error)

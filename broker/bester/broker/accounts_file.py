@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from bester.broker import database
+from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError, ConfigError
 
 BUSY_S = 5.0
@@ -87,7 +88,8 @@ class AccountsFile:
         except (OSError, sqlite3.Error) as error:
             if not self._serving or not database.is_no_room(error):
                 raise
-            _log.warning("%s; there are no accounts until then", broken(self.path, error).text)
+            text = "%s; there are no accounts until then"
+            _log.warning(text, broken(self.path, error).text, extra=facts("accounts-no-room", file=str(self.path)))
             return False
         return True
 
@@ -105,7 +107,8 @@ class AccountsFile:
                 raise
             self._connect(alone=True)
             if not self._limited:
-                _log.warning("%s; until then no user can be added or removed", broken(self.path, error).text)
+                text = "%s; until then no user can be added or removed"
+                _log.warning(text, broken(self.path, error).text, extra=facts("accounts-no-room", file=str(self.path)))
             self._limited = True
 
     def _connect(self, *, alone: bool) -> None:
@@ -147,6 +150,7 @@ class AccountsFile:
                 "%s: was removed or replaced while it was open: logins are still checked by the old one, and changes "
                 "do not count; put it back, or restart the server",
                 self.path,
+                extra=facts("accounts-gone", file=str(self.path)),
             )
         self._gone = gone
 
@@ -160,12 +164,16 @@ class AccountsFile:
             self._open()
         except (OSError, sqlite3.Error) as error:
             if not database.is_no_room(error):  # already logged
-                _log.error("%s", broken(self.path, error).text)
+                self._log_unusable(broken(self.path, error).text)
         except (BesterError, ValueError) as error:
-            _log.error("%s", error.text if isinstance(error, BesterError) else broken(self.path, error).text)
+            self._log_unusable(error.text if isinstance(error, BesterError) else broken(self.path, error).text)
         else:
             if not self._limited:
-                _log.info("%s: there is room again, and users can be added and removed", self.path)
+                text = "%s: there is room again, and users can be added and removed"
+                _log.info(text, self.path, extra=facts("accounts-room", file=str(self.path)))
+
+    def _log_unusable(self, why: str) -> None:
+        _log.error("%s", why, extra=facts("accounts-broken", why=why))
 
 
 def _fill(db: sqlite3.Connection) -> None:

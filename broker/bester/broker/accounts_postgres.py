@@ -249,7 +249,8 @@ class ServedAccounts:
         try:
             await asyncio.to_thread(self._write, _ADD, name, NO_PASSWORD, time.time())
         except BesterError as error:
-            _log.error("user %r cannot be given an account now: %s", name, error.text)
+            extra = facts("accounts-broken", why=error.text)
+            _log.error("user %r cannot be given an account now: %s", name, error.text, extra=extra)
             return False
         return True
 
@@ -266,7 +267,8 @@ class ServedAccounts:
         try:
             changed = await asyncio.to_thread(self._write, _REPLACE, user, made, 0.0, stored)
         except BesterError as error:
-            _log.error("the password of user %r cannot be changed now: %s", user, error.text)
+            extra = facts("accounts-broken", why=error.text)
+            _log.error("the password of user %r cannot be changed now: %s", user, error.text, extra=extra)
             return OVERLOADED
         return LET_IN if changed else WRONG
 
@@ -296,7 +298,7 @@ class ServedAccounts:
                     connection = self._connect()
                     self._version = -1  # the database may be another one now
                     self._read(connection)
-                    _log.info("%s: accounts are followed again", self._database.where)
+                    _log.info("%s: accounts are followed again", self._database.where, extra=facts("accounts-back"))
                 self._listen(connection)
             except (psycopg.Error, BesterError) as error:
                 if connection is not None:

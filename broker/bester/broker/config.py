@@ -18,6 +18,7 @@ from bester.broker.store_requests import Bounds
 from bester.broker.unix_socket import PATH_BYTES
 from bester.broker.wire.address import HostPort, Network, is_loopback
 from bester.broker.wire.codes import ConfigError
+from bester.broker.wire.messages import AUTH_TYPE
 
 NAME_LIMIT = 100
 """Characters of a server's or handler's name: names travel in every message id and path."""
@@ -214,11 +215,24 @@ class Config:
         return {name: peer.native.host for name, peer in self.servers.items() if peer.native is not None}
 
     @property
+    def login_deciders(self) -> tuple[str, ...]:
+        """Sections of the handlers that decide logins; where there are any, the passwords of accounts count for
+        nothing."""
+        return login_deciders(self.fabric, self.handlers)
+
+    @property
     def certified_servers(self) -> frozenset[str]:
         """Names of the servers that prove themselves by a certificate, so that their address proves nothing."""
         if self.native.tls is None or self.native.tls.client_ca is None:
             return frozenset()
         return frozenset(name for name, peer in self.servers.items() if peer.tls)
+
+
+def login_deciders(fabric: FabricConfig, handlers: tuple[HandlerConfig, ...]) -> tuple[str, ...]:
+    """Return the sections of the handlers that decide logins."""
+    declared = [f"handlers.{handler.name}" for handler in handlers if handler.auth]
+    keyed = [f"fabric.parties.{party.name}" for party in fabric.parties.values() if AUTH_TYPE in party.types]
+    return (*declared, *keyed)
 
 
 STOCK_HANDLERS = tuple(

@@ -28,6 +28,7 @@ from bester.broker.config import (
     defaults,
     host_name,
     listener_fault,
+    login_deciders,
     name_fault,
     socket_path_fault,
 )
@@ -615,9 +616,7 @@ class _Reader:
 
     def _nobody_decides(self, fabric: FabricConfig, handlers: tuple[HandlerConfig, ...]) -> None:
         """Require that no handler is to decide logins where everybody is let in."""
-        sections = [f"handlers.{handler.name}" for handler in handlers if handler.auth]
-        sections += [f"fabric.parties.{party.name}" for party in fabric.parties.values() if AUTH_TYPE in party.types]
-        for section in sections[:1]:
+        for section in login_deciders(fabric, handlers)[:1]:
             why = f'is "open", which lets everybody in, and [{section}] is to decide logins; remove one of them'
             self._source.fail("accounts", "auth", why)
 

@@ -19,6 +19,7 @@ from zmq.utils import z85
 
 from bester.broker.fabric import FabricSocket, Frames
 from bester.broker.keys import KeyPair
+from bester.broker.unread import Unread
 from bester.broker.wire.messages import MAX_FRAMES
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
@@ -107,6 +108,7 @@ class CurveSocket(FabricSocket):
         self._connections: dict[int, bytes] = {}  # routing id by descriptor
         self._ended: dict[bytes, tuple[bytes, int]] = {}  # connections that have ended, until all messages are read
         self._addresses: dict[int, str] = {}  # by descriptor
+        self.unread = Unread()
         self._failed: tuple[int, int] | None = None  # event and value of a handshake; its descriptor comes next
         self.watch(_EVENTS, self._on_event)
 
@@ -136,6 +138,7 @@ class CurveSocket(FabricSocket):
                 if len(frames) > MAX_FRAMES + 2:
                     self._cut()
                     break
+            self.unread.heard.add(came_by)
             holder = self._holders.get(identity)
             if holder == came_by:
                 return frames
@@ -150,6 +153,14 @@ class CurveSocket(FabricSocket):
             self._connections[came_by[1]] = identity
             return frames
 
+    def cut_endless(self, *, drained: bool) -> None:
+        """End connections on which more of a message has come than any honest message has."""
+        for descriptor, key, size_bytes in self.unread.look(drained=drained):
+            address = self._addresses.get(descriptor, UNSEEN)
+            if self.unread.cut(descriptor):
+                why = f"it sent {size_bytes >> 20} MiB of a message that does not end"
+                self._on_refused(address, key.decode(), why)
+
     def _drain(self) -> None:
         super()._drain()
         if self._ended and self._loop is not None and not int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
@@ -161,11 +172,13 @@ class CurveSocket(FabricSocket):
 
     def _on_event(self, event: int, value: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
+            self.unread.begin(value)
             if len(self._addresses) < MAX_ADDRESSES:
                 self._addresses[value] = _address_of(value)
         elif event in _FAILED:
             self._failed = (event, value)
         elif event == zmq.EVENT_DISCONNECTED:
+            self.unread.end(value)
             address = self._addresses.pop(value, UNSEEN)
             failed, self._failed = self._failed, None
             if failed is not None:

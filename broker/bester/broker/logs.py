@@ -5,6 +5,9 @@ a body or a secret is never logged. A JSON record has the fields `at`, `level`, 
 (the sentence for people, if any), `error` (the traceback, if any), and one field for each fact. A record of a logger
 outside `bester` has its message as `event` and its `extra` as facts.
 
+Where standard error leads to systemd's journal, each line begins with its priority, as in `<4>`, which the journal
+takes off again; text has neither time nor level then, for the journal shows both.
+
 This module needs the standard library alone: handlers log by it where nothing else of the server is installed.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +24,7 @@ from typing import Any, TextIO
 
 from bester.broker.log_limits import LogRateLimit
 from bester.broker.log_writer import LogWriter
+from bester.broker.systemd import is_journal
 from bester.broker.wire.notes import class_name, describe
 
 FORMATS = ("text", "json")
@@ -32,6 +37,9 @@ ERROR_CHARACTERS = 16 * 1024
 """Longest traceback; the middle is left out, as beginning and end tell most."""
 FINISH_S = 1.0
 """Time that the end of a program allows for writing its last lines: a reader that has stopped never reads them."""
+
+PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+"""Priority in the journal of each level and above; 7 (debug) below."""
 
 _RESERVED = frozenset({"at", "level", "from", "event", "error"})
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "paced", "passed_over"}
@@ -56,7 +64,14 @@ def with_facts(event: str, fields: Mapping[str, Any]) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """Base of both renderers: reads a record, and never raises whatever the record holds."""
+    """Base of both renderers: reads a record, and never raises whatever the record holds.
+
+    `journal`: the entries are for systemd's journal.
+    """
+
+    def __init__(self, *, journal: bool = False) -> None:
+        super().__init__()
+        self.journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one entry of the log, without its line feed."""
@@ -64,7 +79,11 @@ class _Formatter(logging.Formatter):
             message = record.getMessage()
         except Exception as error:  # noqa: BLE001 (arguments that do not fit, or a `__str__` that raises)
             message = f"{record.msg!s:.200} (its arguments cannot be written: {class_name(error)})"
-        return self.entry(record, _clipped(message, TEXT_CHARACTERS), _fields(record), self._traceback(record))
+        entry = self.entry(record, _clipped(message, TEXT_CHARACTERS), _fields(record), self._traceback(record))
+        if not self.journal:
+            return entry
+        mark = f"<{priority(record.levelno)}>"
+        return mark + entry.replace("\n", f"\n{mark}")
 
     def entry(self, record: logging.LogRecord, message: str, fields: Mapping[str, Any], traceback: str) -> str:
         """Return the entry of a record whose message, facts and traceback were read."""
@@ -90,7 +109,8 @@ class LineFormatter(_Formatter):
         """Return the record as a line, followed by the lines of the traceback."""
         passed_over = getattr(record, "passed_over", 0)
         more = f" ({passed_over} similar lines left out)" if passed_over else ""
-        lines = [f"{_at(record)} {record.levelname.lower():<7} {_origin(record)}: {message}{more}"]
+        head = "" if self.journal else f"{_at(record)} {record.levelname.lower():<7} "
+        lines = [f"{head}{_origin(record)}: {message}{more}"]
         lines += [f"  | {line}" for line in traceback.splitlines()]
         return "\n".join(map(_one_line, lines))
 
@@ -142,7 +162,8 @@ def configure(format_: str = "text", level: str = "info", stream: TextIO | None 
     """
     global _writer  # noqa: PLW0603 (a process has one standard error)
     finish()
-    form: _Formatter = JsonFormatter() if format_ == "json" else LineFormatter()
+    journal = stream is None and is_journal(2, os.environ.get("JOURNAL_STREAM"))
+    form: _Formatter = JsonFormatter(journal=journal) if format_ == "json" else LineFormatter(journal=journal)
     handler: logging.Handler
     if stream is not None:
         handler = logging.StreamHandler(stream)
@@ -170,13 +191,21 @@ def fail(text: str) -> None:
     if is_json():
         logging.getLogger("bester").error(text, extra=facts("failed"))
     else:
-        say([f"bester: {text}"])
+        say([f"{_mark()}bester: {text}"])
     finish()
 
 
 def is_json() -> bool:
     """Return whether the log is JSON, and thus takes records alone."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+
+
+def _mark() -> str:
+    """Return the beginning of a line for the journal that is an error; nothing for any other log."""
+    forms = [handler.formatter for handler in logging.getLogger().handlers]
+    return (
+        f"<{priority(logging.ERROR)}>" if any(isinstance(form, _Formatter) and form.journal for form in forms) else ""
+    )
 
 
 def finish(timeout_s: float = FINISH_S) -> None:
@@ -200,6 +229,11 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     """Return the facts of a record, and its other `extra`."""
     more = {key: value for key, value in vars(record).items() if key not in _STANDARD and key not in _OURS}
     return {**more, **getattr(record, "facts", {})}
+
+
+def priority(level: int) -> int:
+    """Return the journal's priority of a level of `logging`."""
+    return next((number for least, number in PRIORITIES if level >= least), 7)
 
 
 def _at(record: logging.LogRecord) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import uvloop
 
 from bester.broker.logs import facts
+from bester.broker.systemd import service_manager
 from bester.broker.terminals import hung_up, outlive_terminals
 
 log = logging.getLogger("bester")
@@ -30,8 +31,10 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
     """Run a server's `main` on a uvloop loop; SIGTERM and SIGINT set the event that `main` is given. Return its exit
     status.
 
-    A second signal cancels `main`. SIGHUP ends nothing.
+    A second signal cancels `main`. SIGHUP ends nothing. The service manager, if any, is told of the end; `main` reports
+    that it is ready.
     """
+    manager = service_manager()
 
     async def supervised() -> int:
         """Run `main` with the signals on its event."""
@@ -46,6 +49,7 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
                 task.cancel()
             else:
                 log.info("%s: finishing the messages under way", name, extra=facts("stopping", signal=name))
+                manager.stopping()
                 stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -61,4 +65,5 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(supervised())
     finally:
+        manager.close()
         outlive_terminals()  # closing the loop restores the default handlers, which end the process

@@ -20,6 +20,7 @@ from functools import lru_cache, partial
 from typing import TypeVar
 
 from bester.broker.hosts import HostAddresses, Hosts, hosts_of
+from bester.broker.logs import facts
 from bester.broker.lookups import LookupEvent, Lookups
 
 MAX_THREADS = 128
@@ -279,9 +280,11 @@ class Names:
         for host, event, text in events:
             label = self._labels.get(host, "a server")  # the name may be followed no more
             if event == "lost":
-                log.warning("%s: the name %s cannot be looked up (lookups go on): %s", label, host, text)
+                fields = facts("name-lost", of=label, host=host, why=text)
+                log.warning("%s: the name %s cannot be looked up (lookups go on): %s", label, host, text, extra=fields)
             else:
-                log.info("%s: the name %s is looked up as %s", label, host, text)
+                fields = facts("name-found", of=label, host=host, found=text)
+                log.info("%s: the name %s is looked up as %s", label, host, text, extra=fields)
 
 
 class Followed:

@@ -158,6 +158,21 @@ def require(database: Database) -> None:
         raise ConfigError(f"{database.where}: {NEEDS if missing else f'{NEEDS} ({error})'}") from None
 
 
+def reachable(database: Database) -> str | None:
+    """Return why a database cannot be used now, None where it can."""
+    try:
+        require(database)
+        import psycopg
+
+        try:
+            connect(database, "bester check").close()
+        except psycopg.Error as error:
+            return why(database, error)
+    except BesterError as error:
+        return error.text
+    return None
+
+
 def why(database: Database, error: Exception) -> str:
     """Return the text of a fault: one line with a remedy."""
     state = str(getattr(error, "sqlstate", None) or "")

@@ -349,7 +349,9 @@ class Broker:
     def _tick(self) -> None:
         now, senders = time.monotonic(), self.router.links
         for socket, reading in zip(self._sockets, self._reading, strict=True):
-            reading.look(now, waiting=socket.has_unread(), read=socket.messages_read, senders=senders)
+            waiting = socket.has_unread()
+            reading.look(now, waiting=waiting, read=socket.messages_read, senders=senders)
+            socket.cut_endless(drained=not waiting)
         self._carry_out(self.router.tick(*_clocks()))
         self._end_removals()
         self._measure_store()
@@ -387,7 +389,8 @@ class Broker:
             logins = self._handler_logins if self.router.is_decided_by_handler else self._accounts
             reason, retry_s = await logins.verify(login.user, login.password, login.address)
         except Exception as error:  # noqa: BLE001 (the fault of one login must not end the server)
-            log.error("the login of user %r cannot be checked now: %s", login.user, describe(error))
+            extra = facts("login-unchecked", user=login.user, why=describe(error))
+            log.error("the login of user %r cannot be checked now: %s", login.user, describe(error), extra=extra)
             reason, retry_s = "overloaded", None
         self.router.figures.logins[reason or "good"] += 1
         if reason in LOGIN_EVENTS:
@@ -418,7 +421,8 @@ class Broker:
             logins = self._handler_logins if self.router.is_decided_by_handler else self._accounts
             reason, retry_s = await logins.change(change.user, change.old, change.new, change.address)
         except Exception as error:  # noqa: BLE001 (the fault of one change must not end the server)
-            log.error("the password of user %r cannot be changed now: %s", change.user, describe(error))
+            extra = facts("login-unchecked", user=change.user, why=describe(error))
+            log.error("the password of user %r cannot be changed now: %s", change.user, describe(error), extra=extra)
             reason, retry_s = "overloaded", None
         fields = {"user": change.user, "address": change.address or "a Unix socket"}
         if reason is None:
@@ -572,7 +576,8 @@ class Broker:
         return substitute(message, error)
 
     def _log_unsendable(self, message: Message, error: WireError) -> None:
-        log.error("%s cannot be sent: %s", type(message).__name__.upper(), error.text)
+        extra = facts("unsendable", message=type(message).__name__, why=error.text)
+        log.error("%s cannot be sent: %s", type(message).__name__.upper(), error.text, extra=extra)
 
     def _send_to_server(self, link: Link, messages: list[Message]) -> None:
         fabric = self._servers.get(link)

@@ -24,6 +24,7 @@ from bester.broker.reload import Apply, Prepare, Reloader
 from bester.broker.server import Broker
 from bester.broker.store import Store, open_store
 from bester.broker.store.file import examine
+from bester.broker.systemd import service_manager
 from bester.broker.wire.codes import BesterError, ConfigError
 
 DRAIN_S = 10.0
@@ -250,6 +251,7 @@ def run_broker(
         """Serve until `stop` is set, and finish what is in flight."""
         async with serving(config) as broker:
             listen = ", ".join(config.fabric.listen)
+            service_manager().check_all_taken()
             extra = facts("broker-started", server=config.server.name, listen=listen)
             log.info("broker %s on %s", config.server.name, listen, extra=extra)
             reloader = Reloader(config, read)

@@ -24,12 +24,11 @@ from typing import Any
 from bester.broker.core.effects import Effects, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.store import Store
-from bester.broker.store.commits import GIVEN_UP, LETTERS_HELD_BACK_BYTES, key_of
+from bester.broker.store.commits import GROWING, GROWING_HELD_BACK_BYTES, is_given_up, key_of
 from bester.broker.store_groups import Groups, size_of
 from bester.broker.store_questions import Questions
 from bester.broker.store_requests import (
     PRESSING,
-    Bury,
     Committed,
     MarkSent,
     Question,
@@ -47,6 +46,9 @@ WAITING_BYTES = 16 * 1024 * 1024
 REMOTE_WAITING_BYTES = 64 * 1024 * 1024
 """The same for a remote store: every group is pending for some milliseconds there, and of the largest messages a few
 come at once."""
+LOOK_S = 0.5
+"""Most time between two looks at a pending group that counts as waiting: a process that was stopped, or could not run,
+has not waited for its disk meanwhile."""
 RETRY_S = 0.02
 """Pause between two tries of a pending group, some microseconds each."""
 NOTICE_S = 1.0
@@ -66,12 +68,15 @@ _PRESSING: frozenset[type[Any]] = frozenset(PRESSING)
 
 @dataclass
 class _Pending:
-    """A group that is not committed yet, or `reads` that are not done yet, `since` some time. `aside`: a thread is at
-    work on it, and sets `result`, or an answer or error for each read as `answers`."""
+    """A group that is not committed yet, or `reads` that are not done yet, `since` some time; `waited_s` of it count,
+    up to the last look at it. `aside`: a thread is at work on it, and sets `result`, or an answer or error for each
+    read as `answers`."""
 
     group: Sequence[Write]
     since: float
     why: str = ""
+    looked: float = 0.0
+    waited_s: float = 0.0
     told: bool = False
     aside: bool = False
     result: Committed | None = None
@@ -281,8 +286,8 @@ class StoreDriver:
             try:
                 result = self._store.commit(pending.group)
             except Exception as error:  # noqa: BLE001 (a fault of the store must not leave the group pending for ever)
-                self._store.hold_back(pending.group)
-                result = Committed(False, why=repr(error), code="storage-unavailable")
+                kept = self._store.hold_back(pending.group)
+                result = Committed(False, why=repr(error), code="storage-unavailable", kept=kept)
             pending.took_s = self._stopwatch() - started
             pending.result = result
 
@@ -299,10 +304,10 @@ class StoreDriver:
     def _conclude(self, group: Sequence[Write], result: Committed) -> None:
         """Hand the result of a group to the core. A group that was busy for too long has failed."""
         if result.busy:
-            self._store.hold_back(group)
+            result = result._replace(kept=self._store.hold_back(group))
         self._away = self._away and not result.ok
         self._held_back = not result.ok
-        if group:
+        if group or result.late or result.dropped:
             self._carry_out(self._router.on_committed(group, result, self._clock()))
 
     def _probe(self) -> None:
@@ -327,14 +332,15 @@ class StoreDriver:
     def _is_over(self, pending: _Pending, now: float) -> bool:
         """Return whether a group has been pending for too long, or too much waits behind it; tell the log
         once."""
+        pending.waited_s += min(now - max(pending.since, pending.looked), LOOK_S)
+        pending.looked = now
         if self._store.away:
             return True
-        waited_s = now - pending.since
-        if waited_s >= NOTICE_S and not pending.told:
+        if pending.waited_s >= NOTICE_S and not pending.told:
             pending.told = True
             self._notice(pending.why)
         most_bytes = REMOTE_WAITING_BYTES if self._store.is_remote else WAITING_BYTES
-        return waited_s >= PATIENCE_S or self._waiting_bytes > most_bytes
+        return pending.waited_s >= PATIENCE_S or self._waiting_bytes > most_bytes
 
     def _slow_text(self, took_s: float) -> str:
         return (SLOW_DATABASE if self._store.is_remote else SLOW_DISK).format(took_s)
@@ -352,12 +358,12 @@ class StoreDriver:
         self._away = True
         refused: list[Write] = []
         kept: dict[Hashable, Write] = {}  # the latest of each, so that their number is bounded by the contents
-        letters_bytes = 0
+        growing_bytes = 0
         for write in reversed([*self._groups.take_all(), *self._writes]):
             key = id(write) if isinstance(write, MarkSent) else key_of(write)
-            letters_bytes += len(write.letter.body) if isinstance(write, Bury) else 0
-            is_too_much = isinstance(write, Bury) and letters_bytes > LETTERS_HELD_BACK_BYTES
-            if type(write) in GIVEN_UP or key in kept or is_too_much:
+            growing_bytes += size_of(write) if type(write) in GROWING and not is_given_up(write) else 0
+            is_too_much = type(write) in GROWING and growing_bytes > GROWING_HELD_BACK_BYTES
+            if is_given_up(write) or key in kept or is_too_much:
                 refused.append(write)
             else:
                 kept[key] = write

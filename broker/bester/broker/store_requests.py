@@ -7,7 +7,7 @@ for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -252,6 +252,9 @@ Write = (
     | PurgeOutcomes
 )
 
+Promise = Enqueue | RecordRemote
+"""Writes that outlive a failed group: late outcomes, and records of messages that are queued at other servers."""
+
 PRESSING = (Enqueue, RecordRemote, Rewrite, MarkSent, SaveLane, Bury, Unbury, SaveHeld, Disown)
 """Writes that must be on disk before anything that follows from them is sent. The others may wait for the next of
 these, or for a tick: losing them leads to a duplicate at worst."""
@@ -421,9 +424,12 @@ Fault = Literal["storage-full", "storage-unavailable"]
 
 class Committed(NamedTuple):
     """The result of a group of writes. `ok` is False where nothing was written (no room, a broken disk, a value that no
-    store can hold); `code` is the reason and `why` its text for people. Its Enqueues, RecordRemotes and SaveLanes are
-    given up, the others are written as soon as they can be. `repeated` has the numbers of duplicates among the Enqueues
-    and RecordRemotes, with the outcomes of the first ones (None: not ended).
+    store can hold); `code` is the reason and `why` its text for people. Its new messages and SaveLanes are given up;
+    the others are written as soon as they can be. `repeated` has the numbers of duplicates among the Enqueues and
+    RecordRemotes, with the outcomes of the first ones (None: not ended).
+
+    `kept` has the numbers of the promises (late outcomes, and RecordRemotes) of a failed group: a later result has each
+    of them in `late`, where it is on disk, or in `dropped`, where it was given up.
 
     `busy`: another process writes to the store. The store has done nothing with the group, which is to be committed
     again, or given to `Store.hold_back`."""
@@ -433,3 +439,6 @@ class Committed(NamedTuple):
     why: str = ""
     code: Fault = "storage-full"
     busy: bool = False
+    kept: frozenset[int] = frozenset()
+    late: Sequence[Promise] = ()
+    dropped: Sequence[Promise] = ()

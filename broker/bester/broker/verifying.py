@@ -21,6 +21,7 @@ import argon2
 
 from bester.broker.check_queue import CheckQueue
 from bester.broker.lockout import Lockout, Refused, network_of
+from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.notes import describe
 
@@ -145,7 +146,8 @@ class Verifying:
         except UndecidedError:  # neither right nor wrong, so that nothing is counted; the log has the reason
             return AWAY
         except (RuntimeError, MemoryError) as error:
-            _log.error("the password of user %r cannot be checked now: %s", user, describe(error))
+            extra = facts("login-unchecked", user=user, why=describe(error))
+            _log.error("the password of user %r cannot be checked now: %s", user, describe(error), extra=extra)
             return OVERLOADED
         if right and self._hash_of(user) == stored:  # unless the account was removed or its password changed meanwhile
             self._lockout.on_right(user, net)

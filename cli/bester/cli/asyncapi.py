@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote
 
 VERSION = "3.0.0"
 SCHEMA_FORMAT = "application/schema+json;version=draft-2020-12"
+DATA = frozenset({"const", "default", "enum", "examples"})
+"""Keys of a schema whose values are data."""
+NAMED = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
+"""Keys of a schema whose values are schemas by names of the author's choice."""
 
 
 def document(server: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -21,7 +24,7 @@ def document(server: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     messages: dict[str, Any] = {}
     for row in rows:
         key = _key(row["type"], channels)
-        messages[key] = {"name": row["type"], "contentType": "application/json", **_payload(row)}
+        messages[key] = {"name": row["type"], "contentType": "application/json", **_payload(row["contracts"], key)}
         channels[key] = {"address": row["type"], "messages": {key: {"$ref": f"#/components/messages/{key}"}}}
         operations[f"receive-{key}"] = {
             "action": "receive",
@@ -38,18 +41,35 @@ def document(server: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _payload(row: dict[str, Any]) -> dict[str, Any]:
-    name = quote(row["type"], safe="")
-    schemas = [_named(schema, f"urn:bester:{name}:{number}") for number, schema in enumerate(row["contracts"])]
-    if not schemas:
+def _payload(contracts: Sequence[Any], key: str) -> dict[str, Any]:
+    """Return the payload of the message `key`, nothing where its type has no contract."""
+    place = f"#/components/messages/{key}/payload/schema"
+    if not contracts:
         return {}
-    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    if len(contracts) == 1:
+        schema = _placed(contracts[0], place)
+    else:
+        schema = {"anyOf": [_placed(each, f"{place}/anyOf/{number}") for number, each in enumerate(contracts)]}
     return {"payload": {"schemaFormat": SCHEMA_FORMAT, "schema": schema}}
 
 
-def _named(schema: Any, name: str) -> Any:
-    """Return a schema with an id: the references in it lead to its own parts, not to parts of the document."""
-    return {"$id": name, **schema} if isinstance(schema, dict) else schema
+def _placed(schema: Any, place: str) -> Any:
+    """Return a schema whose references into itself lead to its place in the document, where AsyncAPI tools look."""
+    if not isinstance(schema, dict) or "$id" in schema:  # references in a schema with an id are relative to that
+        return schema
+    placed: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in DATA:
+            placed[key] = value
+        elif key in NAMED and isinstance(value, dict):
+            placed[key] = {name: _placed(each, place) for name, each in value.items()}
+        elif key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/")):
+            placed[key] = place + value[1:]
+        elif isinstance(value, list):
+            placed[key] = [_placed(each, place) for each in value]
+        else:
+            placed[key] = _placed(value, place)
+    return placed
 
 
 def _key(type_: str, taken: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import click
 
+from bester.cli.completion import install_option, show_option
 from bester.cli.errors import report
 
 COMMANDS = {
@@ -31,6 +32,7 @@ COMMANDS = {
     "conform": "bester.cli.conform",
     "new": "bester.cli.new",
     "types": "bester.cli.types",
+    "check": "bester.cli.doctor",
     "status": "bester.cli.status",
     "sessions": "bester.cli.status",
     "top": "bester.cli.status",
@@ -70,6 +72,8 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="bester", message="bester %(version)s")
+@install_option
+@show_option
 def bester() -> None:
     """Bester exchanges messages between clients, handlers and other servers."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import keyword
 import re
+import sys
 from pathlib import Path
 
 import click
@@ -17,8 +18,12 @@ from bester.cli.output import done
 HERE = Path(__file__).parent
 LIBRARIES = {"python": (), "node": ("node/bester.js",), "c": ("c/bester.c", "c/bester.h")}
 """Files of the examples that a project of each language gets."""
-TAKEN = frozenset({"bester", "conftest", "pytest", "test"})
-"""Names of other modules and files of a project."""
+TAKEN = {
+    "python": sys.stdlib_module_names | {"bester", "conftest", "pytest"},
+    "node": {"bester", "node_modules", "zeromq"},
+    "c": {"bester", "clean", "makefile"},
+}
+"""Names of other modules, files and targets of a project; "test" is taken in each language."""
 
 
 @click.group()
@@ -31,11 +36,18 @@ def new() -> None:
 @click.argument("name", metavar="NAME")
 def handler(language: str, name: str) -> None:
     """Write the project of a handler of the message type NAME into the new directory NAME."""
+    from importlib.metadata import packages_distributions
+
     from bester.broker.wire.codes import BesterError
 
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) or keyword.iskeyword(name) or name in TAKEN:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) or keyword.iskeyword(name) or name == "test":
         text = f"{name!r} cannot name a module and a program; use up to 64 small letters, digits and _, a letter first"
         raise click.UsageError(text)
+    if name in TAKEN[language] or (language == "python" and name in packages_distributions()):
+        what = "an installed Python module" if language == "python" else "a file or target of the project"
+        raise click.UsageError(
+            f"{name!r} is the name of {what}, which a handler of this name would hide; choose another"
+        )
     target = Path(name)
     try:
         target.mkdir()

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bester.broker.streams import forgive
+from bester.broker.systemd import service_manager
 from bester.cli.options import config_option, key_option, load, log_level_option, log_option, server_key_option
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 DEFAULT_FILE = "bester.toml"
 DEFAULT_ADDRESS = "127.0.0.1:2223"
 """Default address of the other commands."""
+PAGE_ADDRESS = "127.0.0.1:2227"
+"""Address of the operator's page under `--page`, where the configuration has none."""
 
 
 @click.command()
@@ -34,9 +37,10 @@ DEFAULT_ADDRESS = "127.0.0.1:2223"
     metavar="SERVER.CONF",
     help="Read the reference daemon's file instead.",
 )
+@click.option("--page", is_flag=True, help="Serve the operator's page, print its address and open it.")
 @log_option
 @log_level_option
-def up(config_path: Path | None, besterd: Path | None, log_format: str, log_level: str) -> int:
+def up(config_path: Path | None, besterd: Path | None, page: bool, log_format: str, log_level: str) -> int:
     """Serve: broker, bridge and the declared handlers together."""
     _begin(log_format, log_level)
     if besterd is not None:
@@ -44,18 +48,47 @@ def up(config_path: Path | None, besterd: Path | None, log_format: str, log_leve
             raise click.UsageError("-c and --besterd name two configurations; give one of them")
         from bester.broker.besterd import load as load_besterd
 
-        read = partial(load_besterd, besterd)
+        read_file: Callable[[], Config] = partial(load_besterd, besterd)
     else:
-        read = partial(load, config_path)
+        read_file = partial(load, config_path)
+
+    def read() -> Config:
+        return _with_page(read_file()) if page else read_file()
+
     config = read()
     _print_notices(config)
     from bester.bridge.embedded import run_up
 
     def ready(addresses: Sequence[str]) -> None:
         _greet(config, addresses)
+        service_manager().ready(banner(config, addresses)[0])
         _print_note("stock-handlers-off", stock_print_note(config) if besterd is None else None)
 
-    return run_up(config, on_ready=ready, read=read)
+    def show_page(address: str) -> None:
+        if page:
+            _show_page(address, config.operator.token)
+
+    return run_up(config, on_ready=ready, read=read, on_page=show_page)
+
+
+def _with_page(config: Config) -> Config:
+    """Return the configuration with an operator's page, at the usual address where the file has none."""
+    from bester.broker.wire.address import parse_host_port
+
+    if config.operator.http is not None:
+        return config
+    return replace(config, operator=replace(config.operator, http=parse_host_port(PAGE_ADDRESS)))
+
+
+def _show_page(address: str, token: Path | None) -> None:
+    """Print the page's address and open it. The token is not in it: others can read the arguments of a browser."""
+    from bester.broker import logs
+    from bester.cli.page import open_in_browser
+
+    if not logs.is_json():  # the log has the address already
+        how = "" if token is None else f"?token=…, with the secret in {token}, the first time"
+        logs.say([f"  the page:           http://{address}/{how}"])
+    open_in_browser(f"http://{address}/")
 
 
 @click.command()
@@ -69,7 +102,12 @@ def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
     _print_notices(config)
     from bester.broker.service import run_broker
 
-    return run_broker(config, read=partial(load, config_path))
+    listen = ", ".join(config.fabric.listen)
+    return run_broker(
+        config,
+        on_ready=lambda: service_manager().ready(f"broker {config.server.name} on {listen}"),
+        read=partial(load, config_path),
+    )
 
 
 @click.command()
@@ -95,7 +133,11 @@ def bridge(
     _print_notices(config)
     from bester.bridge.service import run_bridge
 
-    return run_bridge(config, on_ready=lambda addresses: _greet(config, addresses), read=read)
+    def ready(addresses: Sequence[str]) -> None:
+        _greet(config, addresses)
+        service_manager().ready(banner(config, addresses)[0])
+
+    return run_bridge(config, on_ready=ready, read=read)
 
 
 def _elsewhere(config: Config, fabric: str | None, key: str | None, server_key: str | None) -> Config:

@@ -22,8 +22,6 @@ Status = Mapping[str, Any]
 TYPES = ("TYPE", "HANDLERS", "WAIT", "IN FLIGHT", "RECEIVED", "ANSWERED", "AGAIN", "DEAD", "FAILED")
 RATES = ("TYPE", "HANDLERS", "WAIT", "IN FLIGHT", "RECEIVED/S", "ANSWERED/S", "MEAN MS")
 SERVERS = ("SERVER", "STATE", "QUEUED", "NEXT TRY", "LAST ERROR")
-FULL = 0.9
-"""Part of a bound above which the bound is shown as nearly full."""
 
 
 @click.command()
@@ -101,27 +99,10 @@ def ask_status(config_path: Path | None) -> Status:
 
 
 def worries(found: Status) -> list[str]:
-    """Return a sentence for whatever needs somebody's attention."""
-    lines = ["the server ends, and takes no messages"] if found["draining"] else []
-    for type_, row in found["types"].items():
-        if not row["workers"] and row["waiting"]:
-            lines.append(f"no handler serves {plain(type_)}, and {row['waiting']} messages wait for one")
-    lines += [
-        f"handler {plain(row['name'])} is stuck: all of its credit is held by overdue messages"
-        for row in found["handlers"]
-        if row["stuck"]
-    ]
-    lines += [
-        f"server {plain(row['name'])} is away, and {row['queued']} messages wait for it"
-        for row in found["servers"]
-        if row["state"] == "down"
-    ]
-    lines += [
-        f"{name} is nearly full: {used} of {most}"
-        for name, (used, most) in found["bounds"].items()
-        if most and used > FULL * most
-    ]
-    return lines
+    """Return a sentence for whatever needs somebody's attention, with its remedy."""
+    from bester.broker.doctor.live import findings_of
+
+    return [f"{each.text}; {each.remedy}" for each in findings_of(found)]
 
 
 def plain(text: str) -> str:

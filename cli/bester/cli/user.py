@@ -46,6 +46,7 @@ def add(config_path: Path | None, password_stdin: bool, name: str) -> None:
         if is_new:
             err(f"made the data directory {directory}; if the server is elsewhere, name its file with -c")
         accounts.add(name, password)
+    _warn_of_deciders(config)
     done(f"user {name} added")
 
 
@@ -60,6 +61,7 @@ def passwd(config_path: Path | None, password_stdin: bool, name: str) -> None:
     _must_be_there(config, name)
     with _accounts(config) as accounts:
         accounts.passwd(name, password)
+    _warn_of_deciders(config)
     done(f"password of {name} changed")
 
 
@@ -130,6 +132,13 @@ def _accounts(config: Config) -> Iterator[Accounts | PostgresAccounts]:
         err('the configuration says auth = "open": accounts are kept, but logins are not checked')
     with closing(open_accounts(config)) as accounts:
         yield accounts
+
+
+def _warn_of_deciders(config: Config) -> None:
+    """Say that a password counts for nothing where a handler decides logins."""
+    if config.login_deciders:
+        decider = config.login_deciders[0]
+        err(f"a handler decides logins ([{decider}]): the passwords of accounts count for nothing while it does")
 
 
 def _are_there(config: Config) -> bool:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bester.broker.wire.messages import Meta, Request
+from bester.broker.wire.messages import Meta
+from bester.broker.wire.runs import Received
 
 GRACE_S = 0.5
 """Delay of a worker's deadline after the broker's. By then the broker has ended the request as `timeout`, and the
@@ -43,7 +44,7 @@ class Deadlines:
         """Return the seconds that a message of this type may take."""
         return min(self._of_type.get(type_, self._usual_s), self._own_s.get(type_, math.inf))
 
-    def due(self, request: Request, came: float) -> float:
+    def due(self, request: Received, came: float) -> float:
         """Return the deadline of a request received at `came`: its sender may have set a shorter limit."""
         limit_s = self._of_type.get(request.type, self._usual_s)
         sender = request.meta.get("deadline_ms")

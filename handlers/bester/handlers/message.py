@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bester.broker.wire.messages import Command, Request
+from bester.broker.wire.messages import Command
+from bester.broker.wire.runs import Received
 from bester.handlers.payload import HandlerError, value_of
 from bester.handlers.reply import MISSING, body_of, send_clients, send_handler, send_servers
 
@@ -16,7 +17,7 @@ class Message:
 
     _data: Any  # unset until the first access
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Received) -> None:
         self._request = request
 
     def __repr__(self) -> str:

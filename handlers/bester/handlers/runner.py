@@ -146,12 +146,15 @@ def run(
     if not 1 <= workers <= most:
         why = "; BESTER_SHADOW is set, and a shadow is one worker" if shadow else ""
         return _fail(f"--workers is a number from 1 to {most}, not {workers}{why}")
+    app: App | None = None
     try:
         with _slow_import_logged(spec):
             app = _app(spec, socket, order, types)
         worker = Worker(app, endpoint, name=name, types=types, background=not child, keys=keys, shadow=shadow)
     except ValueError as error:
-        return _fail(f"{spec}: {error}")
+        missing = app is not None and bool(app.routes) and not app.routes.keys() >= set(types or ())
+        hint = "; name the types to serve: `types` in [handlers.NAME] of bester.toml, --types elsewhere"
+        return _fail(f"{spec}: {error}{hint if missing else ''}")
     except LoadError as error:
         return _fail(str(error), error.status)
     if workers == 1 and not reload:
@@ -254,7 +257,8 @@ def _on_loop(work: Callable[[], Any]) -> int:
             except (SystemExit, KeyboardInterrupt) as error:
                 if main.done():
                     raise
-                log.exception("a task or callback of a handler ends the program; requests in hand are finished first")
+                text = "a task or callback of a handler ends the program; requests in hand are finished first"
+                log.exception(text, extra=logs.facts("ended-by-code"))
                 code = getattr(error, "code", None)
                 status = code if isinstance(code, int) else int(code is not None or type(error) is KeyboardInterrupt)
                 loop.call_soon(os.kill, os.getpid(), signal.SIGTERM)  # deferred: uvloop handles signals while it runs

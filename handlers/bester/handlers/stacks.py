@@ -15,7 +15,7 @@ from bester.broker import fabric
 _KIT = os.path.dirname(__file__)
 _ASYNCIO = os.path.dirname(asyncio.__file__)
 _OURS = tuple(os.path.join(os.path.dirname(str(module.__file__)), "") for module in (fabric, zmq))
-_CALLERS = frozenset({"_work", "_begin", "_call", "outcome_of", "call_async", "call_plain"})
+_CALLERS = frozenset({"_work", "_call_inline", "_call", "outcome_of", "call_async", "call_plain"})
 """Functions of this kit that call a user's function: of task pool, threads, worker and timers."""
 
 

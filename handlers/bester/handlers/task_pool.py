@@ -20,16 +20,18 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from bester.broker.wire.messages import Request
+from bester.broker.wire.runs import Received
 from bester.handlers.app import Route
 from bester.handlers.message import Message
 from bester.handlers.stacks import waits_at
 
-Job = tuple[Request, Route, int, float]
+Job = tuple[Received, Route, int, float]
 """A request, its route, the number of the link that delivered it, and the time of receipt (monotonic seconds)."""
+End = tuple[Job, Any]
+"""A request whose handler has returned, and the result."""
 SPARE_MEMBERS = 256
 """Members kept while idle; more are made as handlers wait, at most one for each request in hand."""
 MAX_WAVE = 64
@@ -47,13 +49,14 @@ class NotBegunError(Exception):
 
 
 class TaskPool:
-    """Tasks of one worker. `done(job, result)` and `failed(job, error)` are called as handlers end. The queue is
-    bounded by the credit. `due(job)` returns the deadline of a request (monotonic seconds).
+    """Tasks of one worker. `done(ends)` is called with handlers that have returned, `failed(job, error)` as one raises;
+    both in the order of the ends, in the turn of the loop in which a handler ends or at the start of the next.
+    The queue is bounded by the credit. `due(job)` returns the deadline of a request (monotonic seconds).
     """
 
     def __init__(
         self,
-        done: Callable[[Job, Any], None],
+        done: Callable[[list[End]], None],
         failed: Callable[[Job, BaseException], None],
         due: Callable[[Job], float] = lambda _: math.inf,
     ) -> None:
@@ -71,6 +74,7 @@ class TaskPool:
         self._wave = 1  # members to wake at once
         self._leader: asyncio.Task[None] | None = None  # the leading member, until its handler waits
         self._job: Job | None = None  # the leader's request, or the last one
+        self._ended: list[End] = []  # handlers of the leader that have returned without a wait
         self._closing = False
         self._hold_lock = threading.Lock()
         self._held_back: list[Job] = []  # until the loop has run
@@ -78,6 +82,10 @@ class TaskPool:
     def add(self, job: Job) -> None:
         """Queue a request; call `wake` after the last one."""
         self._queue.append(job)
+
+    def add_all(self, jobs: Sequence[Job]) -> None:
+        """Queue requests as `add` does."""
+        self._queue.extend(jobs)
 
     def wake(self) -> None:
         """Wake members to work off the queue."""
@@ -212,11 +220,15 @@ class TaskPool:
             except BaseException as error:
                 if self._ends_member(error, me):
                     raise
+                self._end()
                 self._failed(job, error)  # any exception of the user's function, SystemExit included, is its failure
             else:
-                self._done(job, result)
+                self._ended.append((job, result))
+                if job[1].by_user:
+                    self._end()  # which queues the next request of its group
             is_spent = snapshot() != untouched or bool(me.cancelling())
             if self._leader is not me:  # the handler waited
+                self._end()
                 self._waiting.pop(me, None)
                 if self._cancelled:
                     self._cancelled.pop(me, None)
@@ -225,6 +237,7 @@ class TaskPool:
                     return is_spent
                 self._lead(me)
         self._leader = None
+        self._end()
         self.wake()  # a leader that is not used again may leave requests
         return is_spent
 
@@ -242,10 +255,17 @@ class TaskPool:
             self._waiting[self._leader] = [self._job, None]  # the leader waits, for this runs; its `_look` is to come
         self._leader = me
 
+    def _end(self) -> None:
+        """Report the handlers that have returned."""
+        if self._ended:
+            ended, self._ended = self._ended, []
+            self._done(ended)
+
     def _look(self) -> None:
         """Note that the leader's handler waits, where the member that began to lead in this turn still leads."""
         if self._leader is None:
             return
+        self._end()
         self._waiting[self._leader] = [self._job, None]
         self._leader = None
         self._wave = min(self._wave * 2, MAX_WAVE)

@@ -1,4 +1,4 @@
-"""Runs an App on a link to a broker: requests come in batches, replies leave in batches, one a turn of the loop.
+"""Runs an App on a link to a broker: requests come in batches, and are handled as runs of one type.
 
 A reply is sent only on the link that delivered its request: a ZeroMQ socket would carry the reply to a restarted
 broker, which does not know the request. Every queue has a bound: the credit bounds the requests in hand. Requests that
@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from bester.broker.fabric import FabricLink
@@ -24,6 +25,7 @@ from bester.broker.wire.codes import BesterError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import (
     AUTH_TYPE,
+    DONE,
     FAILED,
     REFUSED,
     REQUEST_MS,
@@ -39,6 +41,7 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.messages import Message as WireMessage
 from bester.broker.wire.notes import class_name, describe, safe_note
+from bester.broker.wire.runs import Received, read_requests, write_replies
 from bester.handlers.app import App, Route, Runs
 from bester.handlers.calls import PendingCalls
 from bester.handlers.message import Message
@@ -46,7 +49,7 @@ from bester.handlers.message_groups import MessageGroups
 from bester.handlers.overtime import Overtime, was_cancelled
 from bester.handlers.reply import ReplyError, commands_of, verdict_on
 from bester.handlers.runtime import Outcome
-from bester.handlers.task_pool import Job, NotBegunError, TaskPool
+from bester.handlers.task_pool import End, Job, NotBegunError, TaskPool
 from bester.handlers.threads import Threads
 from bester.handlers.timers import Timers
 from bester.handlers.watch import Watch
@@ -127,6 +130,8 @@ class Worker:
             on_unsendable=self._on_unsendable,
             shared=True,
             keys=keys,
+            on_frames=self._on_frames,
+            pack=write_replies,
         )
         self.failure: str | None = None
         """Why this worker has become useless; None while it is not."""
@@ -153,7 +158,7 @@ class Worker:
         """Connect on the running loop, and serve once the broker answers. Raises zmq.ZMQError for a bad endpoint."""
         self.loop = asyncio.get_running_loop()
         due = self._overtime.due
-        self._pool = TaskPool(self._done, self._failed, due)
+        self._pool = TaskPool(self._done_all, self._failed, due)
         self._threads = Threads(self.app.threads, self._is_wanted, self._done, self._failed, due)
         self._overtime.attach(self._link, self._pool, self._threads, self._groups)
         self._watch = Watch(self._overtime, self._link.link_client.heartbeat_s)
@@ -255,41 +260,110 @@ class Worker:
                 self._begin_next(job)
         self._calls.fail_all(why)
 
+    def _on_frames(self, frames: list[bytes]) -> bool:
+        """Take in a ZeroMQ message that holds requests alone; return False for any other."""
+        requests = read_requests(frames)
+        if requests is None:
+            return False
+        self._on_run(requests)
+        return True
+
     def _on_messages(self, messages: Sequence[WireMessage | Malformed]) -> None:
-        routes, life, begin, add, now = self._routes, self._life, self._begin, self._pool.add, time.monotonic()
+        run: list[Request] = []
+        life = self._life
         for message in messages:
+            if type(message) is Request:
+                run.append(message)
+                continue
+            if run:
+                self._on_run(run)
+                run = []
             try:
-                if type(message) is not Request:
-                    self._on_other(message)
-                    continue
-                route = routes.get(message.type)
-                if route is None:
-                    self._link.send(Reply(message.token, 1, [], f"this worker does not serve {message.type!r}"))
-                    continue
-                self._outstanding += 1
-                if route.by_user:
-                    self._enter_group((message, route, life, now))
-                elif route.runs is _LOOP:
-                    add((message, route, life, now))
-                else:
-                    begin((message, route, life, now))
+                self._on_other(message)
             except Exception as error:  # noqa: BLE001 (a fault over one message must not cost the rest of the batch)
-                self._on_fault(message, life, error)
+                self._on_fault(class_name(message), None, life, error)
+        if run:
+            self._on_run(run)
+
+    def _on_run(self, requests: Sequence[Received]) -> None:
+        """Begin requests that came together, in their order, as runs of one type."""
+        start, count = 0, len(requests)
+        while start < count:
+            type_ = requests[start].type
+            end = start + 1
+            while end < count and requests[end].type == type_:
+                end += 1
+            self._begin_run(type_, requests if end - start == count else requests[start:end])
+            start = end
         self._pool.wake()
 
-    def _on_fault(self, message: WireMessage | Malformed, life: int, error: Exception) -> None:
-        """End a message over which the worker itself has failed."""
+    def _begin_run(self, type_: str, requests: Sequence[Received]) -> None:
+        """Begin requests of one type."""
+        route, life, now = self._routes.get(type_), self._life, time.monotonic()
+        if route is None:
+            why = f"this worker does not serve {type_!r}"
+            self._link.send_all([Reply(request.token, FAILED, [], why) for request in requests])
+            return
+        self._outstanding += len(requests)
+        if route.runs is _INLINE:
+            self._call_inline(route, requests, life, now)
+            return
+        jobs: list[Job] = [(request, route, life, now) for request in requests]
+        if route.by_user:
+            self._each(self._enter_group, jobs)
+        elif route.runs is _LOOP:
+            self._pool.add_all(jobs)
+        else:
+            self._each(self._threads.add, jobs)
+
+    def _each(self, begin: Callable[[Job], None], jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            try:
+                begin(job)
+            except Exception as error:  # noqa: BLE001 (as in `_on_messages`)
+                self._on_fault("Request", job[0], job[2], error)
+
+    def _call_inline(self, route: Route, requests: Sequence[Received], life: int, now: float) -> None:
+        """Call a function of microseconds for each request, and queue the replies together."""
+        call = route.call
+        replies: list[WireMessage] = []
+        for request in requests:
+            try:
+                result = call(Message(request))
+            except BaseException as error:  # noqa: BLE001 (any exception of the user's function is its failure)
+                self._answer_all(replies)
+                self._each(partial(self._failed, error=error), [(request, route, life, now)])
+            else:
+                if type(result) is Command:  # the usual result, which needs no look
+                    replies.append(_new(Reply, (request.token, DONE, [result], None, None)))
+                else:
+                    self._answer_all(replies)
+                    self._each(partial(self._done, result=result), [(request, route, life, now)])
+        self._answer_all(replies)
+
+    def _answer_all(self, replies: list[WireMessage]) -> None:
+        """Queue replies of the present link, and clear the list."""
+        if replies:
+            self._link.send_all(replies)
+            self._outstanding -= len(replies)
+            if not self._outstanding:
+                self._drained.set()
+            replies.clear()
+
+    def _on_fault(self, name: str, request: Received | None, life: int, error: Exception) -> None:
+        """End a message (NAME in the log) over which the worker itself has failed, and answer a request."""
         why = f"the worker failed over it: {describe(error)}"
-        fields = facts("worker-failed", name=self.name, message=class_name(message), why=why)
-        log.error("%s: %s: %s", self.name, class_name(message).upper(), why, extra=fields)
-        if type(message) is Request and message.type in self._routes and life == self._life:
-            self._link.send(Reply(message.token, FAILED, [], safe_note(why)))
+        fields = facts("worker-failed", name=self.name, message=name, why=why)
+        log.error("%s: %s: %s", self.name, name.upper(), why, extra=fields)
+        if request is not None and request.type in self._routes and life == self._life:
+            self._link.send(Reply(request.token, FAILED, [], safe_note(why)))
             self._count_down()
 
     def _on_unsendable(self, message: WireMessage, error: WireError) -> None:
         """Log a message that cannot be encoded; the link has answered its waiter."""
         kind = "a reply" if isinstance(message, Reply) else type(message).__name__.upper()
-        log.error("%s: %s cannot be sent: %s", self.name, kind, error.text)
+        fields = facts("unsendable", name=self.name, message=type(message).__name__, why=error.text)
+        log.error("%s: %s cannot be sent: %s", self.name, kind, error.text, extra=fields)
 
     def _on_other(self, message: WireMessage | Malformed) -> None:
         if isinstance(message, Malformed):
@@ -303,15 +377,8 @@ class Worker:
     # --- requests ---
 
     def _begin(self, job: Job) -> None:
-        request, route, _, _ = job
-        if route.runs is _INLINE:
-            try:
-                result = route.call(Message(request))
-            except BaseException as error:  # noqa: BLE001 (any exception of the user's function is its failure)
-                self._failed(job, error)
-            else:
-                self._done(job, result)
-        elif route.runs is _LOOP:
+        """Begin one request, whose handler is not inline."""
+        if job[1].runs is _LOOP:
             self._pool.add(job)
         else:
             self._threads.add(job)
@@ -332,6 +399,18 @@ class Worker:
 
     def _is_wanted(self, job: Job) -> bool:
         return job[2] == self._life
+
+    def _done_all(self, ends: list[End]) -> None:
+        """Answer requests whose handlers have returned, those with a usual result together."""
+        life = self._life
+        replies: list[WireMessage] = []
+        for job, result in ends:
+            if type(result) is Command and job[2] == life and not job[1].by_user:
+                replies.append(_new(Reply, (job[0].token, DONE, [result], None, None)))
+            else:
+                self._answer_all(replies)
+                self._done(job, result)
+        self._answer_all(replies)
 
     def _done(self, job: Job, result: Any) -> None:
         try:

@@ -147,7 +147,8 @@ class Children:
                 ended, hopeless = await self._run_once(child)
             except Exception as error:  # noqa: BLE001 (a fault of one life ends that life; the other children go on)
                 ended, hopeless = f"cannot be kept running: {type(error).__name__}: {error}", False
-                _log.debug("while handler %s ran", child.name, exc_info=error)
+                fields = facts("handler-fault", handler=child.name)
+                _log.debug("while handler %s ran", child.name, exc_info=error, extra=fields)
             wait_s = lives.on_exit(clock(), ended, hopeless=hopeless)
             if self._stopping.is_set():
                 return

@@ -173,8 +173,8 @@ def assemble(
     peers = Peers(
         settings, out, around.epoch, now, dispatcher=dispatcher, workers=workers, timeouts=timeouts, relays=relays,
         contracts=contracts, bridges=bridges, answers=answers, restarts=restarts, recordings=recordings,
-        shadows=shadows, auth=auth, credit=credit, process_of=around.process_of, is_stopped=around.is_stopped,
-        read_until=around.read_until,
+        shadows=shadows, auth=auth, credit=credit, clock=clock, process_of=around.process_of,
+        is_stopped=around.is_stopped, read_until=around.read_until,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
     return Units(

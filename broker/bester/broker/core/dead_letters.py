@@ -105,6 +105,7 @@ class DeadLetters:
             "bytes": len(job.body),
         }  # fmt: skip
         self._figures.of(job.type).dead += 1
+        self._figures.recent_dead.add(job.type, reason, now)
         id_ = self._renamed.get(job.id, job.id)
         bury(DeadLetter(id_, job.type, job.body, reason, self._queues.clock.wall(now), meta), self._out)
 

@@ -38,6 +38,11 @@ class FairQueue(Generic[T]):
         items = self._turns.get(sender)
         return 0 if items is None else len(items)
 
+    def counts(self) -> Iterator[tuple[Hashable, int]]:
+        """Yield the senders, and how many items of each wait their turn."""
+        for sender, items in self._turns.items():
+            yield sender, len(items)
+
     def append(self, item: T) -> None:
         """Add an item behind those of its sender."""
         self._count += 1

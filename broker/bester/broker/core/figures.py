@@ -9,6 +9,8 @@ from bisect import bisect_left
 from collections import Counter
 from typing import Any
 
+from bester.broker.core.symptoms import RecentDead
+
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper ends of the histogram's buckets, in seconds; longer times are in one more."""
 SHORTEST_S = BUCKETS_S[0]
@@ -78,6 +80,7 @@ class Figures:
         self.types: dict[str, TypeFigures] = {}
         self.logins: Counter[str] = Counter()
         self.store = StoreFigures()
+        self.recent_dead = RecentDead()
 
     def of(self, type_: str) -> TypeFigures:
         """Return the figures of a type, for counting."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from bester.broker.core import policy
 from bester.broker.core.auth import AuthHandlers
+from bester.broker.core.clock import Clock
 from bester.broker.core.contracts import Contract, ContractError, Contracts
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
@@ -52,7 +53,7 @@ class Peers:
         self, settings: Settings, out: Effects, epoch: str, now: float, *, dispatcher: Dispatcher, workers: Workers,
         timeouts: Timeouts, relays: Relays, contracts: Contracts, bridges: dict[Link, None], answers: PendingAnswers,
         restarts: Restarts, recordings: Recordings, shadows: Shadows, auth: AuthHandlers, credit: SubmitCredit,
-        process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
+        clock: Clock, process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
         read_until: Callable[[Link], float],
     ) -> None:  # fmt: skip
         self.by_link: dict[Link, Peer] = {}
@@ -71,6 +72,7 @@ class Peers:
         self._shadows = shadows
         self._credit = credit
         self._auth = auth
+        self._clock = clock
         self._process_of = process_of
         self._is_stopped = is_stopped
         self._read_until = read_until
@@ -337,7 +339,7 @@ class Peers:
                 self._restarts.fell(peer, now)
         if now - self._beat >= limits.heartbeat_s:
             self._beat = now
-            self.say_to_all(Heartbeat())
+            self._beat_all(now)
         self._forget_resumes(now)
         return (
             now - self._resumed >= limits.heartbeat_s
@@ -348,6 +350,13 @@ class Peers:
         return peer.is_silent(self._settings.limits, now, self._is_stopped) and peer.is_silent(
             self._settings.limits, min(now, self._read_until(peer.link)), self._is_stopped
         )
+
+    def _beat_all(self, now: float) -> None:
+        """Send a heartbeat to every peer on the fabric; other servers compare their clock with this one's."""
+        clock = Heartbeat({"clock_ms": round(self._clock.wall(now) * 1000)})
+        for link, peer in self.by_link.items():
+            if link.door != "direct":
+                self._out.send(link, clock if peer.role == "server" else Heartbeat())
 
     def say_to_all(self, message: Message) -> None:
         """Send a message to every peer on the fabric."""

@@ -29,6 +29,7 @@ from bester.broker.store_requests import (
     Fetch,
     FindExpired,
     MarkSent,
+    Promise,
     PurgeOutcomes,
     RecordRemote,
     SaveClock,
@@ -244,7 +245,7 @@ class Queues:
         """
         size = len(entry.body)
         sharer = sharer_of(entry.queue, entry.sender, entry.meta.get("peer"))
-        code = self._no_room(entry.queue, sharer, size, now)
+        code = self._no_room(entry.queue, sharer, size, now, is_outcome=entry.type == OUTCOME_TYPE)
         if code is not None:
             return code
         queue = self._queues.get(entry.queue) or self._add(Queue(entry.queue))
@@ -262,7 +263,7 @@ class Queues:
         """Count a message that was just enqueued as in flight: no answer came in time, and a late one still counts."""
         self._move(self._records[number], "overdue")
 
-    def record_remote(self, entry: Entry, outcome: str, case: Case) -> None:
+    def record_remote(self, entry: Entry, outcome: str, case: Case | None) -> None:
         """Record the outcome so far of a message that is queued at another server. Its case is settled at the commit,
         and when the commit fails as well: the message is queued over there all the same."""
         self._records[entry.number] = Record(entry.number, None, 0, State.RECORDING, case)
@@ -274,9 +275,9 @@ class Queues:
         yet."""
         return id_ in self._recording
 
-    def _no_room(self, key: str, sharer: str | None, size: int, now: float) -> str | None:
+    def _no_room(self, key: str, sharer: str | None, size: int, now: float, *, is_outcome: bool) -> str | None:
         bounds = self._bounds
-        if now < self._full_until:
+        if now < self._full_until and not is_outcome:
             return self._full_code
         if self.messages >= bounds.messages or self._size + size > bounds.total_bytes:
             return "storage-full"
@@ -305,34 +306,52 @@ class Queues:
                 if ended is not None:
                     self._move(ended, "end written")
             elif type(write) is Enqueue or type(write) is RecordRemote:
-                self._on_written(write, result, touched)
+                if write.entry.number in result.kept:
+                    self._on_kept(write.entry)
+                else:
+                    self._on_written(write, result.ok, result, touched)
             elif type(write) is MarkSent and write.upto in self._marking:
                 marked, numbers, on_marked = self._marking.pop(write.upto)
                 marked.marking -= 1
                 on_marked(numbers, now)
+        for promise in result.late:
+            self._on_written(promise, True, result, touched)
+        for promise in result.dropped:
+            self._on_written(promise, False, result, touched)
         for key in touched:
             queue = self._queues.get(key)
             if queue is not None:
                 self.on_ready(queue, now)
 
-    def _on_written(self, write: Enqueue | RecordRemote, result: Committed, touched: dict[str, None]) -> None:
+    def _on_kept(self, entry: Entry) -> None:
+        """Settle the case of a message that is queued at another server, though the record still waits for the
+        store."""
+        record = self._records[entry.number]
+        case, record.case = record.case, None
+        if case is not None:
+            self._reports.settle(case, entry.target, QUEUED)
+
+    def _on_written(self, write: Promise, ok: bool, result: Committed, touched: dict[str, None]) -> None:
+        """Take in that a message is on disk (`ok`), or is given up."""
         entry = write.entry
         if type(write) is RecordRemote:
             self._recording.discard(entry.id)
         record = self._records[entry.number]
         case, record.case = record.case, None
-        is_new = result.ok and entry.number not in result.repeated
+        is_new = ok and entry.number not in result.repeated
         state = self._move(record, "committed" if is_new else "rejected")
         if state in COUNTED:
             touched[entry.queue] = None
             if state is State.READY and record.queue is not None:
                 # A fetch that was answered since the message was enqueued may have looked beyond its number.
                 record.queue.cursor = min(record.queue.cursor, entry.number - 1)
+        if record.note is not None and not ok:
+            self.record_remote(record.note._replace(number=self.reserve_numbers(1)), QUEUED, None)
         if case is None:
             return
         # A message of this id that is on disk already may have ended: its outcome stands for this one.
         outcome = result.repeated.get(entry.number) or QUEUED
-        if not result.ok and type(write) is Enqueue:
+        if not ok and type(write) is Enqueue:
             outcome = record.outcome or failed(result.code)
         self._reports.settle(case, entry.target, outcome)
 
@@ -416,12 +435,13 @@ class Queues:
         self._move(record, "requeued")
         record.queue.cursor = min(record.queue.cursor, number - 1)
 
-    def end(self, entry: Entry, outcome: str) -> None:
-        """End a kept message with this outcome, which is remembered where somebody may ask for it."""
+    def end(self, entry: Entry, outcome: str, note: Entry | None = None) -> None:
+        """End a kept message with this outcome, which is remembered where somebody may ask for it. `note` is what to
+        record of a message that is queued at another server, where the message itself cannot be written."""
         queue = self._queues.get(entry.queue)
         if queue is not None:  # otherwise the disk has more than was counted
             record = self._record_of(entry, queue)
-            record.outcome = outcome
+            record.outcome, record.note = outcome, note
             self._move(record, "ended")
         forget = entry.sender is None and entry.meta.get("peer") is None
         self._out.writes.append(End(entry.number, outcome, forget))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from msgspec import Struct
 
 from bester.broker.core.cases import Case
+from bester.broker.store_requests import Entry
 
 if TYPE_CHECKING:
     from bester.broker.core.queues import Queue
@@ -89,8 +90,9 @@ class Record(Struct, eq=False):
 
     `queue` is None where the message is queued at another server alone; `size` are the bytes of its body. `case` is
     settled at the commit of the message, None where nobody waits for that. `outcome` is that of a message that has
-    ended early. `unsent`: since the message was last sent it is known not to have been delivered. `sharer` is the
-    sender of whose share the message takes room, see `sharer_of`.
+    ended early, and `note` its entry where the outcome is `queued` and somebody may ask for a later one. `unsent`:
+    since the message was last sent it is known not to have been delivered. `sharer` is the sender of whose share the
+    message takes room, see `sharer_of`.
     """
 
     number: int
@@ -101,6 +103,7 @@ class Record(Struct, eq=False):
     outcome: str | None = None
     unsent: bool = False
     sharer: str | None = None
+    note: Entry | None = None
 
 
 def step_of(state: State, event: Event) -> Step:

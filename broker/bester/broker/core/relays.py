@@ -239,12 +239,15 @@ class Relays:
             self._back_off(queue, now)
             return
         queue.delay_s = 0.0
-        self._queues.end(entry, outcome)
         if outcome == QUEUED:
-            self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": _left(meta)}))
-            if entry.sender is not None or entry.meta.get("peer") is not None:
+            note = entry._replace(body=b"", meta=entry.meta | {"left": _left(meta)})
+            is_asked = entry.sender is not None or entry.meta.get("peer") is not None
+            self._queues.end(entry, outcome, note if is_asked else None)
+            self._out.writes.append(Rewrite(entry.number, note.meta))
+            if is_asked:
                 self._notes.add(owner_of(entry.queue))
         else:
+            self._queues.end(entry, outcome)
             self._became(entry, outcome, now)
         self.advance(queue, now)
 

@@ -31,6 +31,7 @@ from bester.broker.core.pending_answers import ANSWERED_AFTER
 from bester.broker.core.refused import LOG_AGAIN_S, Refusal, Refused
 from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.core.status import figures_of, sessions_of, status_of
+from bester.broker.core.symptoms import busiest, refused_lately
 from bester.broker.core.types_state import types_of
 from bester.broker.hosts import Hosts
 from bester.broker.store_requests import (
@@ -188,6 +189,9 @@ class Router:
             self._relays.on_answer(link, message.token, message.outcome, message.meta, now)
         elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
             self._relays.on_answer(link, message.token, failed(message.code), {}, now)
+        elif isinstance(message, Heartbeat) and message.options:
+            clock_ms = message.options.get("clock_ms")
+            self._units.standing.on_clock(link.key.decode(), clock_ms, self._clock.wall(now), now)
 
     def on_verified(
         self, link: Link, session: int, user: str, reason: str | None, now: float, retry_s: float | None = None,
@@ -430,12 +434,22 @@ class Router:
         """The figures of this broker, counted from its start on."""
         return self._units.figures
 
+    def _symptoms(self, now: float) -> dict[str, Any]:
+        return {
+            "at_s": round(self._clock.wall(now), 3),
+            "given_up": sorted(self._dispatcher.given_up),
+            "busiest": busiest(self._units.workers.waiting_by_sender()),
+            "recent_dead": self.figures.recent_dead.as_map(now),
+            "refused": refused_lately(self._refused.latest(), now),
+        }
+
     def status(self, now: float) -> dict[str, Any]:
         """Return the status of this broker as plain values, see `status_of`."""
         units = self._units
         return status_of(
             self.settings, self.inspect(), units.figures, self._by_link.values(), units.queues, units.relays,
             units.standing, now, up_s=now - self._started, draining=self._ingress.draining,
+            symptoms=self._symptoms(now),
         )  # fmt: skip
 
     def _send(self, link: Link, message: Message) -> None:

@@ -14,22 +14,27 @@ from typing import Literal
 from bester.broker.core.effects import Effects
 from bester.broker.store_requests import SaveHeld
 from bester.broker.wire.codes import CODES
+from bester.broker.wire.trouble import CUT_SHORT, is_of_keys
 
+MAX_CLOCK_MS = 10**15
+"""Latest time that a server may tell, some 30,000 years from now: dates beyond are no dates."""
 State = Literal["unknown", "up", "down"]
 MAX_WHY = 500
 """Characters of an error that are kept: another owner's server may have written it."""
 
 
 class Server:
-    """Standing of one server; `since` and `error_at` are in seconds of `now`."""
+    """Standing of one server; `since` and `error_at` are in seconds of `now`. By `clock_off_s` seconds the server's
+    wall clock is ahead of this one's, None where the server has told no time."""
 
-    __slots__ = ("error", "error_at", "since", "state")
+    __slots__ = ("clock_off_s", "error", "error_at", "since", "state")
 
     def __init__(self, now: float) -> None:
         self.state: State = "unknown"
         self.since = now
         self.error: str | None = None
         self.error_at: float | None = None
+        self.clock_off_s: float | None = None
 
 
 class Standing:
@@ -49,13 +54,21 @@ class Standing:
         self._change(name, "up", now)
 
     def on_lost(self, name: str, why: str, now: float) -> None:
-        """Take in that a server cannot be reached."""
+        """Take in that a server cannot be reached. An attempt that is cut short tells less than a wrong key did before,
+        and does not hide it."""
+        server = self.of(name, now)
+        known = server.error if server.state == "down" and CUT_SHORT in why else None
         self._change(name, "down", now)
-        self._note(name, why, now)
+        self._note(name, known if known is not None and is_of_keys(known) else why, now)
 
     def on_refused(self, name: str, code: str, now: float) -> None:
         """Take in that a server has refused a message for now."""
         self._note(name, f"{code}: {CODES[code].meaning}" if code in CODES else code, now)
+
+    def on_clock(self, name: str, clock_ms: object, wall_s: float, now: float) -> None:
+        """Take in the wall clock of a server, in milliseconds since 1970, at `wall_s` of this one's."""
+        if type(clock_ms) is int and 0 <= clock_ms <= MAX_CLOCK_MS:
+            self.of(name, now).clock_off_s = clock_ms / 1000 - wall_s
 
     def hold(self, name: str, *, held: bool) -> None:
         """Hold messages to a server back, or release them; the messages themselves are the caller's matter."""

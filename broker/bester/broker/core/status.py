@@ -17,7 +17,9 @@ from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
 from bester.broker.core.settings import Settings
 from bester.broker.core.standing import Standing
+from bester.broker.core.symptoms import full_mailboxes
 from bester.broker.store_requests import is_mailbox
+from bester.broker.wire.trouble import is_of_keys
 
 MAX_HANDLERS = 1_000
 """Handlers in one status; those beyond are counted."""
@@ -29,12 +31,13 @@ MAX_FIGURES = 64
 
 def status_of(
     settings: Settings, seen: Inspection, figures: Figures, peers: Iterable[Peer], queues: Queues, relays: Relays,
-    standing: Standing, now: float, *, up_s: float, draining: bool,
+    standing: Standing, now: float, *, up_s: float, draining: bool, symptoms: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Return the status as maps of plain values. Times are in seconds, sizes in bytes.
 
     `types` has for each type its figures (see TypeFigures), with `waiting`, `inflight` and `workers`; `buckets_s` are
-    the ends of the histograms' buckets. `servers` are the configured ones, `bounds` pairs of used and most.
+    the ends of the histograms' buckets. `servers` are the configured ones, `bounds` pairs of used and most. `declared`
+    are the types of declared handlers. `symptoms` are further facts for the doctor.
     """
     peers = list(peers)
     handlers = [peer for peer in peers if peer.worker is not None or peer.auth is not None]
@@ -42,7 +45,8 @@ def status_of(
     for peer in handlers:
         for type_ in peer.types:
             served[type_] = served.get(type_, 0) + 1
-    types = {type_: _type() for type_ in (*served, *seen.workers.waiting, *seen.workers.inflight)} | figures.as_map()
+    named = (*settings.declared_types, *served, *seen.workers.waiting, *seen.workers.inflight)
+    types = {type_: _type() for type_ in named} | figures.as_map()
     for type_, row in types.items():
         row["workers"] = served.get(type_, 0)
         row["waiting"] = seen.workers.waiting.get(type_, 0)
@@ -70,6 +74,9 @@ def status_of(
         },
         "store": figures.store.as_map(),
         "bounds": {name: [bound.used, bound.most] for name, bound in seen.bounds.items()},
+        "declared": sorted(settings.declared_types),
+        "full_mailboxes": full_mailboxes(seen.queues.table, settings.bounds),
+        **symptoms,
     }  # fmt: skip
 
 
@@ -116,14 +123,17 @@ def _server(
 ) -> dict[str, Any]:  # fmt: skip
     up = Link("server", name.encode()) in relays.links
     server, lanes = standing.of(name, now), queues.lanes_to(name)
+    state = "up" if up else "down" if settings.routes[name].fabric is not None else server.state
     retries: Mapping[str, float] = {queue.key: queue.retry_at for queue in lanes if queue.ready}
     return {
         "name": name,
-        "state": "up" if up else "down" if settings.routes[name].fabric is not None else server.state,
+        "state": state,
         "held": name in standing.held,
         "since_s": round(now - server.since, 3),
         "queued": sum(queue.messages for queue in lanes),
         "bytes": sum(queue.size_bytes for queue in lanes),
         "next_try_s": round(max(0.0, min(retries.values()) - now), 3) if retries else None,
         "error": server.error,
+        "key_wrong": state == "down" and is_of_keys(server.error or ""),
+        "clock_off_s": None if server.clock_off_s is None else round(server.clock_off_s, 3),
     }

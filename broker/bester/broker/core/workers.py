@@ -10,7 +10,7 @@ wait apart, for isolated workers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator
 
 from bester.broker.core.effects import Link
 from bester.broker.core.fair_queue import FairQueue
@@ -361,6 +361,19 @@ class Workers:
     def waiting_by_type(self) -> dict[str, tuple[int, int]]:
         """Return messages that wait, and their bytes, by type."""
         return {type_: (count, self._wait_bytes[type_]) for type_, count in self._waits.items()}
+
+    def waiting_by_sender(self) -> Counter[Hashable]:
+        """Return how many messages of each sender wait, but for those that were requeued and for suspects. Counted at
+        the call."""
+        waiting: Counter[Hashable] = Counter()
+        for (_, user), group in self._groups.items():
+            waiting[user] += len(group.waiting)
+        for type_, queue in self._queues.items():
+            ordered = type_ in self._ordered
+            for sender, count in queue.counts():
+                if not (ordered and isinstance(sender, str)):  # a user's messages of an ordered type are in a group
+                    waiting[sender] += count
+        return waiting
 
     def front(self, type_: str) -> Front:
         """Return the messages of a type that are next: in its queue, and in the first message group of the type at each

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hmac
 import json
 import logging
@@ -20,6 +21,7 @@ from typing import Any
 from aiohttp import web
 
 from bester.broker.config import OperatorConfig
+from bester.broker.doctor.live import findings_of
 from bester.broker.logs import facts
 from bester.broker.operator import metrics
 from bester.broker.operator.connections import Connections
@@ -78,6 +80,7 @@ class OperatorHttp:
         self.app.router.add_get("/api/live", self._live_status)
         for path, question in (("status", "status"), ("sessions", "sessions"), ("types", "types"), ("peers", "peers")):
             self.app.router.add_get(f"/api/{path}", self._answer(question))
+        self.app.router.add_get("/api/findings", self._findings)
         self.app.router.add_get("/api/dead", self._dead)
         self.app.router.add_get("/api/dead/letter", self._letter)
         self.app.router.add_get("/api/trace", self._trace)
@@ -117,7 +120,8 @@ class OperatorHttp:
         except BesterError as error:
             response = _refuse(504 if error.code == "timeout" else 404, error.text)
         except Exception as error:  # noqa: BLE001 (the fault of one request must not be the library's to log)
-            log.error("%s %r cannot be answered: %s", request.method, request.path, describe(error))
+            fields = facts("operator-failed", path=request.path, why=describe(error))
+            log.error("%s %r cannot be answered: %s", request.method, request.path, describe(error), extra=fields)
             response = _refuse(500, "this request cannot be answered; the log says why")
         finally:
             self._requests -= 1
@@ -169,6 +173,9 @@ class OperatorHttp:
 
         return handler
 
+    async def _findings(self, request: web.Request) -> web.Response:
+        return _json(_found(await self._desk.ask("status")))
+
     async def _dead(self, request: web.Request) -> web.Response:
         limit = request.query.get("limit", "100")
         if not limit.isdecimal() or len(limit) > 4 or not 0 < int(limit) <= 1000:
@@ -208,7 +215,7 @@ class OperatorHttp:
         return handler
 
     async def _live_status(self, request: web.Request) -> web.StreamResponse:
-        """Send the status once a second, as server-sent events."""
+        """Send the status with its findings once a second, as server-sent events."""
         if self._live >= MAX_LIVE:
             return _refuse(503, "too many pages are open; close some")
         response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
@@ -217,6 +224,7 @@ class OperatorHttp:
         try:
             while True:
                 status = await self._desk.ask("status")
+                status |= {"findings": _found(status)}
                 async with asyncio.timeout(BODY_S):
                     await response.write(b"data: " + json.dumps(status).encode() + b"\n\n")
                 await asyncio.sleep(LIVE_S)
@@ -238,6 +246,10 @@ async def _named(request: web.Request, key: str) -> str | None:
         return None
     value = body.get(key) if isinstance(body, dict) else None
     return value if type(value) is str and value else None
+
+
+def _found(status: dict[str, Any]) -> list[dict[str, str]]:
+    return [finding.as_map() for finding in findings_of(status)]
 
 
 def _json(value: Any) -> web.Response:
@@ -299,4 +311,6 @@ async def _listening(connections: Connections, host: str, port: int) -> asyncio.
     try:
         return await asyncio.get_running_loop().create_server(connections, host, port)
     except OSError as error:
-        raise ConfigError(f"[operator] http: {host}:{port}: {error.strerror or error}") from None
+        in_use = f"port {port} is in use; stop its owner or choose another port"
+        why = in_use if error.errno == errno.EADDRINUSE else error.strerror or error
+        raise ConfigError(f"[operator] http: {host}:{port}: {why}") from None

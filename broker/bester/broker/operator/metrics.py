@@ -5,6 +5,7 @@ Names follow the conventions: the prefix `bester_`, base units (seconds, bytes),
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
@@ -50,6 +51,12 @@ class _Collector:
         for result, count in status["logins"].items():
             logins.add_metric([result], count)
         yield logins
+        refused = status["refused"]["count"]
+        yield GaugeMetricFamily("bester_parties_refused", "Parties that the fabric refused within 10 minutes.", refused)
+        full = status["full_mailboxes"]["count"]
+        yield GaugeMetricFamily("bester_mailboxes_full", "Mailboxes at 90 % of their bound, or above.", full)
+        most = max((row["waiting"] for row in status["busiest"]), default=0)
+        yield GaugeMetricFamily("bester_waiting_of_one_sender", "Waiting messages of the sender with most.", most)
         queued = status["queued"]
         yield GaugeMetricFamily("bester_queued_messages", "Messages on disk for users and servers.", queued["messages"])
         yield GaugeMetricFamily("bester_queued_bytes", "Bytes of these messages.", queued["bytes"])
@@ -62,12 +69,12 @@ class _Collector:
             yield GaugeMetricFamily("bester_store_bytes", "Size of the store's files.", store["bytes"])
             yield GaugeMetricFamily("bester_store_room_bytes", "Room on the store's disk.", store["room_bytes"])
         used = GaugeMetricFamily("bester_bound_used", "How much of a bound is used.", labels=["bound"])
-        most = GaugeMetricFamily("bester_bound_limit", "The bound.", labels=["bound"])
+        bound = GaugeMetricFamily("bester_bound_limit", "The bound.", labels=["bound"])
         for name, (now, limit) in status["bounds"].items():
             used.add_metric([name], now)
-            most.add_metric([name], limit)
+            bound.add_metric([name], limit)
         yield used
-        yield most
+        yield bound
 
     def _types(self) -> Iterator[Metric]:
         types: Mapping[str, Mapping[str, Any]] = self._status["types"]
@@ -99,6 +106,15 @@ class _Collector:
             for type_, row in types.items():
                 gauge.add_metric([type_], row[key])
             yield gauge
+        stuck = GaugeMetricFamily("bester_handlers_stuck", "Handlers that are stuck, by type.", labels=["type"])
+        hanging = Counter(type_ for each in self._status["handlers"] if each["stuck"] for type_ in each["types"])
+        for type_ in types:
+            stuck.add_metric([type_], hanging[type_])
+        yield stuck
+        declared = GaugeMetricFamily("bester_type_declared", "1 for a type of a declared handler.", labels=["type"])
+        for type_ in self._status["declared"]:
+            declared.add_metric([type_], 1)
+        yield declared
         took = HistogramMetricFamily("bester_handler_seconds", "Time of handlers over a message.", labels=["type"])
         ends = [*map(repr, self._status["buckets_s"]), "+Inf"]
         for type_, row in types.items():
@@ -111,13 +127,20 @@ class _Collector:
         held = GaugeMetricFamily("bester_server_held", "1 where messages are held back.", labels=["server"])
         queued = GaugeMetricFamily("bester_server_queued_messages", "Messages queued for it.", labels=["server"])
         size = GaugeMetricFamily("bester_server_queued_bytes", "Bytes queued for it.", labels=["server"])
+        wrong = GaugeMetricFamily("bester_server_key_wrong", "1 where a key forbids the link.", labels=["server"])
+        clock = GaugeMetricFamily(
+            "bester_server_clock_ahead_seconds", "Seconds by which its clock is ahead.", labels=["server"]
+        )
         for row in servers:
+            wrong.add_metric([row["name"]], int(row["key_wrong"]))
+            if row["clock_off_s"] is not None:
+                clock.add_metric([row["name"]], row["clock_off_s"])
             for each in STATES:
                 state.add_metric([row["name"], each], int(row["state"] == each))
             held.add_metric([row["name"]], int(row["held"]))
             queued.add_metric([row["name"]], row["queued"])
             size.add_metric([row["name"]], row["bytes"])
-        yield from (state, held, queued, size)
+        yield from (state, held, queued, size, wrong, clock)
 
     def _bridges(self) -> Iterator[Metric]:
         """Yield the counts that bridges tell; which there are is the bridge's matter."""

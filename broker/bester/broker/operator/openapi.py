@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bester.broker.operator.schemas import ANSWERS, ERROR, STATUS, record
+
 GETS = {
     "/health": ("The process lives.", ()),
     "/ready": ("The server takes messages; 503 with `why` where it does not.", ()),
@@ -15,7 +17,8 @@ GETS = {
     "/api/dead": ("Dead letters without their bodies, the latest first.", ("type", "limit")),
     "/api/dead/letter": ("One dead letter with its body.", ("id",)),
     "/api/trace": ("The steps of a message on this server; of the latest one without `id`.", ("id",)),
-    "/api/live": ("The status once a second, as server-sent events.", ()),
+    "/api/findings": ("What needs attention, as `bester check` finds it, each with its remedy.", ()),
+    "/api/live": ("The status with its findings once a second, as server-sent events.", ()),
 }
 POSTS = {
     "/api/dead/replay": ("Replay a dead letter.", "id"),
@@ -27,21 +30,46 @@ POSTS = {
 }
 
 
+KINDS = {"/metrics": "text/plain", "/api/live": "text/event-stream"}
+"""Types of the answers that are not JSON."""
+REFUSALS = {
+    "400": "a parameter or the body is not what is asked for",
+    "401": "the token is missing or wrong",
+    "404": "no such letter, server or path",
+    "503": "too many requests at once; try again",
+}
+
+
 def document() -> dict[str, Any]:
     """Return the document, as OpenAPI 3.1."""
-    answers = {"200": {"description": "the answer"}, "401": {"description": "the token is missing"}}
     paths: dict[str, Any] = {}
     for path, (summary, names) in GETS.items():
         parameters = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in names]
-        paths[path] = {"get": {"summary": summary, "parameters": parameters, "responses": answers}}
+        paths[path] = {"get": {"summary": summary, "parameters": parameters, "responses": _answers(path)}}
     for path, (summary, name) in POSTS.items():
-        schema = {"type": "object", "required": [name], "properties": {name: {"type": "string"}}}
-        body = {"required": True, "content": {"application/json": {"schema": schema}}}
-        paths[path] = {"post": {"summary": summary, "requestBody": body, "responses": answers}}
+        body = {"required": True, "content": {"application/json": {"schema": record(name)}}}
+        paths[path] = {"post": {"summary": summary, "requestBody": body, "responses": _answers(path)}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Bester, for its operator", "version": "1"},
         "paths": paths,
-        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": {"Error": ERROR, "Status": STATUS},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
         "security": [{"token": []}, {}],
     }
+
+
+def _answers(path: str) -> dict[str, Any]:
+    """Return the answers to a request: a good one, and refusals."""
+    schema = {"$ref": "#/components/schemas/Status"} if path == "/api/status" else ANSWERS.get(path, {"type": "string"})
+    good = {"description": "the answer", "content": {KINDS.get(path, "application/json"): {"schema": schema}}}
+    answers = {"200": good} | {code: _refused(why) for code, why in REFUSALS.items()}
+    if path == "/ready":
+        answers["503"] = {**good, "description": "messages are not taken, and why"}
+    return answers
+
+
+def _refused(why: str) -> dict[str, Any]:
+    return {"description": why, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}

@@ -39,14 +39,14 @@ class Store(Protocol):
     def commit(self, writes: Sequence[Write]) -> Committed:
         """Write a group in one transaction, in order: the writes are on disk when this returns. Never raises.
 
-        Where the commit fails, nothing of the group is written. Each Enqueue, RecordRemote and SaveLane is given up;
-        the other writes are held back, and come before those of the next commit, which may have none. A Bury is held
-        back with the Ends of its group, for one of them may be that of the buried message; of very many the oldest is
+        Where the commit fails, nothing of the group is written. Each new message and SaveLane is given up; the other
+        writes are held back, and come before those of the next commit, which may have none. A Bury or a late outcome is
+        held back with the Ends of its group, for one of them may be that of its message; of very many the oldest is
         given up. A group that finds the store locked by another process is returned as `busy` at once, and is still the
         caller's."""
 
-    def hold_back(self, writes: Sequence[Write]) -> None:
-        """Take a group that was `busy` for too long as one whose commit has failed."""
+    def hold_back(self, writes: Sequence[Write]) -> frozenset[int]:
+        """Take a group that was `busy` for too long as one whose commit has failed. Returns `Committed.kept`."""
 
     def read(self, read: Read) -> Any:
         """Return the answer to a read of `store_requests`. Raises BesterError where the file cannot be read."""

@@ -1,16 +1,17 @@
-"""Commits that fail: writes that add to the store are given up, and the core learns so; writes that take away from the
-store are held back and tried again.
+"""Commits that fail: new messages are given up, and the core learns so; writes that take away from the store are held
+back and tried again.
 
-Dead letters are held back as well, for their senders had a final report: a body and the End that deletes it are written
-together. A write that is held back is never given up, and reads account for it: otherwise the end of a message would be
-forgotten, and the message delivered again. Only a write that no disk could take, with any room, is dropped.
+Dead letters, late outcomes and notes of messages that are queued at other servers are held back as well, for their
+senders had a report, and nobody would repeat them: each is written together with the Ends of its group. A write that is
+held back is given up above a bound alone, and reads account for it: otherwise the end of a message would be forgotten,
+and the message delivered again. A write that no disk could take, with any room, is dropped.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 from bester.broker.store_requests import (
     Bury,
@@ -22,6 +23,7 @@ from bester.broker.store_requests import (
     Fetch,
     FindExpired,
     Held,
+    Promise,
     PurgeOutcomes,
     Read,
     RecordRemote,
@@ -31,16 +33,26 @@ from bester.broker.store_requests import (
     Write,
 )
 from bester.broker.wire.codes import BesterError
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 
-GIVEN_UP = frozenset({Enqueue, RecordRemote, SaveLane})
-"""Writes that are given up with their group: the cases that wait for them have a failure."""
-GROWING = GIVEN_UP | {Bury}
+GROWING = frozenset({Enqueue, RecordRemote, SaveLane, Bury})
 """Writes that take room."""
-LETTERS_HELD_BACK = 1_000
-LETTERS_HELD_BACK_BYTES = 16 * 1024 * 1024
-"""Bounds on dead letters that wait for room in memory, and on their bodies; above them the oldest is given up."""
+GROWING_HELD_BACK = 10_000
+GROWING_HELD_BACK_BYTES = 16 * 1024 * 1024
+"""Bounds on dead letters, late outcomes and notes that wait for room in memory, and on their bodies; above them the
+oldest is given up."""
 LOOK_AGAIN_S = 1.0
 """Pause before expired messages are looked for again, where all that were found have ended in memory alone."""
+
+
+def is_given_up(write: Write) -> bool:
+    """Return whether a write is given up with its group: the case that waits for the write has a failure."""
+    return type(write) is SaveLane or (type(write) is Enqueue and write.entry.type != OUTCOME_TYPE)
+
+
+def is_promise(write: Write) -> TypeGuard[Promise]:
+    """Return whether a write is a late outcome, or the note of a message that is queued at another server."""
+    return type(write) is RecordRemote or (type(write) is Enqueue and write.entry.type == OUTCOME_TYPE)
 
 
 class BusyError(BesterError):
@@ -71,9 +83,13 @@ class Commits(ABC):
         self.fenced = ""
         """Why this process may write nothing any more, where another one has taken the store."""
         self._held_back: dict[Hashable, Write] = {}
-        self._buried: dict[Hashable, int] = {}  # dead letters among them, oldest first, with the sizes of their bodies
-        self._buried_bytes = 0
-        self._tied: dict[Hashable, Hashable] = {}  # an End, and the dead letter without which it is not written
+        self._growing: dict[Hashable, int] = {}  # those that take room, oldest first, with the sizes of their bodies
+        self._growing_bytes = 0
+        self._promised: set[Hashable] = set()  # the promises among those
+        self._tied: dict[Hashable, Hashable] = {}  # an End, and the growing write without which it is not written
+        self._late: list[Promise] = []  # promises held back that are written now; the next result tells of them
+        self._dropped: list[Promise] = []  # promises held back that are given up
+        self._repeated: dict[int, str | None] = {}  # duplicates among those in `_late`
 
     @property
     def held_back(self) -> int:
@@ -101,46 +117,83 @@ class Commits(ABC):
                 self._try_alone()
                 if not self._held_back:  # the fault was among those: this group may be sound
                     return self.commit(writes)
-            self.hold_back(writes)
+            kept = self.hold_back(writes)
             self._try_alone()
             code: Fault = "storage-unavailable" if error.code == "storage-unavailable" else "storage-full"
-            return Committed(False, why=error.text, code=code)
-        self._let_go(list(self._held_back))
-        return Committed(True, repeated)
+            return self._result(Committed(False, why=error.text, code=code, kept=kept))
+        self._written(list(self._held_back), {})
+        return self._result(Committed(True, repeated))
 
-    def hold_back(self, writes: Sequence[Write]) -> None:
-        """Give up the writes of a failed group that add to the store, and hold back the others."""
-        letter = None  # the last of the group: those before it are given up no later
+    def _result(self, result: Committed) -> Committed:
+        """Add to a result what became of earlier promises since the last one."""
+        if self._late or self._dropped:
+            repeated = {**self._repeated, **result.repeated}
+            result = result._replace(repeated=repeated, late=tuple(self._late), dropped=tuple(self._dropped))
+            self._late, self._dropped, self._repeated = [], [], {}
+        return result
+
+    def hold_back(self, writes: Sequence[Write]) -> frozenset[int]:
+        """Give up the new messages of a failed group, and hold back the other writes. Returns the numbers of the
+        promises among those."""
+        growing = None  # the last of the group: those before it are given up no later
+        kept: set[int] = set()
         for write in writes:
-            if type(write) in GIVEN_UP:
+            if is_given_up(write):
                 continue
+            if is_promise(write):
+                kept.add(write.entry.number)
+                if type(write) is RecordRemote:  # the note alone is written
+                    write = write._replace(entry=write.entry._replace(body=b""))  # noqa: PLW2901
             key = key_of(write)
             self._let_go([key])  # the latest comes last
             self._held_back[key] = write
-            if isinstance(write, Bury):
-                letter = key
-                self._buried[key] = len(write.letter.body)
-                self._buried_bytes += len(write.letter.body)
+            if type(write) in GROWING:
+                growing = key
+                self._growing[key] = size = _size_of(write)
+                self._growing_bytes += size
+                if is_promise(write):
+                    self._promised.add(key)
             elif isinstance(write, Unbury):
                 self._let_go([(Bury, write.id)])
-        if letter is not None:
-            self._tied.update((key_of(write), letter) for write in writes if isinstance(write, End))
-        while len(self._buried) > LETTERS_HELD_BACK or self._buried_bytes > LETTERS_HELD_BACK_BYTES:
-            self._let_go([next(iter(self._buried))])
+        if growing is not None:
+            self._tied.update((key_of(write), growing) for write in writes if isinstance(write, End))
+        while len(self._growing) > GROWING_HELD_BACK or self._growing_bytes > GROWING_HELD_BACK_BYTES:
+            self._drop(next(iter(self._growing)))
+        return frozenset(kept)
+
+    def forget(self) -> None:
+        """Forget what is held back, as a process that ends does."""
+        self._let_go(list(self._held_back))
+        self._late, self._dropped, self._repeated = [], [], {}
 
     def _let_go(self, keys: Iterable[Hashable]) -> None:
         for key in keys:
             self._held_back.pop(key, None)
             self._tied.pop(key, None)
-            self._buried_bytes -= self._buried.pop(key, 0)
+            self._growing_bytes -= self._growing.pop(key, 0)
+            self._promised.discard(key)
+
+    def _drop(self, key: Hashable) -> None:
+        write = self._held_back[key]
+        if is_promise(write):
+            self._dropped.append(write)
+        self._let_go([key])
+
+    def _written(self, keys: Sequence[Hashable], repeated: Mapping[int, str | None]) -> None:
+        """Let go of writes that the store has taken."""
+        self._late += filter(is_promise, map(self._held_back.__getitem__, keys))
+        self._repeated.update(repeated)
+        self._let_go(keys)
 
     def _try_alone(self) -> None:
-        """Write what is held back without new writes: deleting needs little room. Where there is no room for dead
-        letters, write the rest, except the Ends of the buried messages."""
-        if not self._try(list(self._held_back)) and self._buried:
-            self._try(
-                [key for key in self._held_back if key not in self._buried and self._tied.get(key) not in self._buried]
-            )
+        """Write what is held back without new writes: deleting needs little room. Where there is no room for what
+        grows, write the rest, except the Ends that belong to it."""
+        if not self._try(list(self._held_back)) and self._growing:
+            self._try_ends()
+
+    def _try_ends(self) -> None:
+        growing = self._growing
+        self._try([key for key in self._held_back if key not in growing and self._tied.get(key) not in growing])
 
     def _try(self, keys: Sequence[Hashable]) -> bool:
         """Write these of the writes held back, and drop those that no store can hold. Returns False where they still
@@ -148,19 +201,24 @@ class Commits(ABC):
         if not keys:
             return True
         try:
-            self._write([self._held_back[key] for key in keys])
+            repeated = self._write([self._held_back[key] for key in keys])
         except UnwritableError:
             if len(keys) > 1:
                 half = len(keys) // 2
                 return all([self._try(keys[:half]), self._try(keys[half:])])
+            self._drop(keys[0])
         except BesterError:
             return False
-        self._let_go(keys)
+        else:
+            self._written(keys, repeated)
         return True
 
     def read(self, read: Read) -> Any:
         """Return the answer to a read of `store_requests`. Raises BesterError where the store cannot be read."""
-        self._try_alone()
+        if self._promised:  # a read must find none of them before a result has told of it
+            self._try_ends()
+        else:
+            self._try_alone()
         if self._held_back and isinstance(read, Fetch):
             return self._fetched(read)
         answer = self._answer(read)
@@ -196,4 +254,11 @@ def key_of(write: Write) -> Hashable:
     """Return a key that is equal for writes of which only the latest counts."""
     if isinstance(write, Bury):
         return Bury, write.letter.id
+    if isinstance(write, Enqueue | RecordRemote):
+        return type(write), write.entry.number
     return type(write), None if isinstance(write, PurgeOutcomes | SaveClock) else write[0]
+
+
+def _size_of(write: Write) -> int:
+    """Return the bytes of the body of a growing write."""
+    return len(write.letter.body) if isinstance(write, Bury) else len(write.entry.body) if is_promise(write) else 0

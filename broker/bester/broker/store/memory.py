@@ -152,7 +152,7 @@ class MemoryStore(Commits):
     def open(self) -> Snapshot:
         """Count this life and return the contents. While `broken` is set the count waits for the first commit, and this
         life has an epoch of its own."""
-        self._let_go(list(self._held_back))
+        self.forget()
         self._unwritten = None
         if self.broken:
             self._nameless += 1

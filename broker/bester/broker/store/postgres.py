@@ -273,8 +273,8 @@ class PostgresStore(Commits):
         if self.away:
             away_s = time.monotonic() - self._lost_at
             self.away = ""
-            text = "%s: connected again after %.1f s"
-            _log.info(text, self.database.where, away_s, extra=facts("store-back", away_s=round(away_s, 3)))
+            extra = facts("store-back", away_s=round(away_s, 3))
+            _log.info("%s: connected again after %.1f s", self.database.where, away_s, extra=extra)
 
     def _fence(self, reason: str) -> None:
         if not self.fenced:
@@ -298,7 +298,7 @@ class PostgresStore(Commits):
                     self._lose(reason)
                     connection, was_committed = self._settle()
                     if was_committed:
-                        repeated = self._repeated(connection, writes)
+                        repeated = self._duplicates_of(connection, writes)
                     elif is_last:
                         raise BesterError("storage-unavailable", f"{self.database.where}: {reason}") from None
                     else:
@@ -398,7 +398,7 @@ class PostgresStore(Commits):
             self._closing.wait()  # no report would be right: nobody can tell any more, and the process ends
         raise BesterError("storage-unavailable", self.away)
 
-    def _repeated(self, connection: Connection, writes: Sequence[Write]) -> dict[int, str | None]:
+    def _duplicates_of(self, connection: Connection, writes: Sequence[Write]) -> dict[int, str | None]:
         """Return the duplicates of a group whose commit was not answered. Nobody has written since."""
         lease = self._lease
         assert lease is not None

@@ -19,7 +19,7 @@ from typing import Any
 
 from bester.broker import database
 from bester.broker.store import file, schema
-from bester.broker.store.commits import GIVEN_UP, BusyError, Commits, UnwritableError
+from bester.broker.store.commits import BusyError, Commits, UnwritableError, is_given_up
 from bester.broker.store.reading import answer
 from bester.broker.store.rows import read_text, summed_shares, unpack
 from bester.broker.store.writing import (
@@ -394,7 +394,7 @@ class SqliteStore(Commits):
         if free_bytes > PLENTY * reserve_bytes:
             return
         added_bytes = 0
-        if not any(type(write) in GIVEN_UP for write in writes):
+        if not any(map(is_given_up, writes)):
             reserve_bytes //= LETTERS_PART
         bodies: dict[bytes, None] = {}  # a body of several entries is written once
         for write in writes:

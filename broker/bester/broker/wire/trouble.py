@@ -5,6 +5,17 @@ from __future__ import annotations
 from enum import Enum
 from typing import Literal
 
+UNKNOWN_THERE = "does not know our key"
+OTHER_THAN_LISTED = "that is not the key of"
+CUT_SHORT = "is ended in the handshake"
+"""Words of a reason that may be a wrong key: a later attempt tells."""
+
+
+def is_of_keys(why: str) -> bool:
+    """Return whether a reason for which there is no link is a wrong key, of either side."""
+    refused = why.startswith("refused: ") and " key " in why
+    return UNKNOWN_THERE in why or OTHER_THAN_LISTED in why or refused
+
 
 class Found(Enum):
     SILENT = "silent"  # no answer at all to the attempt to connect
@@ -88,9 +99,9 @@ class Attempt:
         """Return why there is no link."""
         where, called = self._endpoint, self._called
         if self.found is Found.UNKNOWN_KEY:
-            return f"{called} at {where} does not know our key {self._own}; its owner must list that key there"
+            return f"{called} at {where} {UNKNOWN_THERE} {self._own}; its owner must list that key there"
         if self.found is Found.OTHER_KEY:
-            return f"that is not the key of {called}: what listens at {where} has another one than {self._other}"
+            return f"{OTHER_THAN_LISTED} {called}: what listens at {where} has another one than {self._other}"
         if self.found is Found.OTHER_SECURITY and self._own is None:
             return f"{called} at {where} encrypts, and this side has no keys: give its public key, and a key file"
         if self.found is Found.OTHER_SECURITY:
@@ -103,7 +114,7 @@ class Attempt:
         if self.found is Found.OPEN:
             return f"something listens at {where} and does not answer: not a Bester fabric, or one that is stopped"
         if self.found is Found.CUT:
-            return f"the connection to {where} is ended in the handshake"
+            return f"the connection to {where} {CUT_SHORT}"
         if self.found is Found.SILENT:
             return f"no answer from {where}: the address may be wrong, the machine down, or a firewall in the way"
         return f"no message from {where}"

@@ -32,7 +32,8 @@ SHORT = 40
 @click.option(
     "--count", type=click.IntRange(1, MOST), default=1, show_default=True, metavar="N", help="Messages sent at once."
 )
-def demo(story: str, links: str, count: int) -> int:
+@click.option("--page", is_flag=True, help="Show the servers' pages, and send until Ctrl-C: watch the messages pass.")
+def demo(story: str, links: str, count: int, page: bool) -> int:
     """Play a story with live servers and draw each message's path.
 
     Exit status 0 means that every message arrived and every report was good.
@@ -40,7 +41,7 @@ def demo(story: str, links: str, count: int) -> int:
     from bester.cli.demo.play import play
 
     with _directory() as directory:
-        return asyncio.run(_played(play(story, links, count, directory)))
+        return asyncio.run(_played(play(story, links, count, directory, pages=page)))
 
 
 async def _played(playing: Coroutine[None, None, int]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
@@ -23,11 +24,14 @@ from bester.cli.demo.routes import route_of, ways_of
 from bester.cli.demo.servers import Servers
 from bester.cli.demo.story import STORIES, Addresses, Sending, Story, write_files
 from bester.cli.demo.traces import steps_at
+from bester.cli.page import open_in_browser
 
 START_S = 40.0
 """Seconds until the rehearsal must be over: it takes two, and many times that on a slow, loaded machine."""
 SEND_S = 60.0
 """Seconds until every report must be there: as long as a server waits for another."""
+EVERY_S = 1.0
+"""Time between two sendings under `--page`: the pages show rates by the second."""
 LINKED = {
     "fabric": "over the fabric",
     "native-name": "by the native protocol, by name",
@@ -66,14 +70,17 @@ class Performance(NamedTuple):
         return faults
 
 
-async def play(name: str, links: str, count: int, directory: Path) -> int:
-    """Play a story and return the exit status: 0 where every message arrived and every report was good."""
+async def play(name: str, links: str, count: int, directory: Path, *, pages: bool = False) -> int:
+    """Play a story and return the exit status: 0 where every message arrived and every report was good.
+
+    With `pages` the servers' pages are shown, and the story is played again and again until Ctrl-C.
+    """
     story = STORIES[name]
     console = Console(highlight=False)
     drawing.say(console, story.title, "bold")
     began = time.monotonic()
     good = True
-    async with _scene(story, links, count, directory) as scene:
+    async with _scene(story, links, count, directory, pages=pages) as scene:
         handlers = sum(len(config.handlers) for config in scene.configs)
         drawing.say(
             console,
@@ -84,13 +91,15 @@ async def play(name: str, links: str, count: int, directory: Path) -> int:
             performance = await _perform(sending, scene, count)
             await _show(console, sending, scene, performance)
             good = good and not performance.faults
+        if pages:
+            good = await _repeat(console, story, scene, count) and good
     return 0 if good else 1
 
 
 @asynccontextmanager
-async def _scene(story: Story, links: str, count: int, directory: Path) -> AsyncIterator[Scene]:
+async def _scene(story: Story, links: str, count: int, directory: Path, *, pages: bool = False) -> AsyncIterator[Scene]:
     """Set everything up, and rehearse, so that the times are those of messages and not of starting programs."""
-    configs, called = write_files(story, links, directory)
+    configs, called = write_files(story, links, directory, pages=pages)
     people = {}
     for config in configs:
         for name in (name for name, server in story.people.items() if server == config.server.name):
@@ -111,6 +120,31 @@ async def _scene(story: Story, links: str, count: int, directory: Path) -> Async
             yield Scene(configs, called, people)
         finally:
             await asyncio.gather(*(person.close() for person in people.values()))
+
+
+async def _repeat(console: Console, story: Story, scene: Scene, count: int) -> bool:
+    """Show the pages and send every EVERY_S until Ctrl-C; return whether all arrived, with good reports."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    drawing.say(console, "")
+    for config in scene.configs:
+        drawing.say(console, f"{config.server.name}'s page:  http://{config.operator.http}/", "bold")
+        open_in_browser(f"http://{config.operator.http}/")
+    drawing.say(console, f"A message is sent every {EVERY_S:g} s; Ctrl-C ends the demo.")
+    faults: set[str] = set()
+    while not stop.is_set():
+        for sending in story.sendings:
+            for fault in (await _perform(sending, scene, count)).faults:
+                if fault not in faults:
+                    drawing.say(console, fault, "bold red")
+                faults.add(fault)
+        for person in scene.people.values():
+            person.received.clear()  # a demo may run for days
+        try:
+            await asyncio.wait_for(stop.wait(), EVERY_S)
+        except TimeoutError:
+            pass
+    return not faults
 
 
 def _account(config: Config, name: str) -> str:

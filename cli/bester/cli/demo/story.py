@@ -89,15 +89,22 @@ STORIES: Mapping[str, Story] = {
 }
 
 
-def write_files(story: Story, links: str, directory: Path) -> tuple[tuple[Config, ...], Addresses]:
-    """Write a configuration for each server into a directory, on free ports; return them as read, and the addresses."""
-    ports = free_ports(len(story.servers))
+def write_files(
+    story: Story, links: str, directory: Path, *, pages: bool = False
+) -> tuple[tuple[Config, ...], Addresses]:
+    """Write a configuration for each server into a directory, on free ports; return them as read, and the addresses.
+    With `pages` each server has its operator's page."""
+    ports = free_ports(len(story.servers) * (1 + pages))
+    page_ports = ports[len(story.servers) :]
+    ports = ports[: len(story.servers)]
     natives = {name: f"127.0.0.1:{port}" for name, port in zip(story.servers, ports, strict=True)}
     configs = []
-    for name in story.servers:
+    for number, name in enumerate(story.servers):
         file = f"{name.lower()}.toml"
         tables = tomllib.loads((resources.files(story.package) / file).read_text(encoding="utf-8"))
         tables["native"] = {"tcp4": natives[name]}
+        if pages:
+            tables["operator"] = {"http": f"127.0.0.1:{page_ports[number]}"}
         if links != FABRIC:
             for peer, table in tables["servers"].items():
                 del table["fabric"]

@@ -35,7 +35,7 @@ class Kitchen:
     def __init__(self, store: Store | None = None, clock: Callable[[], float] = time.time) -> None:
         self.store = store or Store("kitchen", subjects.SCHEMA + SCHEMA)
         self.devices = Subjects(self.store, "device", clock)
-        self.outbox = Outbox(self.store, self.devices.on_outcome)
+        self.outbox = Outbox(self.store, self.devices.notices.on_outcome)
 
     def handle(self, message: Message) -> list[Command]:
         """Carry out a message of a user, a device, or another server. Raises HandlerError with the reason."""
@@ -50,7 +50,7 @@ class Kitchen:
         who, ask = writer(message, data, "user"), data
         if message.peer is not None:
             if "gone" in data:
-                self.devices.take_gone(db, bare(data["gone"], '"gone"'), message.peer)
+                self.devices.notices.take_gone(db, bare(data["gone"], '"gone"'), message.peer)
                 return []
             ask = data["ask"] if isinstance(data.get("ask"), dict) else {}
         verb = next((verb for verb in VERBS if verb in ask), None)
@@ -87,7 +87,7 @@ class Kitchen:
     def look(self, connected: Iterable[str]) -> None:
         """Push the newest state to subscribers who are back."""
         with self.store.turn() as db:
-            self.devices.back(db, connected)
+            self.devices.notices.back(db, connected)
         self.outbox.wake()
 
     def _ask(

@@ -40,7 +40,7 @@ class Presence:
     def __init__(self, store: Store | None = None, clock: Callable[[], float] = time.time) -> None:
         self.store = store or Store("presence", subjects.SCHEMA + SCHEMA)
         self.people = Subjects(self.store, "user", clock, keeps_away=False)
-        self.outbox = Outbox(self.store, self.people.on_outcome)
+        self.outbox = Outbox(self.store, self.people.notices.on_outcome)
         self._clock = clock
         self._absent: set[str] = set()
 
@@ -55,7 +55,7 @@ class Presence:
         if message.peer is not None and "version" in data:
             return self.people.take_notice(db, message, data)
         if message.peer is not None and "gone" in data:
-            self.people.take_gone(db, bare(data["gone"], '"gone"'), message.peer)
+            self.people.notices.take_gone(db, bare(data["gone"], '"gone"'), message.peer)
             return []
         who, ask = writer(message, data, "by"), data.get("ask") if message.peer is not None else data
         ask = ask if isinstance(ask, dict) else {}
@@ -113,7 +113,7 @@ class Presence:
                 self._show(db, type_, user, {"here": True, "status": status} if is_here else GONE)
             for user in away:
                 db.execute("DELETE FROM subscribers WHERE user = ?", (user,))
-            self.people.back(db, here)
+            self.people.notices.back(db, here)
         self.outbox.wake()
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Command
-from bester.handlers import App, HandlerError, Message, Outcome, send_clients, send_servers
+from bester.handlers import App, HandlerError, Message, send_clients, send_servers
 from bester.handlers.stock.addresses import Address, bare
+from bester.handlers.stock.notices import ACTIVE, ONCE, PENDING, Notices
 from bester.handlers.stock.outbox import Outbox
 from bester.handlers.stock.store import Store
 
@@ -23,16 +24,10 @@ MAX_OF_USER, MAX_OF_SUBJECT = 100, 1_000
 """Subscriptions of one user, and of one subject: a notice names at most so many users."""
 LOOK_S = 2.0
 """Seconds between two looks at who is connected."""
-AWAY_S = 60.0
-"""Seconds between two notices to a server that is away: they queue, and only the newest counts."""
 MAX_OF_SERVER = 100_000
 """Subscriptions of another server's users."""
 MAX_SUBJECTS = 100_000
 """Subjects at home here: one for each user who has reported a state."""
-FOR_GOOD = ("failed:unknown-type", "failed:not-allowed", "failed:unreachable")
-"""Outcomes of a server that takes no notices any more: the configuration or the handler is not there."""
-ONCE, PENDING, ACTIVE = range(3)
-"""States of a subscription: waits for one answer; asked of the subject's home; gets every notice. They only rise."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS states (subject TEXT PRIMARY KEY, type TEXT, state TEXT, version INTEGER);
 CREATE TABLE IF NOT EXISTS subscribers (subject TEXT, user TEXT, state INTEGER, away INTEGER NOT NULL DEFAULT 0,
@@ -49,32 +44,34 @@ BEGIN DELETE FROM states WHERE subject = OLD.subject; END;  -- of another server
 
 
 class Subjects:
-    """Subjects of a protocol. `noun`: their key in notices. `keeps_away`: subscribers who are away stay subscribed."""
+    """Subjects of a protocol; `notices` pushes their states. `noun`: their key in notices. `keeps_away`: subscribers
+    who are away stay subscribed."""
 
     def __init__(self, store: Store, noun: str, clock: Callable[[], float], *, keeps_away: bool = True) -> None:
         self.store = store
         self._noun = noun
         self._clock = clock
-        self._keeps_away = keeps_away
+        self.notices = Notices(store, noun, clock, keeps_away=keeps_away)
 
     def state(self, db: sqlite3.Connection, subject: str) -> Any:
         """Return the newest state, None where there is none."""
-        return self._newest(db, subject)[0]
+        return self.notices.newest(db, subject)[0]
 
     def set_state(self, db: sqlite3.Connection, type_: str, subject: str, state: Any) -> None:
         """Set the state of a subject of this server, and push it. Raises HandlerError where there are too many."""
         if self.state(db, subject) is None and _count(db, "states") >= MAX_SUBJECTS:
             raise HandlerError(f"{MAX_SUBJECTS:,} states are the most that this server keeps")
-        version = max(self._newest(db, subject)[1] + 1, int(self._clock() * 1000))  # rises after a lost file, too
+        after = self.notices.newest(db, subject)[1] + 1
+        version = max(after, int(self._clock() * 1000))  # rises after a lost file, too
         row = (subject, type_, json.dumps(state), version)
         db.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?)", row)
-        self._push_here(db, type_, subject)
+        self.notices.push_here(db, type_, subject)
         servers = db.execute(
             "SELECT DISTINCT server FROM readers WHERE subject = ? AND server NOT IN (SELECT server FROM away)",
             (subject,),
         ).fetchall()
         for (server,) in servers:
-            self._push_to(db, type_, subject, server)
+            self.notices.push_to(db, type_, subject, server)
 
     def subscribe(
         self, db: sqlite3.Connection, message: Message, subject: Address, who: Address, *, once: bool
@@ -88,7 +85,7 @@ class Subjects:
                 if _count(db, "readers WHERE server = ?", who.server) >= MAX_OF_SERVER:
                     raise HandlerError(f"users of {who.server} have {MAX_OF_SERVER:,} subscriptions already")
                 db.execute("INSERT OR IGNORE INTO readers VALUES (?, ?, ?)", (key, who.name, who.server))
-            return [send_servers([who.server], self._notice(db, key) | {"to": who.name})]
+            return [send_servers([who.server], self.notices.notice(db, key) | {"to": who.name})]
         of_user = _count(db, "subscribers WHERE user = ?", who.name)
         of_one = _count(db, "subscribers WHERE subject = ?", key)
         if self._subscription(db, key, who.name) is None and (of_user >= MAX_OF_USER or of_one >= MAX_OF_SUBJECT):
@@ -100,7 +97,7 @@ class Subjects:
                 "DO UPDATE SET state = MAX(state, ?3), away = 0",
                 (key, who.name, state),
             )
-        return [] if subject.server else [send_clients([who.name], self._notice(db, key))]
+        return [] if subject.server else [send_clients([who.name], self.notices.notice(db, key))]
 
     def unsubscribe(self, db: sqlite3.Connection, subject: Address, who: Address) -> None:
         """End a subscription, if there is one."""
@@ -126,7 +123,7 @@ class Subjects:
             else:
                 active = "UPDATE subscribers SET state = ?, away = 0 WHERE subject = ? AND user = ?"
                 db.execute(active, (ACTIVE, subject, user))
-        newer = version > self._newest(db, subject)[1]
+        newer = version > self.notices.newest(db, subject)[1]
         anybody = db.execute("SELECT 1 FROM subscribers WHERE subject = ?", (subject,)).fetchone() is not None
         if anybody and newer:
             row = (subject, message.type, json.dumps(data.get("state")), version)
@@ -135,15 +132,11 @@ class Subjects:
             shown = {self._noun: subject, "state": data.get("state"), "version": version}
             return [send_clients([user], shown | ({"over": True} if data.get("over") is True else {}))]
         if anybody and newer:
-            self._push_here(db, message.type, subject)
+            self.notices.push_here(db, message.type, subject)
         elif not anybody:
             gone = {"user": "-", "gone": str(data.get(self._noun))}
             return [send_servers([str(message.peer)], gone)]
         return []
-
-    def take_gone(self, db: sqlite3.Connection, subject: str, server: str) -> None:
-        """Take in that a server has no subscribers of a subject any more."""
-        db.execute("DELETE FROM readers WHERE subject = ? AND server = ?", (subject, server))
 
     def end(self, db: sqlite3.Connection, subject: str, allowed: Callable[[str], bool]) -> list[Command]:
         """End the subscriptions of those who are not allowed; each is told with `over`."""
@@ -160,63 +153,6 @@ class Subjects:
                 told = send_servers([who.server], notice | {"to": who.name}) if who.server else None
                 commands.append(told or send_clients([who.name], notice))
         return commands
-
-    def on_outcome(self, db: sqlite3.Connection, about: dict[str, Any], outcome: Outcome) -> None:
-        """Learn from an emit's outcome who is away."""
-        server, subject = about.get("server"), about["subject"]
-        if server is not None:
-            how = outcome.recipients.get(server, "delivered" if outcome.good else f"failed:{outcome.reason}")
-            if how in FOR_GOOD:
-                self.take_gone(db, subject, server)
-            elif how not in ("delivered", "sent"):
-                db.execute("INSERT OR REPLACE INTO away VALUES (?, ?)", (server, self._clock() + AWAY_S))
-            return
-        for user, how in outcome.recipients.items():
-            if how == "failed:unknown-user" or not self._keeps_away:
-                db.execute("DELETE FROM subscribers WHERE subject = ? AND user = ?", (subject, user))
-            else:
-                db.execute("UPDATE subscribers SET away = 1 WHERE subject = ? AND user = ?", (subject, user))
-
-    def back(self, db: sqlite3.Connection, connected: Iterable[str]) -> None:
-        """Push the newest states to the subscribers who were away and are connected, and to servers once a minute."""
-        here = set(connected)
-        rows = db.execute("SELECT subject, user, type FROM subscribers JOIN states USING (subject) WHERE away = 1")
-        for subject, user, type_ in rows.fetchall():
-            if user in here:
-                db.execute("UPDATE subscribers SET away = 0 WHERE subject = ? AND user = ?", (subject, user))
-                self._emit(db, type_, send_clients([user], self._notice(db, subject)), subject)
-        due = db.execute("SELECT server FROM away WHERE until <= ?", (self._clock(),)).fetchall()
-        for (server,) in due:
-            db.execute("DELETE FROM away WHERE server = ?", (server,))
-            asked = db.execute(
-                "SELECT DISTINCT subject, type FROM readers JOIN states USING (subject) WHERE server = ?", (server,)
-            ).fetchall()
-            for subject, type_ in asked:
-                self._push_to(db, type_, subject, server)
-
-    def _newest(self, db: sqlite3.Connection, subject: str) -> tuple[Any, int]:
-        row = db.execute("SELECT state, version FROM states WHERE subject = ?", (subject,)).fetchone()
-        return (None, 0) if row is None else (json.loads(row[0]), row[1])
-
-    def _notice(self, db: sqlite3.Connection, subject: str) -> dict[str, Any]:
-        state, version = self._newest(db, subject)
-        return {self._noun: subject, "state": state, "version": version}
-
-    def _push_here(self, db: sqlite3.Connection, type_: str, subject: str) -> None:
-        rows = db.execute(
-            "SELECT user FROM subscribers WHERE subject = ? AND state = ? AND away = 0", (subject, ACTIVE)
-        )
-        users = [user for (user,) in rows.fetchall()]
-        if users:
-            self._emit(db, type_, send_clients(users, self._notice(db, subject)), subject)
-
-    def _push_to(self, db: sqlite3.Connection, type_: str, subject: str, server: str) -> None:
-        self._emit(db, type_, send_servers([server], self._notice(db, subject)), subject, server)
-
-    def _emit(
-        self, db: sqlite3.Connection, type_: str, command: Command, subject: str, server: str | None = None
-    ) -> None:
-        self.store.emit_later(db, type_, command, {"subject": subject, "server": server})
 
     def _subscription(self, db: sqlite3.Connection, subject: str, user: str) -> int | None:
         row = db.execute("SELECT state FROM subscribers WHERE subject = ? AND user = ?", (subject, user)).fetchone()

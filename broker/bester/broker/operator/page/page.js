@@ -4,6 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const KEPT = 120; // seconds of the plots
+const GRANTED = ["submits", "submit_bytes"]; // credit of bridges: given out whole, and not in use for that
 const token = new URLSearchParams(location.search).get("token") || "";
 if (token) history.replaceState(null, "", location.pathname); // no secret in the address bar, or in a bookmark
 const withToken = (path) => (token ? path + (path.includes("?") ? "&" : "?") + "token=" + encodeURIComponent(token) : path);
@@ -82,20 +83,11 @@ function button(title, key, path, body, sure) {
 function state() {
   const place = $("state");
   const old = Date.now() - latest > 3500;
-  const problems = latest && !old && before ? worries(before) : [];
-  place.className = old || trouble || problems.length ? "bad" : "good";
+  const problems = latest && !old && before ? before.findings.map((each) => each.text) : [];
+  if (problems.length > 3) problems.splice(3, problems.length, problems.length - 3 + " more");
+  const failing = old || trouble || (problems.length && before.findings.some((each) => each.level === "error"));
+  place.className = failing ? "bad" : problems.length ? "warm" : "good";
   place.textContent = trouble || (!latest ? "connecting …" : old ? "the server does not answer" : problems.length ? problems.join(" · ") : "all is well");
-}
-
-// Words for whatever needs somebody: they are the same that the alerts use.
-function worries(status) {
-  const found = [];
-  if (status.draining) found.push("the server ends");
-  for (const [type, row] of Object.entries(status.types)) if (!row.workers && (row.received || row.waiting) && type !== "(others)") found.push("no handler serves " + short(type));
-  for (const each of status.handlers) if (each.stuck) found.push("handler " + short(each.name) + " is stuck");
-  for (const each of status.servers) if (each.state === "down") found.push("server " + each.name + " is away");
-  for (const [name, [used, most]] of Object.entries(status.bounds)) if (most && used > 0.9 * most) found.push(name + " is nearly full");
-  return found;
 }
 
 function facts(status) {
@@ -150,6 +142,16 @@ function plots(status) {
   plot("time", [{ values: history_.map((each) => each.took), kind: "a" }]);
 }
 
+// The findings of `bester check` that a status shows: the same checks, carried out at the server.
+function findings(status) {
+  table("findings", [["level"], ["check"], ["what, and its remedy", "words"]],
+    status.findings.map((each) => {
+      const what = element("div", each.text);
+      what.append(element("div", each.remedy, "remedy"));
+      return { kind: each.level === "error" ? "bad" : "warm", cells: [each.level, each.check, what] };
+    }), "all is well");
+}
+
 function lists(status) {
   table("types", [["type"], ["handlers", "n"], ["wait", "n"], ["in flight", "n"], ["received", "n"], ["answered", "n"], ["again", "n"], ["dead", "n"], ["failed", "words"]],
     Object.entries(status.types).sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, row]) => ({ kind: row.workers || name === "(others)" ? (row.waiting > 100 ? "warm" : "") : "bad", cells: [name, row.workers, row.waiting, row.inflight, row.received, row.answered, row.again, row.dead, Object.entries(row.failed).map(([code, count]) => code + " " + count).join(", ")] })), "no type is served");
@@ -160,7 +162,7 @@ function lists(status) {
       return { kind: each.state === "down" ? "bad" : each.held ? "warm" : "", cells: [each.name, each.held ? "held, " + each.state : each.state, span(each.since_s), each.queued, each.next_try_s == null ? "" : span(each.next_try_s), each.error || "", acts] };
     }), "no other server is listed");
   table("bounds", [["bound"], ["used", "n"], ["most", "n"], ["", "n"]],
-    Object.entries(status.bounds).filter(([, [used]]) => used).sort(([, [a, b]], [, [c, d]]) => c / d - a / b).slice(0, 12).map(([name, [used, most]]) => ({ kind: most && used > 0.9 * most ? "bad" : most && used > 0.7 * most ? "warm" : "", cells: [name, used, most, most ? ((100 * used) / most).toFixed(1) + " %" : ""] })), "nothing is in use");
+    Object.entries(status.bounds).filter(([, [used]]) => used).sort(([, [a, b]], [, [c, d]]) => c / d - a / b).slice(0, 12).map(([name, [used, most]]) => ({ kind: !most || GRANTED.includes(name) ? "" : used > 0.9 * most ? "bad" : used > 0.7 * most ? "warm" : "", cells: [name, used, most, most ? ((100 * used) / most).toFixed(1) + " %" : ""] })), "nothing is in use");
 }
 
 async function dead() {
@@ -198,6 +200,7 @@ live.addEventListener("message", (event) => {
   document.title = status.server + " · Bester";
   $("server").textContent = status.server;
   facts(status);
+  findings(status);
   way(status);
   plots(status);
   lists(status);

@@ -1,0 +1,145 @@
+"""Bound on what a party may send of a message that does not end.
+
+libzmq bounds the messages that wait for this program, and the length of a frame, but not the frames of one message:
+they are in memory until the message is whole, and this program sees none of them. So the kernel's count of the bytes
+that came on a connection is compared with the last time when the connection had brought a whole message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+from itertools import islice
+
+from bester.broker.wire.messages import MAX_FRAME_BYTES
+
+MOST_BYTES = 4 * MAX_FRAME_BYTES
+"""Bytes of messages that have not ended, over all connections of one party: honest batches are far below one of the
+longest frames. Memory."""
+LOOKED_AT_ONCE = 256
+"""Connections of one look, about a millisecond; with more of them each is looked at less often."""
+QUIET_LOOKS = 10
+"""Looks without a whole message after which a connection is judged although other connections keep the socket busy:
+libzmq reads from all in turn, so that a whole message would have come."""
+_RECEIVED_AT = 128
+"""Offset of `tcpi_bytes_received`, 64 bits, in Linux's `struct tcp_info`."""
+_RECEIVED = struct.Struct("=Q")
+
+
+class _Connection:
+    """`base` is the count of bytes at the last look after a whole message, `held` the bytes since."""
+
+    __slots__ = ("base", "heard", "held", "party", "peer", "quiet")
+
+    def __init__(self, peer: object) -> None:
+        self.peer = peer
+        self.party = b""
+        self.base = self.held = self.quiet = 0
+        self.heard = False
+
+
+class Unread:
+    """Connections of one socket by descriptor, and how much each has sent since its last whole message.
+
+    `heard` takes the party and descriptor of each message that is read; it is emptied by each look. Where the system
+    does not count bytes, nothing is bounded.
+    """
+
+    def __init__(self) -> None:
+        self.most_bytes = MOST_BYTES
+        self.heard: set[tuple[bytes, int]] = set()
+        self._connections: dict[int, _Connection] = {}
+        self._next = 0
+
+    def begin(self, descriptor: int) -> None:
+        """Watch a new connection."""
+        with _duplicate(descriptor) as connection:
+            if connection is not None:
+                with contextlib.suppress(OSError):
+                    self._connections[descriptor] = _Connection(connection.getpeername())
+
+    def end(self, descriptor: int) -> None:
+        """Forget a connection that has ended."""
+        self._connections.pop(descriptor, None)
+
+    def look(self, *, drained: bool) -> list[tuple[int, bytes, int]]:
+        """Return the connections that must end: descriptor, party (empty before its first whole message) and bytes.
+        `drained`: all whole messages that had come were read."""
+        for party, descriptor in self.heard:
+            connection = self._connections.get(descriptor)
+            if connection is not None:
+                connection.party, connection.heard = party, True
+        self.heard.clear()
+        for descriptor in self._some():
+            self._measure(descriptor, self._connections[descriptor], drained=drained)
+        totals: dict[bytes, int] = {}
+        for connection in self._connections.values():
+            if connection.held:
+                totals[connection.party] = totals.get(connection.party, 0) + connection.held
+        if not totals or max(totals.values()) <= self.most_bytes:
+            return []
+        return list(self._largest(totals))
+
+    def cut(self, descriptor: int) -> bool:
+        """Shut a connection down, if the descriptor is still its own; return whether it was."""
+        connection = self._connections.pop(descriptor, None)
+        with _duplicate(descriptor) as found:
+            if connection is None or found is None:
+                return False
+            with contextlib.suppress(OSError):
+                if found.getpeername() == connection.peer:
+                    found.shutdown(socket.SHUT_RDWR)
+                    return True
+        return False
+
+    def _some(self) -> list[int]:
+        """Return the descriptors of this look: all, or the next of many."""
+        descriptors = list(self._connections)
+        if len(descriptors) <= LOOKED_AT_ONCE:
+            return descriptors
+        first = self._next % len(descriptors)
+        self._next = first + LOOKED_AT_ONCE
+        return list(islice(descriptors[first:] + descriptors[:first], LOOKED_AT_ONCE))
+
+    def _measure(self, descriptor: int, connection: _Connection, *, drained: bool) -> None:
+        received = _received(descriptor)
+        if connection.heard or received < connection.base:
+            connection.base, connection.held, connection.quiet, connection.heard = received, 0, 0, False
+            return
+        connection.quiet += 1
+        if drained or connection.quiet >= QUIET_LOOKS:
+            connection.held = received - connection.base
+
+    def _largest(self, totals: dict[bytes, int]) -> Iterator[tuple[int, bytes, int]]:
+        """Yield the largest connections of each party that is above the bound, until the rest is below."""
+        ordered = sorted(self._connections.items(), key=lambda each: each[1].held, reverse=True)
+        for descriptor, connection in ordered:
+            if totals.get(connection.party, 0) > self.most_bytes:
+                totals[connection.party] -= connection.held
+                yield descriptor, connection.party, connection.held
+
+
+@contextlib.contextmanager
+def _duplicate(descriptor: int) -> Iterator[socket.socket | None]:
+    """Yield a socket of its own for a descriptor that libzmq may close at any moment, None where it has done so."""
+    try:
+        found = socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM)
+    except OSError:
+        yield None
+        return
+    with found:
+        yield found
+
+
+def _received(descriptor: int) -> int:
+    """Return how many bytes have come on a TCP connection, 0 where the system does not tell."""
+    with _duplicate(descriptor) as found:
+        if found is None or not hasattr(socket, "TCP_INFO"):
+            return 0
+        try:
+            told = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED_AT + _RECEIVED.size)
+        except OSError:
+            return 0
+    return int(_RECEIVED.unpack_from(told, _RECEIVED_AT)[0]) if len(told) >= _RECEIVED_AT + _RECEIVED.size else 0

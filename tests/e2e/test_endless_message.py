@@ -1,0 +1,134 @@
+"""A message on the encrypted fabric that does not end: its connection ends, and no other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import zmq
+
+from bester.broker.curve import CurveSocket, Zap
+from bester.broker.fabric import Frames
+from bester.broker.keys import KeyPair
+from tests.keyed import KeyedParty, Pair, free_port, new_pair
+from tests.live import DEADLINE_S
+
+PAIRS = {name: new_pair() for name in ("server", "honest", "endless")}
+MIB = 1 << 20
+LOOK_S = 0.02
+
+
+class Door:
+    """A CurveSocket on a free port, looked at as a broker does; `refused` are the reasons of connections that ended."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.read: list[Frames] = []
+        self.refused: list[tuple[str, str, str]] = []
+        known = {PAIRS["honest"].public, PAIRS["endless"].public}
+        self.zap = Zap(context, known, lambda *refused: self.refused.append(refused))
+        self.socket = CurveSocket(
+            context, KeyPair(*PAIRS["server"]), self.read.append, lambda *_: None,
+            lambda *refused: self.refused.append(refused),
+        )  # fmt: skip
+        self.port = free_port()
+        self.socket.socket.bind(f"tcp://127.0.0.1:{self.port}")
+        self.socket.register()
+
+    def has_read(self, count: int) -> bool:
+        """Return whether so many messages were read."""
+        return len(self.read) >= count
+
+    async def until(self, done: Callable[[], object]) -> None:
+        """Look again and again until `done()` is true."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not done():
+                self.socket.cut_endless(drained=not self.socket.has_unread())
+                await asyncio.sleep(LOOK_S)
+
+
+@asynccontextmanager
+async def door() -> AsyncIterator[Door]:
+    with zmq.Context() as context:
+        opened = Door(context)
+        try:
+            yield opened
+        finally:
+            opened.socket.close()
+            opened.zap.close()
+
+
+@asynccontextmanager
+async def passing_on(port: int, most_bytes: int) -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """Pass connections on to a port, up to so many bytes of each; yield the own port, and an event for their ends."""
+    ended = asyncio.Event()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, onward = await asyncio.open_connection("127.0.0.1", port)
+
+        async def back() -> None:
+            while data := await there.read(65536):
+                writer.write(data)
+            ended.set()
+
+        task, left = asyncio.create_task(back()), most_bytes
+        try:
+            while left > 0 and (data := await reader.read(min(left, 65536))):
+                onward.write(data)
+                await onward.drain()
+                left -= len(data)
+            await task
+        except OSError:
+            ended.set()
+        finally:
+            task.cancel()
+            onward.close()
+            writer.close()
+
+    server = await asyncio.start_server(pass_on, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], ended
+
+
+def party(port: int, pair: Pair) -> KeyedParty:
+    return KeyedParty(f"tcp://127.0.0.1:{port}", pair, PAIRS["server"].public)
+
+
+async def test_message_without_an_end_ends_its_connection_alone() -> None:
+    async with door() as here, passing_on(here.port, 6 * MIB) as (port, ended):
+        here.socket.unread.most_bytes = 4 * MIB
+        honest, endless = party(here.port, PAIRS["honest"]), party(port, PAIRS["endless"])
+        try:
+            await honest.send_frames(b"first")
+            await endless.send_frames(b"first")
+            await here.until(partial(here.has_read, 2))
+            await endless.send_frames(b"x" * MIB, b"x" * (20 * MIB))  # 6 MiB get through
+            await here.until(lambda: here.refused)
+            (address, key, why), *_ = here.refused
+            assert (address, key) == ("127.0.0.1", PAIRS["endless"].public)
+            assert "MiB of a message that does not end" in why
+            await asyncio.wait_for(ended.wait(), DEADLINE_S)
+            for number in range(3):  # whole messages, together above the bound
+                await honest.send_frames(b"x" * (3 * MIB))
+                await here.until(partial(here.has_read, 3 + number))
+            assert PAIRS["honest"].public not in {key for _, key, _ in here.refused}
+        finally:
+            honest.close()
+            endless.close()
+
+
+async def test_bound_is_one_of_all_connections_of_a_party() -> None:
+    async with door() as here, passing_on(here.port, 3 * MIB) as (port, _):
+        here.socket.unread.most_bytes = 4 * MIB
+        links = [party(port, PAIRS["endless"]) for _ in range(2)]
+        try:
+            for link in links:
+                await link.send_frames(b"first")
+            await here.until(partial(here.has_read, 2))
+            for link in links:
+                await link.send_frames(b"x" * (20 * MIB))
+            await here.until(lambda: here.refused)
+        finally:
+            for link in links:
+                link.close()

@@ -1,0 +1,124 @@
+"""A hostile run: honest traffic alone, then beside one hostile party after the other, each at its worst."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from tests.hostile.bounds import bound_bytes, names_of
+from tests.hostile.honest import Honest, Letter, Phase
+from tests.hostile.stand import Attack, stand
+
+PARTIES = ("user", "handler", "server")
+ALL = "all"
+"""All parties at once."""
+WARM_S = 1.0
+
+
+class Beside(NamedTuple):
+    """Honest traffic beside one party (None: alone). `grown_bytes` is the peak of the server's memory above that
+    before the attack; `seen` counts letters of others that the party could read."""
+
+    party: str | None
+    phase: Phase
+    outcomes: dict[str, int]
+    lost: list[Letter]
+    unreported: int
+    strays: list[str]
+    twice: list[str]
+    seen: int
+    grown_bytes: int
+    did: Counter[str]
+
+    @property
+    def bound_bytes(self) -> int:
+        """Return the memory that this party may make the server hold."""
+        return bound_bytes(self.party) if self.party else 0
+
+    def wrongs(self) -> list[str]:
+        """Return the broken rules, in words."""
+        who = f"beside a hostile {self.party}" if self.party else "alone"
+        found = [f"{who}: {len(self.lost)} letters were lost, as {self.lost[:3]}"] if self.lost else []
+        if self.unreported:
+            found.append(f"{who}: {self.unreported} letters have no report")
+        found += [f"{who}, misdelivered: {stray}" for stray in self.strays[:5]]
+        found += [f"{who}, twice and not marked: {twice}" for twice in self.twice[:5]]
+        if self.seen:
+            found.append(f"{who}: the hostile party read {self.seen} letters of others")
+        if self.party and self.grown_bytes > self.bound_bytes:
+            names = names_of(self.party)
+            found.append(
+                f"{who}: memory grew by {self.grown_bytes >> 20} MiB, above {self.bound_bytes >> 20} ({names})"
+            )
+        return found
+
+
+async def play(
+    parties: Sequence[str],
+    seconds: float,
+    seed: int,
+    tell: Callable[[str], None] = lambda text: None,
+    *,
+    manner: str | None = None,
+    alone_s: float | None = None,
+) -> list[Beside]:
+    """Return how the honest fared alone, and beside each party; each party meets a server of its own.
+
+    With `manner` a party does that one thing alone. `alone_s` is the time without an attack, a quarter of `seconds`
+    where it is left out.
+    """
+    rows: list[Beside] = []
+    if alone_s is None:
+        alone_s = max(seconds / 4, 1.0)
+    for number, party in enumerate(parties):
+        rows += await _beside(party, seconds, alone_s, seed + number, tell, manner)
+    return rows
+
+
+async def _beside(
+    party: str, seconds: float, alone_s: float, seed: int, tell: Callable[[str], None], manner: str | None
+) -> list[Beside]:
+    async with stand() as here:
+        honest = Honest(here)
+        await honest.start()
+        try:
+            await honest.run(Phase("warm"), min(WARM_S, alone_s))
+            alone = Phase("alone")
+            tell(f"honest traffic alone, for {alone_s:g} s")
+            await honest.run(alone, alone_s)
+            await honest.settle()
+            here.note_quiet()
+            before = _row(None, alone, honest, 0, 0, Counter())
+            tell(f"beside a hostile {party}, for {seconds:g} s")
+            attacks = [
+                Attack(each, {**here.spec(), "manner": manner}, seed)
+                for each in (PARTIES if party == ALL else (party,))
+            ]
+            did: Counter[str] = Counter()
+            try:
+                await asyncio.gather(*(asyncio.to_thread(attack.wait_until_at_work) for attack in attacks))
+                beside = Phase(party)
+                await honest.run(beside, seconds)
+                for counts in await asyncio.gather(*(asyncio.to_thread(attack.stop) for attack in attacks)):
+                    did.update(counts)
+            finally:
+                for attack in attacks:
+                    attack.kill()
+            await honest.settle()
+            return [before, _row(party, beside, honest, did.pop("seen"), here.grown_bytes, did)]
+        finally:
+            await honest.stop()
+
+
+def _row(party: str | None, phase: Phase, honest: Honest, seen: int, grown: int, did: Counter[str]) -> Beside:
+    outcomes: dict[str, int] = {}
+    for letter in phase.sent:
+        outcome = honest.outcomes.get(letter, "no report")
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    lost = [letter for letter in honest.missing() if letter in phase.sent]
+    strays, twice = honest.strays[:], honest.twice[:]
+    honest.strays.clear()
+    honest.twice.clear()
+    return Beside(party, phase, outcomes, lost, honest.unreported, strays, twice, seen, grown, did)

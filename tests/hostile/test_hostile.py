@@ -1,0 +1,16 @@
+"""A short form of the hostile runs, for every run of the tests; `make hostile SECONDS=60` is the long one.
+
+No time is judged here: nothing is lost, misdelivered or doubled, and the server's memory stays below its bound.
+"""
+
+from __future__ import annotations
+
+from tests.hostile.play import ALL, play
+
+
+async def test_honest_lose_nothing_beside_hostile_parties() -> None:
+    alone, beside = await play([ALL], 1.2, seed=1, alone_s=0.3)
+    assert alone.wrongs() + beside.wrongs() == []
+    assert set(alone.outcomes) <= {"delivered", "queued"}, alone.outcomes
+    assert set(beside.outcomes) <= {"delivered", "queued"}, beside.outcomes
+    assert beside.did["waves"] and beside.did["batches"], beside.did

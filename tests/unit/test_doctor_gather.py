@@ -1,0 +1,207 @@
+"""`bester check` without a server: real files, ports and keys with a fault each, and nothing is changed by looking."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from bester.broker.doctor.findings import Finding
+from bester.broker.store import open_store
+from bester.broker.store_requests import Bounds
+from bester.cli.commands import run
+from bester.cli.doctor import examine
+from tests.authorities import DAY, Authority
+from tests.keyed import key_file, new_pair
+from tests.unit.store_sqlite_stand import keep
+
+HEAD = '[server]\nname = "s1"\ndata_dir = "data"\n'
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory of a server that does not run; its path is short enough for Unix sockets."""
+    with TemporaryDirectory(prefix="b-", dir="/tmp") as name:
+        (Path(name) / "data").mkdir(mode=0o700)
+        yield Path(name)
+
+
+def found(directory: Path, more: str = "") -> dict[str, list[Finding]]:
+    """Return the findings that are not ok, by check."""
+    file = directory / "bester.toml"
+    file.write_text(HEAD + ("" if "[native]" in more else '[native]\ntcp4 = "127.0.0.1:0"\n') + more)
+    by: dict[str, list[Finding]] = {}
+    for each in examine(file):
+        if each.level != "ok" and each.check not in ("descriptors", "backlog"):  # faults of the machine of the test
+            by.setdefault(each.check, []).append(each)
+    return by
+
+
+def store_at(path: Path) -> None:
+    """Make a store with messages."""
+    store = open_store(path, "full", Bounds())
+    store.open()
+    assert store.commit([keep(number, b'"' + b"x" * 4000 + b'"') for number in range(1, 40)]).ok
+    store.close()
+
+
+def tree(directory: Path) -> dict[str, tuple[int, int]]:
+    """Return mode and modification time of all files."""
+    return {str(each): (each.stat().st_mode, each.stat().st_mtime_ns) for each in directory.rglob("*")}
+
+
+def test_server_without_faults_is_found_good_and_nothing_is_changed(directory: Path) -> None:
+    store_at(directory / "data/store.db")
+    key_file(directory / "data/server.key", new_pair())
+    assert found(directory) == {}
+    before = tree(directory)
+    assert found(directory) == {}
+    (directory / "bester.toml").unlink()
+    after = tree(directory)
+    assert {name: after[name] for name in after} == {name: before[name] for name in after}
+    assert len(after) == len(before) - 1
+
+
+def wrong_mode(directory: Path) -> str:
+    (directory / "data").chmod(0o755)
+    return ""
+
+
+def open_key(directory: Path) -> str:
+    key_file(directory / "data/server.key", new_pair()).chmod(0o644)
+    return ""
+
+
+def public_of_another_key(directory: Path) -> str:
+    key_file(directory / "data/server.key", new_pair())
+    (directory / "data/server.key.pub").write_text(new_pair().public + "\n")
+    return ""
+
+
+def own_key_listed(directory: Path) -> str:
+    pair = new_pair()
+    key_file(directory / "data/server.key", pair)
+    return f'[servers.s2]\nfabric = "tcp://127.0.0.1:1"\nkey = "{pair.public}"\n'
+
+
+def open_token(directory: Path) -> str:
+    (directory / "token").write_text("0123456789abcdef0123")
+    (directory / "token").chmod(0o644)
+    return '[operator]\nhttp = "127.0.0.1:0"\ntoken = "token"\n'
+
+
+def certificate_ends(directory: Path) -> str:
+    Authority(directory).issue("s1", end=3 * DAY + timedelta(minutes=5))
+    return '[native.tls]\nlisten = "127.0.0.1:0"\ncert = "server.pem"\nkey = "server.key"\n'
+
+
+def certificate_of_another_key(directory: Path) -> str:
+    authority = Authority(directory)
+    authority.issue("s1")
+    authority.issue("s1", file="other")
+    return '[native.tls]\nlisten = "127.0.0.1:0"\ncert = "server.pem"\nkey = "other.key"\n'
+
+
+def torn_store(directory: Path) -> str:
+    path = directory / "data/store.db"
+    store_at(path)
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(8192))
+    return ""
+
+
+def foreign_store(directory: Path) -> str:
+    db = sqlite3.connect(directory / "data/store.db")
+    db.execute("CREATE TABLE theirs (x)")
+    db.close()
+    return ""
+
+
+def cut_accounts(directory: Path) -> str:
+    (directory / "data/accounts.db").write_bytes(b"")
+    return ""
+
+
+def clock_behind(directory: Path) -> str:
+    (directory / "data/server.lock").touch()
+    later = (directory / "data").stat().st_mtime + 3600
+    os.utime(directory / "data/server.lock", (later, later))
+    return ""
+
+
+def program_missing(directory: Path) -> str:
+    return '[handlers.x]\ncommand = ["./no-such-program"]\ntypes = ["x"]\n'
+
+
+def peer_away(directory: Path) -> str:
+    return '[servers.s2]\nnative = "127.0.0.1:1"\n'
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "cause", "remedy"),
+    [
+        (wrong_mode, "data", "mode 0755", "chmod 700"),
+        (open_key, "key", "mode 0644", "chmod 600"),
+        (public_of_another_key, "key", "server.key.pub: is not the public key of", "write that key there"),
+        (own_key_listed, "key", "[servers.s2] key: is this server's own key", "list that of s2"),
+        (open_token, "key", "can be read by others", "chmod 600"),
+        (certificate_ends, "certificate", "expires in 3.0 days", "renew it"),
+        (certificate_of_another_key, "certificate", "is not the certificate of that key", "name a pair"),
+        (torn_store, "store", "store.db", "put a backup in its place"),
+        (foreign_store, "store", "not a store of Bester's", "name another file"),
+        (cut_accounts, "store", "accounts.db: is empty", "put a backup in its place"),
+        (clock_behind, "clock", "the clock is behind", "NTP"),
+        (program_missing, "handler program", "no program ./no-such-program", "install it"),
+        (peer_away, "server away", "server s2 is away: Connection refused", "see that it runs"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_fault_of_a_file_is_named_with_its_remedy(
+    directory: Path, fault: Callable[[Path], str], check: str, cause: str, remedy: str
+) -> None:
+    by = found(directory, fault(directory))
+    (finding,) = by.pop(check)
+    assert cause in finding.text
+    assert remedy in finding.remedy
+    assert set(by) <= {"server away"}
+
+
+def test_port_that_another_program_holds_is_named_with_its_process(directory: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        (finding,) = found(directory, f'[native]\ntcp4 = "127.0.0.1:{port}"\n')["port"]
+    assert f"127.0.0.1:{port} is held by" in finding.text
+    if Path("/proc/net/tcp").exists():
+        assert f"process {os.getpid()}" in finding.text
+
+
+def test_command_prints_lines_and_objects_and_fails_for_errors_alone(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = directory / "bester.toml"
+    found(directory, peer_away(directory))
+    assert run(["check", "-c", str(file)]) == 0, "a warning is no error"
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("warning  server away") for line in lines)
+    (directory / "data").chmod(0o755)
+    assert run(["check", "-c", str(file), "--json"]) == 1
+    rows: list[dict[str, Any]] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"check", "level", "text", "remedy"} == set(rows[0])
+    assert [row["check"] for row in rows if row["level"] == "error"] == ["data"]
+    file.write_text("[natve]\n")
+    assert run(["check", "-c", str(file)]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("error    config")
+    assert "natve" in line
+    assert run(["check", "-c", str(directory / "none.toml")]) == 1
