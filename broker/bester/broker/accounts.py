@@ -18,7 +18,6 @@ from typing import NamedTuple, Protocol
 import argon2
 
 from bester.broker.accounts_file import BUSY_S, AccountsFile, broken
-from bester.broker.config import Config
 from bester.broker.data_dir import prepare
 from bester.broker.logs import facts
 from bester.broker.verifying import HASHER, LET_IN, NO_PASSWORD, OVERLOADED, WRONG, Verdict, Verifying
@@ -65,7 +64,7 @@ class Logins(Protocol):
     def disabled(self) -> set[str]:
         """Return the names of disabled accounts."""
 
-    def learn(self, name: str) -> bool:
+    async def learn(self, name: str) -> bool:
         """Make sure that a user has an account whose login another program has found good. Return False where that
         cannot be written now."""
 
@@ -81,11 +80,6 @@ class Logins(Protocol):
 
     def close(self) -> None:
         """Close files and stop threads."""
-
-
-def open_logins(config: Config) -> Logins:
-    """Return the logins that `[accounts] auth` names."""
-    return OpenAccounts() if config.auth == "open" else Accounts(config.server.data_dir, serving=True)
 
 
 def name_fault(name: str) -> str | None:
@@ -135,7 +129,7 @@ class OpenAccounts:
         """Return an empty set, as no account exists."""
         return set()
 
-    def learn(self, name: str) -> bool:
+    async def learn(self, name: str) -> bool:
         """Return True, as any name is good."""
         return True
 
@@ -265,7 +259,7 @@ class Accounts:
             self._log_broken(error)
             return set()
 
-    def learn(self, name: str) -> bool:
+    async def learn(self, name: str) -> bool:
         """Make sure that a user has an account whose login another program has found good; a new one has no password.
         Return False if the account cannot be written now: a server's loop waits for no lock."""
         row = (name, NO_PASSWORD, time.time())

@@ -44,7 +44,7 @@ class HandlerLogins:
         if name_fault(user) or password_fault(password):
             return WRONG
         verdict = await self._verifying.verify(user, password, address)
-        if verdict.reason is None and not self._accounts.learn(user):
+        if verdict.reason is None and not await self._accounts.learn(user):
             return OVERLOADED
         return verdict
 

@@ -138,6 +138,7 @@ class Broker:
         """Where the operator's page is, as `host:port`; None where there is none."""
         self.store_file: Path | None = None
         """The store's file, whose size the figures show."""
+        self._store = store
         self._measure_at = 0.0
         self._driver = StoreDriver(self.router, store, self._carry_out, aside=self._aside)
         self._retry_handle: asyncio.TimerHandle | None = None
@@ -363,7 +364,10 @@ class Broker:
     def _measure_store(self) -> None:
         """Look now and then how large the store is, and how much room its disk has."""
         path, now = self.store_file, time.monotonic()
-        if path is None or now < self._measure_at:
+        if path is None:
+            self.router.figures.store.size_bytes = self._store.size_bytes
+            return
+        if now < self._measure_at:
             return
         self._measure_at = now + MEASURE_S
         figures = self.router.figures.store

@@ -379,6 +379,15 @@ class Snapshot:
     full: str | None = None
 
 
+class Held(NamedTuple):
+    """A lease on the contents of a store that another process holds: `why` says which one, with a remedy; `left_s` is
+    when the lease ends by itself, and `state` changes with each of its renewals."""
+
+    why: str
+    left_s: float
+    state: tuple[object, ...]
+
+
 @dataclass(frozen=True)
 class Bounds:
     """Bounds on the queues; above them the sender has a failure. Reasons: a disk has an end, and one user or server
