@@ -37,13 +37,20 @@ TYPES = ["chat", "mail", "ordered", "secret", "unknown"]
 USERS = ["ann", "bob", "cid"]
 LIMITED = Link("curve", b"1:limited", "key")
 HANDLERS = [Link("ipc", b"0:h1"), Link("ipc", b"0:h2"), Link("ipc", b"0:h3"), LIMITED]
+LAYOUTS = [
+    [["chat"], ["mail"], ["ordered"], ["chat"]],
+    [["chat", "mail", "ordered"], ["chat", "mail", "ordered"], ["chat", "mail", "ordered"], ["chat"]],
+    [["chat"], ["chat", "ordered"], ["mail", "ordered", "chat"], ["chat"]],
+    [["mail", "ordered"], ["mail", "ordered"], ["mail"], ["chat"]],
+]
+"""Types of the handlers: alone, alike, and overlapping."""
 BRIDGES = [Link("direct", b"0"), Link("ipc", b"0:b")]
 SETTINGS = Settings(
     "s1",
     routes={"s2": Route("s2", native="127.0.0.1:9")},
     grants={"key": Grant("handler", "limited", frozenset({"chat"}), frozenset({"sendClients"}))},
     type_users={"secret": frozenset({"ann"})},
-    limits=Limits(max_held=40, max_held_bytes=400, max_waiting=8, sweep_at=4),
+    limits=Limits(max_held=120, max_held_bytes=1200, max_waiting=20, sweep_at=4),
 )
 
 
@@ -71,6 +78,8 @@ class Story:
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
+        self.layout = LAYOUTS[seed % len(LAYOUTS)]
+        self.usual = self.random.choice(["chat", "chat", "ordered", "mail"])
         self.now = 1000.0
         self.router = Router(
             SETTINGS, epoch="e", first_token=5000, now=self.now, is_account=lambda user: user in USERS,
@@ -99,15 +108,15 @@ class Story:
         return self.seen
 
     def hello(self, number: int) -> Hello:
-        types = [["chat"], ["chat", "ordered"], ["mail", "ordered", "chat"], ["chat"]][number]
-        credit = self.random.choice([1, 3, 20, 64])
+        types = self.layout[number]
+        credit = self.random.choice([1, 3, 20, 64, 64])
         return Hello(1, "handler", "limited" if number == 3 else f"h{number}", {
             "types": types, "credit": credit, "order": {"ordered": "user"},
         })  # fmt: skip
 
     def batch(self, message: Any) -> list[Message]:
         """Return a batch: mostly runs of one kind."""
-        return [message() for _ in range(self.random.choice([1, 2, 7, 30]))]
+        return [message() for _ in range(self.random.choice([1, 2, 7, 30, 60]))]
 
     def of_bridge(self) -> Message:
         """Return something that a bridge may send."""
@@ -125,7 +134,7 @@ class Story:
         meta: dict[str, Any] = {} if session is not None else {"scope": "server", "address": "127.0.0.1"}
         if random.random() < 0.1:
             meta |= random.choice([{"dedup": "k"}, {"ttl_s": 0}, {"ttl_s": 2}, {"resent": True}, {"attempt": 2}])
-        type_ = "chat" if random.random() < 0.6 else random.choice(TYPES)
+        type_ = self.usual if random.random() < 0.7 else random.choice(TYPES)
         return Submit(self.token, session, type_, random.choice([b"1", b'"twenty-four bytes here"']), meta)
 
     def of_handler(self, link: Link) -> Message:
@@ -173,7 +182,7 @@ class Story:
             self.take(self.router.on_committed(effects.writes, Committed(ok=self.random.random() < 0.9), self.now))
 
 
-@pytest.mark.parametrize("first", range(0, 60, 20))
+@pytest.mark.parametrize("first", range(0, 140, 20))
 def test_a_run_equals_its_messages_one_by_one(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(first, first + 20):
         together = Story(seed).play(batches=12)

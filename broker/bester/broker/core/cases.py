@@ -95,7 +95,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
         link, has to state."""
         return (
             self.pending == 1 and self.worst == DELIVERED and self.kind is _SUBMIT
-            and self.other_askers is None and self.link == link
+            and self.other_askers is None and (self.link is link or self.link == link)
         )  # fmt: skip
 
     def record(self, name: str | None, outcome: str, note: str | None = None) -> None:

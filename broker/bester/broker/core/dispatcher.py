@@ -337,31 +337,37 @@ class Dispatcher:
         """Carry out a run of a handler's replies; the router calls `feed` after the last reply of a batch. Yield each
         reply that is wrong, with (code, text).
 
-        The worker has credit again at the end of the run, and before each reply that may look at workers.
+        The worker has credit again, and there is room for other jobs, at the end of the run, and before each reply that
+        may look at workers or dispatch a job.
         """
         workers, inflight, figures = self._workers, worker.inflight, None
         type_: str | None = None
-        answered = 0
+        answered = size_bytes = 0
         for reply in replies:
             job = inflight.pop(reply.token, None)
             if job is None:
                 yield reply, ("unknown-token", "no request with this token waits on this link")
                 continue
-            answered += 1
             commands = reply.commands
             if figures is None or job.type != type_:
                 type_ = job.type
                 figures = self._types.get(type_) or self._figures.of(type_)
             figures.took.append(now - job.since)
-            if len(commands) != 1 or commands[0].command != "sendClients" or job.group is not None or job.is_settled:
+            if job.is_settled:
                 figures.more_results += len(commands) - 1
-                workers.free(worker, answered)
-                answered = 0
+                self._give_back(worker, answered, size_bytes)
+                answered = size_bytes = 0
+                workers.free(worker, 1)
                 workers.leave_group(job)
-                if job.is_settled:
-                    self._on_late_answer(worker)
-                    continue
-            self._let_go(job)
+                self._on_late_answer(worker)
+                continue
+            answered += 1
+            size_bytes += len(job.body)
+            if len(commands) != 1 or commands[0].command != "sendClients" or job.group is not None:
+                figures.more_results += len(commands) - 1
+                self._give_back(worker, answered, size_bytes)
+                answered = size_bytes = 0
+                workers.leave_group(job)
             if self._observers:
                 for observe in self._observers.get(type_, ()):
                     observe(job, reply, now)
@@ -378,7 +384,15 @@ class Dispatcher:
                     self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
                 self._commands.carry_out(job, commands, now)
                 self._end(job, None)
-        workers.free(worker, answered)
+        self._give_back(worker, answered, size_bytes)
+
+    def _give_back(self, worker: Worker, answered: int, size_bytes: int) -> None:
+        """Give a worker credit for answered jobs, of `size_bytes` together, and stop counting them against what may be
+        held."""
+        if answered:
+            self._held -= answered
+            self._held_bytes -= size_bytes
+            self._workers.free(worker, answered)
 
     def _on_failed(self, worker: Worker, job: Job, reply: Reply, now: float) -> None:
         """End a message whose handler has failed, or has refused the message."""
