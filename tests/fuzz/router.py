@@ -48,6 +48,7 @@ from bester.broker.wire.messages import (
     Report,
     Request,
     Submit,
+    Traced,
     Welcome,
 )
 from tests.fuzz.census import LENGTH, census
@@ -85,7 +86,7 @@ SAYS: dict[str, frozenset[type[Any]]] = {
     "stranger": frozenset({Error, Welcome, Goodbye, Heartbeat}),
     "handler": frozenset({Request, Outcome, Answer}),
     "bridge": frozenset({LoggedIn, Close, Report, Deliver, Forward, Answer}),
-    "server": frozenset({Relayed}),
+    "server": frozenset({Relayed, Traced}),
     "operator": frozenset({Answer}),
     "linked": frozenset({Relay}),
 }

@@ -54,7 +54,8 @@ def test_each_test_that_leaves_something_behind_fails_and_no_other(tmp_path: Pat
     said = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(tmp_path)],
         cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST")},
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+        | {"PYTHONPATH": str(Path(conftest.__file__).parent.parent)},
     ).stdout  # fmt: skip
     failed = {line.split("::")[1].split()[0] for line in said.splitlines() if line.startswith("ERROR test_inner.py::")}
     leaving = {f"test_leaves_a_{what}" for what in ("socket", "pipe", "child", "task", "zmq_socket")}

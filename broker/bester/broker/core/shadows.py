@@ -14,7 +14,7 @@ from bester.broker.core.clock import Clock
 from bester.broker.core.differences import Answered, compare
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.jobs import Job
-from bester.broker.core.observers import Observers, size_of
+from bester.broker.core.observers import Observers, plain, size_of
 from bester.broker.core.settings import Limits
 from bester.broker.wire.messages import FAILED, Emit, Outcome, Reply, Request
 from bester.broker.wire.notes import safe_note
@@ -145,7 +145,7 @@ class Shadows:
             request = job.request(0)
             request.meta["shadow"] = True
             shadow.size_bytes += size_bytes
-            shadow.waiting.append(Copy(request, reply, now, size_bytes))
+            shadow.waiting.append(Copy(request, plain(reply), now, size_bytes))
             self._send(shadow, now)
 
     def _send(self, shadow: Shadow, now: float) -> None:
@@ -166,7 +166,7 @@ class Shadows:
             shadow.late -= 1
         else:
             shadow.size_bytes -= sent[0].size_bytes
-            self._compare(shadow, sent[0], reply, now)
+            self._compare(shadow, sent[0], plain(reply), now)
         self._send(shadow, now)
         return None
 
