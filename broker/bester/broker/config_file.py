@@ -306,7 +306,7 @@ class _Reader:
         if kind in ("redis", "rediss"):
             table.fail("url", "redis is not planned as a store; write sqlite:PATH, or postgresql://USER@HOST/DATABASE")
         if kind != "sqlite" or text.endswith("/") or text[:1] in ("", ":") or "?" in text:
-            quoted = "it" if "@" in url else repr(url)  # there may be a password in it
+            quoted = "it" if "@" in url else repr(url)  # the url may hold a password
             table.fail(
                 "url", f"{quoted} is not sqlite:PATH, postgresql://… or memory:; leave the key out for the default"
             )

@@ -30,7 +30,7 @@ FORGET_S = 30.0
 
 
 class Recording:
-    """One recording: `rows` and their `size_bytes` are not fetched yet, `dropped` counts what had no room."""
+    """Recording of an operator: `rows` and `size_bytes` of those not fetched yet, `dropped` counts rows without room."""
 
     __slots__ = ("asked", "count", "dropped", "rows", "size_bytes")
 

@@ -22,7 +22,7 @@ from bester.broker.wire.messages import Meta
 LEAST = 64
 """Share of a bridge that has nothing to send: enough to begin at once."""
 SPARE = 8
-"""One part in SPARE of the total is left for bridges that come while the others have all the rest."""
+"""Divisor: one part in SPARE of the total is left for bridges that come while the others have all the rest."""
 COARSE = 8
 """A share that would change by less than one part in COARSE is left as it is: fewer messages to bridges."""
 
@@ -56,7 +56,7 @@ class Pot:
 
     @property
     def reserved(self) -> int:
-        """What all bridges may make use of now."""
+        """Sum of the messages, or bytes, that the bridges may use now."""
         return sum(account.reserved for account in self.accounts.values())
 
     def join(self, link: Link, most: int) -> None:
