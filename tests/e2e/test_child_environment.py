@@ -15,7 +15,9 @@ from bester.broker import config_file
 from tests.live import DEADLINE_S
 
 SECRET = "not-for-handlers"
-PROGRAM = "#!/bin/sh\necho \"password: ${PGPASSWORD:-none}, other: $OTHER_OF_TEST, types: $BESTER_TYPES\"\nexec sleep 600\n"
+PROGRAM = (
+    '#!/bin/sh\necho "password: ${PGPASSWORD:-none}, other: $OTHER_OF_TEST, types: $BESTER_TYPES"\nexec sleep 600\n'
+)
 POSTGRES = '[store]\nurl = "postgresql://bester@db.example/bester"\n'
 
 

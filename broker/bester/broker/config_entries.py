@@ -1,4 +1,4 @@
-"""Readers of the tables of `bester.toml` that have names: handlers, parties, servers and types; and the rules among them.
+"""Readers of the named tables of `bester.toml` (handlers, parties, servers, types), and the rules among these tables.
 
 Every function raises ConfigError with the first mistake: one line with its remedy.
 """
@@ -36,9 +36,7 @@ def handler(name: str, table: Table, paths: Paths) -> HandlerConfig:
         table.fail(None, problem + example)
     app = table.text("app")
     if app is not None and not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", app):
-        table.fail(
-            "app", f'{app!r} is not "module:attribute"; name the module without .py, a colon, and the App in it'
-        )
+        table.fail("app", f'{app!r} is not "module:attribute"; name the module without .py, a colon, and the App in it')
     command = table.texts("command")
     if command == ():
         table.fail("command", 'is empty; write the program and its arguments as ["program", "argument"]')
@@ -126,9 +124,7 @@ def server(name: str, table: Table, paths: Paths) -> PeerConfig:
     """Return the server of [servers.NAME]."""
     if ("fabric" in table) == ("native" in table):
         both = "fabric" in table
-        remedy = (
-            "has both fabric and native; keep one" if both else 'needs fabric = "tcp://…" or native = "host:port"'
-        )
+        remedy = "has both fabric and native; keep one" if both else 'needs fabric = "tcp://…" or native = "host:port"'
         table.fail(None, remedy)
     fabric, native = table.text("fabric"), table.text("native")
     endpoint = paths.endpoint(table, "fabric", fabric) if fabric else None

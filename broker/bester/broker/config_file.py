@@ -318,7 +318,6 @@ class _Reader:
         return path
 
 
-
 def _nearest(listen: tuple[str, ...]) -> tuple[str, ...]:
     """Return where programs on this machine connect by default: by ipc, which needs no keys, if they can."""
     return next(((each,) for each in listen if each.startswith("ipc://")), listen[:1])

@@ -1,4 +1,4 @@
-"""Every key of `bester.toml`, with the default and the meaning that the reference shows, and remedies for keys that are none.
+"""Every key of `bester.toml`, with default and meaning as the reference shows them, and remedies for unknown keys.
 
 A test compares the reference in docs/ with `KEYS`. The values are read in config_file.py and config_entries.py.
 """

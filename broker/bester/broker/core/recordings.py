@@ -30,7 +30,7 @@ FORGET_S = 30.0
 
 
 class Recording:
-    """Recording of an operator: `rows` and `size_bytes` of those not fetched yet, `dropped` counts rows without room."""
+    """Recording of an operator: `rows` that were not fetched yet, their `size_bytes`, and the number `dropped`."""
 
     __slots__ = ("asked", "count", "dropped", "rows", "size_bytes")
 
