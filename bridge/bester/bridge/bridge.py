@@ -111,7 +111,7 @@ class Bridge:
         self._meter = Meter(limits.messages_per_s)
         self._made_way = self._frames_over = self._frames_late = 0
         self._awake = False
-        self._unhandled: deque[Message | Malformed] = deque()  # of the broker, for the next turns
+        self._unhandled: deque[Message | Malformed] = deque()  # messages of the broker, for the next turns
         self.reached = reached = self._meter.reached
         self._broker_link = BrokerLink(limits, self._tokens, notice, reached)
         self._submissions = Submissions(limits, self._broker_link, self._wake, reached)
@@ -369,7 +369,7 @@ class Bridge:
         self._timed.discard(connection)
         self._unfinished.forget(connection)
         self._forget_input(connection)
-        self._wake()  # its messages may have filled the bounds
+        self._wake()  # messages of the connection may have filled the bounds
         self._outbound.on_connection_lost(connection)
         self._deliveries.on_connection_lost(connection)
         if not self._connections and self.on_empty is not None:

@@ -507,7 +507,7 @@ class Session:
         count = size_bytes = handled = 0  # count and size of the run, which is not counted in the window yet
         room, room_bytes = window.room() if len(bodies) > 1 else (1, 1)
         for body in bodies:
-            if count >= room or size_bytes >= room_bytes:  # there may be room for no more
+            if count >= room or size_bytes >= room_bytes:  # the window may be full
                 window.enter(count, size_bytes)
                 count = size_bytes = 0
                 room, room_bytes = window.room()

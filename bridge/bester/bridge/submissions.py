@@ -139,7 +139,7 @@ class Submissions:
         self.size_bytes = 0
         self.credit = Credit()
         self._stuck_count = self._stuck_bytes = 0  # sent messages of stuck types, beside the credit
-        self._claim = self._claim_bytes = 0  # what the broker still counts, where it has lowered the credit
+        self._claim = self._claim_bytes = 0  # messages that the broker still counts, where it has lowered the credit
         self._most_sent, self._most_sent_bytes = self.credit.messages, self.credit.size_bytes
         self.most = limits.held_messages
         self.most_bytes = limits.held_bytes

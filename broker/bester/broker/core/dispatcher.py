@@ -86,7 +86,7 @@ class Dispatcher:
         self._relays = relays
         self._bridges = bridges
         self._dead_letters = dead_letters
-        self._unsent: set[Job] = set()  # of a worker that is about to be lost: jobs whose REQUEST was not sent
+        self._unsent: set[Job] = set()  # jobs of a worker that is about to be lost, whose REQUEST was not sent
         self._budget = Budget(None, settings.limits.attempts)
         self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *known_types])
         self._learned = set(known_types)  # seen types that the store knows; a declared one may be gone tomorrow

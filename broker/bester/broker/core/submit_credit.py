@@ -26,7 +26,7 @@ from bester.broker.wire.messages import Meta
 LEAST = 64
 """Share of a bridge that has nothing to send: enough to begin at once."""
 SPARE = 8
-"""One part in SPARE of the total is left for bridges that come while the others have all the rest."""
+"""Divisor: one part in SPARE of the total is left for bridges that come while the others have all the rest."""
 ROOM = 1_024
 """Messages that may wait beside those in work: 20 ms of a fast server, so that handlers never run dry between two looks
 at the total."""
@@ -69,7 +69,7 @@ class Pot:
 
     @property
     def reserved(self) -> int:
-        """What all bridges may make use of now."""
+        """Sum of the messages, or bytes, that the bridges may use now."""
         return sum(account.reserved for account in self.accounts.values())
 
     def join(self, link: Link, most: int) -> None:
