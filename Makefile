@@ -3,6 +3,7 @@
 #   make demo    the deployment story, live    make check   format, lint, types, imports, tests
 #   make bench   measure, beside its peers     make setup   the .venv alone           make clean   remove it
 #   make simulate SEEDS=20000        three servers in one process: crash, cut and fill what there is; is anything lost?
+#   make simulate ARGS="--fair"      users and strangers who never stop: does each get an equal share, and nobody wait long?
 #   make fuzz MINUTES=10             anything, sent by anybody, to what reads and decides: does a rule break? [SEED=name:n: one story]
 #   make lossy MESSAGES=10000        two hosts, as root, and a link between them that loses, is deaf, is cut: is anything lost?
 #   make hostile SECONDS=60          a hostile user, handler and server, in turn, each at its worst beside honest traffic

@@ -7,7 +7,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from bester.bridge.limits import ALSO_COUNTED
+from bester.bridge.limits import COUNTED as BRIDGE_COUNTED
 from bester.bridge.limits import Limits as BridgeLimits
+from bester.broker.core.settings import COUNTED as BROKER_COUNTED
 from bester.broker.core.settings import Limits as BrokerLimits
 from bester.broker.store_requests import Bounds
 
@@ -28,6 +31,14 @@ it began.
 Of what several senders share, a sender (a user with all connections, or a native server's host) gets no more than
 what is left by all: one alone half, two a third each, and so on. A sender that has little is served in any case.
 
+Refusals, drops and cuts are counted from the start of the process on. The counter of a bridge's bound stands in the
+last column: it is among the figures of the bridge in `bester status --json`, and the metric
+`bester_bridge_bound_reached_total{bridge,bound}`, or `bester_bridge_FIGURE{bridge}` where the figure has another name.
+The bounds of broker and store with `reached` there are in the table `reached` of the
+status, and are the metric `bester_bound_reached_total{bound}`. `bester status` names those that are not 0. Messages
+that a broker refuses are also counted by type and code. The other bounds make somebody wait, or are times after which
+the broker tries something else.
+
 """
 PARTS: tuple[tuple[str, str, type[Any], Path, str], ...] = (
     ("The bridge", "Sizes in bytes, times in seconds; `bridge/bester/bridge/limits.py`.", BridgeLimits,
@@ -43,12 +54,25 @@ def page() -> str:
     """Return the whole page."""
     parts = [BEGIN]
     for title, about, limits, source, name in PARTS:
-        parts += [f"## {title}\n\n{about}\n\n| bound | value | reason, and what happens |\n|---|---|---|\n"]
+        parts += [
+            f"## {title}\n\n{about}\n\n| bound | value | reason, and what happens | counted |\n|---|---|---|---|\n"
+        ]
         texts, values = texts_of(source, name), limits()
         fields = getattr(limits, "_fields", None) or list(limits.__dataclass_fields__)
-        parts += [f"| `{field}` | {shown(getattr(values, field))} | {texts.get(field, '')} |\n" for field in fields]
+        for field in fields:
+            row = (f"`{field}`", shown(getattr(values, field)), texts.get(field, ""), counter(limits, field))
+            parts += [f"| {' | '.join(row)} |\n"]
         parts += ["\n"]
     return "".join(parts).rstrip() + "\n"
+
+
+def counter(limits: type[Any], field: str) -> str:
+    """Return the figure that counts what happened at a bound; empty where nothing is refused, dropped or cut, or the
+    figures of message types count it by the code of the failure."""
+    if limits is BridgeLimits:
+        name = f"reached_{field}" if field in BRIDGE_COUNTED else ALSO_COUNTED.get(field)
+        return "" if name is None else f"`{name}`"
+    return "reached" if field in BROKER_COUNTED else ""
 
 
 def texts_of(source: Path, name: str) -> dict[str, str]:

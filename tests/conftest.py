@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from tests.postgres_server import cluster, postgres
+
+__all__ = ["cluster", "postgres"]  # fixtures of every test
+
 PROC = Path("/proc/self")
 """The process's entries in /proc; on a system without /proc nothing is checked."""
 KINDS = ("socket:", "pipe:", "anon_inode:")

@@ -124,15 +124,19 @@ def overload_plots(result: Overload) -> dict[str, str]:
 
 IDLE_HEADING = (
     "idle clients", "KiB each", "p50 ms", "p99", "worst", "good", "beside a flood: p50 ms", "p99", "worst", "good",
-    "flood served/s",
+    "p99 against no idle clients", "flood served/s",
 )  # fmt: skip
 
 
-def _idle_row(cell: IdleCell) -> list[str]:
+def _idle_row(cell: IdleCell, bare: Honest | None) -> list[str]:
+    """Return the row of so many idle clients; `bare` is the honest user beside a flood without any."""
     if cell.skipped is not None:
         return [f"{cell.clients:,}", "not measured", *["–"] * (len(IDLE_HEADING) - 2)]
     each = "–" if cell.client_bytes is None else f"{cell.client_bytes / 1024:.1f}"
-    return [f"{cell.clients:,}", each, *_honest(cell.quiet), *_honest(cell.flooded), f"{cell.served:,.0f}"]
+    ratio = "–"
+    if cell.flooded is not None and bare is not None and bare.p99_us:
+        ratio = f"{cell.flooded.p99_us / bare.p99_us:.2f} ×"
+    return [f"{cell.clients:,}", each, *_honest(cell.quiet), *_honest(cell.flooded), ratio, f"{cell.served:,.0f}"]
 
 
 def idle_text(result: Idle) -> str:
@@ -140,7 +144,9 @@ def idle_text(result: Idle) -> str:
     skipped = [
         f"{cell.clients:,} idle clients were not measured: {cell.skipped}." for cell in result.cells if cell.skipped
     ]
-    return "\n\n".join([table(IDLE_HEADING, map(_idle_row, result.cells)), *skipped, machine_line(result.machine)])
+    bare = next((cell.flooded for cell in result.cells if not cell.clients), None)
+    rows = [_idle_row(cell, bare) for cell in result.cells]
+    return "\n\n".join([table(IDLE_HEADING, rows), *skipped, machine_line(result.machine)])
 
 
 def idle_plots(result: Idle) -> dict[str, str]:

@@ -23,8 +23,9 @@ from bester.broker.core.effects import Effects, Link, Verify
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.store_requests import Committed
-from bester.broker.wire.codec import batches, decode
+from bester.broker.wire.codec import batches
 from bester.broker.wire.messages import OP_OF, VERSION, Confirm, Hello, Message, Reply, Submit
+from bester.broker.wire.runs import READ_AS, read, write_run
 
 CONNECTIONS = 8
 """Connections of as many users, as in the pipelined job."""
@@ -42,7 +43,7 @@ CONFIRM = "confirm"
 FLUSH = "flush"
 OTHER = "the rig"
 STAGES = (BRIDGE_IN, BROKER_IN, ENCODE, DECODE, REPLY, FRAMES, CONFIRM, FLUSH)
-_BROKER_STAGES: dict[type[Any], str] = {Submit: BROKER_IN, Reply: REPLY, Confirm: CONFIRM}
+_BROKER_STAGES: dict[type[Any], str] = {Submit: BROKER_IN, Reply: REPLY, READ_AS[Reply]: REPLY, Confirm: CONFIRM}
 
 
 class Meter(Protocol):
@@ -169,12 +170,13 @@ class Rig:
         while self._to_handler:
             requests, self._to_handler = self._to_handler, []
             meter.enter(ENCODE)
-            encoded = list(batches(requests))
+            run = write_run(requests)
+            encoded = list(batches(requests)) if run is None else [run]
             meter.leave()
             for frames in encoded:
                 replies = self.answer(frames)
                 meter.enter(DECODE)
-                decoded = decode(replies)
+                decoded = read(replies)
                 meter.leave()
                 self._to_broker(decoded, self._handler_link)
                 self._turn()

@@ -81,6 +81,7 @@ def told(result: Result) -> list[str]:
         f"{verdict.messages} messages: {verdict.good} reported good, {verdict.bad.total()} bad ({bad or 'none'})",
         f"{verdict.unclaimed} were not reported on: their sender was killed, or gave them up",
         f"{verdict.expired} expired; {verdict.poison} killed their handlers, {verdict.deaths} times in all",
+        f"{result.silences.count} handlers taken for dead, {len(result.silences.wrong)} of them alive",
         f"{result.freezes} times frozen, {others or 'nothing else'}; drained in {result.drained_s:.1f} s",
     ]
     for number, user in verdict.lost[:SHOWN]:

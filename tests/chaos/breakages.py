@@ -6,6 +6,7 @@
     wall       waiting messages expire by the wall clock
     unmarked   a message that may have been delivered before comes again from a queue without the mark
     names      a name is looked up once
+    hasty      a handler that says nothing for a moment counts as dead
 
 Each is called in every server process before its program begins (`prelude` does that).
 """
@@ -86,7 +87,16 @@ def names() -> None:
     broken.hint = lambda self, host, now: None
 
 
-BREAKAGES: dict[str, Callable[[], None]] = {each.__name__: each for each in (blame, sent, clock, wall, unmarked, names)}
+def hasty() -> None:
+    from bester.broker.core import peer
+
+    broken: Any = peer
+    broken.SILENT_HEARTBEATS = 0.4
+
+
+BREAKAGES: dict[str, Callable[[], None]] = {
+    each.__name__: each for each in (blame, sent, clock, wall, unmarked, names, hasty)
+}
 
 
 def named(breakage: str) -> str:

@@ -31,6 +31,7 @@ from tests.chaos.processes import LOOK_S, Part, Parts, python
 from tests.chaos.receiver import Receiver
 from tests.chaos.remains import crashes, waiting
 from tests.chaos.servers import Program, Server, make_servers
+from tests.chaos.silence import Silences, watch
 from tests.chaos.surroundings import Surroundings
 from tests.chaos.traffic import FLOODER, NATIVES, SENDERS, SERVERS
 
@@ -64,6 +65,7 @@ class Result:
     drained_s: float
     story: list[tuple[float, str]]
     ledger: Ledger
+    silences: Silences
 
     @property
     def line(self) -> str:
@@ -138,7 +140,8 @@ class Course:
         self._clients = [
             Clients(parts, directory, server, seed, first) for first, server in enumerate(self._servers, start=1)
         ]
-        self._weather = Weather(self._targets(), self._happened, Random(f"{seed}/weather"))
+        self._silences = Silences()
+        self._weather = Weather(self._targets(), self._happened, Random(f"{seed}/weather"), self._silences)
 
     def _targets(self) -> list[Target]:
         s1, s2 = self._servers
@@ -188,17 +191,20 @@ class Course:
         self._read()
         return Result(
             self._seed, self._ledger.verdict(), weather.kills, weather.freezes, weather.counts + around.counts,
-            drained_s, sorted(weather.story), self._ledger,
+            drained_s, sorted(weather.story), self._ledger, self._silences,
         )  # fmt: skip
 
     async def _listened_to(self, listeners: list[Receiver], around: Surroundings) -> float:
         """Rage and drain, while these users listen; return the seconds that the draining took."""
+        programs = [program.part for server in self._servers for program in server.programs]
         try:
             async with asyncio.TaskGroup() as group:
                 for listener in listeners:
                     group.create_task(listener.run())
+                watching = group.create_task(watch(self._silences, programs))
                 await self._rage(around)
                 drained_s = await self._drain(listeners)
+                watching.cancel()
                 for listener in listeners:
                     listener.enough.set()
         except* StuckError as stuck:
@@ -318,4 +324,5 @@ def play(
         verdict = result.ledger.verdict(letters)
         verdict.wrong.extend(wrong for name in SERVERS for wrong in waiting(keep / name, name))
         verdict.wrong.extend(crashes(keep))
+        verdict.wrong.extend(result.silences.wrong)
         return replace(result, verdict=verdict)

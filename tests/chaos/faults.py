@@ -17,6 +17,7 @@ from tests.chaos.happened import Happened
 from tests.chaos.journal import now_s
 from tests.chaos.machine import Machine
 from tests.chaos.processes import Part, signal_one
+from tests.chaos.silence import Silences
 
 MEAN_PAUSE_S = 1.3
 """Between two faults, on average: a program has time to come back and to work before its next death, mostly."""
@@ -49,7 +50,8 @@ class Target:
 class Weather:
     """Weather that chooses and carries out faults until its end. `happened` records the faults."""
 
-    def __init__(self, targets: Sequence[Target], happened: Happened, random: Random) -> None:
+    def __init__(self, targets: Sequence[Target], happened: Happened, random: Random, silences: Silences) -> None:
+        self._silences = silences
         self.kills = 0
         self.freezes = 0
         self.counts: Counter[str] = Counter()
@@ -144,11 +146,13 @@ class Weather:
                 return
             self.tell(f"process {pid} of {target.name} frozen for {for_s:.1f} s")
             signal_one(pid, signal.SIGSTOP)
+            self._silences.stops(pid)
             self.freezes += 1
             try:
                 await self._wait(for_s)
             finally:
                 signal_one(pid, signal.SIGCONT)
+                self._silences.goes_on(pid, now_s())
 
     def _count(self, what: str, story: str | None) -> None:
         if story is not None:

@@ -94,6 +94,15 @@ class Part:
             log.seek(self._log_start)
             return log.read().decode(errors="replace")
 
+    def news(self, place: int) -> tuple[str, int]:
+        """Return the whole lines of the log, over all lives, from a place on, and the place behind them."""
+        if not self._log.exists():
+            return "", place
+        with self._log.open("rb") as log:
+            log.seek(place)
+            lines, line_feed, _ = log.read().rpartition(b"\n")
+        return lines.decode(errors="replace"), place + len(lines) + len(line_feed)
+
     def offspring(self) -> list[int]:
         """Return the handler processes that this part has started."""
         if self._process is None or not self.alive:

@@ -34,6 +34,10 @@ def odd(message):
 def dies(message):
     os._exit(1)
 
+@app.handler("absent", inline=True)
+def absent(message):
+    return [message.send_clients(["nobody", "nowhere"], message.data), message.reply(message.data)]
+
 @app.handler("breaks", inline=True)
 def breaks(message):
     raise RuntimeError("a bug")

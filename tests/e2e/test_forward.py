@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -451,11 +452,14 @@ async def test_connections_are_bounded_by_address_and_in_all() -> None:
 
 async def test_too_many_waiting_messages_are_overloaded() -> None:
     outcomes = Outcomes()
-    forwarder = Forwarder(replace(Limits(), forwards=1, forwards_waiting=2, forward_s=0.3), outcomes.done)
+    reached: Counter[str] = Counter()
+    limits = replace(Limits(), forwards=1, forwards_waiting=2, forward_s=0.3)
+    forwarder = Forwarder(limits, outcomes.done, reached=reached)
     async with server(never) as address:
         for token in range(4):
             forwarder.forward(Forward(token, address, "m", b"1", {}))
         assert outcomes.of == {3: "failed:overloaded"}
+        assert reached == {"forwards_waiting": 1}
         await outcomes.all(4)
     assert sorted(outcomes.of.values()) == ["failed:overloaded"] + ["failed:unreachable"] * 3
 

@@ -74,32 +74,6 @@ async def test_up_shows_its_page_in_the_browser() -> None:
             assert await server.end() == 0
 
 
-@pytest.mark.parametrize("layout", ["up", "apart"])
-async def test_status_metrics_and_command_agree_after_mixed_messages(layout: str) -> None:
-    async with operated(layout=layout) as operator:
-        await messages(operator, ok=40, refuses=7, breaks=3, nobody=2)
-        status = await operator.get("/api/status")
-        types = status["types"]
-        assert {type_: (row["received"], row["answered"]) for type_, row in types.items() if row["received"]} == {
-            "ok": (40, 40), "refuses": (7, 7), "breaks": (3, 3), "(others)": (2, 0)
-        }  # fmt: skip
-        assert [types[type_]["failed"] for type_ in ("ok", "refuses", "breaks", "(others)")] == [
-            {}, {"refused": 7}, {"handler-failed": 3}, {"unknown-type": 2}
-        ]  # fmt: skip
-        assert sum(types["ok"]["took"]) == 40 and types["ok"]["took_s"] > 0
-        assert status["logins"] == {"good": 1}
-        found = samples((await operator.request("/metrics"))[1])
-        for type_, row in types.items():
-            label = (("type", type_),)
-            for key in ("received", "answered", "results", "again", "dead"):
-                assert found[f"bester_messages_{key}_total", label] == row[key]
-            assert found["bester_handler_seconds_count", label] == sum(row["took"])
-            assert found["bester_handlers", label] == row["workers"]
-        assert found["bester_messages_failed_total", (("code", "refused"), ("type", "refuses"))] == 7
-        shown = await command(operator, "status", "--json")
-        assert json.loads(shown[0])["types"] == types
-
-
 async def test_bridge_tells_its_counts() -> None:
     async with operated(layout="apart") as operator:
         client = await RawClient.login(operator.server, "alice")
@@ -250,14 +224,20 @@ def checked_by(document: Any, schema: Any) -> jsonschema_rs.Validator:
 async def test_live_events_and_trace() -> None:
     async with operated() as operator:
         await messages(operator, ok=1)
-        steps = await operator.get("/api/trace")
-        assert [step["what"] for step in steps] == ["handler", "delivered"]
-        by_id = await operator.get(f"/api/trace?id={steps[0]['id']}")
-        shown = [json.loads(line) for line in await command(operator, "trace", "--last", "--json")]
+        found = await operator.get("/api/trace")
+        assert [step["what"] for step in found["steps"]] == ["handler", "delivered"]
+        assert [(span["kind"], span["outcome"]) for span in found["spans"]] == [
+            ("handler", None), ("delivery", "delivered")
+        ]  # fmt: skip
+        by_id = await operator.get(f"/api/trace?id={found['root']}")
+        shown = json.loads((await command(operator, "trace", "--last", "--json"))[0])
         for again in (by_id, shown):  # the times are of the wall clock, which is read anew
-            assert [(step["id"], step["what"], step["where"]) for step in again] == [
-                (step["id"], step["what"], step["where"]) for step in steps
+            assert [(step["id"], step["what"], step["where"]) for step in again["steps"]] == [
+                (step["id"], step["what"], step["where"]) for step in found["steps"]
             ]
+        lines = await command(operator, "trace", found["root"])
+        assert lines[0].split() == ["AFTER", "MS", "TOOK", "MS", "WHAT", "WHERE", "OUTCOME", "MESSAGE"]
+        assert "handler" in lines[1] and "█" in lines[1] and "delivered" in lines[2] and "s1/alice" in lines[2]
 
 
 async def test_commands_for_people() -> None:

@@ -34,6 +34,9 @@ async def test_page_shows_what_goes_on_and_text_is_never_markup(tmp_path: Path) 
         assert [row[:2] for row in await page.rows("servers")] == [["s2", "unknown"]]
         await page.click("#servers", "hold")
         await page.says("#servers", "held")
+        await page.click("#ask", "Show")
+        await page.says("#trace", "refused")
+        assert await page.evaluate("document.querySelectorAll('#trace svg.bar rect.handler').length") == 1
         assert TOKEN not in await page.evaluate("document.documentElement.outerHTML + location.href")
         await page.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
         assert await page.evaluate("document.documentElement.scrollWidth") <= 390, "a phone shows all of its width"

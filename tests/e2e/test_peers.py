@@ -39,6 +39,7 @@ auth = "open"
 [servers.{other}]
 fabric = "ipc://{there}/data/fabric.sock"
 accept_types = ["*"]
+trace = true
 """
 
 
@@ -115,3 +116,33 @@ async def test_the_outbox_of_a_server_that_is_away_held_and_released() -> None:
         status, lines = await bester(here, "peers")
         assert status == 1
         assert "no server runs" in lines[0]
+
+
+async def test_trace_follows_a_message_to_another_server_and_back() -> None:
+    async with (
+        short_directory() as here,
+        short_directory() as there,
+        server(here, there, "s1", "s2", "onward") as s1,
+        server(there, here, "s2", "s1", "note") as s2,
+    ):
+        bob, alice = await RawClient.login(s2, "bob"), await RawClient.login(s1, "alice")
+        async with asyncio.timeout(DEADLINE_S):
+            while (await peer(here))["state"] != "up":
+                await asyncio.sleep(0.05)
+        alice.submit("onward", "hello", "1")
+        report, _ = await alice.until_report("1")
+        assert (await bob.receive())["payload"]["data"] == "hello"
+        status, lines = await bester(here, "trace", report["payload"]["message"], "--json")
+        assert status == 0, lines
+        found = json.loads(lines[0])
+        assert found["servers"] == {}
+        steps = [(step["what"], step["where"]) for step in found["steps"]]
+        assert steps[:2] == [("handler", "s1/onward"), ("server", "s1/s2")]
+        assert {("entered", "s2/s1"), ("handler", "s2/note"), ("delivered", "s2/bob")} <= set(steps)
+        kinds = [(span["server"], span["kind"]) for span in found["spans"]]
+        assert kinds[:3] == [("s1", "handler"), ("s1", "server"), ("s2", "handler")]
+        status, lines = await bester(there, "trace", "--last")
+        assert status == 0
+        assert "s2/bob" in lines[-1], lines
+        for client in (alice, bob):
+            await client.close()

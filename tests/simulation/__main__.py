@@ -1,4 +1,7 @@
-"""`python -m tests.simulation --seeds 500`: play that many seeds; `--seed N`: play one, and tell its story."""
+"""`python -m tests.simulation --seeds 500`: play that many seeds; `--seed N`: play one, and tell its story.
+
+`--fair` plays shares under load instead of faults.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
+from tests.simulation.fair import play_fair
 from tests.simulation.hostile import Hostile
 from tests.simulation.scenario import Scenario, play, submissions_of
 from tests.world.clock import BrokenRuleError
@@ -100,8 +104,12 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="play this one alone, and print its story")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that play (all cores)")
+    parser.add_argument("--fair", action="store_true", help="play shares under load instead of faults")
     parser.add_argument("--hostile", action="store_true", help="beside a thief of routing ids and a server that lies")
     options = parser.parse_args()
+    if options.fair:
+        seeds = range(options.first, options.first + options.seeds)
+        return share(seeds if options.seed is None else range(options.seed, options.seed + 1), options.jobs)
     kind = Hostile if options.hostile else Scenario
     if options.seed is not None:
         return tell(options.seed, kind)
@@ -117,6 +125,17 @@ def main() -> int:
         f"crashes, {counted.repeated} marked repetitions, 0 rules broken: {counted.virtual_s:.0f} s of theirs in "
         f"{took_s:.1f} s of ours"
     )
+    return 0
+
+
+def share(seeds: range, jobs: int) -> int:
+    """Play shares under load, on several processes; end at the first broken rule."""
+    with multiprocessing.get_context("fork").Pool(max(jobs, 1)) as pool:
+        for broken in pool.imap(play_fair, [[seed] for seed in seeds]):
+            if broken:
+                print(broken)
+                return 1
+    print(f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}: shares held, 0 rules broken")
     return 0
 
 

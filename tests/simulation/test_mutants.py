@@ -6,20 +6,24 @@ A mutant names the code that it breaks, private or not; no other test does.
 from __future__ import annotations
 
 import json
+from itertools import count
 from typing import Any
 
 import pytest
 
+from bester.bridge.bridge import Bridge
 from bester.bridge.intake import Intake
-from bester.bridge.senders import Sender, Senders
+from bester.bridge.senders import STRANGERS, Sender, Senders
 from bester.bridge.submissions import Submissions
-from bester.broker.core import commands, dispatcher, policy, relays
+from bester.broker.core import commands, dispatcher, policy, relays, workers
 from bester.broker.core.clock import Clock
 from bester.broker.core.dedup import DedupCache
 from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.effects import Link
 from bester.broker.core.inbound_lanes import InboundLanes
 from bester.broker.core.ingress import Ingress
 from bester.broker.core.late_outcomes import LateOutcomes
+from bester.broker.core.message_groups import oldest
 from bester.broker.core.pools import Worker
 from bester.broker.core.queues import Queues
 from bester.broker.core.reporters import Reporters
@@ -31,9 +35,13 @@ from bester.broker.store_driver import StoreDriver
 from bester.broker.wire.outcomes import result_id
 from tests.simulation import hostile
 from tests.simulation.fair import play_fair
+from tests.simulation.fair_bridge import Flood
+from tests.simulation.fair_broker import Crowd
 from tests.simulation.hostile import Hostile
 from tests.simulation.scenario import Scenario, play
 from tests.world.clock import BrokenRuleError
+
+NUMBERS = count(1)
 
 
 def broken_seeds(seeds: int = 60, kind: type[Scenario] = Scenario) -> str:
@@ -248,14 +256,21 @@ def test_later_outcome_of_a_server_that_does_not_have_the_message_is_noticed(mon
 
 
 def test_share_by_connection_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def join(self: Senders, key: Any) -> Sender:
-        sender = Sender((key, len(self._by_key)))
-        self._by_key[sender.key] = sender
-        sender.connections = 1
-        return sender
+    monkeypatch.setattr(Senders, "join", alone)
+    assert "shares differ" in play_fair(range(50), Flood)
 
-    monkeypatch.setattr(Senders, "join", join)
-    assert "shares differ" in play_fair(range(50))
+
+def alone(self: Senders, key: Any) -> Sender:
+    sender = Sender((key, next(NUMBERS)))
+    self._by_key[sender.key] = sender
+    sender.connections = 1
+    return sender
+
+
+def test_a_turn_for_each_stranger_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Senders.join
+    monkeypatch.setattr(Senders, "join", lambda self, key: alone(self, key) if key == STRANGERS else honest(self, key))
+    assert "shares differ" in play_fair(range(1, 50), Flood)
 
 
 def test_turn_without_a_bound_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +280,8 @@ def test_turn_without_a_bound_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     honest = Intake.serve
     monkeypatch.setattr(Intake, "serve", serve)
-    assert "units in one turn" in play_fair(range(50))
+    assert "units in one turn" in play_fair(range(50), Flood)
+    assert "replies wait" in play_fair(range(3, 50), Crowd)
 
 
 def test_deficit_that_is_not_carried_over_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,4 +292,32 @@ def test_deficit_that_is_not_carried_over_is_noticed(monkeypatch: pytest.MonkeyP
 
     honest = Intake._serve_first
     monkeypatch.setattr(Intake, "_serve_first", forgetful)
-    assert "shares differ" in play_fair(range(50))
+    assert "shares differ" in play_fair(range(50), Flood)
+
+
+def test_answers_behind_new_input_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flush(self: Bridge) -> None:
+        self._intake.serve()
+        honest(self)
+
+    honest = Bridge.flush
+    monkeypatch.setattr(Bridge, "flush", flush)
+    assert "answers wait" in play_fair(range(50), Flood)
+
+
+def test_replies_behind_all_submits_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def next_link(self: Crowd) -> Link:
+        return max((link for link, pipe in self.pipes.items() if pipe), key=lambda link: link in self.bridges)
+
+    monkeypatch.setattr(Crowd, "next_link", next_link)
+    assert "replies wait" in play_fair(range(1, 50), Crowd)
+
+
+@pytest.mark.parametrize(
+    "sender_of",
+    [lambda item: oldest(item).case.link, lambda item: None],
+    ids=["share by bridge", "first come, first served"],
+)
+def test_other_shares_of_a_handler_are_noticed(monkeypatch: pytest.MonkeyPatch, sender_of: Any) -> None:
+    monkeypatch.setattr(workers, "sender_of", sender_of)
+    assert "waits while the others have" in play_fair(range(50), Crowd)

@@ -20,6 +20,7 @@ from bester.broker.core.effects import (
     Reconnect,
     Restart,
     ShellCall,
+    Spans,
     StoreRead,
     Verify,
 )
@@ -87,6 +88,7 @@ class Stand(SimServer):
         self.looked_up: list[frozenset[str]] = []
         self.restarts: list[Restart] = []
         self.reconnects: list[str] = []
+        self.spans: list[Spans] = []
         self.changes: list[ChangePassword] = []
         self.decisions: dict[int, bool | None] = {}
         self.alive: dict[Link, None] = {}
@@ -173,6 +175,8 @@ class Stand(SimServer):
         elif isinstance(call, LoginDecided):
             assert call.number not in self.decisions, "each login is decided once"
             self.decisions[call.number] = call.good
+        elif isinstance(call, Spans):
+            self.spans.append(call)
         elif isinstance(call, Reconnect):
             self.reconnects.append(call.server)
         else:

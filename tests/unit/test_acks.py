@@ -98,6 +98,7 @@ class TestAcks:
         scene.bridge.tick()
         scene.turn()
         assert scene.take(Confirm) == [Confirm(1, [], [[1, 0, "timeout"]])]
+        assert scene.bridge.reached == {"ack_s": 1}
         scene.command(connection, "ack", ["s/1.0.0", "s/2.0.0"])
         assert scene.take(Confirm) == [Confirm(2, [], [])]
 
@@ -239,6 +240,7 @@ class TestAcks:
         connection = scene.log_in(acks=True)
         scene.broker(*(deliver(serial, connection) for serial in (1, 2, 3)))
         assert scene.take(Confirm) == [Confirm(0, [3], [[3, 0, "overloaded"]])]
+        assert scene.bridge.reached == dict.fromkeys(limits, 1)
         scene.command(connection, "ack", ["s/1.0.0"])
         scene.broker(deliver(4, connection))
         scene.command(connection, "ack", ["s/2.0.0", "s/4.0.0"])

@@ -103,6 +103,20 @@ def test_too_low_hard_limit_is_named() -> None:
     assert "1,024 descriptors" in str(too_few_descriptors(5000, 1024))
 
 
+def honest(p99_us: float) -> Honest:
+    return Honest(10, 10, 0, 0, 0, 1000.0, p99_us, 9000.0)
+
+
+@pytest.mark.parametrize(("p99_us", "shown"), [(2000.0, "1.00 ×"), (3000.0, "1.50 ×"), (500.0, "0.25 ×")])
+def test_idle_cell_is_compared_with_no_idle_clients(p99_us: float, shown: str) -> None:
+    cells = [
+        IdleCell(0, None, None, honest(900.0), honest(2000.0), 1.0),
+        IdleCell(5000, None, 2048.0, honest(950.0), honest(p99_us), 1.0),
+    ]
+    text = page.idle_text(results.Idle({}, 1.0, 10, cells))
+    assert shown in next(line for line in text.splitlines() if "5,000" in line)
+
+
 def test_idle_cell_that_was_skipped_has_a_row() -> None:
     shown = page.idle_text(results.Idle({}, 1.0, 10, [IdleCell(5000, skipped="too few"), IdleCell(0)]))
     assert "not measured" in shown

@@ -62,6 +62,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "failed": st.lists(st.tuples(numbers, numbers, texts).map(list), max_size=3),
     "options": st.dictionaries(texts, values, max_size=3),
     "meta": st.dictionaries(texts, values, max_size=3),
+    "steps": st.lists(st.dictionaries(texts, values, max_size=3), max_size=3),
     "argument": values,
     "value": values,
 }

@@ -39,6 +39,8 @@ from bester.broker.wire.messages import (
     Report,
     Request,
     Submit,
+    Trace,
+    Traced,
 )
 from bester.broker.wire.unsendable import expected_answer, substitute
 
@@ -200,6 +202,7 @@ ALL: list[Message] = [
     Relayed(7, "sent"), Forwarded(7, "sent"), Error("malformed", HALF, 11, 7), Request(7, "t", b"1", "u", {}),
     Forward(7, "h:1", "t", b"1", {}), Deliver(7, "i", "t", b"1", [[0, 5], [1, 6, 7]]), Submit(7, 1, "t", b"1"),
     Login(7, "u", "p", ""), Ask(7, "q"), Emit(7, "t", []), Relay(7, "t", b"1", {}),
+    Trace(7, "m"), Traced(7, []),
 ]  # fmt: skip
 
 
@@ -214,6 +217,8 @@ def test_unsendable_message_is_answered_on_exactly_one_side(message: Message) ->
     elif type(answer) is Error:
         op = 11 if type(message) is Error else OP_OF[type(message)]
         assert (answer.op, answer.token) == (op, 7)
+    elif type(answer) is Traced:
+        assert answer == Traced(7, [], {"why": "frame-too-large"})
     else:
         assert answer[0] == 7
         assert "failed" in str(answer) or answer[1] == 1

@@ -16,8 +16,10 @@ from bester.broker.config import (
     PeerConfig,
     StoreConfig,
     defaults,
+    host_name,
     name_fault,
 )
+from bester.broker.postgres import Database
 from bester.broker.store_requests import Bounds
 from bester.broker.wire.address import HostPort
 from bester.broker.wire.codes import ConfigError
@@ -191,6 +193,26 @@ def test_store_is_a_file_or_memory(tmp_path: Path) -> None:
     assert "queued messages are lost with this process" in notices[0]
 
 
+def test_store_in_a_database_has_a_namespace(tmp_path: Path) -> None:
+    url = "postgresql://u:secret@h/d"
+    config = load(tmp_path, f'[server]\nname = "s1"\nbroker = "b1"\n[store]\nurl = "{url}"\nschema = "s_1"\n')
+    assert (config.store.path, config.store.database) == (None, Database(url, "s_1"))
+    assert (config.server.broker, config.notices) == ("b1", ())
+    assert "secret" not in repr(config)
+    plain = load(tmp_path, f'[store]\nurl = "{url}"\n')
+    assert (plain.store.database, plain.server.broker) == (Database(url, "bester"), host_name())
+
+
+@pytest.mark.parametrize(
+    "text", ["url = 'postgresql://u:secret@h'", "url = 'postgress://u:secret@h/d'", "url = 'redis://:secret@h'"]
+)
+def test_mistake_in_an_address_shows_no_password(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, f"[store]\n{text}\n")
+    assert ":2: [store] url: " in caught.value.text
+    assert "secret" not in caught.value.text
+
+
 def test_page_states_the_default_bounds() -> None:
     expected = {name: key.default for name, key in config_file.KEYS["store"].items()}
     bounds = {field.name: getattr(Bounds(), field.name) for field in fields(Bounds)}
@@ -228,16 +250,19 @@ MISTAKES = [
     ("[native.tls]\nlisten = 'x:1'", "[native.tls]: needs cert"),
     (
         "[store]\nurl = 'redis://127.0.0.1'",
-        ":2: [store] url: 'redis://127.0.0.1': redis cannot be used yet; write \"sqlite:",
+        ":2: [store] url: redis is not planned as a store; write sqlite:PATH, or postgresql:",
     ),
-    ("[store]\nurl = 'kept.db'", "'kept.db' is not sqlite:PATH or memory:; leave the key out"),
-    ("[store]\nurl = 'sqlite:'", "is not sqlite:PATH or memory:"),
-    ("[store]\nurl = 'sqlite::memory:'", "is not sqlite:PATH or memory:"),
+    ("[store]\nurl = 'kept.db'", "'kept.db' is not sqlite:PATH, postgresql://… or memory:; leave the key out"),
+    ("[store]\nurl = 'sqlite:'", "is not sqlite:PATH, postgresql://… or memory:"),
+    ("[store]\nurl = 'sqlite::memory:'", "is not sqlite:PATH, postgresql://… or memory:"),
     ("[store]\nurl = 'sqlite:///var/kept.db'", 'the path follows the colon, as in "sqlite:/var'),
     (
         "[store]\nurl = 'sqlite:DATA_DIR/accounts.db'",
         "accounts.db is Bester's own name for something else; name another file",
     ),
+    ("[store]\nschema = 'x'", ":2: [store] schema: is for a url that begins with postgresql://"),
+    ("[store]\nurl = 'postgresql://h/d'\nschema = 'X'", ":3: [store] schema: 'X' is no plain name"),
+    ("[server]\nbroker = 'a b'", ":2: [server] broker: "),
     ("[store]\nsynchronous = 'off'", "'off' is not one of full, normal"),
     ("[store]\nttl_s = 0.5", ":2: [store] ttl_s: is a number from 1 to 31536000"),
     ("[store]\nttl_s = nan", "is a number from 1 to"),

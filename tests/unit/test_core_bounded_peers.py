@@ -5,13 +5,14 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.settings import Route, Settings
-from bester.broker.store.memory import MemoryStore
+from bester.broker.store import Store
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import (
     Bounds,
@@ -26,19 +27,18 @@ from bester.broker.store_requests import (
 )
 from bester.broker.wire.messages import Ask, Deliver, Relay, Relayed, Reply, Report, Request
 from tests.unit.core_stand import Stand, clients, servers
+from tests.unit.store_stand import KINDS, made
 
 S2, S3 = Link("server", b"s2"), Link("server", b"s3")
 ROUTES = {name: Route(name, fabric=f"ipc:///{name}") for name in ("s2", "s3")}
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[MemoryStore | SqliteStore]:
-    made = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path_factory.mktemp("s") / "store.db")
-    made.open()
-    yield made
-    made.close()
+@pytest.fixture(params=KINDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    found = made(request.param, tmp_path, request)
+    found.open()
+    yield found
+    found.close()
 
 
 def note(number: int, queue: str, sender: str = "ann") -> RecordRemote:
@@ -46,7 +46,7 @@ def note(number: int, queue: str, sender: str = "ann") -> RecordRemote:
     return RecordRemote(entry, "queued")
 
 
-def test_oldest_notes_of_one_server_are_forgotten(store: MemoryStore | SqliteStore) -> None:
+def test_oldest_notes_of_one_server_are_forgotten(store: Store) -> None:
     store.commit([note(number, f"lane/{('s2', 's20', 's2')[number % 3]}/t{number % 5}") for number in range(1, 31)])
     assert store.open().remote == {"s2": 20, "s20": 10}
     store.commit([ForgetRemote("s2", 7)])
@@ -56,7 +56,7 @@ def test_oldest_notes_of_one_server_are_forgotten(store: MemoryStore | SqliteSto
     assert kept == sorted([*latest, *(number for number in range(1, 31) if number % 3 == 1)])
 
 
-def test_held_servers_and_disowned_messages_survive(store: MemoryStore | SqliteStore) -> None:
+def test_held_servers_and_disowned_messages_survive(store: Store) -> None:
     store.commit([note(5, "lane/s2/t"), note(9, "lane/s2/t"), SaveHeld("s2", True), SaveHeld("s3", True)])
     store.commit([SaveHeld("s3", False), Disown("ann", 5, 12.5)])
     snapshot = store.open()

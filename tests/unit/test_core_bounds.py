@@ -68,6 +68,7 @@ def test_a_session_above_the_bound_is_closed_and_a_login_refused() -> None:
     stand.take(stand.router.on_verified(verify.link, verify.session, verify.user, None, stand.now, 1.0))
     answer = stand.one(bridge, LoggedIn)
     assert (answer.session, answer.status, answer.reason) == (4, 1, "overloaded")
+    assert stand.state.reached == {"max_sessions": 1}
     assert stand.ask(bridge, "listClients").value == ["alice", "bob"]
     stand.say(bridge, Close(1))
     stand.say(bridge, Open(5, "carol"))
@@ -116,6 +117,7 @@ def test_bridge_that_has_been_gone_longest_is_forgotten() -> None:
         life.submits(1)
         stand.answer(chat)
         life.goes()
+    assert stand.state.reached == {"max_resumes": 1}
     for life in (lives[1], lives[2]):  # unacknowledged reports of these lives are sent again
         life.comes()
         life.submits(1, attempt=2)

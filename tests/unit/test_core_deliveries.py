@@ -23,7 +23,7 @@ def delivery() -> Delivery:
     case = Case(Kind.SUBMIT, LINKS[0], 1, "m", "m")
     job = Job(case, "m", "m", "t", b"1", "client", "s1", "alice")
     command = Command("sendClients", ["alice"], b"1")
-    return Delivery(job, command, "m.0", [[0, 1]], None, reported=False, number=1)
+    return Delivery(job, command, "m.0", [[0, 1]], None, reported=False, number=1, since=0.0)
 
 
 def mail() -> MailDelivery:

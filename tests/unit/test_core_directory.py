@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from bester.broker.core.directory import Directory
+from bester.broker.core.directory import CROWD, Directory
 from bester.broker.core.effects import Link
 
 LINKS = [Link("ipc", b"1"), Link("ipc", b"2"), Link("direct", b"1")]
@@ -18,12 +18,12 @@ class Places(RuleBasedStateMachine):
         self.directory = Directory()
         self.model: dict[tuple[Link, int], str] = {}
 
-    @rule(link=st.sampled_from(LINKS), session=st.integers(1, 5), user=st.sampled_from(USERS))
+    @rule(link=st.sampled_from(LINKS), session=st.integers(1, 12), user=st.sampled_from(USERS))
     def open(self, link: Link, session: int, user: str) -> None:
         self.directory.open(link, session, user)
         self.model[link, session] = user
 
-    @rule(link=st.sampled_from(LINKS), session=st.integers(1, 6))
+    @rule(link=st.sampled_from(LINKS), session=st.integers(1, 13))
     def close(self, link: Link, session: int) -> None:
         self.directory.close(link, session)
         self.model.pop((link, session), None)
@@ -39,22 +39,41 @@ class Places(RuleBasedStateMachine):
         assert directory.users() == sorted(set(self.model.values()))
         for link in LINKS:
             assert directory.sessions(link) == sum(place[0] == link for place in self.model)
-            for session in range(1, 7):
+            for session in range(1, 14):
                 assert directory.user(link, session) == self.model.get((link, session))
         for user in USERS:
             places = directory.places(user)
             found = {(link, session) for link, sessions in (places or {}).items() for session in sessions}
             assert found == {place for place, whose in self.model.items() if whose == user}
             assert places is None or all(places.values())
+            for link, sessions in (places or {}).items():
+                crowd = directory.crowd(user, link, sessions)
+                assert crowd == [0, *sessions]
+                assert directory.crowd(user, link, sessions) is crowd
 
     def teardown(self) -> None:
         for link, session in list(self.model):
             self.directory.close(link, session)
         assert not self.directory._places
         assert not self.directory._sessions
+        assert not self.directory._crowds
 
 
 TestPlaces = Places.TestCase
+
+
+def test_list_of_a_crowd_is_another_once_a_session_has_come_or_gone() -> None:
+    directory, link = Directory(), LINKS[0]
+    lists = []
+    for session in (*range(CROWD + 2), CROWD + 2, -1):
+        if session < 0:
+            directory.close(link, 0)
+        else:
+            directory.open(link, session, "alice")
+        (sessions,) = (directory.places("alice") or {}).values()
+        lists.append(directory.crowd("alice", link, sessions))
+    assert lists[-1] == [0, *range(1, CROWD + 3)]
+    assert lists[-2] == [0, *range(CROWD + 3)]  # a list that was handed out stays as it was
 
 
 def test_a_session_announced_twice_is_one_target() -> None:

@@ -101,6 +101,7 @@ def test_expired_message_of_an_ordered_type_binds_its_user_to_no_worker() -> Non
         ({"max_held": 2}, [b"1", b"1", b"1"], [2]),
         ({"max_held_bytes": 6}, [b"12345", b"12", b"1"], [1]),
         ({"max_waiting": 1}, [b"1", b"1", b"1"], [2]),
+        ({"max_waiting_bytes": 3}, [b"1", b"12", b"34", b"5"], [2]),
     ],
 )
 def test_above_a_bound_messages_are_refused(limits: dict[str, int], bodies: list[bytes], refused: list[int]) -> None:
@@ -110,6 +111,7 @@ def test_above_a_bound_messages_are_refused(limits: dict[str, int], bodies: list
     reports = stand.heard_of(bridge, Report)
     assert [tokens.index(report.token) for report in reports] == refused
     assert {report.reason for report in reports} == {"overloaded"}
+    assert stand.state.reached == dict.fromkeys(limits, len(refused))
     for _ in range(len(tokens) - len(refused)):
         stand.answer(busy)
     assert len(stand.heard_of(bridge, Report)) == len(tokens) - len(refused)
@@ -144,6 +146,7 @@ def test_a_command_becomes_only_so_many_frames() -> None:
     report = stand.report(bridge)
     assert (report.status, report.reason) == (1, "too-many-results")
     assert report.recipients == {"alice": "delivered", "bob": "failed:too-many-results"}
+    assert stand.state.reached == {"max_frames": 1}
     finished(stand)
 
 

@@ -19,6 +19,7 @@ from tests.unit.core_stand import clients
     [
         ({"user_messages": 2, "sender_share": 1.0}, "mailbox-full"),
         ({"user_bytes": 9, "sender_share": 1.0}, "mailbox-full"),
+        ({"sender_share": 0.0002}, "mailbox-full"),
         ({"messages": 2}, "storage-full"),
         ({"total_bytes": 9}, "storage-full"),
     ],
@@ -30,6 +31,7 @@ def test_full_mailbox_is_refused_until_a_message_has_ended(bounds: dict[str, int
     post.sends("bob", body=b'"345"')
     report = stand.report(post.bridge)
     assert (report.status, report.reason, report.recipients) == (1, code, {"bob": f"failed:{code}"})
+    assert stand.state.reached == {next(iter(bounds)): 1}
     post.sends("carol", body=b'"345"')
     assert post.outcomes() == {"carol": "queued" if code == "mailbox-full" else "failed:storage-full"}
     bob = stand.bridge("bob")

@@ -19,6 +19,7 @@ from bester.broker.store_requests import Bounds, Enqueue, Entry, mailbox, sharer
 from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Relayed, Report
 from tests.unit.core_post import BOB
 from tests.unit.core_stand import START, Stand, clients
+from tests.unit.store_stand import KINDS, made
 
 ALICE, CAROL = mailbox("alice"), mailbox("carol")
 FULL = {"bob": "failed:mailbox-full"}
@@ -62,12 +63,12 @@ class Town:
         return shares
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=KINDS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     if request.param == "memory":
         yield None
         return
-    with closing(SqliteStore(tmp_path / "store.db")) as found:
+    with closing(made(request.param, tmp_path, request)) as found:
         yield found
 
 

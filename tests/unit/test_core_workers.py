@@ -44,8 +44,12 @@ class Crew:
         if worker is None:
             self.workers.enqueue(parcel_)
         else:
-            self.workers.assign(worker, next(self.tokens), parcel_)
+            self.give(worker, parcel_)
         return worker
+
+    def give(self, worker: Worker, job: Job) -> None:
+        worker.inflight[next(self.tokens)] = job
+        self.workers.assign(worker, [job])
 
     def finish(self, worker: Worker) -> Job:
         """Let the worker answer its oldest message, and give it waiting ones."""
@@ -56,7 +60,7 @@ class Crew:
 
     def feed(self, worker: Worker) -> None:
         while (waiting := self.workers.next_for(worker)) is not None:
-            self.workers.assign(worker, next(self.tokens), waiting)
+            self.give(worker, waiting)
 
 
 def test_four_workers_share_evenly_when_idle() -> None:

@@ -233,3 +233,20 @@ def test_users_who_always_have_something_to_send_get_equal_shares(connections: t
         served = rate_of_each(scene, users, 60)
         fair = sum(served.values()) / len(served)
         assert all(abs(each - fair) <= 0.1 * fair for each in served.values()), served
+
+
+def test_sender_that_waits_for_room_is_served_again_by_reports_alone() -> None:
+    """A connection that waits for its sender's room stays where it is while reports make some."""
+    scene = Scene(held_messages=64, turn_units=20, turn_quantum=4, max_connections=1_000_000)
+    several = [scene.log_in("alice") for _ in range(3)]
+    for connection in several:
+        scene.bridge.on_bytes(connection, b"".join(message(str(number)) for number in range(40)))
+    scene.turn()
+    done = 0
+    while submits := scene.take(Submit):
+        for submit in submits:
+            done += 1
+            scene.broker(*good(submit))
+    assert done == 120
+    assert all(connection.reading for connection in several)
+    assert scene.bridge.inspect().intake == (0, 0, 0, 0, 0)

@@ -23,10 +23,10 @@ class TestOutQueue:
         queue.push(b"ef")
         queue.mark("second")
         assert queue.take(100) == b""  # a single chunk at a time
-        assert [mark.what for mark in queue.on_sent()] == ["first"]
+        assert [mark.what for mark in queue.on_sent()] == [["first"]]
         assert queue.queued_bytes == 2
         assert queue.take(100) == b"ef"
-        assert [mark.what for mark in queue.on_sent()] == ["second"]
+        assert [mark.what for mark in queue.on_sent()] == [["second"]]
         assert queue.queued_bytes == 0
 
     def test_drop_returns_the_marks_not_passed(self) -> None:
@@ -35,9 +35,9 @@ class TestOutQueue:
             queue.push(b"1234")
             queue.mark(number)
         assert queue.take(8) == b"12341234"
-        assert [mark.what for mark in queue.on_sent()] == [0, 1]
+        assert [mark.what for mark in queue.on_sent()] == [[0], [1]]
         queue.take(8)
-        assert [mark.what for mark in queue.drop()] == [2, 3]
+        assert [mark.what for mark in queue.drop()] == [[2], [3]]
         assert queue.take(8) == b""
         assert queue.queued_bytes == 0
 
@@ -55,7 +55,7 @@ class TestOutQueue:
                 sent += chunk
                 for mark in queue.on_sent():
                     assert mark.end <= len(sent)
-                    passed.append(mark.what)
+                    passed.extend(mark.what)
                 if once:
                     return
 
@@ -116,14 +116,14 @@ class TestConfirmations:
         ledger = Confirmations()
         assert ledger.confirm() == []
         for serial in (1, 2, 3):
-            ledger.at_once(serial)
+            ledger.at_once((serial,))
         assert ledger.confirm() == [Confirm(3, [], [])]
         assert ledger.confirm() == []
 
     def test_delivery_under_way_does_not_block_the_others(self) -> None:
         ledger = Confirmations()
         slow = ledger.begin(1, None, None)
-        ledger.at_once(2)
+        ledger.at_once((2,))
         quick = ledger.begin(3, None, None)
         quick.fail(0, "not-connected")
         ledger.end(quick)
@@ -176,7 +176,7 @@ class TestConfirmations:
 
         for serial, kind in enumerate(kinds, 1):
             if kind == 0:
-                ledger.at_once(serial)
+                ledger.at_once((serial,))
                 ended.add(serial)
             else:
                 going.append(ledger.begin(serial, None, None))

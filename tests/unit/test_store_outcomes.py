@@ -1,4 +1,4 @@
-"""Stores, in a file and in memory alike: outcomes, dead letters, and the cost of reads."""
+"""Stores of every kind: outcomes, dead letters, and the cost of reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bester.broker.store import memory, reading, sqlite
+from bester.broker.store import memory, postgres_reading, postgres_writing, reading, sqlite
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_requests import (
     Bury,
@@ -30,16 +30,16 @@ from bester.broker.store_requests import (
     lane,
     mailbox,
 )
-from tests.unit.store_stand import BOB, LOTS, NOW_S, Stand, dead, entry, keep, letter, outcomes
+from tests.unit.store_stand import BOB, KINDS, LOTS, NOW_S, Stand, dead, entry, keep, letter, outcomes
 
 STRANGE = "k\ud800l\udfff\ufdd0d800 é\x00'\";--\N{PILE OF POO}"
 """Half surrogate pairs, their written form, and characters with a meaning to databases."""
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=KINDS)
 def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
     with TemporaryDirectory(prefix="b-") as directory:
-        stand = Stand(request.param, Path(directory))
+        stand = Stand(request.param, Path(directory), request)
         yield stand
         stand.close()
 
@@ -160,7 +160,7 @@ def heavy(id_: str, size: int) -> Bury:
 
 
 def test_heavy_dead_letters_go_oldest_first(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (memory, sqlite):
+    for module in (memory, sqlite, postgres_writing):
         monkeypatch.setattr(module, "LETTER_BYTES", 100)
     stand.write(heavy("a", 40), heavy("b", 40), heavy("c", 40))
     stand.write(PurgeOutcomes(0.0, 1000))
@@ -168,7 +168,7 @@ def test_heavy_dead_letters_go_oldest_first(stand: Stand, monkeypatch: pytest.Mo
 
 
 def test_bodies_read_at_once_are_bounded(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (memory, reading):
+    for module in (memory, reading, postgres_reading):
         monkeypatch.setattr(module, "READ_BYTES", 100)
     stand.write(heavy("a", 40), heavy("b", 40), heavy("heavy", 400))
     assert [each.id for each in stand.read(FindDeadLetters(None, None, 100))] == ["heavy"]

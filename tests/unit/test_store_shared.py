@@ -1,4 +1,4 @@
-"""Bodies that several messages have: held once, in a file and in memory alike, as long as one of these is kept."""
+"""Bodies that several messages have: held once, in a store of any kind, as long as one of these is kept."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from bester.broker.store import sqlite
 from bester.broker.store.backup import backup
 from bester.broker.store.memory import MemoryStore
+from bester.broker.store.postgres import PostgresStore
 from bester.broker.store.sqlite import RESERVE_BYTES, SqliteStore
 from bester.broker.store.writing import SHARED_LEAST_BYTES
 from bester.broker.store_requests import (
@@ -31,16 +32,16 @@ from bester.broker.store_requests import (
     lane,
     mailbox,
 )
-from tests.unit.store_stand import LOTS, NOW_S, Stand, dead, entry, letter
+from tests.unit.store_stand import KINDS, LOTS, NOW_S, Stand, asked, dead, entry, letter
 
 LARGE = b'"%s"' % (b"x" * 100_000)
 FIXTURE = Path(__file__).parents[1] / "vectors" / "store-3.db"
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=KINDS)
 def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
     with TemporaryDirectory(prefix="b-") as directory:
-        stand = Stand(request.param, Path(directory))
+        stand = Stand(request.param, Path(directory), request)
         yield stand
         stand.close()
 
@@ -58,6 +59,9 @@ def held(stand: Stand) -> list[bytes]:
     if isinstance(stand.store, MemoryStore):
         bodies = [row.entry.body for row in stand.store._rows.values() if row.entry.body]
         return list({id(body): body for body in bodies}.values())
+    if isinstance(stand.store, PostgresStore):
+        in_entries = asked(stand.store, "SELECT body FROM entry WHERE ns = :ns AND body <> ''")
+        return [body for (body,) in [*in_entries, *asked(stand.store, "SELECT body FROM body WHERE ns = :ns")]]
     inline = stand.store._db.execute("SELECT body FROM entry WHERE body <> x''").fetchall()
     return [body for (body,) in [*inline, *stand.store._db.execute("SELECT body FROM body")]]
 

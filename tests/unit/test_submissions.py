@@ -320,6 +320,7 @@ class TestDeparted:
         scene.bridge.on_link_lost("gone")
         scene.bridge.on_link_ready()
         assert [message.token for message in scene.take(Submit)] == tokens[:2]
+        assert scene.bridge.reached == dict.fromkeys(limits, 2)
 
     def test_departed_message_ends_by_report_or_time(self) -> None:
         scene = Scene(gone_messages=1)

@@ -26,6 +26,9 @@ class Disk:
     A crash may fall right before or after a commit that somebody waits for: the server falls into its traps here.
     """
 
+    is_remote, away, fenced, is_due = False, "", "", False
+    size_bytes: int | None = None
+
     def __init__(self, server: SimServer, store: MemoryStore) -> None:
         self.store = store
         self.is_slow = False
@@ -33,6 +36,9 @@ class Disk:
         """Time that slow commits have taken, for the driver's stopwatch: the world's clock stands still meanwhile."""
         self._locks = 0
         self._server = server
+
+    def claim(self) -> None:
+        """Take nothing: the store is this server's alone."""
 
     def open(self) -> Snapshot:
         """Count a life."""

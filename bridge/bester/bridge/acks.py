@@ -8,7 +8,7 @@ for acknowledgements behind them that are never read. An unknown id changes noth
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from itertools import islice
 
 from bester.bridge.confirmations import TIMEOUT, UNCONFIRMED, Delivery
@@ -53,16 +53,23 @@ class _ClientAcks:
 class Acks:
     """Unacknowledged frames of all connections. Methods return the deliveries that have ended."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, reached: Counter[str]) -> None:
+        self._reached = reached
         self._limits = limits
         self._clients: dict[ClientConnection, _ClientAcks] = {}
 
     def has_room(self, connection: ClientConnection) -> bool:
-        """Return whether another frame may be written to the connection."""
+        """Return whether another frame may be written to the connection; count where none may."""
         client = self._clients.get(connection)
-        return client is None or (
-            client.count < self._limits.unacked and client.size_bytes < self._limits.unacked_bytes
-        )
+        if client is None:
+            return True
+        if client.count >= self._limits.unacked:
+            self._reached["unacked"] += 1
+            return False
+        if client.size_bytes >= self._limits.unacked_bytes:
+            self._reached["unacked_bytes"] += 1
+            return False
+        return True
 
     def awaits(self, connection: ClientConnection) -> bool:
         """Return whether a frame on the connection is unacknowledged."""
@@ -129,6 +136,7 @@ class Acks:
                 same.remove(frame)
                 if not same:
                     del client.by_id[frame.id]
+                self._reached["ack_s"] += 1
                 if frame.delivery.on_missed(frame.target, TIMEOUT):
                     ended.append(frame.delivery)
         return ended

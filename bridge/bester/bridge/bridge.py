@@ -9,9 +9,9 @@ left, and no connection waits for another one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import count
+from itertools import count, groupby
 from typing import Any
 
 from bester.bridge import native
@@ -19,7 +19,7 @@ from bester.bridge.broker_link import UNANSWERED, Answered, BrokerLink, BrokerPo
 from bester.bridge.deliveries import Deliveries
 from bester.bridge.inspection import BridgeState, Refused
 from bester.bridge.intake import Intake
-from bester.bridge.limits import Limits
+from bester.bridge.limits import COUNTED, Limits
 from bester.bridge.meter import Meter
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
@@ -74,7 +74,7 @@ class Bridge:
     server's message is its first frame). `in_doubt` returns whether a stranger may be a listed server: a larger frame
     of such a stranger is not refused for good, and `on_doubt` gets its host. `ended` gets a session whose connection
     ends at the bridge's will, and why. `forward` gets messages for servers that speak the native protocol; `notice`
-    gets texts for the log.
+    gets texts for the log. `reached` counts what was refused, dropped or cut at a bound, by the bound's name.
     """
 
     def __init__(
@@ -112,14 +112,23 @@ class Bridge:
         self._made_way = self._frames_over = self._frames_late = 0
         self._awake = False
         self._unhandled: deque[Message | Malformed] = deque()  # of the broker, for the next turns
-        self._broker_link = BrokerLink(limits, self._tokens, notice)
-        self._submissions = Submissions(limits, self._broker_link, self._wake)
+        self.reached = reached = self._meter.reached
+        self._broker_link = BrokerLink(limits, self._tokens, notice, reached)
+        self._submissions = Submissions(limits, self._broker_link, self._wake, reached)
         self._unreported = self._submissions.by_token
         self._senders = Senders()
         self._intake = Intake(limits, clock, self._submissions, self._handle_waiting, self._wake)
-        self._outbound = Outbound(limits, clock, self._wake)
+        self._outbound = Outbound(limits, clock, self._wake, reached)
         self._deliveries = Deliveries(
-            limits, self._targets, self._unreported, self._outbound, self._report, self._wake, clock
+            limits,
+            self._targets,
+            self._unreported,
+            self._outbound,
+            self._report,
+            self._go_on_after_report,
+            self._wake,
+            clock,
+            reached,
         )
         self._push, self._send = self._outbound.push, self._broker_link.send
 
@@ -162,33 +171,34 @@ class Bridge:
             self._unhandled.extend(messages)
             return
         now = self._clock()
-        reports = 0
         frames = self.limits.turn_frames
-        rest = iter(messages)
-        for message in rest:
-            if type(message) is Deliver:
-                many = self._deliveries.deliver(message, now)
-                if many:
-                    frames -= many
-                    if frames <= 0:
-                        break
-            elif type(message) is Report:
-                reports += 1
-                token, status, reason, id_, recipients, note = message
-                self._report(token, status, reason, id_, recipients, now, note)
+        left: list[Message | Malformed] = []
+        for kind, group in groupby(messages, type):
+            if frames <= 0:
+                left.extend(group)
+            elif kind is Deliver:
+                run: Any = list(group)
+                handled, frames = self._deliveries.deliver(run, now, frames)
+                if frames <= 0:
+                    left = run[handled:]
+            elif kind is Report:
+                self._receive_reports(group, now)
             else:
-                if reports:  # the next message may end the link, and these reports belong to this link
-                    self._deliveries.on_reports(reports)
-                    reports = 0
-                self._receive_rarer(message, now)
-        if reports:
-            self._deliveries.on_reports(reports)
-            if self._submissions.has_held:  # for credit, which there is again
-                self._wake()
-        if frames <= 0:
-            self._unhandled.extend(rest)
-            if self._unhandled:
-                self._soon(self._go_on)
+                for message in group:
+                    self._receive_rarer(message, now)
+        if left:
+            self._unhandled.extend(left)
+            self._soon(self._go_on)
+
+    def _receive_reports(self, reports: Iterable[Any], now: float) -> None:
+        count = 0
+        for report in reports:
+            count += 1
+            token, status, reason, id_, recipients, note = report
+            self._report(token, status, reason, id_, recipients, now, note)
+        self._deliveries.on_reports(count)
+        if self._submissions.has_held:  # for credit, which there is again
+            self._wake()
 
     def _go_on(self) -> None:
         """Handle messages of the broker that an earlier turn has left."""
@@ -330,9 +340,10 @@ class Bridge:
 
     def on_bytes_sent(self, connection: ClientConnection, marks: list[Mark[Waiting]]) -> None:
         """Note that a chunk has left the process, and with it the frames before these marks."""
-        self._deliveries.on_bytes_sent(connection, marks)
+        if marks:
+            self._deliveries.on_bytes_sent(connection, marks)
         if not connection.reading:
-            self._settle(connection)
+            self._settle_reading(connection)
 
     def on_all_sent(self, connection: ClientConnection) -> None:
         """Note that the last frame of a closing session has left."""
@@ -379,6 +390,7 @@ class Bridge:
         self._deliveries.tick(now)
         self._meter.tick(now)
         for token in self._submissions.overdue(now):
+            self.reached["hold_s"] += 1
             self._report(token, 1, "unreachable", None, {}, now)
         self._drain_backlog()
         report = self._submissions.report(more=self._intake.has_more) if self.is_ready else None
@@ -442,6 +454,7 @@ class Bridge:
             refused=Refused(
                 self._meter.connections, self._meter.first_frames, self._meter.sessions, self._meter.messages
             ),
+            reached={name: self.reached[name] for name in COUNTED},
             submissions=self._submissions.inspect(),
             intake=self._intake.inspect(),
         )
@@ -456,7 +469,7 @@ class Bridge:
                 self._push(connection, frame)
             if not each.send:
                 continue
-            submits = [message for message in each.send if type(message) is Submit]
+            submits = _submits(each.send)
             if submits:
                 self._submissions.submit(submits)
             if len(submits) == len(each.send):
@@ -522,7 +535,10 @@ class Bridge:
             self._apply(connection, connection.session.on_answer(token, recipients, now, 0), now)
 
     def _login(self, message: Login, connection: ClientConnection) -> bool:
-        if len(self._logins) >= self.limits.login_places or not self._broker_link.login(message):
+        if len(self._logins) >= self.limits.login_places:
+            self.reached["logins_in_flight"] += 1
+            return False
+        if not self._broker_link.login(message):
             return False
         self._logins[message.session] = connection
         return True
@@ -568,11 +584,16 @@ class Bridge:
             return
         session = connection.session
         self._push(connection, session.window.on_report(submission, status, reason, message, recipients, note))
+        self._go_on_after_report(connection, now)
+
+    def _go_on_after_report(self, connection: ClientConnection, now: float) -> None:
+        """Let frames of a connection that waited for room in the window go on, or the end that waited for reports."""
+        session = connection.session
         if session.has_more:
-            if session.has_waiting:
-                self._intake.add(connection)
-            else:
+            if not session.has_waiting:
                 self._apply(connection, session.proceed(now, 0), now)
+            elif connection not in session.window.sender.blocked:  # or the intake looks at it in each turn
+                self._intake.add(connection)
 
     def _settle(self, connection: ClientConnection) -> None:
         """Do what the state of a session asks for, after anything that may have changed the state."""
@@ -653,3 +674,10 @@ class Bridge:
         """Send what waited for room on the link."""
         self._broker_link.flush()
         self._submissions.send_held()
+
+
+def _submits(messages: Sequence[Any]) -> Sequence[Submit]:
+    """Return the submits among the messages of a step, which mostly holds nothing else."""
+    if list(map(type, messages)).count(Submit) == len(messages):
+        return messages
+    return [message for message in messages if type(message) is Submit]

@@ -7,7 +7,7 @@ learns that there is no room.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -33,7 +33,11 @@ class BrokerPort(Protocol):
 class BrokerLink:
     """The link to the one broker. `tokens` numbers questions; `notice` gets texts for the log."""
 
-    def __init__(self, limits: Limits, tokens: Iterator[int], notice: Callable[[str], None]) -> None:
+    def __init__(
+        self, limits: Limits, tokens: Iterator[int], notice: Callable[[str], None],
+        reached: Counter[str] | None = None,
+    ) -> None:  # fmt: skip
+        self._reached = Counter() if reached is None else reached
         self.is_ready = False
         self.port: BrokerPort | None = None
         self._limits = limits
@@ -81,6 +85,7 @@ class BrokerLink:
         if len(self._backlog) < self._limits.link_backlog:
             self._backlog.append(message)
         else:
+            self._reached["link_backlog"] += 1
             self._notice(f"the link to the broker is full; {type(message).__name__} dropped")
 
     def flush(self) -> None:

@@ -8,6 +8,7 @@ ended ones above by serial, and failures by target. The confirmations of a link 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from bester.broker.wire.messages import Confirm
@@ -92,12 +93,12 @@ class Confirmations:
         """Number of deliveries under way."""
         return len(self._open)
 
-    def at_once(self, serial: int) -> None:
-        """Count a delivery that ended as soon as it came."""
-        self._highest = serial
+    def at_once(self, serials: Sequence[int]) -> None:
+        """Count deliveries that ended as soon as they came."""
+        self._highest = serials[-1]
         self._due = True
         if self._open:
-            self._ended.append(serial)
+            self._ended += serials
 
     def begin(self, serial: int, token: int | None, message: str | None) -> Delivery:
         """Start a delivery; call `end` when it has ended."""

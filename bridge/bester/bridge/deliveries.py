@@ -7,7 +7,9 @@ before; where it completes a message of a connection here, the good report is wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
 
 from bester.bridge import native
 from bester.bridge.acks import Acks
@@ -16,39 +18,62 @@ from bester.bridge.limits import Limits
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
-from bester.bridge.submissions import Submission
+from bester.bridge.submissions import State, Submission
 from bester.broker.wire.messages import Confirm, Deliver
 
 Reporter = Callable[[int, int, str | None, str | None, dict[str, str] | None, float], None]
 """Function that writes a report: token, status, reason, message, recipients, now."""
 
 
+class _Answers:
+    """Run of answers for the session of one connection, the `owner`, which has `room` for so many bytes: frames that
+    are not written yet, the serials of their deliveries, and the size of the messages that they report."""
+
+    __slots__ = ("frames", "owner", "room", "serials", "session", "size_bytes", "submitted_bytes")
+
+    def __init__(self, owner: ClientConnection, session: int, room: int) -> None:
+        self.owner = owner
+        self.session = session
+        self.room = room
+        self.frames: list[bytes] = []
+        self.serials: list[int] = []
+        self.size_bytes = self.submitted_bytes = 0
+
+
 class Deliveries:
     """Frames to be delivered. `targets` are the connections by session, `unreported` the messages without a report, by
     token.
 
-    `wake` makes `confirm` follow at the end of this turn.
+    `report` writes a report; `reported` lets a connection go on after reports that were written here. `wake` makes
+    `confirm` follow at the end of this turn.
     """
 
     def __init__(
         self,
         limits: Limits,
         targets: Mapping[int, ClientConnection],
-        unreported: Mapping[int, Submission],
+        unreported: MutableMapping[int, Submission],
         outbound: Outbound,
         report: Reporter,
+        reported: Callable[[ClientConnection, float], None],
         wake: Callable[[], None],
         clock: Callable[[], float],
+        reached: Counter[str],
     ) -> None:
         self._targets = targets
         self._unreported = unreported
         self._offer = outbound.offer
         self._offer_to_others = outbound.offer_to_others
-        self._report = report
+        self._room, self._push_run = outbound.room, outbound.push_run
+        self._is_among = outbound.is_among
+        self._share = outbound.share
+        self._report, self._reported = report, reported
         self._wake = wake
         self._clock = clock
+        self._alike: tuple[Any, ...] | None = None  # the latest type, origin and mark, and what is around the bodies
+        self._around = (b"", b"")
         self._confirmations = Confirmations()
-        self._acks = Acks(limits)
+        self._acks = Acks(limits, reached)
 
     def on_link_lost(self) -> None:
         """Confirm no delivery of a lost link any more."""
@@ -63,13 +88,74 @@ class Deliveries:
         self._confirmations.on_reports(reports)
         self._wake()
 
-    def deliver(self, message: Deliver, now: float) -> int:
+    def deliver(self, run: Sequence[Deliver], now: float, budget: int) -> tuple[int, int]:
+        """Write the frames of a run of deliveries, in order, until `budget` copies were made for connections, of
+        deliveries to several. Return the number of deliveries handled, and what is left of the budget.
+
+        Answers that go to their senders alone are written together, as long as they are for one connection: each frame
+        with the good report behind it."""
+        unreported = self._unreported
+        answers: _Answers | None = None
+        for number, message in enumerate(run, 1):
+            _, _, _, _, targets, token, _ = message
+            submission = None if token is None else unreported.get(token)
+            if submission is not None and len(targets) == 1 and targets[0][1:] == [submission.session]:
+                if answers is None or answers.session != submission.session:
+                    if answers is not None:
+                        self._write_answers(answers, now)
+                    answers = self._begin_answers(submission.session)
+                if answers is not None and self._answer(message, submission, answers):
+                    continue
+            if answers is not None:
+                self._write_answers(answers, now)
+                answers = None
+            budget -= self._deliver(message, submission, now)
+            if budget <= 0:
+                return number, budget
+        if answers is not None:
+            self._write_answers(answers, now)
+        return len(run), budget
+
+    def _begin_answers(self, session: int) -> _Answers | None:
+        """Begin a run of answers for a session; None where its frames must be written one by one."""
+        owner = self._targets.get(session)
+        return None if owner is None or owner.session.acks else _Answers(owner, session, self._room(owner))
+
+    def _answer(self, message: Deliver, submission: Submission, answers: _Answers) -> bool:
+        """Add an answer to its sender to the run, if there is room for it. Such a frame needs no mark: the order of the
+        stream is confirmation enough, unless the client may ask for the report on another connection."""
+        if submission.state is not State.SENT or "dedup" in submission.submit[4]:
+            return False
+        serial, id_, type_, body, targets, token, meta = message
+        alike = type_, meta.get("origin"), meta.get("redelivered")
+        if alike != self._alike:
+            self._alike, self._around = alike, native.around_body(type_, meta)
+        frames = native.answered(id_, targets[0][0], self._around, body, submission.id, meta.get("message"))
+        size_bytes = answers.size_bytes + len(frames)
+        if size_bytes > answers.room:
+            return False
+        assert token is not None
+        del self._unreported[token]
+        answers.size_bytes = size_bytes
+        answers.submitted_bytes += submission.size
+        answers.serials.append(serial)
+        answers.frames.append(frames)
+        return True
+
+    def _write_answers(self, answers: _Answers, now: float) -> None:
+        """Write a run of answers, unless none was added to it, and count their messages as reported."""
+        owner, serials, size_bytes = answers.owner, answers.serials, answers.submitted_bytes
+        if serials:
+            self._confirmations.at_once(serials)
+            owner.session.window.count_out(len(serials), size_bytes, size_bytes)
+            self._push_run(owner, answers.frames, answers.size_bytes)
+            self._reported(owner, now)
+
+    def _deliver(self, message: Deliver, submission: Submission | None, now: float) -> int:
         """Write a delivery's frames; return the number of copies that were made for connections, where there are
-        several. A frame on the very connection that gets the report behind it needs no mark: the order of the stream
-        is confirmation enough, unless the client may ask for the report on another connection."""
+        several. `submission` is the unreported message that the delivery completes, if any."""
         serial, id_, type_, body, targets, token, meta = message
         head, tail = native.envelope(id_, type_, body, meta)
-        submission = None if token is None else self._unreported.get(token)
         owner, number = None, 0
         if submission is not None and "dedup" not in submission.submit[4]:
             number = submission.session
@@ -80,9 +166,8 @@ class Deliveries:
             owner is not None and len(targets) == 1 and len(targets[0]) == 2 and targets[0][1] == number
             and self._offer(owner, native.delivered(head, targets[0][0], tail))
         ):  # fmt: skip
-            # Most answers go to their sender alone.
             assert token is not None
-            self._confirmations.at_once(serial)
+            self._confirmations.at_once((serial,))
             self._report(token, 0, None, meta.get("message"), None, now)
             return 0
         delivery: Delivery | None = None
@@ -90,15 +175,14 @@ class Deliveries:
         frames = 0
         for target in targets:
             frame = native.delivered(head, target[0], tail)
-            if owner is not None and number in (sessions := target[1:]) and self._offer(owner, frame):
-                frames += self._offer_to_others(owner, sessions, self._targets, frame)
+            if owner is not None and self._is_among(owner, target) and self._offer(owner, frame):
+                frames += self._offer_to_others(owner, target, self._targets, frame)
                 continue
-            frames += len(target) - 1
             if delivery is None:
                 delivery = self._confirmations.begin(serial, token, message_id)
-            self._expect(delivery, id_, target, frame)
+            frames += self._expect(delivery, id_, target, frame)
         if delivery is None:
-            self._confirmations.at_once(serial)
+            self._confirmations.at_once((serial,))
             self._wake()
             if token is not None:
                 self._report(token, 0, None, message_id, None, now)
@@ -106,14 +190,16 @@ class Deliveries:
             self.on_delivery_ended(delivery)
         return frames
 
-    def _expect(self, delivery: Delivery, id_: str, target: list[int], frame: tuple[bytes, ...]) -> None:
-        """Write one target's frame to its sessions, each with a mark behind it."""
+    def _expect(self, delivery: Delivery, id_: str, target: list[int], frame: tuple[bytes, ...]) -> int:
+        """Write one target's frame to its sessions, with a mark behind it; return the number of copies."""
         reason = "not-connected"
-        reached = 0
-        for session in target[1:]:
-            connection = self._targets.get(session)
-            if connection is None:
-                continue
+        shared = self._share(target, self._targets, frame, (delivery, target[0]))
+        if shared is None:
+            reached = 0
+            alone = [self._targets[session] for session in target[1:] if session in self._targets]
+        else:
+            reached, alone = shared
+        for connection in alone:
             acks = connection.session.acks
             if (not acks or self._acks.has_room(connection)) and self._offer(connection, frame):
                 connection.out.mark((delivery, target[0]))
@@ -127,6 +213,7 @@ class Deliveries:
             delivery.expect(target[0], reached)
         else:
             delivery.fail(target[0], reason)
+        return len(alone)
 
     def on_bytes_sent(self, connection: ClientConnection, marks: list[Mark[Waiting]]) -> None:
         """Count the marked frames as sent. A frame that the client is to acknowledge starts its time now."""
@@ -134,14 +221,16 @@ class Deliveries:
             self._acks.on_bytes_sent(connection, len(marks), self._clock())
             return
         for mark in marks:
-            delivery, target = mark.what
-            if delivery.on_sent(target):
-                self.on_delivery_ended(delivery)
+            for delivery, target in mark.what:
+                if delivery.on_sent(target):
+                    self.on_delivery_ended(delivery)
+            mark.what.clear()  # decided: the others who share the list need not look
 
     def on_connection_lost(self, connection: ClientConnection) -> None:
         """Count frames that have not left, or were not acknowledged, as failed. Frames that the socket was given may
         have arrived all the same; `abort_code` is the reason of the others alone."""
         reason = connection.abort_code if connection.abort_code not in (None, "not-connected") else UNCONFIRMED
+        connection.out.catch_up()  # with what the others get in this turn: that is missed here as well
         taken = connection.out.taken_bytes
         marks = connection.out.drop()
         if connection.session.acks:
@@ -150,9 +239,10 @@ class Deliveries:
                 self.on_delivery_ended(delivery)
             return
         for mark in marks:
-            delivery, target = mark.what
-            if delivery.on_missed(target, UNCONFIRMED if mark.end <= taken else reason):
-                self.on_delivery_ended(delivery)
+            became = UNCONFIRMED if mark.least <= taken else reason
+            for delivery, target in mark.what:
+                if delivery.on_missed(target, became):
+                    self.on_delivery_ended(delivery)
 
     def awaits(self, connection: ClientConnection) -> bool:
         """Return whether an acknowledgement may come on this connection."""

@@ -24,7 +24,7 @@ import ssl
 import struct
 import sys
 import termios
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -200,8 +200,9 @@ class Forwarder:
     def __init__(
         self, limits: Limits, done: Callable[[int, str, Meta], None], names: Names | None = None,
         tls: Callable[[str, bool], ssl.SSLContext | None] = lambda address, tls: None,
-        reachable: tuple[Network, ...] = (),
+        reachable: tuple[Network, ...] = (), reached: Counter[str] | None = None,
     ) -> None:  # fmt: skip
+        self._reached = Counter() if reached is None else reached
         self._limits = limits
         self._reachable = reachable
         self._done = done
@@ -219,6 +220,7 @@ class Forwarder:
             self._done(message.token, *UNREACHABLE)
             return
         if self._queued >= self._limits.forwards_waiting:
+            self._reached["forwards_waiting"] += 1
             self._done(message.token, *OVERLOADED)
             return
         address = self._addresses.get(message.address) or self._find(message.address)
@@ -226,6 +228,7 @@ class Forwarder:
             self._done(message.token, *UNREACHABLE)
             return
         if address.looking_up and len(address.waiting) >= self._limits.forwards_unknown:
+            self._reached["forwards_unknown"] += 1
             self._done(message.token, *OVERLOADED)
             return
         self._queued += 1

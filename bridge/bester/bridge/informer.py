@@ -6,7 +6,7 @@ The broker answers; the bridge adds its listeners. Questions of one connection a
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -68,7 +68,11 @@ def answer(question: str, status: int, value: Any, listeners: Mapping[str, str])
 class Informer:
     """State that the informer's connections share."""
 
-    def __init__(self, limits: Limits, ask: Asker, listeners: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(
+        self, limits: Limits, ask: Asker, listeners: Callable[[], Mapping[str, str]],
+        reached: Counter[str] | None = None,
+    ) -> None:  # fmt: skip
+        self.reached = Counter() if reached is None else reached
         self.limits = limits
         self.ask = ask
         self.listeners = listeners
@@ -99,6 +103,7 @@ class InformerConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         if len(self._informer.connections) >= self._informer.limits.informer_connections:
+            self._informer.reached["informer_connections"] += 1
             transport.close()
             return
         self._transport = transport

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -57,7 +58,8 @@ class BridgeState(NamedTuple):
     the input. `unfinished` frames have begun and not ended, `unfinished_bytes` of them are held.
 
     Counted from the beginning: `made_way` strangers for new connections, and unfinished frames that ended their
-    connection: `frames_over` the bound of their bytes, `frames_late`.
+    connection: `frames_over` the bound of their bytes, `frames_late`. `reached` counts what was refused, dropped or cut
+    at other bounds (see COUNTED), by the bound.
     """
 
     connections: int
@@ -74,6 +76,7 @@ class BridgeState(NamedTuple):
     frames_over: int
     frames_late: int
     refused: Refused
+    reached: Mapping[str, int]
     submissions: SubmissionsState
     intake: IntakeState
 
@@ -82,4 +85,4 @@ class BridgeState(NamedTuple):
         flat = {name: each for name, each in self._asdict().items() if type(each) is int}
         for part in ("refused", "submissions", "intake"):
             flat |= {f"{part}_{name}": each for name, each in getattr(self, part)._asdict().items()}
-        return flat
+        return flat | {f"reached_{name}": each for name, each in self.reached.items()}

@@ -157,3 +157,19 @@ class Limits:
     def login_places(self) -> int:
         """Logins under way at once: half of all places at most, for the same reason."""
         return min(self.logins_in_flight, max(self.max_connections // 2, 64))
+
+
+COUNTED = (
+    "max_frame", "first_frame_s", "login_s", "logins_in_flight", "drain_s", "server_s", "out_queue", "out_total",
+    "out_answers", "stalled_s", "unacked", "unacked_bytes", "ack_s", "gone_messages", "gone_bytes", "hold_s",
+    "link_backlog", "forwards_waiting", "forwards_unknown", "informer_connections",
+)  # fmt: skip
+"""Bounds at which something is refused, dropped or cut, each counted by its name; the counts of other such bounds have
+names of their own, see ALSO_COUNTED."""
+ALSO_COUNTED = {
+    "first_frame": "refused_first_frames", "max_connections": "refused_connections",
+    "max_connections_per_address": "refused_connections", "max_connections_per_user": "refused_sessions",
+    "messages_per_s": "refused_messages", "max_strangers": "made_way", "unfinished_bytes": "frames_over",
+    "frame_s": "frames_late", "frame_rate": "frames_late",
+}  # fmt: skip
+"""Figures of a bridge that count what happened at other bounds."""

@@ -6,7 +6,7 @@ as come in BURST_S. Buckets that are full are not stored, so that users who send
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 BURST_S = 2.0
 """Seconds of messages that a user may send at once: programs send in bursts, and a limit is on the average."""
@@ -17,6 +17,8 @@ MAX_USERS = 100_000
 class Meter:
     """Buckets by user, and counts. `per_second` 0: no limit on messages.
 
+    `reached` counts what was refused, dropped or cut at other bounds, by the bound's name.
+
     `messages` counts messages refused for their rate, `first_frames` first frames that were too large or unreadable,
     `connections` those for which there was no place, in all or for their address, `sessions` logins of users who had
     too many.
@@ -25,6 +27,7 @@ class Meter:
     def __init__(self, per_second: float = 0.0) -> None:
         self.per_second = per_second
         self.most = max(1.0, per_second * BURST_S)
+        self.reached: Counter[str] = Counter()
         self.messages = self.first_frames = self.connections = self.sessions = 0
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, and when
 

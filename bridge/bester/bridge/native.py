@@ -17,8 +17,11 @@ from bester.broker.wire.json_text import DEPTH_LIMIT, TOO_DEEP, UNPAIRED, is_utf
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TOKEN, MAX_TTL_S, Meta
 from bester.broker.wire.notes import safe_note
 from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT, failed
+from bester.broker.wire.traceparent import sound
 
 NULL = b"null"
+SHALLOW_BYTES = 2 * DEPTH_LIMIT
+"""JSON text that is no longer cannot nest deeper than DEPTH_LIMIT: every level has two brackets."""
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _text = msgspec.json.Encoder().encode
 _new = tuple.__new__  # in half the time of the class itself
@@ -27,7 +30,7 @@ _new = tuple.__new__  # in half the time of the class itself
 class Sent(NamedTuple):
     """Message as its sender wrote it: `data` is JSON text, `id` a JSON string or `null` as in the frame.
 
-    `meta`: the client's options, as a Submit has them: `dedup`, `ttl_s`, `outcome`, `resent`.
+    `meta`: the client's options, as a Submit has them: `dedup`, `ttl_s`, `outcome`, `resent`, `traceparent`.
     """
 
     type: str
@@ -82,7 +85,16 @@ class _Payload(msgspec.Struct, gc=False):
     resent: bool | None = None
 
 
+class _Header(msgspec.Struct, gc=False):
+    traceparent: str | None = None
+
+
 class _Later(msgspec.Struct, gc=False):
+    payload: _Payload
+    header: _Header | None = None
+
+
+class _PayloadOnly(msgspec.Struct, gc=False):
     payload: _Payload
 
 
@@ -105,6 +117,7 @@ class _Login(msgspec.Struct, gc=False):
 
 
 _later = msgspec.json.Decoder(_Later).decode
+_payload_only = msgspec.json.Decoder(_PayloadOnly).decode
 _id_only = msgspec.json.Decoder(_IdOnly).decode
 _first = msgspec.json.Decoder(_First).decode
 _login = msgspec.json.Decoder(_Login).decode
@@ -118,7 +131,11 @@ _NO_META: Meta = {}
 def later(body: bytes) -> Sent | Fault:
     """Read a frame behind the first one."""
     try:
-        payload = _later(body).payload
+        try:
+            top = _later(body)
+            payload, header = top.payload, top.header
+        except msgspec.ValidationError:  # a header of another kind is passed over
+            payload, header = _payload_only(body).payload, None
         # The decoder lets bad UTF-8 and deep nesting pass; both are checked on JSON alone.
         if not body.isascii() and not is_utf8(body):
             return _unreadable(body)
@@ -126,7 +143,7 @@ def later(body: bytes) -> Sent | Fault:
         if id_[0] != 0x22 and id_ != NULL:
             return Fault(NULL, False, "payload.id is not a string")
         data = bytes(payload.data)
-        if data.count(b"{") + data.count(b"[") > DEPTH_LIMIT and too_deep(data):
+        if len(data) > SHALLOW_BYTES and too_deep(data):
             return Fault(id_, False, f"data is {TOO_DEEP}")
         meta = _NO_META
         if (
@@ -136,6 +153,8 @@ def later(body: bytes) -> Sent | Fault:
             or payload.resent is not None
         ):
             meta = _options(payload)
+        if header is not None and header.traceparent is not None and (parent := sound(header.traceparent)) is not None:
+            meta = meta | {"traceparent": parent}
         return _new(Sent, (payload.type, data, id_, meta))
     except _BAD_JSON:
         return _unreadable(body)
@@ -243,6 +262,7 @@ _CLAIMS: dict[str, Any] = {
     "ttl_s": float,
     "lane": tuple[str, _Count, _Count],
     "again": bool,
+    "traceparent": str,
 }
 
 
@@ -429,14 +449,22 @@ def outcomes(id_: bytes, message: str, recipients: dict[str, str] | None) -> byt
     return frame(b'{"header":{"status":"0"},"payload":{"data":%b,"id":%b,"type":"builtin"}}' % (data, id_))
 
 
-def envelope(id_: str, type_: str, body: bytes, meta: Meta) -> tuple[bytes, bytes]:
-    """Return the parts before and behind the number of the target (and its dot) in the frames of one delivery."""
+_RECEIVED = b'{"header":{"messageType":"receivedMessage","id":'
+
+
+def around_body(type_: str, meta: Meta) -> tuple[bytes, bytes]:
+    """Return the parts before the body, from the end of the id on, and behind the body in the frames of deliveries."""
     origin = meta.get("origin")
     facts = b',"origin":' + _text(origin) if type(origin) is str else b""
     if meta.get("redelivered") is True:
         facts += b',"redelivered":true'
-    head = b'{"header":{"messageType":"receivedMessage","id":' + _text(id_)[:-1]
-    return head, b"".join((b'"', facts, b'},"payload":{"data":', body, b',"type":', _text(type_), b"}}"))
+    return b"".join((b'"', facts, b'},"payload":{"data":')), b"".join((b',"type":', _text(type_), b"}}"))
+
+
+def envelope(id_: str, type_: str, body: bytes, meta: Meta) -> tuple[bytes, bytes]:
+    """Return the parts before and behind the number of the target (and its dot) in the frames of one delivery."""
+    before, behind = around_body(type_, meta)
+    return _RECEIVED + _text(id_)[:-1], b"".join((before, body, behind))
 
 
 SHARED_BYTES = 4096
@@ -451,6 +479,19 @@ def delivered(head: bytes, target: int, tail: bytes) -> tuple[bytes, ...]:
     if len(tail) > SHARED_BYTES:
         return b"".join((length, head, number)), tail
     return (b"".join((length, head, number, tail)),)
+
+
+def answered(
+    id_: str, target: int, around: tuple[bytes, bytes], body: bytes, sent_id: bytes, message: str | None
+) -> bytes:
+    """Return the receivedMessage frame of a delivery to one target, with the parts of `around_body`, and behind it the
+    good report on the message that the delivery completes."""
+    before, behind = around
+    id_text = _text(id_)[:-1]
+    number = b".%d" % target
+    length = len(_RECEIVED) + len(id_text) + len(number) + len(before) + len(body) + len(behind)
+    good = report(sent_id, 0, None, message)
+    return b"".join((length.to_bytes(4, "little"), _RECEIVED, id_text, number, before, body, behind, good))
 
 
 def to_server(token: int, type_: str, body: bytes, meta: Meta) -> bytes:

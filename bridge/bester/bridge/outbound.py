@@ -9,12 +9,12 @@ queue stays full, is cut in the end. Nobody waits for a slow reader meanwhile.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from bester.bridge.limits import KIB, Limits
 from bester.bridge.outqueue import JOIN_BYTES
-from bester.bridge.ports import ClientConnection
+from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.shared_log import SharedLog
 
 WRITE_COST = 8 * KIB
@@ -29,13 +29,14 @@ LOG_BYTES = 1024 * KIB
 
 
 class _Group:
-    """The connections of one user in this turn: those that follow a log, and those `apart`, which read too slowly."""
+    """The connections of one user in this turn: those that follow a log, and those `apart`, which read too slowly, or
+    acknowledge each frame."""
 
     __slots__ = ("apart", "followers", "log")
 
-    def __init__(self, log: SharedLog) -> None:
+    def __init__(self, log: SharedLog[Waiting]) -> None:
         self.log = log
-        self.followers: list[ClientConnection] = []
+        self.followers: dict[ClientConnection, None] = {}
         self.apart: list[ClientConnection] = []
 
 
@@ -45,7 +46,10 @@ class Outbound:
     `wake` makes one call of `flush` at the end of this turn.
     """
 
-    def __init__(self, limits: Limits, clock: Callable[[], float], wake: Callable[[], None]) -> None:
+    def __init__(
+        self, limits: Limits, clock: Callable[[], float], wake: Callable[[], None], reached: Counter[str] | None = None
+    ) -> None:
+        self._reached = Counter() if reached is None else reached
         self._limits = limits
         self._clock = clock
         self._wake = wake
@@ -69,6 +73,7 @@ class Outbound:
             if queued + size > limits.out_queue or (
                 out.in_flight and queued >= limits.out_pause and self._blocked_bytes + size > limits.out_total
             ):
+                self._reached["out_queue" if queued + size > limits.out_queue else "out_total"] += 1
                 self._full.setdefault(connection, self._clock())
                 return False
             if out.in_flight:
@@ -79,18 +84,32 @@ class Outbound:
             self.touch(connection)
         return True
 
+    def room(self, connection: ClientConnection) -> int:
+        """Return how many bytes may be queued for a connection that takes what it is sent: within every bound on frames
+        of others, and on answers. 0 or less where a frame has to be offered, or pushed, on its own."""
+        out = connection.out
+        if connection.abort_code is not None or out.taken_bytes != out.sent_bytes:
+            return 0
+        if out.log is not None:
+            out.catch_up()
+        return min(self._limits.out_queue, self._limits.out_answers) - out.pushed_bytes + out.sent_bytes
+
+    def push_run(self, connection: ClientConnection, frames: Sequence[bytes], size_bytes: int) -> None:
+        """Queue frames for which there is `room`."""
+        connection.out.push_run(frames, size_bytes)
+        if not connection.dirty:
+            self.touch(connection)
+
     def offer_to_others(
-        self, owner: ClientConnection, sessions: Sequence[int], targets: Mapping[int, ClientConnection],
+        self, owner: ClientConnection, target: Sequence[int], targets: Mapping[int, ClientConnection],
         frame: tuple[bytes, ...],
     ) -> int:  # fmt: skip
-        """Queue a frame for all connections of a user but for the `owner`, who has it. Return the number of those that
-        got a copy of their own."""
-        if len(sessions) <= FEW or sum(map(len, frame)) > JOIN_BYTES:
-            others = [targets[session] for session in sessions if session in targets]
+        """Queue a frame for all connections of a target but for the `owner`, who has it. Return the number of those
+        that got a copy of their own."""
+        group = self._group(target, targets, frame)
+        if group is None:
+            others = [targets[session] for session in target[1:] if session in targets]
         else:
-            group = self._groups.get(sessions[0])
-            if group is None or group.log.sessions != sessions or group.log.size_bytes > LOG_BYTES:
-                group = self._open(sessions, targets)
             group.log.append(b"".join(frame))
             owner.out.pass_over(group.log)
             others = group.apart
@@ -99,32 +118,70 @@ class Outbound:
                 self.offer(connection, frame)
         return len(others)
 
-    def _open(self, sessions: Sequence[int], targets: Mapping[int, ClientConnection]) -> _Group:
-        """Begin a log for the connections of a user."""
-        earlier = self._groups.get(sessions[0])
+    def share(
+        self, target: Sequence[int], targets: Mapping[int, ClientConnection], frame: tuple[bytes, ...],
+        waiting: Waiting,
+    ) -> tuple[int, list[ClientConnection]] | None:  # fmt: skip
+        """Queue a frame for all connections of a target in one piece. Return the number of those that get it so, with
+        `waiting` behind it, and the others, which need copies of their own; None where all do."""
+        group = self._group(target, targets, frame)
+        if group is None:
+            return None
+        if group.followers:
+            group.log.append(b"".join(frame), waiting)
+        return len(group.followers), group.apart
+
+    def _group(
+        self, target: Sequence[int], targets: Mapping[int, ClientConnection], frame: tuple[bytes, ...]
+    ) -> _Group | None:
+        """Return the group of a target, None where each connection gets a copy: they are few, or the frame is large."""
+        if len(target) <= FEW + 1 or sum(map(len, frame)) > JOIN_BYTES:
+            return None
+        group = self._groups.get(target[1])
+        if group is None or not group.log.is_for(target) or group.log.size_bytes > LOG_BYTES:
+            group = self._open(target, targets)
+        return group
+
+    @staticmethod
+    def is_among(owner: ClientConnection, target: Sequence[int]) -> bool:
+        """Return whether a connection is one of a target's."""
+        log = owner.out.log
+        return (log is not None and log.target is target) or owner.session.number in target[1:]
+
+    def _open(self, target: Sequence[int], targets: Mapping[int, ClientConnection]) -> _Group:
+        """Begin a log for the connections of a target. Any other that they follow ends: a target of the broker may be
+        older than the one before it."""
+        earlier = self._groups.get(target[1])
         if earlier is not None:
             self._close(earlier)
-        group = self._groups[sessions[0]] = _Group(SharedLog(sessions))
-        for session in sessions:
+        group = self._groups[target[1]] = _Group(SharedLog(target))
+        for session in target[1:]:
             connection = targets.get(session)
             if connection is None or connection.abort_code is not None:
                 continue
             out = connection.out
-            out.catch_up()
-            if out.in_flight or out.queued_bytes > self._limits.out_queue // 2:
+            other = self._followed(connection)
+            if other is not None and other is not group:
+                self._close(other)
+            if out.in_flight or out.queued_bytes > self._limits.out_queue // 2 or connection.session.acks:
                 group.apart.append(connection)
             else:
                 out.follow(group.log)
-                group.followers.append(connection)
+                group.followers[connection] = None
                 self.touch(connection)
         return group
 
-    @staticmethod
-    def _close(group: _Group) -> None:
+    def _followed(self, connection: ClientConnection) -> _Group | None:
+        """Return the group of the log that a connection follows."""
+        log = connection.out.log
+        return None if log is None else self._groups.get(log.target[1])
+
+    def _close(self, group: _Group) -> None:
+        """End a log: its followers take what is new there."""
+        del self._groups[group.log.target[1]]
         for connection in group.followers:
-            if connection.out.log is group.log:
-                connection.out.catch_up()
-                connection.out.follow(None)
+            connection.out.catch_up()
+            connection.out.follow(None)
 
     def push(self, connection: ClientConnection, frame: bytes) -> None:
         """Queue an answer to the connection's own frames."""
@@ -135,6 +192,7 @@ class Outbound:
             out.catch_up()
         queued = out.pushed_bytes - out.sent_bytes
         if queued and queued + len(frame) > self._limits.out_answers:
+            self._reached["out_answers"] += 1
             self.cut_off(connection, f"does not read: {queued} bytes are queued")
             return
         out.push(frame)
@@ -162,9 +220,8 @@ class Outbound:
         """Write once to each connection, within the budget of a turn; `written` gets those whose socket did not take
         everything. Call again in the next turn where `has_more`."""
         if self._groups:
-            for group in self._groups.values():
+            for group in list(self._groups.values()):
                 self._close(group)
-            self._groups.clear()
         room, dirty = self._limits.turn_bytes, self._dirty
         while dirty and room > 0:
             connection = dirty.popleft()
@@ -212,6 +269,9 @@ class Outbound:
         """Forget a connection."""
         self._blocked.discard(connection)
         self._full.pop(connection, None)
+        group = self._followed(connection)
+        if group is not None:
+            del group.followers[connection]
 
     def tick(self, now: float) -> None:
         """Cut connections that have not kept up for too long."""
@@ -222,10 +282,12 @@ class Outbound:
             elif unsent != connection.stalled_bytes:
                 connection.stalled_since, connection.stalled_bytes = now, unsent
             elif now - connection.stalled_since > self._limits.stalled_s:
+                self._reached["stalled_s"] += 1
                 self.cut_off(connection, f"took nothing for {self._limits.stalled_s:g} s")
         for connection, since in list(self._full.items()):
             if connection.out.queued_bytes <= self._limits.out_queue // 2:
                 del self._full[connection]
             elif now - since > self._limits.stalled_s:
+                self._reached["stalled_s"] += 1
                 self.cut_off(connection, f"was sent more than it took for {self._limits.stalled_s:g} s")
         self._blocked_bytes = sum(connection.out.queued_bytes for connection in self._blocked)

@@ -7,6 +7,7 @@ been sent, never earlier. A queue may follow a log of frames that it shares with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from bester.bridge.shared_log import SharedLog
@@ -19,10 +20,13 @@ chunk of it is a view of the piece."""
 
 
 class Mark(NamedTuple, Generic[T]):
-    """Mark behind a frame: `end` is the count of bytes that must be sent before, `what` the caller's own value."""
+    """Mark behind a frame, or behind a run of a shared log: `end` is the count of bytes that must be sent before.
+    Where fewer than `least` have left, nothing of what the mark is for can have arrived. `what` are the caller's own
+    values; all queues that take a run have one list of them."""
 
+    least: int
     end: int
-    what: T
+    what: list[T]
 
 
 class OutQueue(Generic[T]):
@@ -37,7 +41,7 @@ class OutQueue(Generic[T]):
         self.pushed_bytes = 0
         self.taken_bytes = 0
         self.sent_bytes = 0
-        self.log: SharedLog | None = None
+        self.log: SharedLog[T] | None = None
         self._place = 0
 
     @property
@@ -55,7 +59,12 @@ class OutQueue(Generic[T]):
         self._frames.append(frame)
         self.pushed_bytes += len(frame)
 
-    def follow(self, log: SharedLog | None) -> None:
+    def push_run(self, frames: Sequence[bytes], size_bytes: int) -> None:
+        """Append frames, of `size_bytes` together."""
+        self._frames += frames
+        self.pushed_bytes += size_bytes
+
+    def follow(self, log: SharedLog[T] | None) -> None:
         """Take what is appended to a log from now on; None: follow none any more."""
         self.log = log
         self._place = 0 if log is None else len(log)
@@ -66,16 +75,19 @@ class OutQueue(Generic[T]):
         if log is not None and self._place < len(log):
             run = log.since(self._place)
             self._place = len(log)
-            self.push(run)
+            begin = self.pushed_bytes
+            self.push(run.frames)
+            if run.waiting:
+                self._marks.append(Mark(begin + 1, self.pushed_bytes, run.waiting))
 
-    def pass_over(self, log: SharedLog) -> None:
+    def pass_over(self, log: SharedLog[T]) -> None:
         """Leave out what is new in a log: the frame was pushed already."""
         if self.log is log:
             self._place = len(log)
 
     def mark(self, what: T) -> None:
-        """Put a mark behind everything that was pushed so far."""
-        self._marks.append(Mark(self.pushed_bytes, what))
+        """Put a mark behind everything that was pushed so far, for the last frame of it."""
+        self._marks.append(Mark(self.pushed_bytes, self.pushed_bytes, [what]))
 
     def take(self, chunk_bytes: int) -> bytes | memoryview:
         """Return the next bytes, `chunk_bytes` at most: small pieces joined, or (a part of) a large one; empty where

@@ -46,6 +46,7 @@ from bester.broker.tls_stream import TlsStream
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import VERSION, Hello, Message
+from bester.broker.wire.runs import write_run
 
 TICK_S = 0.5
 """Time between two looks of the core at its deadlines, which are seconds long."""
@@ -158,6 +159,7 @@ class Service:
             on_ready=ready,
             on_lost=bridge.on_link_lost,
             keys=keys,
+            pack=write_run,
         )
         bridge.connect(fabric)
         return fabric
@@ -260,11 +262,13 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
         ended=_on_ended,
         notice=_notice,
     )
-    forwarder = Forwarder(limits, bridge.on_forwarded, looked_up, certificates.of_server, config.reachable)
+    forwarder = Forwarder(
+        limits, bridge.on_forwarded, looked_up, certificates.of_server, config.reachable, bridge.reached
+    )
     bridge.forward = forwarder.forward
     bridge.more_figures = certificates.figures
     service = Service(bridge, forwarder, certificates, first_frames)
-    informer = Informer(limits, bridge.ask, lambda: service.urls)
+    informer = Informer(limits, bridge.ask, lambda: service.urls, bridge.reached)
     async with contextlib.AsyncExitStack() as stack:
         if names is None:
             stack.callback(looked_up.close)

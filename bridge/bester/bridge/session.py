@@ -11,7 +11,7 @@ Frames are handled as far as the caller's ration of units goes (a unit is a fram
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bester.bridge import native
@@ -33,6 +33,10 @@ NO_BROKER = "unreachable"
 """Reason of a refused login without a broker to check the password: the client may try again."""
 TLS_HANDSHAKE = 0x0316
 """First two bytes of TLS, as the low half of a frame's length."""
+TIME_OF = {
+    State.NEW: "first_frame_s", State.AUTHENTICATING: "login_s", State.DRAINING: "drain_s", State.SERVER: "server_s"
+}  # fmt: skip
+"""Bound that a connection has reached whose time is up in this state."""
 _OPEN = State.OPEN
 _Sent = native.Sent
 _new = tuple.__new__  # creates a message in half the time of its class
@@ -213,6 +217,8 @@ class Session:
             self._take(bodies, step, now, ration and max(ration - self.spent, 1))
         if (refused := self.splitter.refused) is not None:
             reason = "frame-too-large" if refused else "malformed"
+            if refused and self._meter is not None and self.state is not State.NEW:
+                self._meter.reached["max_frame"] += 1
             if self.state is State.NEW:
                 if self._meter is not None:
                     self._meter.first_frames += 1
@@ -272,6 +278,8 @@ class Session:
         step = _nothing()
         if self.deadline is None or now < self.deadline:
             return step
+        if self._meter is not None and self.state in TIME_OF:
+            self._meter.reached[TIME_OF[self.state]] += 1
         if self.state in (State.NEW, State.AUTHENTICATING):
             step.write.append(native.report(native.AUTH_ID, 1, "timeout"))
         elif self.state is not State.CLOSING and self.state is not State.SERVER:
@@ -396,7 +404,9 @@ class Session:
             type_, data, id_, _ = frame.sent
             submit = Submit(next(self._tokens), None, type_, data, meta)
             size = len(data) + len(id_) + len(type_) + OVERHEAD_BYTES
-            self.window.enter(submit.token, Submission(submit, id_, size, now, self.number), size)
+            self.window.table[submit.token] = Submission(submit, id_, size, now, self.number)
+            self.window.order.append(submit.token)
+            self.window.enter(1, size)
             step.send.append(submit)
         else:
             self._stop(frame, step, now)
@@ -405,19 +415,17 @@ class Session:
         """Handle frames in order, as far as state, window and ration allow; hold the rest."""
         handled = 0
         if self._held is None and self.state is _OPEN:
-            window = self.window
-            stuck = window.stuck
-            for body in bodies if len(bodies) <= ration else bodies[:ration]:
-                if window.is_full or (stuck and self._must_wait(body)):
-                    break
-                if not self._message(body, step, now):
-                    return
-                handled += 1
+            handled = self._handle(bodies if len(bodies) <= ration else bodies[:ration], step, now)
+            if self.state is not _OPEN:  # a frame was the last one
+                return
             self.spent += handled
         if handled < len(bodies) and self.state in (State.OPEN, State.AUTHENTICATING):
+            if not self.acks:
+                self._hold_all(bodies[handled:] if handled else bodies)
+                return
             for body in bodies[handled:] if handled else bodies:
-                if self.acks and self.state is _OPEN and _is_ack(body):  # may be what makes room in the window
-                    self._message(body, step, now)
+                if self.state is _OPEN and _is_ack(body):  # may be what makes room in the window
+                    self._other(native.later(body), step, now)
                 else:
                     self._hold(body)
 
@@ -428,16 +436,30 @@ class Session:
         self._held.append(body)
         self._held_bytes += len(body) + OVERHEAD_BYTES
 
+    def _hold_all(self, bodies: list[bytes]) -> None:
+        """Hold frames until there is room for them."""
+        if self._held is None:
+            self._held = deque(bodies)
+        else:
+            self._held.extend(bodies)
+        self._held_bytes += sum(map(len, bodies)) + len(bodies) * OVERHEAD_BYTES
+
     def _continue(self, step: Step, now: float, ration: int) -> None:
         """Handle held frames as far as the ration goes, and then the stop behind them."""
         held, self._held = self._held, None
-        while held and self.spent < ration and self.state is _OPEN and not self.window.is_full:
-            if self.window.stuck and self._must_wait(held[0]):
-                break
-            body = held.popleft()
-            self._held_bytes -= len(body) + OVERHEAD_BYTES
-            self.spent += 1 + (len(body) >> UNIT_BYTES_LOG2)
-            if not self._message(body, step, now):
+        if held and self.state is _OPEN:
+            bodies: list[bytes] = []
+            room = ration - self.spent
+            for body in held:
+                if room <= 0:
+                    break
+                bodies.append(body)
+                room -= 1 + (len(body) >> UNIT_BYTES_LOG2)
+            for _ in range(self._handle(bodies, step, now)):
+                body = held.popleft()
+                self._held_bytes -= len(body) + OVERHEAD_BYTES
+                self.spent += 1 + (len(body) >> UNIT_BYTES_LOG2)
+            if self.state is not _OPEN:  # a frame was the last one
                 return
         if held:
             self._held = held
@@ -452,25 +474,53 @@ class Session:
         self.window.wait_for(sent.type)
         return True
 
-    def _message(self, body: bytes, step: Step, now: float) -> bool:
-        """Handle a frame of a client; False where it was the last one."""
-        sent = native.later(body)
+    def _handle(self, bodies: Sequence[bytes], step: Step, now: float) -> int:
+        """Handle frames of a client in order, as far as the window has room and none of them is the last one; return
+        how many were handled. Messages that stand together enter the window together, as a run."""
+        window, number, send = self.window, self.number, step.send
+        table, order = window.table, window.order
+        count = size_bytes = handled = 0  # count and size of the run, which is not counted in the window yet
+        room, room_bytes = window.room() if len(bodies) > 1 else (1, 1)
+        for body in bodies:
+            if count >= room or size_bytes >= room_bytes:  # there may be room for no more
+                window.enter(count, size_bytes)
+                count = size_bytes = 0
+                room, room_bytes = window.room()
+            if window.is_full or (window.stuck and self._must_wait(body)):
+                break
+            sent = native.later(body)
+            if type(sent) is not _Sent or (type_ := sent[0]) in RESERVED_TYPES or len(type_) > MAX_TYPE:
+                window.enter(count, size_bytes)
+                count = size_bytes = 0
+                if not self._other(sent, step, now):
+                    return handled
+                handled += 1
+                room, room_bytes = window.room()
+                continue
+            handled += 1
+            _, data, id_, meta = sent
+            if self._rates is not None and not self._rates.take(self.user or "", now):
+                step.write.append(native.report(id_, 1, "overloaded"))
+                continue
+            token = next(self._tokens)
+            submit = _new(Submit, (token, number, type_, data, meta))
+            size = len(data) + len(id_) + len(type_) + OVERHEAD_BYTES
+            table[token] = Submission(submit, id_, size, now, number)
+            order.append(token)
+            send.append(submit)
+            count += 1
+            size_bytes += size
+        if count:
+            window.enter(count, size_bytes)
+        return handled
+
+    def _other(self, sent: native.Sent | native.Fault, step: Step, now: float) -> bool:
+        """Handle a frame that is no message for a handler, or that is refused; False where it was the last one."""
         if type(sent) is _Sent:
-            type_, data, id_, meta = sent
-            if type_ not in RESERVED_TYPES:
-                if (type_size := len(type_)) > MAX_TYPE:
-                    step.write.append(native.report(id_, 1, "unknown-type"))
-                    return True
-                if self._rates is not None and not self._rates.take(self.user or "", now):
-                    step.write.append(native.report(id_, 1, "overloaded"))
-                    return True
-                token = next(self._tokens)
-                submit = _new(Submit, (token, self.number, type_, data, meta))
-                size = len(data) + len(id_) + type_size + OVERHEAD_BYTES
-                self.window.enter(token, Submission(submit, id_, size, now, self.number), size)
-                step.send.append(submit)
+            if sent.type not in RESERVED_TYPES:
+                step.write.append(native.report(sent.id, 1, "unknown-type"))
                 return True
-            if type_ == "dummy":
+            if sent.type == "dummy":
                 step.write.append(native.pong(sent.id))
                 return True
             return self._builtin(sent, step, now)

@@ -13,7 +13,7 @@ message is held for longer than `hold_s`, and none is sent after its report.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from enum import Enum
 from typing import Literal
@@ -120,6 +120,7 @@ class Submissions:
         "_limits",
         "_most_sent",
         "_most_sent_bytes",
+        "_reached",
         "_stuck_bytes",
         "_stuck_count",
         "_wake",
@@ -130,7 +131,10 @@ class Submissions:
         "size_bytes",
     )
 
-    def __init__(self, limits: Limits, broker_link: BrokerLink, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, limits: Limits, broker_link: BrokerLink, wake: Callable[[], None], reached: Counter[str] | None = None
+    ) -> None:
+        self._reached = Counter() if reached is None else reached
         self.by_token: dict[int, Submission] = {}
         self.size_bytes = 0
         self.credit = Credit()
@@ -295,6 +299,8 @@ class Submissions:
                     last = token
             else:
                 submission.on("dropped")
+                many = len(self._departed) >= self._limits.gone_messages
+                self._reached["gone_messages" if many else "gone_bytes"] += 1
                 del self.by_token[token]
                 self._forget(submission)
         return last

@@ -40,6 +40,8 @@ class Window:
     """Unreported messages and unanswered questions of one connection, counted here, at its `sender` and in
     `submissions`.
 
+    A reader puts a message into `table`, which is that of `submissions`, and its token into `order`; `enter` counts it.
+
     `size_bytes` is their size together. `is_full`: no other message may enter now; any message, however large, may
     enter where there is any room. Where the sender has used up its share of the room for all, its windows are full.
 
@@ -54,12 +56,12 @@ class Window:
         "_most_bytes",
         "_most_questions",
         "_submissions",
-        "_table",
-        "_tokens",
         "is_full",
+        "order",
         "sender",
         "size_bytes",
         "stuck",
+        "table",
         "waits_for",
     )
 
@@ -69,10 +71,10 @@ class Window:
         self._most_bytes = limits.unreported_bytes
         self._most_questions = limits.questions
         self._submissions = submissions
-        self._table = submissions.by_token
+        self.table = submissions.by_token
         self.stuck = submissions.credit.stuck
         self.waits_for: str | None = None
-        self._tokens: list[int] = []  # in order, with those of reported messages until these are swept out
+        self.order: list[int] = []  # in order, with those of reported messages until these are swept out
         self._asked: dict[int, Asked] = {}  # by token
         self._count = 0
         self.size_bytes = 0
@@ -81,26 +83,34 @@ class Window:
     def __len__(self) -> int:
         return self._count
 
-    def enter(self, token: int, submission: Submission, size: int) -> None:
-        """Put a message into the table, and count it."""
-        submissions, sender, table = self._submissions, self.sender, self._table
-        table[token] = submission
-        tokens = self._tokens
-        tokens.append(token)
-        submissions.size_bytes = total = submissions.size_bytes + size
-        sender.size_bytes = of_sender = sender.size_bytes + size
-        sender.count = sent = sender.count + 1
-        self.size_bytes = size = self.size_bytes + size
-        self._count = count = self._count + 1
+    def room(self) -> tuple[int, int]:
+        """Return the messages and the bytes, 1 or more, below which a run of messages certainly leaves room for
+        another. (A message counts twice against the bounds for all: at its sender, and among all.)"""
+        submissions, sender = self._submissions, self.sender
+        messages = (submissions.most - sender.count - len(self.table) + 1) // 2
+        size_bytes = (submissions.most_bytes - sender.size_bytes - submissions.size_bytes + 1) // 2
+        return (
+            max(min(messages, self._most - self._count), 1),
+            max(min(size_bytes, self._most_bytes - self.size_bytes), 1),
+        )
+
+    def enter(self, messages: int, size_bytes: int) -> None:
+        """Count a run of messages, of `size_bytes` together, that were put into `table` and `order`."""
+        submissions, sender = self._submissions, self.sender
+        submissions.size_bytes = total = submissions.size_bytes + size_bytes
+        sender.size_bytes = of_sender = sender.size_bytes + size_bytes
+        sender.count = sent = sender.count + messages
+        self.size_bytes = size_bytes = self.size_bytes + size_bytes
+        self._count = count = self._count + messages
         if (
-            size >= self._most_bytes
+            size_bytes >= self._most_bytes
             or count >= self._most
-            or sent + len(table) >= submissions.most
+            or sent + len(self.table) >= submissions.most
             or of_sender + total >= submissions.most_bytes
         ):
             self.is_full = self._has_no_room()
-        if len(tokens) > 2 * self._most:
-            self._tokens = self.submitted
+        if len(self.order) > 2 * self._most:
+            self.order[:] = self.submitted
 
     def ask(self, question: Question, id_: bytes, size: int) -> None:
         """Count a question."""
@@ -132,6 +142,20 @@ class Window:
             or self._submissions.is_over(self.sender)
         )
 
+    def count_out(self, messages: int, size_bytes: int, table_bytes: int) -> None:
+        """Count a run of messages out that were just taken from the table, and are reported: `size_bytes` in the window
+        and at the sender, `table_bytes` in the table. Where the session's `has_more` is true, its `proceed` follows."""
+        self._submissions.size_bytes -= table_bytes
+        sender = self.sender
+        sender.size_bytes -= size_bytes
+        sender.count -= messages
+        self.size_bytes -= size_bytes
+        self._count = count = self._count - messages
+        if not count:
+            self.order.clear()
+        if self.is_full:
+            self.is_full = self._has_no_room()
+
     def on_report(
         self, submission: Submission, status: int, reason: str | None, message: str | None,
         recipients: dict[str, str] | None, note: str | None = None,
@@ -140,18 +164,10 @@ class Window:
         session's `has_more` is true, its `proceed` follows."""
         size = submission.size
         if submission.state is _SENT:  # in no index beside the table
-            self._submissions.size_bytes -= size
+            self.count_out(1, size, size)
         else:
             self._submissions.release(submission)
-        sender = self.sender
-        sender.size_bytes -= size
-        sender.count -= 1
-        self.size_bytes -= size
-        self._count = count = self._count - 1
-        if not count:
-            self._tokens.clear()
-        if self.is_full:
-            self.is_full = self._has_no_room()
+            self.count_out(1, size, 0)
         return native.report(submission.id, status, reason, message, recipients, note)
 
     def report(
@@ -162,7 +178,7 @@ class Window:
         asked = self.answer(token)
         if asked is not None:
             return native.report(asked.id, status, reason, message, recipients, note)
-        submission = self._table.pop(token, None) if self._count else None
+        submission = self.table.pop(token, None) if self._count else None
         if submission is None:
             return None
         return self.on_report(submission, status, reason, message, recipients, note)
@@ -185,7 +201,7 @@ class Window:
         self.sender.size_bytes -= self.size_bytes
         self.sender.count -= self._count
         self.size_bytes = self._count = 0
-        self._tokens.clear()
+        self.order.clear()
         self._asked.clear()
 
     # --- what others may ask --------------------------------------------------------------------------------------
@@ -193,7 +209,7 @@ class Window:
     @property
     def submitted(self) -> list[int]:
         """Tokens of the unreported messages, in order."""
-        return [token for token in self._tokens if token in self._table]
+        return [token for token in self.order if token in self.table]
 
     @property
     def tokens(self) -> list[int]:

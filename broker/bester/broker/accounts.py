@@ -18,7 +18,6 @@ from typing import NamedTuple, Protocol
 import argon2
 
 from bester.broker.accounts_file import BUSY_S, AccountsFile, broken
-from bester.broker.config import Config
 from bester.broker.data_dir import prepare
 from bester.broker.logs import facts
 from bester.broker.verifying import HASHER, LET_IN, NO_PASSWORD, OVERLOADED, WRONG, Verdict, Verifying
@@ -45,6 +44,10 @@ class Account(NamedTuple):
 class Logins(Protocol):
     """Questions of a broker about users."""
 
+    @property
+    def lockouts(self) -> int:
+        """Times that a user at an address was made to wait after wrong passwords."""
+
     async def verify(self, user: str, password: str, address: str) -> Verdict:
         """Check a password; `address` is the client's, empty if the client has none."""
 
@@ -61,7 +64,7 @@ class Logins(Protocol):
     def disabled(self) -> set[str]:
         """Return the names of disabled accounts."""
 
-    def learn(self, name: str) -> bool:
+    async def learn(self, name: str) -> bool:
         """Make sure that a user has an account whose login another program has found good. Return False where that
         cannot be written now."""
 
@@ -77,11 +80,6 @@ class Logins(Protocol):
 
     def close(self) -> None:
         """Close files and stop threads."""
-
-
-def open_logins(config: Config) -> Logins:
-    """Return the logins that `[accounts] auth` names."""
-    return OpenAccounts() if config.auth == "open" else Accounts(config.server.data_dir, serving=True)
 
 
 def name_fault(name: str) -> str | None:
@@ -109,6 +107,8 @@ def password_fault(password: str) -> str | None:
 class OpenAccounts:
     """Logins of `auth = "open"`: any name with any password is admitted, and no user is known beforehand."""
 
+    lockouts = 0
+
     async def verify(self, user: str, password: str, address: str) -> Verdict:
         """Admit any usable name with a password."""
         return WRONG if name_fault(user) or password_fault(password) else LET_IN
@@ -129,7 +129,7 @@ class OpenAccounts:
         """Return an empty set, as no account exists."""
         return set()
 
-    def learn(self, name: str) -> bool:
+    async def learn(self, name: str) -> bool:
         """Return True, as any name is good."""
         return True
 
@@ -163,6 +163,11 @@ class Accounts:
         self._serving = serving
         self._verifying = Verifying(self._hash_of, clock)
         self._version = 0
+
+    @property
+    def lockouts(self) -> int:
+        """Times that a user at an address was made to wait after wrong passwords."""
+        return self._verifying.lockouts
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -254,7 +259,7 @@ class Accounts:
             self._log_broken(error)
             return set()
 
-    def learn(self, name: str) -> bool:
+    async def learn(self, name: str) -> bool:
         """Make sure that a user has an account whose login another program has found good; a new one has no password.
         Return False if the account cannot be written now: a server's loop waits for no lock."""
         row = (name, NO_PASSWORD, time.time())

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from bester.broker.postgres import Database
 from bester.broker.store_requests import Bounds
 from bester.broker.unix_socket import PATH_BYTES
 from bester.broker.wire.address import HostPort, Network, is_loopback
@@ -33,8 +34,11 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
+    """`broker` is this broker's name among those of the server that share a database."""
+
     name: str
     data_dir: Path
+    broker: str = "bester"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +105,16 @@ class FabricConfig:
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """Store of queued messages. `path` None: in memory, lost with the process.
+    """Store of queued messages: in the file `path`, or with the accounts in a `database`; neither: in memory, lost with
+    the process.
 
-    `synchronous` is SQLite's mode: "full" (each commit is on the disk) or "normal" (each commit is with the system).
+    `synchronous` is "full" (each commit is on the disk) or "normal" (each commit is with the system).
     """
 
     path: Path | None = None
     synchronous: str = "full"
     bounds: Bounds = field(default_factory=Bounds)
+    database: Database | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +152,7 @@ class HandlerConfig:
 class PeerConfig:
     """Another server, by name: exactly one of `fabric` and `native`. `accept_types` are the types that it may send
     here, `send_types` those that it may be sent; None: every public type. `key` is the server's public key, without
-    which its fabric is not encrypted.
+    which its fabric is not encrypted. `trace`: it is told the steps of the messages that it sent here.
 
     Of a native server: `reports` is False if the server sends no reports, `ordered` is True if the messages of one type
     are sent one after the other; `tls` is True if the server speaks TLS, and `ca` holds the authorities trusted for its
@@ -163,6 +169,7 @@ class PeerConfig:
     tls: bool = False
     ca: Path | None = None
     send_types: frozenset[str] | None = None
+    trace: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +253,7 @@ def defaults(directory: Path) -> Config:
         )
     return Config(
         directory=directory,
-        server=ServerConfig(host_name(), data_dir),
+        server=ServerConfig(host_name(), data_dir, host_name()),
         native=NativeConfig(tcp4=HostPort("127.0.0.1", 2223)),
         fabric=FabricConfig(listen, listen),
         store=StoreConfig(data_dir / STORE_FILE),

@@ -32,6 +32,8 @@ from bester.broker.config import (
     name_fault,
     socket_path_fault,
 )
+from bester.broker.postgres import SCHEMES as POSTGRES_SCHEMES
+from bester.broker.postgres import Database, schema_fault, url_fault
 from bester.broker.store_requests import Bounds
 from bester.broker.toml_table import NO_HINTS, Source, Table, nearest
 from bester.broker.wire.address import HostPort, is_loopback, is_numeric, parse_endpoint, parse_host_port, parse_network
@@ -79,6 +81,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
     "server": {
         "name": Key("the host's name", "the name by which other servers know this one; part of every message id"),
         "data_dir": Key('"bester-data"', "accounts, the store and the fabric's socket; made with mode 0700"),
+        "broker": Key("the host's name", "this broker's name in a database, where its messages and its lease are"),
     },
     "native": {
         "tcp4": Key(
@@ -122,8 +125,10 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
     "store": {
         "url": Key(
             '"sqlite:DATA_DIR/store.db"',
-            'the store of queued messages; "memory:" keeps none beyond the end of the process',
+            'the store of queued messages; "postgresql://USER@HOST/DATABASE" holds the accounts too; "memory:" keeps '
+            "none beyond the end of the process",
         ),
+        "schema": Key('"bester"', "the schema of a url that begins with postgresql://: one for each server"),
         "synchronous": Key('"full"', '"full" survives power loss; "normal" is faster and may lose the last moments'),
         "ttl_s": Key("259200", "seconds that a message stays queued, unless its sender names another time"),
         "user_messages": Key("10000", "messages queued for one user"),
@@ -183,6 +188,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "ca": Key("the system's", "the file of the authorities trusted for that certificate, or that certificate"),
         "accept_types": Key("[]", 'the message types it may send to this server; "*" is every public type'),
         "send_types": Key('["*"]', 'the message types that handlers may send to it; "*" is every public type'),
+        "trace": Key("false", "true: it is told the steps here of the messages that it sent, for `bester trace` there"),
         "reports": Key("true", "false: a native server that sends no reports (besterd)"),
         "order": Key('"none"', '"type": the messages of one type go to a native server one after the other'),
     },
@@ -289,7 +295,7 @@ class _Reader:
             ),
             informer=self._socket(informer, "unix"),
             operator=self._operator(),
-            notices=() if store.path else (f"{self._source.path}: {FORGETFUL}",),
+            notices=() if store.path or store.database else (f"{self._source.path}: {FORGETFUL}",),
         )
 
     def _section(self, name: str) -> Table:
@@ -336,7 +342,12 @@ class _Reader:
         fault = name_fault(name) if name is not None else None
         if fault:
             table.fail("name", fault)
-        return ServerConfig(name or host_name(), self._path(table, "data_dir") or self.directory / "bester-data")
+        broker = table.text("broker")
+        fault = name_fault(broker) if broker is not None else None
+        if fault:
+            table.fail("broker", fault)
+        data_dir = self._path(table, "data_dir") or self.directory / "bester-data"
+        return ServerConfig(name or host_name(), data_dir, broker or host_name())
 
     def _native(self) -> NativeConfig:
         values = self._top.raw("native") if "native" in self._top else {}
@@ -499,8 +510,10 @@ class _Reader:
                 ("dead_letters", defaults.dead_letters, 1, MAX_MESSAGES),
             )
         }
+        database = self._database(table)
         return StoreConfig(
-            path=self._store_path(table, data_dir),
+            path=None if database is not None else self._store_path(table, data_dir),
+            database=database,
             synchronous=table.choice("synchronous", "full", ("full", "normal")),
             bounds=Bounds(
                 ttl_s=table.decimal("ttl_s", defaults.ttl_s, MIN_TTL_S, MAX_TTL_S),
@@ -510,15 +523,31 @@ class _Reader:
             ),
         )
 
+    def _database(self, table: Table) -> Database | None:
+        """Return the database that the url names, None for another kind of store. The url is not quoted: there may be a
+        password in it."""
+        url, schema = table.text("url") or "", table.text("schema")
+        if url.partition(":")[0] not in POSTGRES_SCHEMES:
+            if schema is not None:
+                table.fail("schema", "is for a url that begins with postgresql://; leave it out")
+            return None
+        fault = url_fault(url) or (schema_fault(schema) if schema is not None else None)
+        if fault:
+            table.fail("schema" if url_fault(url) is None else "url", fault)
+        return Database(url) if schema is None else Database(url, schema)
+
     def _store_path(self, table: Table, data_dir: Path) -> Path | None:
         url = table.text("url") or f"sqlite:DATA_DIR/{STORE_FILE}"
         kind, _, text = url.partition(":")
         if url == "memory:":
             return None
-        if kind == "redis":
-            table.fail("url", f'{url!r}: redis cannot be used yet; write "sqlite:PATH"')
+        if kind in ("redis", "rediss"):
+            table.fail("url", "redis is not planned as a store; write sqlite:PATH, or postgresql://USER@HOST/DATABASE")
         if kind != "sqlite" or text.endswith("/") or text[:1] in ("", ":") or "?" in text:
-            table.fail("url", f"{url!r} is not sqlite:PATH or memory:; leave the key out for the default")
+            quoted = "it" if "@" in url else repr(url)  # there may be a password in it
+            table.fail(
+                "url", f"{quoted} is not sqlite:PATH, postgresql://… or memory:; leave the key out for the default"
+            )
         if text.startswith("//"):
             table.fail("url", f'{url!r}: the path follows the colon, as in "sqlite:/var/lib/bester/store.db"')
         first, _, rest = text.partition("/")
@@ -659,6 +688,7 @@ class _Reader:
             native=address,
             accept_types=self._types_of_peer(table, "accept_types", frozenset()),
             send_types=self._types_of_peer(table, "send_types", None),
+            trace=table.flag("trace"),
             reports=table.flag("reports", default=True),
             ordered=table.choice("order", "none", ("none", "type")) == "type",
             key=None if public is None else table.checked("key", parse_key, public),

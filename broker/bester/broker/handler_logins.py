@@ -34,12 +34,17 @@ class HandlerLogins:
         self._asked: dict[int, asyncio.Future[bool | None]] = {}
         self._verifying = Verifying(lambda user: "", clock, check=self._check, at_once=AT_ONCE, known_s=KNOWN_S)
 
+    @property
+    def lockouts(self) -> int:
+        """Times that a user at an address was made to wait after wrong passwords."""
+        return self._verifying.lockouts
+
     async def verify(self, user: str, password: str, address: str) -> Verdict:
         """Have a login decided. A user who is let in for the first time gets an account without a password."""
         if name_fault(user) or password_fault(password):
             return WRONG
         verdict = await self._verifying.verify(user, password, address)
-        if verdict.reason is None and not self._accounts.learn(user):
+        if verdict.reason is None and not await self._accounts.learn(user):
             return OVERLOADED
         return verdict
 

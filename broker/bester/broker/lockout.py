@@ -155,6 +155,8 @@ class Lockout:
     """
 
     def __init__(self, known_s: float = math.inf) -> None:
+        self.waits = 0
+        """Waits begun: times that a user at an address was locked out for a while after wrong passwords."""
         self._known_s = known_s
         self._histories: OrderedDict[tuple[str, str], _History] = OrderedDict()  # the newest failure last
         self._trusted: OrderedDict[tuple[str, str], None] = OrderedDict()  # the newest login last
@@ -220,6 +222,7 @@ class Lockout:
             history.wait_s = min(FIRST_WAIT_S * 2.0 ** min(history.level, 32), LONGEST_WAIT_S)
             history.free_at = now + history.wait_s
             history.level += 1
+            self.waits += 1
         self._users.spend(user, now)
         self._nets.spend(net, now)
         while len(self._histories) > PAIRS:

@@ -38,6 +38,7 @@ from bester.broker.core.effects import (
     Reconnect,
     Restart,
     ShellCall,
+    Spans,
     Verify,
 )
 from bester.broker.core.router import Router
@@ -56,11 +57,12 @@ from bester.broker.store import Store
 from bester.broker.store_driver import RETRY_S, StoreDriver
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import parse_endpoint
-from bester.broker.wire.codec import batches, decode
+from bester.broker.wire.codec import batches
 from bester.broker.wire.codes import ConfigError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Malformed, Message
 from bester.broker.wire.notes import describe
+from bester.broker.wire.runs import read, write_run
 from bester.broker.wire.silence import ReadUntil
 from bester.broker.wire.unsendable import expected_answer, substitute
 
@@ -137,6 +139,7 @@ class Broker:
         """Where the operator's page is, as `host:port`; None where there is none."""
         self.store_file: Path | None = None
         """The store's file, whose size the figures show."""
+        self._store = store
         self._measure_at = 0.0
         self._driver = StoreDriver(self.router, store, self._carry_out, aside=self._aside)
         self._retry_handle: asyncio.TimerHandle | None = None
@@ -160,6 +163,8 @@ class Broker:
         """Callback that looks up the hosts of servers; the result is passed to `hosts_changed`."""
         self.follow: Callable[[Mapping[str, str]], None] = lambda hosts: None
         """Callback with the hosts of the native servers, by name, of a configuration that was read again."""
+        self.export: Callable[[Spans], None] = lambda spans: None
+        """Callback that exports the spans of a message."""
         self.on_handler: Callable[[str, Collection[str]], None] = lambda name, types: None
         """Callback with the name and the types of each handler that connects."""
 
@@ -268,7 +273,7 @@ class Broker:
 
         def received(frames: Frames) -> None:
             identity, key, *rest = frames
-            slices.take_in(Link("curve", door + identity, key.decode()), decode(rest))
+            slices.take_in(Link("curve", door + identity, key.decode()), read(rest))
 
         def gone(identity: bytes, key: bytes) -> None:
             link = Link("curve", door + identity, key.decode())
@@ -366,7 +371,7 @@ class Broker:
     # --- in ---
 
     def _received(self, link: Link, frames: Frames) -> None:
-        self._carry_out(self.router.receive_all(link, decode(frames), time.monotonic()))
+        self._carry_out(self.router.receive_all(link, read(frames), time.monotonic()))
 
     def _tick(self) -> None:
         now, senders = time.monotonic(), self.router.links
@@ -382,7 +387,10 @@ class Broker:
     def _measure_store(self) -> None:
         """Look now and then how large the store is, and how much room its disk has."""
         path, now = self.store_file, time.monotonic()
-        if path is None or now < self._measure_at:
+        if path is None:
+            self.router.figures.store.size_bytes = self._store.size_bytes
+            return
+        if now < self._measure_at:
             return
         self._measure_at = now + MEASURE_S
         figures = self.router.figures.store
@@ -412,6 +420,7 @@ class Broker:
             log.error("the login of user %r cannot be checked now: %s", login.user, describe(error), extra=extra)
             reason, retry_s = "overloaded", None
         self.router.figures.logins[reason or "good"] += 1
+        self._count_lockouts()
         if reason in LOGIN_EVENTS:
             fields = {"user": login.user, "address": login.address or "a Unix socket"}
             more = {} if retry_s is None else {"retry_s": math.ceil(retry_s)}
@@ -425,6 +434,9 @@ class Broker:
             reason = "authentication-failed"
         now = time.monotonic()
         self._carry_out(self.router.on_verified(login.link, login.session, login.user, reason, now, retry_s, account))
+
+    def _count_lockouts(self) -> None:
+        self.router.figures.lockouts = self._accounts.lockouts + self._handler_logins.lockouts
 
     def _ask_handler(self, number: int, user: str, password: str, address: str) -> None:
         self._carry_out(self.router.ask_login(number, user, password, address, time.monotonic()))
@@ -443,6 +455,7 @@ class Broker:
             extra = facts("login-unchecked", user=change.user, why=describe(error))
             log.error("the password of user %r cannot be changed now: %s", change.user, describe(error), extra=extra)
             reason, retry_s = "overloaded", None
+        self._count_lockouts()
         fields = {"user": change.user, "address": change.address or "a Unix socket"}
         if reason is None:
             self._write(Notice("password-changed", fields))
@@ -485,6 +498,8 @@ class Broker:
             elif type(call) is LookUp:
                 if self.look_up is not None:
                     self.look_up(call.servers)
+            elif type(call) is Spans:
+                self.export(call)
             elif type(call) is Reconnect:
                 self._servers[Link("server", call.server.encode())].retry()
             elif type(call) is Restart:
@@ -579,7 +594,8 @@ class Broker:
         socket = self._sockets[int(index)]
         sent = False
         try:
-            for frames in batches(messages, partial(self._cannot_send, link)):
+            run = write_run(messages)
+            for frames in batches(messages, partial(self._cannot_send, link)) if run is None else (run,):
                 socket.send_to(identity, link.party, frames)
                 sent = True
         except zmq.ZMQError:  # EHOSTUNREACH: the peer has gone; EAGAIN: the peer does not read

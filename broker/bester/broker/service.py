@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from bester.broker.accounts import Logins, open_logins
+from bester.broker import otel
+from bester.broker.accounts import Logins
 from bester.broker.config import Config, HandlerConfig, PeerConfig
 from bester.broker.core.settings import Budget, Grant, Route, Settings
 from bester.broker.data_dir import LOCK, Claim, Lock, about_to_end, until_ended
 from bester.broker.hosts import Hosts
 from bester.broker.keys import KeyPair, server_pair
+from bester.broker.logins import open_logins
 from bester.broker.logs import facts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
@@ -23,10 +26,15 @@ from bester.broker.server import Broker
 from bester.broker.store import Store, open_store
 from bester.broker.store.file import examine
 from bester.broker.systemd import service_manager
-from bester.broker.wire.codes import ConfigError
+from bester.broker.wire.codes import BesterError, ConfigError
 
 DRAIN_S = 10.0
 """Time that messages have to finish after SIGTERM."""
+
+FENCE_LOOK_S = 0.5
+"""Time between two looks at whether another process has taken the store: until the end nothing is written anyway."""
+LEASE_LOOK_S = 0.25
+"""Time between two looks at a lease that another process holds."""
 
 NOWHERE = Hosts()
 
@@ -56,13 +64,15 @@ def routes_of(config: Config) -> dict[str, Route]:
             peer.tls,
             name in config.certified_servers,
             peer.send_types,
+            peer.trace,
         )
         for name, peer in config.servers.items()
     }
 
 
-def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
-    """Return the settings of the core; `hosts` are the known addresses of the native servers."""
+def settings_of(config: Config, hosts: Hosts = NOWHERE, *, spans: bool = False) -> Settings:
+    """Return the settings of the core; `hosts` are the known addresses of the native servers, `spans` is True where
+    spans are exported."""
     return Settings(
         name=config.server.name,
         open_accounts=config.auth == "open",
@@ -80,6 +90,7 @@ def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
         type_users=config.type_users,
         type_commands=_commands(config),
         reachable=config.reachable,
+        spans=spans,
     )
 
 
@@ -124,31 +135,51 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
         logins: Logins = open_logins(config)
         stack.callback(logins.close)
         store = _store_of(config, stack)
+        await _until_free(store)
         if names is None:
             names = Names()
             stack.callback(names.close)
         followed = Followed(config.native_hosts, names)
         pair = _pair_of(config.key_file)
+        exporter = otel.configured(config.server.name)
+        if exporter is not None:
+            stack.callback(exporter.close)
         async with Broker(
-            settings_of(config, followed.table()),
+            settings_of(config, followed.table(), spans=exporter is not None),
             config.fabric.listen,
             logins,
             store,
             pair=pair,
             curve=config.fabric.curve,
         ) as broker:
+            if exporter is not None:
+                broker.export = exporter.export
             broker.look_up = followed.look_again
             broker.follow = followed.replace
             broker.store_file = config.store.path
             followed.start(broker.hosts_changed)
-            if config.operator.http is None:
-                yield broker
-                return
-            from bester.broker.operator import http  # most servers run without: the library takes a while to load
+            watch = asyncio.get_running_loop().create_task(_until_fenced(store)) if store.is_remote else None
+            try:
+                if config.operator.http is None:
+                    yield broker
+                else:
+                    from bester.broker.operator import http  # most servers run without: the library loads slowly
 
-            async with http.serving(broker, config.operator) as address:
-                broker.operator_address = address
-                yield broker
+                    async with http.serving(broker, config.operator) as address:
+                        broker.operator_address = address
+                        yield broker
+            finally:
+                if watch is not None:
+                    watch.cancel()
+        if store.fenced:
+            raise BesterError("not-allowed", store.fenced)
+
+
+async def _until_fenced(store: Store) -> None:
+    """Ask this process to end once its store may not be written any more: another process has the messages."""
+    while not store.fenced:  # noqa: ASYNC110 (a thread finds that out)
+        await asyncio.sleep(FENCE_LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _pair_of(path: Path) -> KeyPair | None:
@@ -178,9 +209,31 @@ def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
         for each in locks:
             lock = Lock(each, real, "[store] url")
             stack.callback(lock.close)
-    store = open_store(path, config.store.synchronous, config.store.bounds)
+    store = open_store(
+        path,
+        config.store.synchronous,
+        config.store.bounds,
+        database=config.store.database,
+        broker=config.server.broker,
+    )
     stack.callback(store.close)
     return store
+
+
+async def _until_free(store: Store) -> None:
+    """Wait until a lease that is not renewed any more has run out. Raises BesterError where it is renewed: its holder
+    lives."""
+    if not store.is_remote:
+        return
+    first = held = await asyncio.to_thread(store.claim)
+    if held is not None:
+        text = f"waiting up to {held.left_s:.0f} s for the lease of a broker that may have ended"
+        log.info("%s", text, extra=facts("store-lease", left_s=round(held.left_s, 1)))
+    while held is not None and first is not None:
+        if held.state != first.state:
+            raise BesterError("not-allowed", held.why)
+        await asyncio.sleep(min(max(held.left_s, 0.0), LEASE_LOOK_S))
+        held = await asyncio.to_thread(store.claim)
 
 
 def live_part(broker: Broker) -> tuple[tuple[str, ...], Prepare]:

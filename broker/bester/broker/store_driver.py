@@ -5,6 +5,10 @@ process holds the lock the group is pending and is tried again by a timer; where
 made beside the loop. While a group is pending, later writes and reads wait behind it, and so does what follows from
 them: the core sends that on `Router.on_committed` and `Router.on_read`. All other messages go on.
 
+Where the store is remote, all commits and reads are made beside the loop. While a remote store is away, what would have
+to be kept is refused at once; a group whose connection broke in the middle stays pending until the database tells what
+became of it.
+
 A group that is pending for longer than PATIENCE_S has failed: its new messages, and those that come until the store can
 be written again, are refused as `storage-unavailable`. New messages above the bound of a group are written in the next
 turn.
@@ -39,6 +43,9 @@ PATIENCE_S = 5.0
 after which clients and other servers take the server for dead."""
 WAITING_BYTES = 16 * 1024 * 1024
 """Bound on what may wait behind a pending group, for memory must stay bounded: above it the store counts as away."""
+REMOTE_WAITING_BYTES = 64 * 1024 * 1024
+"""The same for a remote store: every group is pending for some milliseconds there, and of the largest messages a few
+come at once."""
 LOOK_S = 0.5
 """Most time between two looks at a pending group that counts as waiting: a process that was stopped, or could not run,
 has not waited for its disk meanwhile."""
@@ -55,13 +62,15 @@ TOLD_S = 0.3
 FINISH_S = 2.0
 """Time for which the end of the process waits for a lock or a disk."""
 SLOW_DISK = "a commit takes long ({:.1f} s); see that the disk of the store is well, and not busy with something else"
+SLOW_DATABASE = "a commit takes long ({:.1f} s); see that PostgreSQL and the network to it are well"
 _PRESSING: frozenset[type[Any]] = frozenset(PRESSING)
 
 
 @dataclass
 class _Pending:
-    """A group that is not committed yet, `since` some time; `waited_s` of it count, up to the last look at it. `aside`:
-    a thread is at work on it, and sets `result`."""
+    """A group that is not committed yet, or `reads` that are not done yet, `since` some time; `waited_s` of it count,
+    up to the last look at it. `aside`: a thread is at work on it, and sets `result`, or an answer or error for each
+    read as `answers`."""
 
     group: Sequence[Write]
     since: float
@@ -72,6 +81,13 @@ class _Pending:
     aside: bool = False
     result: Committed | None = None
     took_s: float = 0.0
+    reads: Sequence[StoreRead] = ()
+    answers: list[Any] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether the thread has finished."""
+        return (self.answers if self.reads else self.result) is not None
 
 
 class StoreDriver:
@@ -122,6 +138,11 @@ class StoreDriver:
     def _is_blocked(self) -> bool:
         return self._pending is not None
 
+    @property
+    def _is_beside(self) -> bool:
+        """Return whether the next commit is made beside the loop."""
+        return self._aside is not None and (self._slow > 0 or self._store.is_remote)
+
     def add(self, writes: Sequence[Write], reads: Sequence[StoreRead]) -> None:
         """Add writes, and reads that are to be done after them."""
         self._writes += writes
@@ -157,7 +178,10 @@ class StoreDriver:
                 self._do(reads)
             elif self._questions and asked < ASKED_AT_ONCE:
                 asked += 1
-                self._do([self._questions.take()])
+                questions = [self._questions.take()]
+                while self._store.is_remote and self._questions and len(questions) < ASKED_AT_ONCE:
+                    questions.append(self._questions.take())
+                self._do(questions)
             else:
                 self.due = False
         self.due = not self._is_blocked() and bool(self._questions or self._groups)
@@ -165,6 +189,8 @@ class StoreDriver:
     def tick(self) -> None:
         """Write what could wait as well, and try failed reads again; call this a few times a second."""
         self.retry()
+        if not self._is_blocked() and self._store.is_due:
+            self._probe()
         if self._is_blocked():
             return
         if self._unread:
@@ -197,14 +223,20 @@ class StoreDriver:
         pending, now = self._pending, self._clock()
         if pending is None:
             return
-        if pending.aside and pending.result is None:
+        if pending.aside and not pending.is_done:
             self._wait_for_thread(pending, now)
+            return
+        if pending.reads:
+            self._pending = None
+            self._waiting_bytes = 0
+            self._answered(pending)
+            self.due = True
             return
         if pending.aside:
             assert pending.result is not None
             result, pending.result, pending.aside = pending.result, None, False
-            self._time(pending.took_s)
-        elif self._slow and self._aside is not None:
+            self._time(pending.took_s, result)
+        elif self._is_beside:
             self._start(pending)
             return
         else:
@@ -223,8 +255,8 @@ class StoreDriver:
         """Commit a group now, or leave it pending."""
         if not group:
             return
-        if self._slow and self._aside is not None:
-            self._start(_Pending(group, self._clock(), SLOW_DISK.format(SLOW_S)))
+        if self._is_beside:
+            self._start(_Pending(group, self._clock(), self._slow_text(SLOW_S)))
             return
         result = self._attempt(group)
         if result.busy and not self._away:
@@ -235,13 +267,20 @@ class StoreDriver:
     def _attempt(self, group: Sequence[Write]) -> Committed:
         started = self._stopwatch()
         result = self._store.commit(group)
-        self._time(self._stopwatch() - started)
+        self._time(self._stopwatch() - started, result)
         return result
 
     def _start(self, pending: _Pending) -> None:
-        """Commit a group beside the loop; where the system has no thread, on the loop."""
+        """Commit a group, or do reads, beside the loop; where the system has no thread, on the loop."""
 
-        def work() -> None:
+        def read() -> None:
+            """Do the reads, and leave the answers for the next try."""
+            try:
+                pending.answers = list(map(self._answer, pending.reads))
+            except Exception as error:  # noqa: BLE001 (a fault of the store must not leave the reads pending for ever)
+                pending.answers = [BesterError("storage-unavailable", repr(error))] * len(pending.reads)
+
+        def write() -> None:
             """Commit the group, and leave the result for the next try."""
             started = self._stopwatch()
             try:
@@ -252,6 +291,7 @@ class StoreDriver:
             pending.took_s = self._stopwatch() - started
             pending.result = result
 
+        work = read if pending.reads else write
         pending.aside = True
         self._pending = pending
         assert self._aside is not None
@@ -267,25 +307,28 @@ class StoreDriver:
             result = result._replace(kept=self._store.hold_back(group))
         self._away = self._away and not result.ok
         self._held_back = not result.ok
+        self._router.figures.store.failures += not result.ok
         if group or result.late or result.dropped:
             self._carry_out(self._router.on_committed(group, result, self._clock()))
 
     def _probe(self) -> None:
         """Write what the store holds back, and find out whether the store can be written again."""
-        if self._slow and self._aside is not None:
-            self._start(_Pending((), self._clock(), SLOW_DISK.format(SLOW_S)))
+        if self._is_beside:
+            self._start(_Pending((), self._clock(), self._slow_text(SLOW_S)))
         else:
             self._conclude((), self._attempt(()))
 
-    def _time(self, took_s: float) -> None:
-        """Take in how long a commit took: after a slow one the next ones are made beside the loop."""
+    def _time(self, took_s: float, result: Committed) -> None:
+        """Take in how long a commit took, and how it ended: after a slow one the next ones are made beside the loop."""
         figures = self._router.figures.store
         figures.commits += 1
         figures.commit_s += took_s
+        if result.sync_s is not None:
+            figures.sync.add(result.sync_s)
         if took_s >= SLOW_S:
             self._slow = SLOW_COMMITS
             if took_s >= TOLD_S:
-                self._notice(SLOW_DISK.format(took_s))
+                self._notice(self._slow_text(took_s))
         elif self._slow:
             self._slow -= 1
 
@@ -294,10 +337,16 @@ class StoreDriver:
         once."""
         pending.waited_s += min(now - max(pending.since, pending.looked), LOOK_S)
         pending.looked = now
+        if self._store.away:
+            return True
         if pending.waited_s >= NOTICE_S and not pending.told:
             pending.told = True
             self._notice(pending.why)
-        return pending.waited_s >= PATIENCE_S or self._waiting_bytes > WAITING_BYTES
+        most_bytes = REMOTE_WAITING_BYTES if self._store.is_remote else WAITING_BYTES
+        return pending.waited_s >= PATIENCE_S or self._waiting_bytes > most_bytes
+
+    def _slow_text(self, took_s: float) -> str:
+        return (SLOW_DATABASE if self._store.is_remote else SLOW_DISK).format(took_s)
 
     def _notice(self, why: str) -> None:
         waits = Effects()
@@ -323,7 +372,8 @@ class StoreDriver:
                 kept[key] = write
         self._writes = list(kept.values())[::-1]
         self._waiting_bytes = sum(map(size_of, self._writes))
-        result = Committed(False, why=SLOW_DISK.format(now - pending.since), code="storage-unavailable")
+        why = self._store.away or self._slow_text(now - pending.since)
+        result = Committed(False, why=why, code="storage-unavailable")
         self._carry_out(self._router.on_committed(refused[::-1], result, now))
         while self._questions:  # their askers may ask again
             self._carry_out(self._router.on_read(self._questions.take(), None, now))
@@ -334,18 +384,45 @@ class StoreDriver:
         """Do reads, as far as the messages that they would find are committed."""
         for at, read in enumerate(reads):
             if self._groups.concerns(read.request):
+                if self._store.is_remote and at:
+                    self._ready = reads[at:]
+                    self._read_aside(reads[:at])
+                    return
                 self._commit(self._groups.take_all())
                 if self._is_blocked():
                     self._ready = reads[at:]
                     return
-            self._read(read)
+            if not self._store.is_remote:
+                self._took(read, self._answer(read))
+        if self._store.is_remote:
+            self._read_aside(reads)
 
-    def _read(self, read: StoreRead) -> None:
+    def _read_aside(self, reads: Sequence[StoreRead]) -> None:
+        """Do reads beside the loop, where there is any thread."""
+        pending = _Pending((), self._clock(), self._slow_text(SLOW_S), reads=reads)
+        if self._aside is not None:
+            self._start(pending)
+        else:
+            pending.answers = list(map(self._answer, reads))
+            self._answered(pending)
+
+    def _answer(self, read: StoreRead) -> Any:
+        """Return the answer to a read, or the error."""
         try:
-            answer = self._store.read(read.request)
+            return self._store.read(read.request)
         except BesterError as error:
+            return error
+
+    def _answered(self, pending: _Pending) -> None:
+        assert pending.answers is not None
+        for read, answer in zip(pending.reads, pending.answers, strict=True):
+            self._took(read, answer)
+
+    def _took(self, read: StoreRead, answer: Any) -> None:
+        """Hand the answer to a read, or its error, to the core."""
+        if isinstance(answer, BesterError):
             unreadable = Effects()
-            unreadable.notice("store-unreadable", why=error.text)
+            unreadable.notice("store-unreadable", why=answer.text)
             self._carry_out(unreadable)
             if not isinstance(read.request, Question):
                 self._unread.append(read)  # no message may be passed over: its queue stands still until then

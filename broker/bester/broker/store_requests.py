@@ -379,6 +379,15 @@ class Snapshot:
     full: str | None = None
 
 
+class Held(NamedTuple):
+    """A lease on the contents of a store that another process holds: `why` says which one, with a remedy; `left_s` is
+    when the lease ends by itself, and `state` changes with each of its renewals."""
+
+    why: str
+    left_s: float
+    state: tuple[object, ...]
+
+
 @dataclass(frozen=True)
 class Bounds:
     """Bounds on the queues; above them the sender has a failure. Reasons: a disk has an end, and one user or server
@@ -423,7 +432,8 @@ class Committed(NamedTuple):
     of them in `late`, where it is on disk, or in `dropped`, where it was given up.
 
     `busy`: another process writes to the store. The store has done nothing with the group, which is to be committed
-    again, or given to `Store.hold_back`."""
+    again, or given to `Store.hold_back`. `sync_s` are the seconds that the transaction waited for the disk, None where
+    there is no disk."""
 
     ok: bool
     repeated: Mapping[int, str | None] = {}
@@ -433,3 +443,4 @@ class Committed(NamedTuple):
     kept: frozenset[int] = frozenset()
     late: Sequence[Promise] = ()
     dropped: Sequence[Promise] = ()
+    sync_s: float | None = None

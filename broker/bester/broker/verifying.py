@@ -88,6 +88,11 @@ class Verifying:
         self._pools: set[ThreadPoolExecutor] = set()  # of one thread each, so that one without a thread can be dropped
         self._idle: list[ThreadPoolExecutor] = []
 
+    @property
+    def lockouts(self) -> int:
+        """Times that a user at an address was made to wait after wrong passwords."""
+        return self._lockout.waits
+
     def close(self) -> None:
         """Stop the threads, after waiting some hundredths of a second for running checks."""
         self._idle.clear()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from bester.broker.wire.codes import ConfigError
 from bester.cli.options import config_option, load
 from bester.cli.output import done, err
 
@@ -22,6 +23,10 @@ def backup(config_path: Path | None, directory: Path) -> None:
     config = load(config_path)
     from bester.broker.store.backup import backup as copy
 
+    database = config.store.database
+    if database is not None:
+        dump = f"pg_dump --schema={database.schema} --dbname={database.where!r} --format=custom --file=FILE"
+        raise ConfigError(f"accounts and messages are in PostgreSQL, which copies them itself: {dump}")
     if config.store.path is None:
         err("[store] url is memory: and a store in memory cannot be copied")
     for path in copy(config.server.data_dir, directory, store=config.store.path):

@@ -20,8 +20,8 @@ from bester.cli.output import err, out
 
 Status = Mapping[str, Any]
 TYPES = ("TYPE", "HANDLERS", "WAIT", "IN FLIGHT", "RECEIVED", "ANSWERED", "AGAIN", "DEAD", "FAILED")
-RATES = ("TYPE", "HANDLERS", "WAIT", "IN FLIGHT", "RECEIVED/S", "ANSWERED/S", "MEAN MS")
-SERVERS = ("SERVER", "STATE", "QUEUED", "NEXT TRY", "LAST ERROR")
+RATES = ("TYPE", "HANDLERS", "WAIT", "IN FLIGHT", "RECEIVED/S", "ANSWERED/S", "HANDLER MS", "WHOLE MS")
+SERVERS = ("SERVER", "STATE", "QUEUED", "OLDEST", "RETRIES", "NEXT TRY", "LAST ERROR")
 
 
 @click.command()
@@ -38,6 +38,9 @@ def status(config_path: Path | None, as_json: bool) -> None:
         out("")
         tables.show([_type_cells(type_, row) for type_, row in sorted(found["types"].items())], TYPES)
     _show_servers(found)
+    if reached := reached_bounds(found):
+        out("")
+        out(f"Refused or dropped at a bound: {reached}")
     for line in worries(found):
         err(f"bester: {line}")
 
@@ -105,6 +108,16 @@ def worries(found: Status) -> list[str]:
     return [f"{each.text}; {each.remedy}" for each in findings_of(found)]
 
 
+def reached_bounds(found: Status) -> str:
+    """Return the bounds at which something was refused, dropped or cut since the start, with the counts."""
+    rows = [(name, count) for name, count in found.get("reached", {}).items() if count]
+    for bridge in found["bridges"]:
+        for name, count in bridge["figures"].items():
+            if name.startswith("reached_") and count:
+                rows.append((f"{plain(name.removeprefix('reached_'))} of {plain(bridge['name'])}", count))
+    return ", ".join(f"{name} ({count})" for name, count in rows)
+
+
 def plain(text: str) -> str:
     """Return the text with control and invisible characters spelled out as JSON does."""
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
@@ -119,7 +132,8 @@ def _show_head(found: Status) -> None:
     logins = ", ".join(f"{count} {plain(result)}" for result, count in found["logins"].items()) or "none"
     out(f"{plain(found['server'])}, up {_span(found['up_s'])}: {found['users']} users, {found['sessions']} sessions")
     out(f"unreported {found['cases']}, queued {queued['messages']} ({queued['mailboxes']} mailboxes), store {size}")
-    out(f"logins: {logins}")
+    lockouts = f"; {found['lockouts']} lockouts" if found["lockouts"] else ""
+    out(f"logins: {logins}{lockouts}")
 
 
 def _type_cells(type_: str, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -132,13 +146,15 @@ def _rate_cells(
     type_: str, row: Mapping[str, Any], old: Mapping[str, Any] | None, now: Status, before: Status
 ) -> tuple[str, ...]:
     if old is None or now["up_s"] < before["up_s"]:  # a new type, or a server that was started again
-        old = {"received": 0, "answered": 0, "took_s": 0.0}
+        old = {"received": 0, "answered": 0, "took_s": 0.0, "reported": 0, "whole_s": 0.0}
     seconds = max(1e-3, now["up_s"] - before["up_s"]) if now["up_s"] >= before["up_s"] else now["up_s"]
-    answered = row["answered"] - old["answered"]
-    mean_ms = (row["took_s"] - old["took_s"]) / answered * 1000 if answered > 0 else 0.0
+    answered, reported = row["answered"] - old["answered"], row["reported"] - old["reported"]
+    handler_ms = (row["took_s"] - old["took_s"]) / answered * 1000 if answered > 0 else 0.0
+    whole_ms = (row["whole_s"] - old["whole_s"]) / reported * 1000 if reported > 0 else 0.0
     return (
         plain(type_), str(row["workers"]), str(row["waiting"]), str(row["inflight"]),
-        f"{(row['received'] - old['received']) / seconds:.1f}", f"{answered / seconds:.1f}", f"{mean_ms:.2f}",
+        f"{(row['received'] - old['received']) / seconds:.1f}", f"{answered / seconds:.1f}", f"{handler_ms:.2f}",
+        f"{whole_ms:.2f}",
     )  # fmt: skip
 
 
@@ -152,6 +168,8 @@ def _show_servers(found: Status) -> None:
                 plain(row["name"]),
                 f"held, {row['state']}" if row["held"] else row["state"],
                 str(row["queued"]),
+                "" if row["oldest_s"] is None else _span(row["oldest_s"]),
+                str(row["retries"]),
                 "" if row["next_try_s"] is None else f"in {_span(row['next_try_s'])}",
                 plain(row["error"] or ""),
             )

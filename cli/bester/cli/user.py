@@ -17,6 +17,7 @@ from bester.cli.output import done, err, out
 
 if TYPE_CHECKING:
     from bester.broker.accounts import Accounts
+    from bester.broker.accounts_postgres import PostgresAccounts
     from bester.broker.config import Config
 
 COLUMNS = ("NAME", "SINCE", "STATE")
@@ -40,7 +41,7 @@ def add(config_path: Path | None, password_stdin: bool, name: str) -> None:
     _are_there(config)  # raises before the password is asked for
     password = _checked(new_password(name, password_stdin))
     directory = config.server.data_dir
-    is_new = not directory.exists()
+    is_new = config.store.database is None and not directory.exists()
     with _accounts(config) as accounts:
         if is_new:
             err(f"made the data directory {directory}; if the server is elsewhere, name its file with -c")
@@ -110,7 +111,7 @@ def list_(config_path: Path | None) -> None:
         with _accounts(config) as accounts:
             rows = accounts.list()
     if not rows:
-        err(f"no users in {config.server.data_dir}; if the server is elsewhere, name its file with -c")
+        err(f"no users in {_where(config)}; if the server is elsewhere, name its file with -c")
     cells = [
         (row.name, time.strftime("%Y-%m-%d", time.localtime(row.created_s)), "disabled" if row.disabled else "")
         for row in rows
@@ -124,12 +125,12 @@ def list_(config_path: Path | None) -> None:
 
 
 @contextmanager
-def _accounts(config: Config) -> Iterator[Accounts]:
-    from bester.broker.accounts import Accounts
+def _accounts(config: Config) -> Iterator[Accounts | PostgresAccounts]:
+    from bester.broker.logins import open_accounts
 
     if config.auth == "open":
         err('the configuration says auth = "open": accounts are kept, but logins are not checked')
-    with closing(Accounts(config.server.data_dir)) as accounts:
+    with closing(open_accounts(config)) as accounts:
         yield accounts
 
 
@@ -141,7 +142,10 @@ def _warn_of_deciders(config: Config) -> None:
 
 
 def _are_there(config: Config) -> bool:
-    """Return whether there are accounts, without creating any. Raises ConfigError where there can be none."""
+    """Return whether there are accounts, without creating any; True for a database, where looking is changing. Raises
+    ConfigError where there can be none."""
+    if config.store.database is not None:
+        return True
     from bester.broker.accounts import FILE
     from bester.broker.accounts_file import is_there
     from bester.broker.data_dir import prepare
@@ -151,6 +155,11 @@ def _are_there(config: Config) -> bool:
         return False
     prepare(directory)
     return is_there(directory / FILE)
+
+
+def _where(config: Config) -> str:
+    database = config.store.database
+    return str(config.server.data_dir) if database is None else database.where
 
 
 def _must_be_there(config: Config, name: str) -> None:

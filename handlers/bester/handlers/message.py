@@ -84,6 +84,12 @@ class Message:
         return self._request.meta.get("shadow") is True
 
     @property
+    def traceparent(self) -> str | None:
+        """The W3C `traceparent` under which the work on this message belongs into a trace; None: it has none."""
+        parent = self._request.meta.get("traceparent")
+        return None if parent is None else str(parent)
+
+    @property
     def path(self) -> list[str]:
         """The steps so far as `server/type`, the present one not included."""
         return list(self._request.meta.get("path", ()))

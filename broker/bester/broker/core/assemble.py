@@ -22,6 +22,7 @@ from bester.broker.core.directory import Directory
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.figures import Figures
+from bester.broker.core.following import Following
 from bester.broker.core.inbound_lanes import InboundLanes
 from bester.broker.core.ingress import Ingress
 from bester.broker.core.jobs import Job
@@ -45,6 +46,7 @@ from bester.broker.core.stuck_types import StuckTypes
 from bester.broker.core.submit_credit import SubmitCredit
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.trace import Trace
+from bester.broker.core.tracing import Tracing
 from bester.broker.core.transfers import Transfers
 from bester.broker.core.workers import Workers
 from bester.broker.store_requests import Snapshot, is_mailbox
@@ -100,6 +102,7 @@ class Units:
     credit: SubmitCredit
     stuck_types: StuckTypes
     auth: AuthHandlers
+    following: Following
 
 
 def assemble(
@@ -124,7 +127,7 @@ def assemble(
     transfers = Transfers(limits.max_lane)
     notes = RemoteNotes(out, snapshot.remote, settings.bounds.server_outcomes)
     late_outcomes = LateOutcomes(settings, queues, transfers, reports, out, notes, snapshot.disowned, now)
-    mailboxes = Mailboxes(queues, directory, deliveries, out, late_outcomes.on_ended)
+    mailboxes = Mailboxes(queues, directory, deliveries, out, late_outcomes.on_ended, trace)
     reporters = Reporters(out, snapshot.peers)
     standing = Standing(out, settings.routes, snapshot.held, now)
     relays = Relays(
@@ -140,10 +143,11 @@ def assemble(
     queues.on_damaged = late_outcomes.on_damaged
 
     def dispatch(job: Job, now: float) -> None:
-        dispatcher.dispatch(job, now)
+        dispatcher.dispatch((job,), now)
 
     def enter(job: Job, now: float) -> None:
-        dispatcher.enter(job, now)
+        job.case.pending += 1
+        dispatcher.enter((job,), now)
 
     def knows_type(type_: str) -> bool:
         return dispatcher.knows_type(type_)
@@ -151,7 +155,17 @@ def assemble(
     commands = Commands(
         settings, out, trace, queues, directory, deliveries, mailboxes, relays, dispatch, around.is_account,
     )  # fmt: skip
-    dead_letters = DeadLetters(settings, queues, reports, out, enter, knows_type, late_outcomes.owns_letter, figures)
+    dead_letters = DeadLetters(
+        settings,
+        queues,
+        reports,
+        out,
+        enter,
+        knows_type,
+        late_outcomes.owns_letter,
+        figures,
+        trace,
+    )
     dispatcher = Dispatcher(
         settings, out, figures=figures, observers=observers, workers=workers, timeouts=timeouts, contracts=contracts,
         reports=reports,
@@ -164,7 +178,8 @@ def assemble(
     ingress = Ingress(
         settings, around.names, out, around.epoch, dispatcher=dispatcher, reports=reports, directory=directory,
         relays=relays, late_outcomes=late_outcomes, inbound_lanes=inbound_lanes,
-        strangers=Strangers(settings, reports, out),
+        strangers=Strangers(settings, reports, out), trace=trace,
+        tracing=Tracing(trace, out, exports=settings.spans),
     )  # fmt: skip
     restarts = Restarts(settings, dispatcher, out)
     answers = PendingAnswers(out)
@@ -177,9 +192,10 @@ def assemble(
         is_stopped=around.is_stopped, read_until=around.read_until,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
+    following = Following(settings, trace, relays.links, out)
     return Units(
         dispatcher, ingress, inbound_lanes, peers, answers, contracts, restarts, questions, reports, directory, workers,
         deliveries, queues, mailboxes, relays, reporters, dead_letters, late_outcomes, notes, standing,
         Cockpit(settings, out, queues, relays, standing, notes), figures, recordings, shadows, credit,
-        StuckTypes(limits), auth,
+        StuckTypes(limits), auth, following,
     )  # fmt: skip

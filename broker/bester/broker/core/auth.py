@@ -132,6 +132,7 @@ class AuthHandlers:
         body = json.dumps({"user": user, "password": password, "address": address})
         login = Login(number, user, body.encode(), now)
         if self._count() >= self._limits.max_logins:
+            self._out.reached["max_logins"] += 1
             self._undecided(login, None, "too many logins wait for a decision", "overloaded")
         elif self._away_since is not None and now - self._away_since >= self._limits.handler_wait_s:
             self._undecided(login, None, f"no handler of {AUTH_TYPE} is connected", "no-handler")
@@ -166,7 +167,9 @@ class AuthHandlers:
         if login is None:
             handler.overdue -= 1
         else:
-            self._figures.of(AUTH_TYPE).add_time(now - login.since)
+            figures = self._figures.of(AUTH_TYPE)
+            figures.took.append(now - login.since)
+            figures.more_results -= 1  # a decision is no result
             good, why = _decision(login.user, reply)
             if good is None:
                 self._undecided(login, handler, why, "bad-reply" if reply.status == DONE else "handler-failed")

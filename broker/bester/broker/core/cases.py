@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from bester.broker.core.effects import Effects, Link
+from bester.broker.core.figures import TypeFigures
 from bester.broker.wire.messages import Message, Outcome, Relayed, Report
 from bester.broker.wire.outcomes import AGAIN, DELIVERED, QUEUED, failed, reason_of, severity
 
@@ -59,6 +60,8 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     `resubmitted`: a bridge submitted the message again, and an earlier life of this broker may have processed it; the
     report never says that the message was merely refused.
 
+    `figures` are those of the type of a message that entered, which was at `since`; None for other cases.
+
     `sender` is the user who may ask for later outcomes, `peer` the server that gets them: those of the message that
     entered, wherever its results are sent on to. `other_askers` sent duplicates and get the same report,
     `watchers` are called at the end.
@@ -84,13 +87,15 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     claimed_id: str | None = None
     other_askers: list[tuple[Link, int]] | None = None
     watchers: tuple[Watcher, ...] = ()
+    figures: TypeFigures | None = None
+    since: float = 0.0
 
     def completes_on(self, link: Link) -> bool:
         """Return whether one good delivery on this link would be all that the report to the asker, on the same
         link, has to state."""
         return (
             self.pending == 1 and self.worst == DELIVERED and self.kind is _SUBMIT
-            and self.other_askers is None and self.link == link
+            and self.other_askers is None and (self.link is link or self.link == link)
         )  # fmt: skip
 
     def record(self, name: str | None, outcome: str, note: str | None = None) -> None:
@@ -147,10 +152,12 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
 
 
 class Reports:
-    """Reports on cases, and their recipients. `open` counts the cases under way."""
+    """Reports on cases, and their recipients. `open` counts the cases under way; `now` is the time of the router's
+    call, for the times that cases lasted."""
 
     def __init__(self, out: Effects) -> None:
         self.open = 0
+        self.now = 0.0
         self._out = out
 
     def begin(self, case: Case) -> None:
@@ -174,6 +181,8 @@ class Reports:
         case.pending = pending = case.pending - 1
         if pending == 0:
             self.open -= 1
+            if case.figures is not None:
+                case.figures.lasted.append(self.now - case.since)
             silent = silent and case.reason is None
             if not silent or case.watchers or case.other_askers is not None:
                 self._end(case, silent=silent)

@@ -16,6 +16,8 @@ from bester.broker.store_requests import FindOldest, owner_of
 from bester.broker.wire.messages import Answer, Ask, Meta
 
 QUESTIONS = frozenset({"peers", "peerRetry", "peerHold", "peerRelease", "peerDrop"})
+LOOK_S = 5.0
+"""Time between two looks at the oldest message of each lane, which the store has to be asked for."""
 MAX_ROWS = 100
 """Types of one server's outbox that are shown, the longest queues first; the others are summed up."""
 
@@ -32,6 +34,33 @@ class Cockpit:
         self._relays = relays
         self._standing = standing
         self._notes = notes
+        self._oldest_at: dict[str, float] = {}  # by server, in the store's time
+        self._look_at = 0.0
+        self._looking = False
+
+    def tick(self, now: float) -> None:
+        """Look now and then since when the oldest message of each server has been queued."""
+        if now >= self._look_at and not self._looking and next(iter(self._queues.lanes()), None) is not None:
+            self._look_at = now + LOOK_S
+            self._looking = True
+            self._out.read(FindOldest(), self._on_oldest)
+
+    def _on_oldest(self, oldest: Mapping[str, Meta] | None, now: float) -> None:
+        self._looking = False
+        self._oldest_at.clear()
+        for key, meta in (oldest or {}).items():
+            at_s, server = meta.get("at_s"), owner_of(key)
+            if type(at_s) is float:
+                self._oldest_at[server] = min(at_s, self._oldest_at.get(server, at_s))
+
+    def oldest_s(self, now: float) -> dict[str, float]:
+        """Return the age of the oldest message of each server with messages queued, in seconds, as of the last look."""
+        stored_s = self._queues.clock.stored(now)
+        return {
+            server: max(0.0, stored_s - at_s)
+            for server, at_s in self._oldest_at.items()
+            if self._queues.lanes_to(server)
+        }
 
     def on_question(self, link: Link, ask: Ask, peers: Iterable[Peer], now: float) -> Answer | None:
         """Answer a question. Returns None where the answer is sent after the store was read."""

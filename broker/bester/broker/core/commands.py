@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from bester.broker.core import policy
 from bester.broker.core.deliveries import Deliveries, Delivery, Share
-from bester.broker.core.directory import Directory
+from bester.broker.core.directory import CROWD, Directory
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
 from bester.broker.core.settings import Settings
-from bester.broker.core.trace import Trace
+from bester.broker.core.trace import QUEUED, SERVER, Trace
 from bester.broker.store_requests import Entry, mailbox
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
@@ -81,7 +81,7 @@ class Commands:
         dispatch: Callable[[Job, float], None],
         is_account: Callable[[str], bool],
     ) -> None:
-        self._directory = directory
+        self._places, self._crowd = directory.places, directory.crowd
         self._deliveries = deliveries
         self._mailboxes = mailboxes
         self._relays = relays
@@ -97,33 +97,40 @@ class Commands:
     def carry_out(self, job: Job, commands: list[Command], now: float) -> None:
         """Begin every result of a reply that `fault` has found sound."""
         for number, command in enumerate(commands):
-            if command.command == "sendClients":
+            kind = command.command
+            if kind == "sendClients":
                 self._to_clients(job, number, command, now, alone=len(commands) == 1)
-            elif command.command == "sendServers":
+            elif kind == "sendServers":
                 self._to_servers(job, number, command, now)
-            elif command.command == "sendHandler":
+            elif kind == "sendHandler":
                 self._to_handler(job, number, command, now)
             else:
-                raise AssertionError(f"{command.command} was found sound, and nobody carries it out")
+                raise AssertionError(f"{kind} was found sound, and nobody carries it out")
 
     def _to_clients(self, job: Job, number: int, command: Command, now: float, *, alone: bool) -> None:
-        case, names = job.case, command.targets
-        places = self._directory.places(names[0]) if len(names) == 1 else None
-        if places is not None and len(places) == 1 and not (self._queues.messages and self._must_queue(job, names[0])):
-            for link, sessions in places.items():  # most messages: one user on one bridge
-                self._deliver(job, number, command, link, [[0, *sessions]], None, alone and case.completes_on(link))
+        names = command.targets
+        if (
+            len(names) == 1 and (places := self._places(names[0])) is not None and len(places) == 1
+            and not (self._queues.messages and self._must_queue(job, names[0]))
+        ):  # fmt: skip
+            ((link, sessions),) = places.items()  # most messages: one user on one bridge
+            few = len(sessions) <= CROWD
+            target = [0, *sessions] if few else self._crowd(names[0], link, sessions)
+            self._deliver(job, number, command, link, [target], None, alone, now)
             return
+        case = job.case
         by_link: dict[Link, list[list[int]]] = {}
         shares: dict[int, Share] | None = None
         frames = 0
         for t, name in enumerate(names):
-            places = self._directory.places(name)
+            places = self._places(name)
             if places is None or self._must_queue(job, name):
                 self._to_absent(job, number, command, t, now)
                 continue
             frames += sum(map(len, places.values()))
             if frames > self._limits.max_frames:
                 case.record(name, failed("too-many-results"))
+                self._out.reached["max_frames"] += 1
                 continue
             if len(places) > 1:
                 shares = {} if shares is None else shares
@@ -131,8 +138,7 @@ class Commands:
             for link, sessions in places.items():
                 by_link.setdefault(link, []).append([t, *sessions])
         for link, targets in by_link.items():
-            reports = alone and len(by_link) == 1 and case.completes_on(link)
-            self._deliver(job, number, command, link, targets, shares, reports)
+            self._deliver(job, number, command, link, targets, shares, alone and len(by_link) == 1, now)
 
     def _must_queue(self, job: Job, user: str) -> bool:
         """Return whether a result must go behind messages queued for the user. A duplicate must where any are queued,
@@ -141,25 +147,22 @@ class Commands:
 
     def _deliver(
         self, job: Job, number: int, command: Command, link: Link, targets: list[list[int]],
-        shares: dict[int, Share] | None, bridge_reports: bool,
+        shares: dict[int, Share] | None, alone: bool, now: float,
     ) -> None:  # fmt: skip
-        """Have a bridge deliver to those of a command's targets that are connected to it."""
+        """Have a bridge deliver to those of a command's targets that are connected to it. The bridge reports by itself
+        where the message leads to this delivery `alone`."""
         case = job.case
-        case.pending += 1
         id_ = f"{job.id}.{number}"
-        queues = self._queues  # numbers for the results, should they be queued: their place is before later ones
-        first, queues.next_number = queues.next_number, queues.next_number + len(command.targets)
-        delivery = Delivery(job, command, id_, targets, shares, bridge_reports, first)
-        serial = self._deliveries.add(link, delivery)
+        token = None
         meta: Meta = {"origin": job.origin}
         if job.repeated:
             meta["redelivered"] = True
-        token = None
-        if bridge_reports:
-            token = case.token
-            meta["message"] = case.id
-        deliver = _new(Deliver, (serial, id_, job.type, command.body, targets, token, meta))
-        self._out.messages[link].append(deliver)
+        if alone and case.completes_on(link):
+            token, meta["message"] = case.token, case.id
+        case.pending += 1
+        first = self._queues.reserve_numbers(len(command.targets))  # should they be queued: before later ones
+        serial = self._deliveries.add(link, Delivery(job, command, id_, targets, shares, token is not None, first, now))
+        self._out.messages[link].append(_new(Deliver, (serial, id_, job.type, command.body, targets, token, meta)))
 
     def _to_absent(self, job: Job, number: int, command: Command, t: int, now: float) -> None:
         """Queue a result for a user without a connection, or with messages queued that go first, if the user is
@@ -170,6 +173,7 @@ class Commands:
             code = "unknown-user"
         code = code or self.enqueue(job, command, f"{job.id}.{number}", t, self._queues.reserve_numbers(1), now)
         if code is not None:
+            self._trace.add((now, job.root, f"{job.id}.{number}.{t}", failed(code), name, now))
             job.case.record(name, failed(code))
 
     def enqueue(
@@ -184,7 +188,10 @@ class Commands:
             number, mailbox(name), f"{id_}.{t}", name, job.type, command.body, job.case.sender,
             self._queues.expires_at(job.case, now), meta,
         )  # fmt: skip
-        return self._queues.enqueue(entry, job.case, now)
+        code = self._queues.enqueue(entry, job.case, now)
+        if code is None:
+            self._trace.add((now, job.root, entry.id, QUEUED, name, 0.0))
+        return code
 
     def on_not_delivered(self, delivery: Delivery, t: int, reason: str, now: float) -> str:
         """Take in that a delivery failed. Returns the outcome, empty where the result is queued now and its case waits
@@ -213,10 +220,11 @@ class Commands:
                 continue
             if code is None:
                 code = self._to_server(job, id_, type_, command.body, target, now)
+            self._trace.add(
+                (now, job.root, id_, SERVER if code is None else failed(code), target, 0.0 if code is None else now)
+            )
             if code is not None:
                 job.case.record(target, failed(code))
-            else:
-                self._trace.add((now, job.root, id_, "server", target))
 
     def _to_server(self, job: Job, id_: str, type_: str, body: bytes, target: str, now: float) -> str | None:
         """Send a result to another server; returns a code where the transfer cannot begin."""
@@ -248,7 +256,7 @@ class Commands:
             scope, user, peer = "server", None, self._settings.name
         child = Job(
             job.case, id_, job.root, type_, body, scope, job.origin, user, peer,
-            job.onward_path(self._settings.name), target, repeated=job.repeated,
+            job.onward_path(self._settings.name), target, repeated=job.repeated, traceparent=job.traceparent,
         )  # fmt: skip
         child.case.pending += 1
         self._dispatch(child, now)
@@ -267,4 +275,5 @@ class Commands:
         results.move_to_end(key)
         if len(results) > self._limits.max_roots:
             results.popitem(last=False)
+            self._out.reached["max_roots"] += 1
         return None

@@ -18,6 +18,7 @@ from bester.broker.core.inspection import DeadLettersState
 from bester.broker.core.jobs import Job
 from bester.broker.core.queues import Queues
 from bester.broker.core.settings import Settings
+from bester.broker.core.trace import Trace
 from bester.broker.store_requests import Bury, DeadLetter, DeadLetterPage, Entry, FindDeadLetters, Unbury, lane
 from bester.broker.wire.messages import Answer, Ask, Message
 from bester.broker.wire.outcomes import failed
@@ -78,7 +79,7 @@ class DeadLetters:
 
     def __init__(
         self, settings: Settings, queues: Queues, reports: Reports, out: Effects, enter: Callable[[Job, float], None],
-        knows: Callable[[str], bool], owns: Callable[[DeadLetter], bool], figures: Figures,
+        knows: Callable[[str], bool], owns: Callable[[DeadLetter], bool], figures: Figures, trace: Trace,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._queues = queues
@@ -88,6 +89,7 @@ class DeadLetters:
         self._knows = knows
         self._owns = owns
         self._figures = figures
+        self._trace = trace
         self._replayed: set[str] = set()  # ids of the letters that are being replayed
         self._renamed: dict[str, str] = {}  # by the id of a replay that has an id of its own, that of its letter
 
@@ -105,6 +107,7 @@ class DeadLetters:
             "bytes": len(job.body),
         }  # fmt: skip
         self._figures.of(job.type).dead += 1
+        self._trace.add((now, job.root, job.id, reason, job.type, 0.0))
         self._figures.recent_dead.add(job.type, reason, now)
         id_ = self._renamed.get(job.id, job.id)
         bury(DeadLetter(id_, job.type, job.body, reason, self._queues.clock.wall(now), meta), self._out)

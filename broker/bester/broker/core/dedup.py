@@ -7,6 +7,7 @@ outcome of the first. Keys are remembered no longer, and no more of them, than t
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from bester.broker.core.cases import Case
 
@@ -20,7 +21,11 @@ class DedupCache:
     A case that failed before anything was done for it is forgotten: its sender then wants another try.
     """
 
-    def __init__(self, remember_s: float, most: int, most_of_one: int) -> None:
+    def __init__(
+        self, remember_s: float, most: int, most_of_one: int, on_bound: Callable[[str], None] = lambda which: None
+    ) -> None:
+        """`on_bound` is called with `all` or `one` where a case is forgotten early, for one of the bounds."""
+        self._on_bound = on_bound
         self._remember_s = remember_s
         self._most = most
         self._most_of_one = most_of_one
@@ -51,8 +56,10 @@ class DedupCache:
         own[key] = None
         if len(own) > self._most_of_one:
             self._drop(next(iter(own)))
+            self._on_bound("one")
         if len(self._cases) > self._most:
             self._drop(next(iter(self._cases)))
+            self._on_bound("all")
 
     def forget(self, owner: tuple[str, str]) -> None:
         """Forget the cases of one owner."""

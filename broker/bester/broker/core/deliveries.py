@@ -43,7 +43,7 @@ class Delivery(Struct, eq=False, gc=False):  # a Struct, for most messages have 
 
     `targets` is as in the DELIVER; `shares` are those of targets with sessions on other bridges as well. `number` is
     reserved for target 0, should it be queued, those after it for the others. `reported`: the bridge reports by itself
-    where every target is delivered.
+    where every target is delivered. `since` is when the DELIVER was made.
     """
 
     job: Job
@@ -53,6 +53,7 @@ class Delivery(Struct, eq=False, gc=False):  # a Struct, for most messages have 
     shares: dict[int, Share] | None
     reported: bool
     number: int
+    since: float
 
 
 class MailDelivery(Struct, eq=False, gc=False):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bester.broker.core.effects import Link
 from bester.broker.wire.messages import MAX_USER
+
+_NOBODY: Mapping[int, str] = {}
+CROWD = 8
+"""Sessions of one user on one bridge above which their list is worth keeping."""
 
 
 class Directory:
@@ -13,6 +19,7 @@ class Directory:
         self._max_sessions = max_sessions
         self._places: dict[str, dict[Link, dict[int, None]]] = {}
         self._sessions: dict[Link, dict[int, str]] = {}
+        self._crowds: dict[tuple[str, Link], list[int]] = {}
 
     def open(self, link: Link, session: int, user: str) -> bool:
         """Enter a session; one that is known already (a bridge that says HELLO again) is not entered twice. Returns
@@ -28,6 +35,7 @@ class Directory:
         elif len(sessions) >= self._max_sessions:
             return False
         sessions[session] = user
+        self._crowds.pop((user, link), None)
         self._places.setdefault(user, {}).setdefault(link, {})[session] = None
         return True
 
@@ -39,6 +47,7 @@ class Directory:
             del self._sessions[link]
         if user is None:
             return
+        self._crowds.pop((user, link), None)
         places = self._places[user]
         del places[link][session]
         if not places[link]:
@@ -56,9 +65,21 @@ class Directory:
         sessions = self._sessions.get(link)
         return sessions.get(session) if sessions else None
 
+    def users_of(self, link: Link) -> Mapping[int, str]:
+        """Return the users of a bridge by session."""
+        return self._sessions.get(link, _NOBODY)
+
     def places(self, user: str) -> dict[Link, dict[int, None]] | None:
         """Return the user's sessions by bridge, oldest first, None where there is none."""
         return self._places.get(user)
+
+    def crowd(self, user: str, link: Link, sessions: dict[int, None]) -> list[int]:
+        """Return the only target of a DELIVER to a user with many sessions on a bridge: 0, and these sessions. The list
+        is the same object until one of them comes or goes: nobody may change it."""
+        crowd = self._crowds.get((user, link))
+        if crowd is None:
+            crowd = self._crowds[user, link] = [0, *sessions]
+        return crowd
 
     def sessions(self, link: Link) -> int:
         """Return how many sessions a bridge holds."""

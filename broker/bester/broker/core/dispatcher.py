@@ -8,8 +8,7 @@ jobs of a lost worker and the deliveries of a lost bridge are settled here.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 from bester.broker.core import policy
@@ -20,7 +19,7 @@ from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, MailDelivery
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Effects, Link, NoticeEvent
-from bester.broker.core.figures import BUCKETS_S, OTHERS, SHORTEST_S, Figures, TypeFigures
+from bester.broker.core.figures import OTHERS, Figures, TypeFigures
 from bester.broker.core.inspection import Bound
 from bester.broker.core.jobs import Job
 from bester.broker.core.mailboxes import Mailboxes
@@ -31,7 +30,7 @@ from bester.broker.core.relays import Relays
 from bester.broker.core.settings import Budget, Settings
 from bester.broker.core.suspects import Suspicion
 from bester.broker.core.timeouts import Timeouts
-from bester.broker.core.trace import Trace
+from bester.broker.core.trace import CONSUMED, EMITTED, HANDLER, Trace
 from bester.broker.core.workers import Workers
 from bester.broker.store_requests import RecordType
 from bester.broker.wire.codes import CODES
@@ -108,20 +107,23 @@ class Dispatcher:
 
     # --- entry ---
 
-    def enter(self, job: Job, now: float) -> None:
-        """Dispatch a message that came from outside: from a client, from a server, or as a replayed dead letter."""
-        self._reports.begin(job.case)
-        if (figures := self._types.get(job.type)) is not None:
-            figures.received += 1
-        else:
-            self._figures_of(job.type).received += 1
-        self.dispatch(job, now)
+    def enter(self, jobs: Sequence[Job], now: float) -> None:
+        """Dispatch a run of messages of one type that came from outside: from clients, from a server, or as a replayed
+        dead letter. Each is the one pending result of its case, which is open from now on."""
+        self._reports.open += len(jobs)
+        figures = jobs[0].case.figures
+        if figures is None:
+            figures = self.figures_of(jobs[0].type)
+            for job in jobs:
+                job.case.figures, job.case.since = figures, now
+        figures.received += len(jobs)
+        self.dispatch(jobs, now)
 
     def emit(self, case: Case, type_: str, commands: list[Command], now: float, *, repeated: bool) -> None:
         """Carry out the commands of a handler that acts on its own initiative, as if replying to a message of its
         own."""
         self._reports.begin(case)
-        self._trace.add((now, case.root, case.id, "emitted", type_))
+        self._trace.add((now, case.root, case.id, EMITTED, type_, 0.0))
         wrong = fault(commands)
         job = Job(case, case.id, case.root, type_, b"", "handler", self._settings.name, repeated=repeated)
         if wrong is not None:
@@ -130,42 +132,61 @@ class Dispatcher:
         self._commands.carry_out(job, commands, now)
         self._end(job, None)
 
-    def _figures_of(self, type_: str) -> TypeFigures:
+    def figures_of(self, type_: str) -> TypeFigures:
         """Return the figures of a type; those of a type that nobody has served are with others'."""
-        return self._figures.of(type_ if self.knows_type(type_) else OTHERS)
+        found = self._types.get(type_)
+        return found if found is not None else self._figures.of(type_ if self.knows_type(type_) else OTHERS)
 
     # --- to a handler ---
 
-    def dispatch(self, job: Job, now: float) -> None:
-        """Assign a job to a worker, queue it for one, or end it with the reason why it can do neither."""
-        limits, size_bytes = self._limits, len(job.body)
-        worker = None
-        if len(job.path) >= HOP_LIMIT:
-            code: str | None = "too-many-hops"
-        elif self._held >= limits.max_held or self._held_bytes + size_bytes > limits.max_held_bytes:
-            code = self._never_served(job, now) or "overloaded"
-        else:
-            worker = self._workers.choose(job)
-            code = None if worker is not None else self._may_not_wait(job, now)
-        if code is not None:
-            self._end(job, failed(code))
-            return
-        if self._faults and (check := self._faults.get(job.type)) is not None:
-            wrong = check(job.body)
-            if wrong is not None:
-                self._refuse(job, wrong)
-                return
-        self._held += 1
-        self._held_bytes += size_bytes
-        if worker is not None:
-            self._assign(worker, job, now)
-        else:
-            job.since = now
-            self._workers.enqueue(job)
+    def dispatch(self, jobs: Sequence[Job], now: float) -> None:
+        """Assign each job of a run of one type to a worker, queue it for one, or end it with the reason why it can do
+        neither."""
+        limits, type_ = self._limits, jobs[0].type
+        check = self._faults.get(type_) if self._faults else None
+        worker: Worker | None = None
+        given: list[Job] = []  # jobs for this worker, which has `room` for more
+        room = 0
+        for job in jobs:
+            size_bytes = len(job.body)
+            code: str | None = None
+            if job.path and len(job.path) >= HOP_LIMIT:
+                code = "too-many-hops"
+            elif self._held >= limits.max_held or self._held_bytes + size_bytes > limits.max_held_bytes:
+                code = self._never_served(job, now) or "overloaded"
+                if code == "overloaded":
+                    self._out.reached["max_held" if self._held >= limits.max_held else "max_held_bytes"] += 1
+            elif not room:
+                if worker is not None and given:
+                    self._assign(worker, given, now)
+                    given = []
+                worker = self._workers.choose(job)
+                if worker is None:
+                    code = self._may_not_wait(job, now)
+                else:
+                    room = 1 if len(jobs) == 1 else self._workers.room(worker, type_)
+            if code is not None:
+                self._trace.add((now, job.root, job.id, code, type_, 0.0))
+                self._end(job, failed(code))
+                continue
+            if check is not None and (wrong := check(job.body)) is not None:
+                self._refuse(job, wrong, now)
+                continue
+            self._held += 1
+            self._held_bytes += size_bytes
+            if worker is not None:
+                room -= 1
+                given.append(job)
+            else:
+                job.since = now
+                self._workers.enqueue(job)
+        if worker is not None and given:
+            self._assign(worker, given, now)
 
-    def _refuse(self, job: Job, wrong: str) -> None:
+    def _refuse(self, job: Job, wrong: str, now: float) -> None:
         """End a job whose payload breaks the contract of its type; `wrong` is the sentence for the sender."""
         self._notice_failure(job, "schema", wrong)
+        self._trace.add((now, job.root, job.id, "schema", job.type, 0.0))
         self._end(job, failed("schema"), wrong)
 
     def _assign_waiting(self, worker: Worker, job: Job, now: float) -> None:
@@ -175,17 +196,20 @@ class Dispatcher:
             if wrong is not None:
                 self._workers.release_group(job)
                 self._let_go(job)
-                self._refuse(job, wrong)
+                self._refuse(job, wrong, now)
                 return
-        self._assign(worker, job, now)
+        self._assign(worker, (job,), now)
 
     def knows_type(self, type_: str) -> bool:
         """Return whether the type is served now, or ever was."""
         return type_ in self._seen_types or self._workers.serves(type_)
 
     def _may_not_wait(self, job: Job, now: float) -> str | None:
-        full = self._workers.is_full(job, self._limits.max_waiting, self._limits.max_waiting_bytes)
-        code = self._never_served(job, now) or ("overloaded" if full else None)
+        reached = self._workers.bound_reached(job, self._limits.max_waiting, self._limits.max_waiting_bytes)
+        code = self._never_served(job, now)
+        if code is None and reached is not None:
+            self._out.reached[reached] += 1
+            return "overloaded"
         if code is None and job.type in self.given_up and not self._workers.serves(job.type):
             return "no-handler"
         return code
@@ -198,26 +222,35 @@ class Dispatcher:
         just_started = now < self._started + self._limits.restart_s
         return "no-handler" if job.scope == "server" and just_started else "unknown-type"
 
-    def _assign(self, worker: Worker, job: Job, now: float) -> None:
-        if job.case.expires is not None and now >= job.case.expires:
-            self._workers.release_group(job)
-            self._let_go(job)
-            self._end(job, failed("expired"))
-            return
-        self._token = token = self._token + 1
-        job.attempt += 1
-        if job.attempt > 1:
-            self._figures.of(job.type).again += 1
-        job.since = now
-        self._workers.assign(worker, token, job)
-        self._trace.add((now, job.root, job.id, "handler", job.type))
-        request = job.request(token)
-        if self._timed or job.case.expires is not None:
+    def _assign(self, worker: Worker, jobs: Sequence[Job], now: float) -> None:
+        """Give a run of jobs of one type to a worker that has credit for them; end those that have expired."""
+        inflight, trace = worker.inflight, self._trace.add
+        given, requests = jobs, []
+        for job in jobs:
             expires = job.case.expires
-            deadline_ms = self._timeouts.deadline_ms(worker, job.type, None if expires is None else expires - now)
-            if deadline_ms is not None:
-                request.meta["deadline_ms"] = deadline_ms
-        self._out.messages[worker.link].append(request)
+            if expires is not None and now >= expires:
+                given = [each for each in given if each is not job]
+                self._workers.release_group(job)
+                self._let_go(job)
+                trace((now, job.root, job.id, "expired", job.type, job.since))
+                self._end(job, failed("expired"))
+                continue
+            self._token = token = self._token + 1
+            inflight[token] = job
+            job.attempt = attempt = job.attempt + 1
+            if attempt > 1:
+                self._figures.of(job.type).again += 1
+            trace((now, job.root, job.id, HANDLER, job.type, job.since))
+            job.since = now
+            request = job.request(token)
+            if self._timed or expires is not None:
+                deadline_ms = self._timeouts.deadline_ms(worker, job.type, None if expires is None else expires - now)
+                if deadline_ms is not None:
+                    request.meta["deadline_ms"] = deadline_ms
+            requests.append(request)
+        if requests:
+            self._workers.assign(worker, given)
+            self._out.messages[worker.link] += requests
 
     def feed(self, worker: Worker, now: float) -> None:
         """Assign waiting messages to a worker up to its credit, and requeued messages to all free workers."""
@@ -298,37 +331,77 @@ class Dispatcher:
 
     # --- from a handler ---
 
-    def on_reply(self, worker: Worker, reply: Reply, now: float) -> tuple[str, str] | None:
-        """Carry out a handler's reply; the router calls `feed` after the last reply of a batch. Returns (code, text)
-        where the reply is wrong, else None."""
-        token, status, commands, note, code = reply
-        job = self._take_back(worker, token)
-        if job is None:
-            return "unknown-token", "no request with this token waits on this link"
-        wrong = None
-        figures, took_s = self._types.get(job.type) or self._figures.of(job.type), now - job.since
-        figures.took[0 if took_s <= SHORTEST_S else bisect_left(BUCKETS_S, took_s)] += 1
-        figures.took_s += took_s
-        figures.results += len(commands)
-        if not job.is_settled:
+    def on_replies(
+        self, worker: Worker, replies: Sequence[Reply], now: float
+    ) -> Iterator[tuple[Reply, tuple[str, str]]]:
+        """Carry out a run of a handler's replies; the router calls `feed` after the last reply of a batch. Yield each
+        reply that is wrong, with (code, text).
+
+        The worker has credit again, and there is room for other jobs, at the end of the run, and before each reply that
+        may look at workers or dispatch a job.
+        """
+        workers, inflight, figures = self._workers, worker.inflight, None
+        type_: str | None = None
+        answered = size_bytes = 0
+        for reply in replies:
+            job = inflight.pop(reply.token, None)
+            if job is None:
+                yield reply, ("unknown-token", "no request with this token waits on this link")
+                continue
+            commands = reply.commands
+            if figures is None or job.type != type_:
+                type_ = job.type
+                figures = self._types.get(type_) or self._figures.of(type_)
+            figures.took.append(now - job.since)
+            if job.is_settled:
+                figures.more_results += len(commands) - 1
+                self._give_back(worker, answered, size_bytes)
+                answered = size_bytes = 0
+                workers.free(worker, 1)
+                workers.leave_group(job)
+                self._on_late_answer(worker)
+                continue
+            answered += 1
+            size_bytes += len(job.body)
+            if len(commands) != 1 or commands[0].command != "sendClients" or job.group is not None:
+                figures.more_results += len(commands) - 1
+                self._give_back(worker, answered, size_bytes)
+                answered = size_bytes = 0
+                workers.leave_group(job)
             if self._observers:
-                for observe in self._observers.get(job.type, ()):
+                for observe in self._observers.get(type_, ()):
                     observe(job, reply, now)
-            if status != DONE:
-                late = self._too_late(worker, job, now)
-                reason, note = late or reply_code(status, code), safe_note(note or "")
-                if late is None:
-                    self._notice_failure(job, reason, note)
-                self._end(job, failed(reason), note if late is None and status == REFUSED and note else None)
+            if reply.status != DONE:
+                self._on_failed(worker, job, reply, now)
             elif (wrong := fault(commands, job.body)) is not None or (
-                worker.limited and (wrong := self.may_not_command(worker, job.type, commands)) is not None
+                worker.limited and (wrong := self.may_not_command(worker, type_, commands)) is not None
             ):
+                self._trace.add((now, job.root, job.id, wrong[0], job.type, 0.0))
                 self._end(job, failed(wrong[0]))
+                yield reply, wrong
             else:
+                if not commands:
+                    self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
                 self._commands.carry_out(job, commands, now)
-                job.is_settled = True  # as `_end`, inline for speed
-                self._reports.settle_one(job.case)
-        return wrong
+                self._end(job, None)
+        self._give_back(worker, answered, size_bytes)
+
+    def _give_back(self, worker: Worker, answered: int, size_bytes: int) -> None:
+        """Give a worker credit for answered jobs, of `size_bytes` together, and stop counting them against what may be
+        held."""
+        if answered:
+            self._held -= answered
+            self._held_bytes -= size_bytes
+            self._workers.free(worker, answered)
+
+    def _on_failed(self, worker: Worker, job: Job, reply: Reply, now: float) -> None:
+        """End a message whose handler has failed, or has refused the message."""
+        late = self._too_late(worker, job, now)
+        reason, note = late or reply_code(reply.status, reply.code), safe_note(reply.note or "")
+        if late is None:
+            self._notice_failure(job, reason, note)
+        self._trace.add((now, job.root, job.id, reason, job.type, 0.0))
+        self._end(job, failed(reason), note if late is None and reply.status == REFUSED and note else None)
 
     def may_not_command(self, worker: Worker, type_: str, commands: list[Command]) -> tuple[str, str] | None:
         """Return (code, text) where the policy refuses a handler these commands, None where the handler may use
@@ -349,9 +422,8 @@ class Dispatcher:
             return None
         if job.is_settled:
             self._on_late_answer(worker)
-        else:  # as `_let_go`, inline for speed
-            self._held -= 1
-            self._held_bytes -= len(job.body)
+        else:
+            self._let_go(job)
         return job
 
     def _too_late(self, worker: Worker, job: Job, now: float) -> str | None:
@@ -449,7 +521,7 @@ class Dispatcher:
         case, shares, names = delivery.job.case, delivery.shares, delivery.command.targets
         if delivery.reported and not failures:  # the case ends here, and nobody asks for its outcomes
             for target in delivery.targets:
-                self._trace.add((now, case.root, delivery.id, DELIVERED, names[target[0]]))
+                self._trace.add((now, case.root, delivery.id, DELIVERED, names[target[0]], delivery.since))
             self._reports.settle_one(case, silent=True)
             return
         for target in delivery.targets:
@@ -463,7 +535,7 @@ class Dispatcher:
             outcome = DELIVERED if reason is None else self._commands.on_not_delivered(delivery, t, reason, now)
             if outcome:
                 case.record(names[t], outcome)
-            self._trace.add((now, case.root, delivery.id, outcome or "kept", names[t]))
+                self._trace.add((now, case.root, delivery.id, outcome, names[t], delivery.since))
         self._reports.settle_one(case, silent=delivery.reported and not failures)
 
     def on_bridge_lost(self, link: Link, now: float) -> None:
@@ -482,7 +554,7 @@ class Dispatcher:
         sender."""
         job.is_settled = True
         if outcome is not None:
-            self._figures_of(job.type).failed[reason_of(outcome) or outcome] += 1
+            self.figures_of(job.type).failed[reason_of(outcome) or outcome] += 1
             job.case.record(job.target, outcome, note)
         self._reports.settle_one(job.case)
 
@@ -544,6 +616,8 @@ class Dispatcher:
             code = self._why_waited(job, now)
             if code == "handler-lost":
                 self._dead_letters.bury(job, code, now)
+            else:
+                self._trace.add((now, job.root, job.id, code, job.type, job.since))
             self._let_go(job)
             self._end(job, failed(code))
 

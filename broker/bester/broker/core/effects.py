@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -123,6 +123,22 @@ class Restart(NamedTuple):
     why: str
 
 
+class Spans(NamedTuple):
+    """Export the spans of a message whose report is due, where an exporter is configured.
+
+    `parent` is the traceparent that the message came with, `reason` the code of its failure. `spans` are those of the
+    waterfall; times are in milliseconds of the wall clock.
+    """
+
+    parent: str
+    id: str
+    type: str
+    from_ms: float
+    to_ms: float
+    reason: str | None
+    spans: list[dict[str, Any]]
+
+
 class StoreRead(NamedTuple):
     """A request for the store, and the continuation that takes its answer.
 
@@ -135,7 +151,7 @@ class StoreRead(NamedTuple):
     on_answer: Callable[[Any, float], None]
 
 
-ShellCall = Verify | ChangePassword | LoginDecided | Notice | LookUp | Reconnect | Restart
+ShellCall = Verify | ChangePassword | LoginDecided | Notice | LookUp | Reconnect | Restart | Spans
 
 
 class Effects:
@@ -146,11 +162,15 @@ class Effects:
     `messages`  that depend on none of the writes, by link, each link's in order; a message that cannot be sent is given
     to `Router.on_undeliverable`
     `calls`   passwords to check, logins that are decided, names to look up, processes to restart, lines for the log
+
+    Beside these, `reached` counts how often something was refused, dropped or forgotten because a bound was reached, by
+    the bound's name, from the broker's start on.
     """
 
-    __slots__ = ("calls", "messages", "reads", "writes")
+    __slots__ = ("calls", "messages", "reached", "reads", "writes")
 
-    def __init__(self) -> None:
+    def __init__(self, reached: Counter[str] | None = None) -> None:
+        self.reached = Counter() if reached is None else reached
         self.messages: defaultdict[Link, list[Message]] = defaultdict(list)
         self.calls: list[ShellCall] = []
         self.writes: list[Write] = []
@@ -173,7 +193,7 @@ class Effects:
 
     def take(self) -> Effects:
         """Return all effects collected so far, and start an empty collection."""
-        taken = Effects()
+        taken = Effects(self.reached)
         taken.messages, self.messages = self.messages, taken.messages
         taken.calls, self.calls = self.calls, taken.calls
         if self.writes or self.reads:

@@ -5,7 +5,7 @@ Plain integers, counted where things happen; `status` makes one value of them, w
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from typing import Any
 
@@ -13,54 +13,97 @@ from bester.broker.core.symptoms import RecentDead
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper ends of the histogram's buckets, in seconds; longer times are in one more."""
-SHORTEST_S = BUCKETS_S[0]
+SYNC_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+"""The same for the disk of the store, which is faster than a handler where it is well."""
 MAX_TYPES = 2_000
 """Types with figures of their own. Those beyond share the figures of OTHERS: a peer may name any number of types."""
 OTHERS = "(others)"
 
 
+class Histogram:
+    """Times by bucket: `counts` has one count for each bucket, and one for longer times; `sum_s` is their sum."""
+
+    __slots__ = ("counts", "ends", "sum_s")
+
+    def __init__(self, ends: tuple[float, ...] = BUCKETS_S) -> None:
+        self.ends = ends
+        self.counts = [0] * (len(ends) + 1)
+        self.sum_s = 0.0
+
+    def add(self, took_s: float) -> None:
+        """Count a time."""
+        self.counts[bisect_left(self.ends, took_s)] += 1
+        self.sum_s += took_s
+
+    def take(self, times_s: list[float]) -> None:
+        """Count all of these times, and empty the list. For many, this is much quicker than one by one."""
+        times_s.sort()
+        begin = 0
+        for at, end_s in enumerate(self.ends):
+            upto = bisect_right(times_s, end_s, begin)
+            self.counts[at] += upto - begin
+            begin = upto
+        self.counts[-1] += len(times_s) - begin
+        self.sum_s += sum(times_s)
+        times_s.clear()
+
+
 class TypeFigures:
     """Figures of one message type.
 
-    `received` counts the messages that entered, `results` the commands in the replies of handlers. `failed` counts
-    messages by the code of their failure; `again` the requests after the first of a message, `dead` the dead letters.
-    `took` is the histogram of the handlers' times, with a count for each reply, `took_s` their sum.
+    `received` counts the messages that entered, `more_results` the commands in the replies of handlers beyond one for
+    each reply (it may be negative). `failed` counts messages by the code of their failure; `again` the requests after
+    the first of a message, `dead` the dead letters. `handler` are the times of handlers, one for each reply; `whole`
+    the times from the entry of a message to its report, one for each message that entered and was reported on.
+
+    Nothing but a list grows for each message: `took` and `lasted` are times of both kinds that the next `fold` counts.
     """
 
-    __slots__ = ("again", "dead", "failed", "received", "results", "took", "took_s")
+    __slots__ = ("again", "dead", "failed", "handler", "lasted", "more_results", "received", "took", "whole")
 
     def __init__(self) -> None:
         self.received = 0
-        self.results = 0
+        self.more_results = 0
         self.again = 0
         self.dead = 0
         self.failed: Counter[str] = Counter()
-        self.took = [0] * (len(BUCKETS_S) + 1)
-        self.took_s = 0.0
+        self.handler = Histogram()
+        self.whole = Histogram()
+        self.took: list[float] = []
+        self.lasted: list[float] = []
 
-    def add_time(self, took_s: float) -> None:
-        """Count the time of a reply."""
-        self.took[bisect_left(BUCKETS_S, took_s)] += 1
-        self.took_s += took_s
+    def fold(self) -> None:
+        """Count the times that have come since the last call."""
+        if self.took:
+            self.handler.take(self.took)
+        if self.lasted:
+            self.whole.take(self.lasted)
 
     def as_map(self) -> dict[str, Any]:
         """Return the figures as a map of plain values."""
+        self.fold()
+        handler, whole = self.handler, self.whole
+        answered = sum(handler.counts)
         return {
-            "received": self.received, "answered": sum(self.took), "results": self.results, "again": self.again,
-            "dead": self.dead, "failed": dict(self.failed), "took": list(self.took), "took_s": round(self.took_s, 6),
+            "received": self.received, "answered": answered, "results": answered + self.more_results,
+            "again": self.again, "dead": self.dead, "failed": dict(self.failed),
+            "took": list(handler.counts), "took_s": round(handler.sum_s, 6),
+            "reported": sum(whole.counts), "whole": list(whole.counts), "whole_s": round(whole.sum_s, 6),
         }  # fmt: skip
 
 
 class StoreFigures:
-    """Figures of the store: `commits`, of which there were `failures`, and the seconds that they took together. The
-    shell says how large the files are, and how much room there is; None where there is no file."""
+    """Figures of the store: `commits`, of which there were `failures`, the seconds that they took together, and the
+    times that they waited for the disk (`sync`). The shell says how large the files are, and how much room there is;
+    None where there is no file."""
 
-    __slots__ = ("commit_s", "commits", "failures", "room_bytes", "size_bytes")
+    __slots__ = ("commit_s", "commits", "failures", "room_bytes", "size_bytes", "sync")
 
     def __init__(self) -> None:
         self.commits = 0
         self.failures = 0
         self.commit_s = 0.0
+        self.sync = Histogram(SYNC_BUCKETS_S)
         self.size_bytes: int | None = None
         self.room_bytes: int | None = None
 
@@ -69,14 +112,16 @@ class StoreFigures:
         return {
             "commits": self.commits, "failures": self.failures, "commit_s": round(self.commit_s, 6),
             "bytes": self.size_bytes, "room_bytes": self.room_bytes,
+            "sync": list(self.sync.counts), "sync_s": round(self.sync.sum_s, 6), "sync_buckets_s": list(SYNC_BUCKETS_S),
         }  # fmt: skip
 
 
 class Figures:
     """Figures by type, of the `store`, and of logins: `logins` counts them by the code of the refusal, `good` where
-    there is none."""
+    there is none. `lockouts` counts the times that a user at an address was made to wait after wrong passwords."""
 
     def __init__(self) -> None:
+        self.lockouts = 0
         self.types: dict[str, TypeFigures] = {}
         self.logins: Counter[str] = Counter()
         self.store = StoreFigures()
@@ -89,6 +134,11 @@ class Figures:
             key = type_ if len(self.types) < MAX_TYPES else OTHERS
             found = self.types.setdefault(key, TypeFigures())
         return found
+
+    def fold(self) -> None:
+        """Count the times that have come since the last call; to be called about once a second, for memory."""
+        for figures in self.types.values():
+            figures.fold()
 
     def as_map(self) -> dict[str, dict[str, Any]]:
         """Return the figures of all types, by type."""

@@ -5,6 +5,7 @@ A message gets its id and its identity here: its sender is known by link, sessio
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bester.broker.core import policy
@@ -22,8 +23,10 @@ from bester.broker.core.relays import Relays
 from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Settings
 from bester.broker.core.strangers import Strangers
+from bester.broker.core.trace import ENTERED, Trace
+from bester.broker.core.tracing import Tracing
 from bester.broker.hosts import Hosts
-from bester.broker.wire import json_text
+from bester.broker.wire import json_text, traceparent
 from bester.broker.wire.messages import (
     HOP_LIMIT,
     MAX_BODY_BYTES,
@@ -53,7 +56,7 @@ class Ingress:
     def __init__(
         self, settings: Settings, names: frozenset[str], out: Effects, epoch: str, *, dispatcher: Dispatcher,
         reports: Reports, directory: Directory, relays: Relays, late_outcomes: LateOutcomes,
-        inbound_lanes: InboundLanes, strangers: Strangers,
+        inbound_lanes: InboundLanes, strangers: Strangers, trace: Trace, tracing: Tracing,
     ) -> None:  # fmt: skip
         self.draining = False
         """Refuse everything that enters: the broker is about to end."""
@@ -69,11 +72,21 @@ class Ingress:
         self._late_outcomes = late_outcomes
         self._inbound_lanes = inbound_lanes
         self._strangers = strangers
+        self._trace = trace
+        self._tracing = tracing
         self._hosts = Hosts(settings.hosts, settings.unknown_hosts)
         limits = settings.limits
-        self._dedup = DedupCache(limits.remember_s, limits.max_remembered, limits.max_remembered_of_one)
-        self._relayed = DedupCache(limits.remember_s, limits.max_relayed, limits.max_relayed)
+        self._dedup = DedupCache(
+            limits.remember_s, limits.max_remembered, limits.max_remembered_of_one,
+            lambda which: self._forgot("max_remembered" if which == "all" else "max_remembered_of_one"),
+        )  # fmt: skip
+        self._relayed = DedupCache(
+            limits.remember_s, limits.max_relayed, limits.max_relayed, lambda which: self._forgot("max_relayed")
+        )
         self._serial = 0
+
+    def _forgot(self, bound: str) -> None:
+        self._out.reached[bound] += 1
 
     @property
     def unplaced(self) -> int:
@@ -94,31 +107,39 @@ class Ingress:
 
     # --- clients ---
 
-    def submit(self, peer: Peer, submit: Submit, now: float) -> None:
-        """Enter a message of a client, or of a native server."""
-        token, session, type_, body, meta = submit
-        if session is None:
+    def submit(self, peer: Peer, submits: Sequence[Submit], now: float) -> None:
+        """Enter a run of messages of clients, or of native servers."""
+        link, prefix, resume = peer.link, peer.prefix, peer.resume
+        users: Mapping[Any, str] = {} if self.draining else self._directory.users_of(link)
+        jobs: list[Job] = []  # of one type, not entered yet
+        of, figures = None, None
+        for submit in submits:
+            type_, user = submit.type, users.get(submit.session)
+            is_usual = user is not None and not submit.meta and type_ not in self._guarded
+            if jobs and (type_ != of or not is_usual):
+                self._dispatcher.enter(jobs, now)
+                jobs = []
+            if not is_usual:
+                self._submit_unusual(peer, submit, now)
+                continue
+            if not jobs:
+                of, figures = type_, self._dispatcher.figures_of(type_)
+            token = submit.token
+            id_ = f"{prefix}{token}"
+            case = Case(_SUBMIT, link, token, id_, id_, 1, sender=user, figures=figures, since=now)
+            if resume is not None:
+                resume.add(token, case)
+            jobs.append(Job(case, id_, id_, type_, submit.body, "client", self._settings.name, user))
+        if jobs:
+            self._dispatcher.enter(jobs, now)
+
+    def _submit_unusual(self, peer: Peer, submit: Submit, now: float) -> None:
+        """Enter a message of a native server, or one of a client with options, from a bridge that may lose its link and
+        submit again, or that may have to be refused."""
+        if submit.session is None:
             self._submit_of_server(peer, submit, now)
             return
-        if meta:
-            self._submit_with_options(peer, submit, now)
-            return
-        id_ = f"{peer.prefix}{token}"
-        case = Case(_SUBMIT, peer.link, token, id_, id_)
-        if peer.resume is not None:
-            peer.resume.add(token, case)
-        user = self._directory.user(peer.link, session)
-        if user is None or self.draining:
-            self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
-        elif type_ in self._guarded and self._refuses(user, type_, case):
-            return
-        else:
-            case.sender = user
-            self._dispatcher.enter(Job(case, id_, id_, type_, body, "client", self._settings.name, user), now)
-
-    def _submit_with_options(self, peer: Peer, submit: Submit, now: float) -> None:
-        """Enter a client's message with options, or one from a bridge that may lose its link and submit again."""
-        token, session, type_, body, meta = submit
+        token, session, type_, body, meta = submit.token, submit.session, submit.type, submit.body, submit.meta
         resume, attempt = peer.resume, attempt_of(meta)
         if resume is not None and attempt > 1 and (self._is_known(peer, token) or self.draining):
             return  # the bridge submits again to this broker's next life; a refusal would deny the first entry
@@ -127,7 +148,6 @@ class Ingress:
         case.resubmitted = attempt > 1
         if resume is not None:
             resume.add(token, case)
-        assert session is not None
         user = self._directory.user(peer.link, session)
         if user is None or self.draining:
             self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
@@ -152,7 +172,10 @@ class Ingress:
             case, id_, id_, type_, body, "client", self._settings.name, user, attempt=before, attempts_before=before,
             repeated=before > 0 or meta.get("resent") is True,
         )  # fmt: skip
-        self._dispatcher.enter(job, now)
+        if (parent := traceparent.sound(meta.get("traceparent"))) is not None:
+            job.traceparent = self._tracing.enter(case, type_, parent, now)
+        case.pending += 1
+        self._dispatcher.enter((job,), now)
 
     def _refuses(self, user: str, type_: str, case: Case) -> bool:
         """Refuse a message of a guarded type where the policy does not let the user send it. Returns whether it was
@@ -305,12 +328,16 @@ class Ingress:
         if type_ == OUTCOME_TYPE:
             self._receive_outcome(case, shown, body)
             return case
+        self._trace.add((now, case.root, id_, ENTERED, shown, 0.0))
         case.expires = _expiry(meta, now)
         job = Job(
             case, id_, case.root, type_, body, "server", origin or shown, peer=shown, path=_path(meta),
             repeated=attempt_of(meta) > 1 or meta.get("again") is True,  # unlisted servers may say so, too
         )  # fmt: skip
-        self._dispatcher.enter(job, now)
+        if listed is not None and (parent := traceparent.sound(meta.get("traceparent"))) is not None:
+            job.traceparent = self._tracing.enter(case, type_, parent, now)
+        case.pending += 1
+        self._dispatcher.enter((job,), now)
         return case
 
     def _by_id(self, key: Key, case: Case, position: LanePosition | None, now: float) -> Case | None:

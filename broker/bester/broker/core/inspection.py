@@ -6,6 +6,7 @@ Nothing is counted in advance, so an inspection costs nothing until somebody ask
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -138,7 +139,8 @@ class Inspection(NamedTuple):
     what other servers have not answered yet, by lane (the key of the queue in which it would wait).
 
     `notes` counts, by server, the notes of messages that are queued there. `lanes` is by (server, type), `resume` by
-    the prefix that the ids of a bridge's messages have, `bounds` by what is bounded.
+    the prefix that the ids of a bridge's messages have, `bounds` by what is bounded. `reached` counts by the name of a
+    bound (see COUNTED).
     """
 
     peers: Mapping[str, int]
@@ -162,3 +164,4 @@ class Inspection(NamedTuple):
     reporters: ReportersState
     dead_letters: DeadLettersState
     bounds: Mapping[str, Bound]
+    reached: Counter[str]

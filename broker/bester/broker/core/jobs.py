@@ -23,7 +23,8 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
     `since` is when the job began to wait, or was given to a handler; `attempt` counts the times it was given, with
     those of earlier lives (`attempts_before`). `repeated`: the message may have been processed before. `is_settled`:
     its case no longer waits for it. `group`, of an ordered type, is the message group that counts it while a worker
-    holds it. `suspicion` is set when a worker has died while holding it.
+    holds it. `suspicion` is set when a worker has died while holding it. `traceparent` is that of
+    its sender, or of this server's span.
     """
 
     case: Case
@@ -44,6 +45,7 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
     repeated: bool = False
     group: MessageGroup | None = None
     suspicion: Suspicion | None = None
+    traceparent: str | None = None
 
     @property
     def suspected(self) -> bool:
@@ -62,6 +64,8 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
         }
         if self.peer is not None:
             meta["peer"] = self.peer
+        if self.traceparent is not None:
+            meta["traceparent"] = self.traceparent
         return _new(Request, (token, self.type, self.body, self.user, meta))
 
     def onward_path(self, server: str) -> list[str]:

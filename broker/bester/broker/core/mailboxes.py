@@ -12,6 +12,7 @@ from bester.broker.core.deliveries import MAYBE, UNCONFIRMED, Deliveries, MailDe
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Effects
 from bester.broker.core.queues import Queue, Queues
+from bester.broker.core.trace import Trace
 from bester.broker.store_requests import Entry, mailbox, owner_of
 from bester.broker.wire.messages import Deliver, Meta
 from bester.broker.wire.outcomes import DELIVERED
@@ -25,13 +26,14 @@ class Mailboxes:
 
     def __init__(
         self, queues: Queues, directory: Directory, deliveries: Deliveries, out: Effects,
-        became: Callable[[Entry, str, float], None],
+        became: Callable[[Entry, str, float], None], trace: Trace,
     ) -> None:  # fmt: skip
         self._queues = queues
         self._directory = directory
         self._deliveries = deliveries
         self._out = out
         self._became = became
+        self._trace = trace
         self._later: dict[str, None] = {}  # users to look at again when it is time
 
     def must_queue(self, user: str) -> bool:
@@ -116,6 +118,7 @@ class Mailboxes:
         if not share.end(reason) or queue is None or not self._queues.is_inflight(entry.number):
             return
         if share.delivered:
+            self._trace.add((now, str(entry.meta.get("root")), entry.id, DELIVERED, entry.target, 0.0))
             self._queues.end(entry, DELIVERED)
             self._became(entry, DELIVERED, now)
         else:

@@ -121,6 +121,7 @@ class Peers:
         self._unknown.pop(link, None)
         while len(self._unknown) >= self._settings.limits.max_strangers:
             del self._unknown[next(iter(self._unknown))]
+            self._out.reached["max_strangers"] += 1
         self._unknown[link] = (now, unreadable)
         if isinstance(message, Malformed) and unreadable:
             self._out.notice("hello-refused", role="?", name="?", door=link.door, why=message.text)
@@ -146,6 +147,7 @@ class Peers:
                 error = Error("schema", safe_note(str(refused)), OP_OF[Hello])
         if error is None and peer is None and len(self.by_link) >= self._settings.limits.max_parties:
             error = Error("overloaded", "too many peers", OP_OF[Hello])
+            self._out.reached["max_parties"] += 1
         if error is not None:
             key = {"key": link.party} if link.party else {}
             self._out.notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text, **key)
@@ -294,7 +296,8 @@ class Peers:
         """Forget a peer that is gone, with or without GOODBYE; messages that a handler held go to others."""
         self.by_link.pop(peer.link, None)
         if peer.role != "operator":
-            self._out.notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
+            process = {} if peer.process is None else {"process": peer.process}
+            self._out.notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why, **process)
         if peer.worker is not None:
             self._contracts.leave(peer.link, now)
             self._dispatcher.on_worker_lost(peer.worker, now)
@@ -318,6 +321,7 @@ class Peers:
         while len(self._unlinked) > self._settings.limits.max_resumes:
             prefix = next(iter(self._unlinked))
             del self._unlinked[prefix], self.resumes[prefix]
+            self._out.reached["max_resumes"] += 1
 
     def _unsent(self, link: Link) -> list[Message]:
         """Return the messages for a link that is lost or void which this turn, or a commit, was about to send."""

@@ -29,6 +29,7 @@ from bester.broker.wire.messages import (
     Relay,
     Reply,
     Submit,
+    Trace,
     is_reserved,
     type_fault,
 )
@@ -37,7 +38,7 @@ from bester.broker.wire.outcomes import OUTCOME_TYPE
 MAY_SEND: Mapping[str, tuple[type[Any], ...]] = {
     "handler": (Reply, Emit, Ask),
     "bridge": (Submit, Confirm, Forwarded, Login, Open, Close, Ask),
-    "server": (Relay,),
+    "server": (Relay, Trace),
     "operator": (Ask,),
 }
 """Operations by role. HELLO, HEARTBEAT, GOODBYE and ERROR are open to every role."""
@@ -50,6 +51,7 @@ MAY_ASK: Mapping[str, frozenset[str]] = {
     "passwd": frozenset({"bridge"}),  # for one of its sessions, about that user's own password
     "outcome": frozenset({"bridge"}),  # for one of its sessions, about that user's own messages
     "trace": frozenset({"operator", "bridge"}),  # shows where the messages of others went
+    "follow": _OPERATOR,  # the same over other servers
     "types": _OPERATOR,
     "status": _OPERATOR,
     "sessions": _OPERATOR,
@@ -215,6 +217,12 @@ def may_enter(settings: Settings, peer: str | None, type_: str) -> str | None:
     if route.accept_types is not None and type_ not in route.accept_types:
         return "not-allowed"
     return None
+
+
+def may_trace(settings: Settings, peer: str | None) -> bool:
+    """Return whether a server is told the steps of the messages that it sent here."""
+    route = settings.routes.get(peer) if peer is not None else None
+    return route is not None and route.trace
 
 
 def fabric_peer(door: str, name: str) -> str | None:

@@ -166,7 +166,7 @@ class Pool:
             del self._by_credit[worker.free]
 
     def change(self, worker: Worker, by: int) -> None:
-        """Change a worker's free credit by one: -1 for an assigned message, 1 for an answered one."""
+        """Change a worker's free credit: below 0 for assigned messages, above for answered ones."""
         self.inflight -= by
         if self._only is not None or worker.is_isolated:
             worker.free += by
@@ -185,7 +185,13 @@ class Pool:
         if free > self._top:
             self._top = free
         if by < 0 and worker is self._current:
-            self._chunk_left -= 1
+            self._chunk_left += by
+
+    def room(self, worker: Worker) -> int:
+        """Return how many messages running `best` would give to this worker, which it has just returned."""
+        if self._only is not None:
+            return worker.free
+        return min(self._chunk_left, worker.free) if worker is self._current else 1
 
     def best(self) -> Worker | None:
         """Return the worker for the next message: most free credit, in turn among equals; None: all are full."""

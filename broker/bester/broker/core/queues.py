@@ -245,7 +245,9 @@ class Queues:
         """
         size = len(entry.body)
         sharer = sharer_of(entry.queue, entry.sender, entry.meta.get("peer"))
-        code = self._no_room(entry.queue, sharer, size, now, is_outcome=entry.type == OUTCOME_TYPE)
+        code, reached = self._no_room(entry.queue, sharer, size, now, is_outcome=entry.type == OUTCOME_TYPE)
+        if reached is not None:
+            self._out.reached[reached] += 1
         if code is not None:
             return code
         queue = self._queues.get(entry.queue) or self._add(Queue(entry.queue))
@@ -275,25 +277,35 @@ class Queues:
         yet."""
         return id_ in self._recording
 
-    def _no_room(self, key: str, sharer: str | None, size: int, now: float, *, is_outcome: bool) -> str | None:
+    def _no_room(
+        self, key: str, sharer: str | None, size: int, now: float, *, is_outcome: bool
+    ) -> tuple[str | None, str | None]:
+        """Return the code with which a message is refused, and the name of the bound that is reached, if any."""
         bounds = self._bounds
         if now < self._full_until and not is_outcome:
-            return self._full_code
-        if self.messages >= bounds.messages or self._size + size > bounds.total_bytes:
-            return "storage-full"
+            return self._full_code, None
+        if self.messages >= bounds.messages:
+            return "storage-full", "messages"
+        if self._size + size > bounds.total_bytes:
+            return "storage-full", "total_bytes"
         if is_mailbox(key):
             queue = self._queues.get(key)
-            full = queue is not None and (
-                queue.messages >= bounds.user_messages or queue.size_bytes + size > bounds.user_bytes
-            )
-            return "mailbox-full" if full or self._shares.is_full(key, sharer, size) else None
+            if queue is not None and queue.messages >= bounds.user_messages:
+                return "mailbox-full", "user_messages"
+            if queue is not None and queue.size_bytes + size > bounds.user_bytes:
+                return "mailbox-full", "user_bytes"
+            full = self._shares.is_full(key, sharer, size)
+            return ("mailbox-full", "sender_share") if full else (None, None)
         server = self._servers.get(owner_of(key))
         # Other messages to a server must not keep outcomes from it.
         if server is None or key == lane(owner_of(key), OUTCOME_TYPE):
-            return None
-        full = server.messages >= bounds.server_messages or server.size_bytes + size > bounds.server_bytes
-        full = full or (len(server.lanes) >= self.limits.max_lanes and key not in server.lanes)
-        return "overloaded" if full else None
+            return None, None
+        if server.messages >= bounds.server_messages:
+            return "overloaded", "server_messages"
+        if server.size_bytes + size > bounds.server_bytes:
+            return "overloaded", "server_bytes"
+        full = len(server.lanes) >= self.limits.max_lanes and key not in server.lanes
+        return ("overloaded", "max_lanes") if full else (None, None)
 
     def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> None:
         """Take in that a group is on disk, or is not: settle the cases of its messages, and go on with their queues."""

@@ -84,6 +84,7 @@ class Relays:
         key = lane(route.name or target, type_)
         full = self.transfers.is_full(key)
         if full and not route.name:
+            self._out.reached["max_lane"] += 1
             return "overloaded"
         case = job.case
         entry = Entry(
@@ -127,6 +128,8 @@ class Relays:
             meta["message"] = job.case.claimed_id or job.case.id
         if job.case.push:
             meta["push"] = True
+        if job.traceparent is not None:
+            meta["traceparent"] = job.traceparent
         if job.repeated:
             meta["repeated"] = True
         return meta
@@ -147,6 +150,8 @@ class Relays:
             "origin": saved.get("origin"),
             "path": saved.get("path"),
         }
+        if "traceparent" in saved:
+            meta["traceparent"] = saved["traceparent"]
         if transfer.route.name:
             queue = self._queues.get(entry.queue)
             floor = self.transfers.floor(entry.queue)
@@ -187,7 +192,7 @@ class Relays:
                 self._standing.on_refused(transfer.route.name, reason_of(outcome) or outcome, now)
             if transfer.route.name and not try_again(outcome, meta):
                 self.on_contact(transfer.route.name, now)  # the server is reachable, and takes messages
-            self._trace.add((now, transfer.entry.meta["root"], transfer.entry.id, outcome, transfer.target))
+            self._trace.add((now, transfer.entry.meta["root"], transfer.entry.id, outcome, transfer.target, 0.0))
             self._ended(transfer, *((outcome, meta) if known else (failed("bad-reply"), {})), now)
             if silent:  # the server is reachable; two more times show whether it reports
                 self.on_contact(transfer.route.name, now)
@@ -359,6 +364,7 @@ class Relays:
         if now < queue.retry_at:  # another message in flight had the same failure
             return
         limits = self._limits
+        self._standing.of(owner_of(queue.key), now).retries += 1
         queue.delay_s = min(max(limits.first_retry_s, 2 * queue.delay_s), limits.last_retry_s)
         queue.retry_at = now + queue.delay_s * (0.5 + self._chance() / 2)
 

@@ -31,6 +31,7 @@ class RemoteNotes:
         if count > self._most:
             keep = self._most - self._most // SLACK
             self.forgotten += count - keep
+            self._out.reached["server_outcomes"] += count - keep
             count = keep
             self._out.writes.append(ForgetRemote(server, keep))
         self.counts[server] = count

@@ -35,6 +35,7 @@ class Restarts:
         self._fallen.pop(peer.process, None)
         while len(self._fallen) >= self._limits.max_fallen:
             del self._fallen[next(iter(self._fallen))]
+            self._out.reached["max_fallen"] += 1
         self._fallen[peer.process] = (now, peer.name)
 
     def on_process_seen(self, process: int | None) -> None:

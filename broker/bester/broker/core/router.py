@@ -29,6 +29,7 @@ from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.pending_answers import ANSWERED_AFTER
 from bester.broker.core.refused import LOG_AGAIN_S, Refusal, Refused
+from bester.broker.core.runs import CarryOut, one_by_one, runs
 from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.core.status import figures_of, sessions_of, status_of
 from bester.broker.core.symptoms import busiest, refused_lately
@@ -63,12 +64,18 @@ from bester.broker.wire.messages import (
     Reply,
     Request,
     Submit,
+    Trace,
+    Traced,
 )
 from bester.broker.wire.outcomes import failed
+from bester.broker.wire.runs import MESSAGE_OF, READ_AS
 
 NOTHING_KEPT = Snapshot()
+FOLD_S = 1.0
+"""Time between two counts of the times that messages took: a few bytes for each wait in between."""
 _REPLY_OP = OP_OF[Reply]
 _RELAY_OP = OP_OF[Relay]
+_TRACE_OP = OP_OF[Trace]
 
 
 class Router:
@@ -121,6 +128,8 @@ class Router:
         self._by_link = units.peers.by_link
         self._relays = units.relays
         self._answers = units.answers
+        self._reports = units.reports
+        self._fold_at = now + FOLD_S
         self._missing: dict[str, tuple[str, float]] = {}  # servers without a link: why, and when it was logged
         self._refused = Refused(self._out)
         if snapshot.queues or snapshot.dead:
@@ -128,11 +137,19 @@ class Router:
         if snapshot.full is not None:
             self._out.notice("storage-full", why=f"{snapshot.full}; until then nothing can be kept")
         carry_out: dict[type[Any], Callable[[Peer, Any, float], None]] = {
-            Reply: self._reply, Emit: self._emit, Ask: self._ask, Submit: self._ingress.submit, Confirm: self._confirm,
-            Forwarded: self._forwarded, Login: self._login, Open: self._open, Close: self._close,
-            Relay: self._ingress.relay,
+            Emit: self._emit, Ask: self._ask, Forwarded: self._forwarded, Login: self._login, Open: self._open,
+            Close: self._close, Relay: self._ingress.relay, Trace: self._trace,
         }  # fmt: skip
-        self._table = {role: {kind: carry_out[kind] for kind in kinds} for role, kinds in policy.MAY_SEND.items()}
+        carry_out_run: dict[type[Any], CarryOut] = {
+            Reply: self._replies, Submit: self._ingress.submit, Confirm: self._confirms,
+            **{kind: one_by_one(carry_out[kind]) for kind in carry_out},
+        }  # fmt: skip
+        for kind, shape in READ_AS.items():
+            carry_out_run[shape] = carry_out_run[kind]
+        self._table = {
+            role: {kind: take for kind, take in carry_out_run.items() if MESSAGE_OF.get(kind, kind) in kinds}
+            for role, kinds in policy.MAY_SEND.items()
+        }
 
     def _take_name(self, known: Sequence[str]) -> frozenset[str]:
         """Return every name that this server has or had: ids of its messages begin with one of them. Save a new
@@ -147,12 +164,29 @@ class Router:
     # --- in ---
 
     def receive_all(self, link: Link, messages: Sequence[Message | Malformed], now: float) -> Effects:
-        """Take in the messages that arrived on a link in one batch, in order."""
+        """Take in the messages that arrived on a link in one batch, in order: run by run of one kind."""
+        self._reports.now = now
         if link.door == "server":
             for message in messages:
                 self._receive_of_server(link, message, now)
             return self._take()
         peer = self._by_link.get(link)
+        for kind, run in runs(messages):
+            if peer is not None and not peer.leaving and (carry_out := self._table[peer.role].get(kind)) is not None:
+                carry_out(peer, run, now)
+            else:
+                peer = self._receive_one_by_one(link, peer, run, now)
+        if peer is not None:
+            peer.last_heard = now
+            if peer.worker is not None:
+                self._dispatcher.feed(peer.worker, now)
+        return self._take()
+
+    def _receive_one_by_one(
+        self, link: Link, peer: Peer | None, messages: Sequence[Message | Malformed], now: float
+    ) -> Peer | None:
+        """Take in messages of a link without a peer, of a peer that leaves, or of a kind that is open to every role;
+        return the peer that the link has then."""
         for message in messages:
             if peer is None or type(message) is Hello:
                 self._peers.greet(link, peer, message, now)
@@ -160,16 +194,12 @@ class Router:
                 continue
             carry_out = self._table[peer.role].get(type(message))
             if carry_out is not None:
-                carry_out(peer, message, now)
+                carry_out(peer, (message,), now)
             else:
                 self._receive_common(peer, message, now)
             if peer.leaving:
                 peer = self._by_link.get(link)
-        if peer is not None:
-            peer.last_heard = now
-            if peer.worker is not None:
-                self._dispatcher.feed(peer.worker, now)
-        return self._take()
+        return peer
 
     def _take(self, committed: Sequence[Write] = ()) -> Effects:
         if self._inbound_lanes.has_writes:
@@ -185,7 +215,11 @@ class Router:
 
     def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
         """Take in the answer of a server that this broker has linked to; such a link carries answers alone."""
-        if isinstance(message, Relayed):
+        if isinstance(message, Traced):
+            self._units.following.on_traced(link, message)
+        elif isinstance(message, Error) and message.op == _TRACE_OP:
+            self._units.following.on_refused(link, message.token, message.code)
+        elif isinstance(message, Relayed):
             self._relays.on_answer(link, message.token, message.outcome, message.meta, now)
         elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
             self._relays.on_answer(link, message.token, failed(message.code), {}, now)
@@ -199,11 +233,13 @@ class Router:
     ) -> Effects:  # fmt: skip
         """Take in the result of a password check: `reason` is the code of a refusal, None where the login is good.
         `retry_s`: seconds after which a refused client may try again."""
+        self._reports.now = now
         peer = self._by_link.get(link)
         if peer is not None and session in peer.logins:
             peer.logins.remove(session)
             if reason is None and not self._units.directory.open(link, session, user):
                 reason = "overloaded"
+                self._out.reached["max_sessions"] += 1
             retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
             self._send(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms, account))
             if reason is None:
@@ -255,6 +291,7 @@ class Router:
 
     def on_account_removed(self, user: str, now: float) -> Effects:
         """Close the sessions of a removed user, and end the messages queued for that user."""
+        self._reports.now = now
         self._units.mailboxes.on_account_removed(user, failed("unknown-user"), now)
         self._units.late_outcomes.on_account_removed(user, now)
         self._ingress.on_account_removed(user)
@@ -265,6 +302,7 @@ class Router:
     def on_undeliverable(self, link: Link, message: Message, now: float, waiting: Sequence[Message] = ()) -> Effects:
         """Take in that a message could not be sent: the peer is gone, or does not read. `waiting` are the messages that
         were to follow on the link."""
+        self._reports.now = now
         peer = self._by_link.get(link)
         if peer is not None:
             for unsent in (message, *waiting):
@@ -277,6 +315,7 @@ class Router:
 
     def on_server_ready(self, name: str, now: float) -> Effects:
         """Take in that the link this broker opened to a server is up."""
+        self._reports.now = now
         self._relays.links.add(Link("server", name.encode()))
         self._missing.pop(name, None)
         self._units.standing.on_reached(name, now)
@@ -287,7 +326,10 @@ class Router:
     def on_server_lost(self, name: str, why: str, now: float) -> Effects:
         """Take in that the link this broker opened to a server is down, or could not be opened; log a reason once in
         LOG_AGAIN_S until the link is up again."""
-        self._relays.on_link_lost(Link("server", name.encode()), now)
+        self._reports.now = now
+        link = Link("server", name.encode())
+        self._relays.on_link_lost(link, now)
+        self._units.following.on_link_lost(link)
         self._units.standing.on_lost(name, why, now)
         before, logged_at = self._missing.get(name, ("", now))
         if before != why or now - logged_at >= LOG_AGAIN_S:
@@ -312,6 +354,7 @@ class Router:
 
     def on_link_lost(self, link: Link, why: str, now: float) -> Effects:
         """Take in that a link of the fabric has ended, or that its routing id has passed to another key."""
+        self._reports.now = now
         peer = self._by_link.get(link)
         if peer is not None:
             self._peers.on_peer_lost(peer, why, now)
@@ -320,6 +363,7 @@ class Router:
     def on_reloaded(self, routes: Mapping[str, Route], grants: Mapping[str, Grant], now: float) -> Effects:
         """Take in the servers and keys of a configuration that was read again. Peers whose key is gone are parted from
         at once; messages queued for a server that is not listed any more wait until it is listed again."""
+        self._reports.now = now
         self._routes.clear()
         self._routes.update(routes)
         self._grants.clear()
@@ -333,12 +377,14 @@ class Router:
     def on_hosts_changed(self, hosts: Hosts, now: float) -> Effects:
         """Take in a new table of the native servers' addresses. Messages queued for a server whose address was found,
         or has changed, are tried again soon."""
+        self._reports.now = now
         for server in self._ingress.on_hosts_changed(hosts, now):
             self._relays.on_contact(server, now)
         return self._take()
 
     def tick(self, now: float, wall_s: float | None = None) -> Effects:
         """Let time pass; to be called a few times a second, with the wall clock's time."""
+        self._reports.now = now
         jump_s = None if wall_s is None else self._clock.read(now, wall_s)
         if jump_s is not None:
             self._out.notice("clock-jumped", seconds=round(jump_s, 3))
@@ -353,6 +399,11 @@ class Router:
         self._ingress.tick(now)
         self._inbound_lanes.tick()
         self._share_credit(now)
+        self._units.cockpit.tick(now)
+        self._units.following.tick(now)
+        if now >= self._fold_at:
+            self._fold_at = now + FOLD_S
+            self._units.figures.fold()
         return self._take()
 
     def _share_credit(self, now: float) -> None:
@@ -366,6 +417,7 @@ class Router:
 
     def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
         """Take in the result of a group of writes: settle the cases that waited for the group."""
+        self._reports.now = now
         if not result.ok:
             self._out.notice(result.code, why=result.why)
         self._units.queues.on_committed(writes, result, now)
@@ -373,6 +425,7 @@ class Router:
 
     def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
         """Hand the store's answer to the unit that wanted it."""
+        self._reports.now = now
         read.on_answer(answer, now)
         return self._take()
 
@@ -427,6 +480,7 @@ class Router:
             reporters=units.reporters.inspect(),
             dead_letters=units.dead_letters.inspect(),
             bounds=bounds,
+            reached=Counter(self._out.reached),
         )
 
     @property
@@ -448,7 +502,7 @@ class Router:
         units = self._units
         return status_of(
             self.settings, self.inspect(), units.figures, self._by_link.values(), units.queues, units.relays,
-            units.standing, now, up_s=now - self._started, draining=self._ingress.draining,
+            units.standing, units.cockpit.oldest_s(now), now, up_s=now - self._started, draining=self._ingress.draining,
             symptoms=self._symptoms(now),
         )  # fmt: skip
 
@@ -476,7 +530,8 @@ class Router:
                 self._peers.forget_when_done(peer)
             self._refuse(peer, Error(*message))
         elif not isinstance(message, Error):  # an ERROR is never answered by one
-            op = OP_OF[type(message)]
+            kind: type[Any] = type(message)
+            op = OP_OF[MESSAGE_OF.get(kind, kind)]
             self._refuse(peer, Error("unknown-op", f"operation {op} is not one for a {peer.role}", op))
 
     def _refuse(self, peer: Peer, error: Error) -> None:
@@ -485,21 +540,27 @@ class Router:
 
     # --- handlers ---
 
-    def _reply(self, peer: Peer, reply: Reply, now: float) -> None:
+    def _replies(self, peer: Peer, replies: Sequence[Reply], now: float) -> None:
         worker = peer.worker
         if worker is not None:
-            wrong = self._dispatcher.on_reply(worker, reply, now)
-        elif peer.auth is not None:
-            wrong = self._units.auth.on_reply(peer.auth, reply, now)
+            for reply, wrong in self._dispatcher.on_replies(worker, replies, now):
+                self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
         else:
-            assert peer.shadow is not None
-            wrong = self._units.shadows.on_reply(peer.shadow, reply, now)
-        if wrong is not None:
-            self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
+            for reply in replies:
+                fault = self._other_reply(peer, reply, now)
+                if fault is not None:
+                    self._refuse(peer, Error(*fault, _REPLY_OP, reply.token))
         if peer.leaving:  # after its last reply its message groups are for other workers
             if worker is not None:
                 self._dispatcher.feed(worker, now)
             self._peers.forget_when_done(peer)
+
+    def _other_reply(self, peer: Peer, reply: Reply, now: float) -> tuple[str, str] | None:
+        """Take in the reply of a handler of logins, or of a shadow; return (code, text) where the reply is wrong."""
+        if peer.auth is not None:
+            return self._units.auth.on_reply(peer.auth, reply, now)
+        assert peer.shadow is not None
+        return self._units.shadows.on_reply(peer.shadow, reply, now)
 
     def _emit(self, peer: Peer, emit: Emit, now: float) -> None:
         if peer.shadow is not None:
@@ -524,6 +585,8 @@ class Router:
             answer = Answer(ask.token, 0, value)
         elif ask.question == "status":
             answer = Answer(ask.token, 0, self.status(now))
+        elif ask.question == "follow":
+            answer = self._units.following.on_question(peer.link, ask, now)
         elif ask.question == "sessions":
             answer = Answer(ask.token, 0, sessions_of(self._units.directory))
         elif ask.question == "figures":
@@ -550,6 +613,12 @@ class Router:
                 return None
         return Answer(ask.token, 1, ["not-allowed", None])
 
+    # --- servers ---
+
+    def _trace(self, peer: Peer, message: Trace, now: float) -> None:
+        name = policy.fabric_peer(peer.link.door, peer.name)
+        self._units.following.on_asked(peer.link, name, message, now)
+
     # --- bridges ---
 
     def _login(self, peer: Peer, login: Login, now: float) -> None:
@@ -568,10 +637,11 @@ class Router:
         peer.logins.discard(message.session)
         self._units.directory.close(peer.link, message.session)
 
-    def _confirm(self, peer: Peer, confirm: Confirm, now: float) -> None:
-        if confirm.reports and peer.resume is not None:
-            peer.resume.on_reports_counted(confirm.reports)
-        self._dispatcher.on_confirm(peer.link, confirm, now)
+    def _confirms(self, peer: Peer, confirms: Sequence[Confirm], now: float) -> None:
+        for confirm in confirms:
+            if confirm.reports and peer.resume is not None:
+                peer.resume.on_reports_counted(confirm.reports)
+            self._dispatcher.on_confirm(peer.link, confirm, now)
 
     def _forwarded(self, peer: Peer, message: Forwarded, now: float) -> None:
         self._relays.on_answer(peer.link, message.token, message.outcome, message.meta, now)

@@ -17,7 +17,8 @@ class Route(NamedTuple):
     `accept_types` and `send_types` None: every public type. For a native server: `reports` is False where the server is
     known never to report, `ordered` is True where messages of one type are sent to it one after the other; `tls`:
     messages to it go over TLS; `certified`: it proves itself by a certificate, and its address proves nothing. `key` is
-    the public key of its fabric, None where the link to it is not encrypted.
+    the public key of its fabric, None where the link to it is not encrypted. `trace`: it is told the steps of the
+    messages that it sent here.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Route(NamedTuple):
     tls: bool = False
     certified: bool = False
     send_types: frozenset[str] | None = None
+    trace: bool = False
 
 
 class Grant(NamedTuple):
@@ -49,6 +51,7 @@ class Limits:
     """Every bound of the core, with its reason."""
 
     heartbeat_s: float = HEARTBEAT_MS / 1000
+    """Interval of heartbeats; a peer that is silent for three of them is lost."""
     handler_wait_s: float = 5.0
     """Time that a message waits for a handler of its type to come (back)."""
     handler_again_s: float = 20.0
@@ -101,6 +104,7 @@ class Limits:
     max_held: int = 200_000
     """Messages with handlers or waiting for one; above it a message is refused as overloaded."""
     max_held_bytes: int = 512 * 1024 * 1024
+    """The same in bytes of their bodies."""
     max_waiting: int = 50_000
     """Messages of one type that wait for a handler, so that one type cannot use up the room of all. A sender may have
     as many of them waiting as are left by all: one alone half."""
@@ -123,8 +127,9 @@ class Limits:
     max_lanes: int = 4_096
     """Types of which messages are queued for one server; each is looked at several times a second."""
     max_parties: int = 20_000
+    """Peers on the fabric: as many as a process may have descriptors; the HELLO of another one is refused."""
     max_sessions: int = 1_048_576
-    """Sessions of one bridge: as many as a process may have descriptors; above it a login is refused."""
+    """Sessions of one bridge; above it a login is refused."""
     max_resumes: int = 1_024
     """Lives of bridges that have lost their link and may come back; the life without a link for longest is forgotten
     first."""
@@ -132,7 +137,10 @@ class Limits:
     """Reports that a bridge has not counted yet: twice as many as may wait on its link. Where a bridge counts none, its
     oldest are forgotten."""
     max_types: int = 20_000
+    """Types of one handler; a HELLO with more is refused. As many types are remembered after their handlers have
+    gone."""
     max_credit: int = MAX_CREDIT
+    """Credit of one handler; a HELLO with more is refused."""
     max_strangers: int = 4_096
     """Links that spoke before their HELLO and are remembered, so that each is answered at most once a heartbeat."""
     max_roots: int = 65_536
@@ -161,6 +169,15 @@ class Budget(NamedTuple):
     attempts: int
 
 
+COUNTED = (
+    "max_held", "max_held_bytes", "max_waiting", "max_waiting_bytes", "max_frames", "max_lane", "max_lanes",
+    "max_parties", "max_sessions", "max_logins", "max_copies", "max_copies_bytes", "max_resumes", "max_fallen",
+    "max_strangers", "max_roots", "max_remembered", "max_remembered_of_one", "max_relayed", "server_outcomes",
+    "user_messages", "user_bytes", "sender_share", "server_messages", "server_bytes", "messages", "total_bytes",
+)  # fmt: skip
+"""Bounds of the core and of the store at which something is refused, dropped or forgotten early: each is counted."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """Identity of this broker, and everything configured.
@@ -172,6 +189,7 @@ class Settings:
     every command. `shadows` are the names of the handlers that get copies alone, `auth_handlers` those of the declared
     handlers that decide logins. `reachable` are addresses and networks of this machine and its link that unlisted
     targets may have.
+    `spans`: the shell exports the spans of traced messages.
     `grants` are the known public keys. `routes` and `grants` are changed by `Router.on_reloaded` alone.
     """
 
@@ -191,4 +209,5 @@ class Settings:
     shadows: frozenset[str] = frozenset()
     auth_handlers: frozenset[str] = frozenset()
     reachable: tuple[Network, ...] = ()
+    spans: bool = False
     limits: Limits = field(default_factory=Limits)

@@ -140,6 +140,7 @@ class Shadows:
             if shadow.copies >= limits.max_copies or shadow.size_bytes + size_bytes > limits.max_copies_bytes:
                 shadow.dropped += 1
                 self._of(shadow, job.type).dropped += 1
+                self._out.reached["max_copies" if shadow.copies >= limits.max_copies else "max_copies_bytes"] += 1
                 continue
             request = job.request(0)
             request.meta["shadow"] = True

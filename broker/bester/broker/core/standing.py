@@ -24,15 +24,17 @@ MAX_WHY = 500
 
 
 class Server:
-    """Standing of one server; `since` and `error_at` are in seconds of `now`. By `clock_off_s` seconds the server's
-    wall clock is ahead of this one's, None where the server has told no time."""
+    """Standing of one server; `since` and `error_at` are in seconds of `now`. `retries` counts the times that messages
+    to it were put off, to be sent again. By `clock_off_s` seconds the server's wall clock is ahead of this one's, None
+    where the server has told no time."""
 
-    __slots__ = ("clock_off_s", "error", "error_at", "since", "state")
+    __slots__ = ("clock_off_s", "error", "error_at", "retries", "since", "state")
 
     def __init__(self, now: float) -> None:
         self.state: State = "unknown"
         self.since = now
         self.error: str | None = None
+        self.retries = 0
         self.error_at: float | None = None
         self.clock_off_s: float | None = None
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Link
-from bester.broker.core.figures import BUCKETS_S, Figures
+from bester.broker.core.figures import BUCKETS_S, Figures, TypeFigures
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
-from bester.broker.core.settings import Settings
+from bester.broker.core.settings import COUNTED, Settings
 from bester.broker.core.standing import Standing
 from bester.broker.core.symptoms import full_mailboxes
 from bester.broker.store_requests import is_mailbox
@@ -25,19 +25,23 @@ MAX_HANDLERS = 1_000
 """Handlers in one status; those beyond are counted."""
 MAX_SESSIONS = 1_000
 """Users in one list of sessions; those beyond are counted."""
-MAX_FIGURES = 64
+MAX_FIGURES = 128
 """Figures that a bridge may send of itself."""
+MAX_NAME = 64
+"""Characters of the name of such a figure."""
 
 
 def status_of(
     settings: Settings, seen: Inspection, figures: Figures, peers: Iterable[Peer], queues: Queues, relays: Relays,
-    standing: Standing, now: float, *, up_s: float, draining: bool, symptoms: Mapping[str, Any],
+    standing: Standing, oldest_s: Mapping[str, float], now: float, *, up_s: float, draining: bool,
+    symptoms: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Return the status as maps of plain values. Times are in seconds, sizes in bytes.
 
     `types` has for each type its figures (see TypeFigures), with `waiting`, `inflight` and `workers`; `buckets_s` are
-    the ends of the histograms' buckets. `servers` are the configured ones, `bounds` pairs of used and most. `declared`
-    are the types of declared handlers. `symptoms` are further facts for the doctor.
+    the ends of the histograms' buckets. `servers` are the configured ones, `oldest_s` the ages of their oldest queued
+    messages; `bounds` are pairs of used and most. `reached` counts how often something was refused, dropped or
+    forgotten at a bound. `declared` are the types of declared handlers. `symptoms` are further facts for the doctor.
     """
     peers = list(peers)
     handlers = [peer for peer in peers if peer.worker is not None or peer.auth is not None]
@@ -60,6 +64,7 @@ def status_of(
         "sessions": seen.sessions,
         "peers": dict(seen.peers),
         "logins": dict(figures.logins),
+        "lockouts": figures.lockouts,
         "cases": seen.cases,
         "deliveries": seen.deliveries,
         "types": types,
@@ -67,13 +72,16 @@ def status_of(
         "handlers": [_handler(peer, now) for peer in handlers[:MAX_HANDLERS]],
         "more_handlers": max(0, len(handlers) - MAX_HANDLERS),
         "bridges": [_bridge(peer) for peer in peers if peer.role == "bridge"],
-        "servers": [_server(name, settings, queues, relays, standing, now) for name in settings.routes],
+        "servers": [
+            _server(name, settings, queues, relays, standing, oldest_s.get(name), now) for name in settings.routes
+        ],
         "queued": {
             "messages": seen.queues.messages, "bytes": seen.queues.size_bytes, "inflight": seen.queues.inflight,
             "mailboxes": len(mailboxes), "mailbox_messages": sum(state.messages for state in mailboxes),
         },
         "store": figures.store.as_map(),
         "bounds": {name: [bound.used, bound.most] for name, bound in seen.bounds.items()},
+        "reached": {name: seen.reached[name] for name in COUNTED},
         "declared": sorted(settings.declared_types),
         "full_mailboxes": full_mailboxes(seen.queues.table, settings.bounds),
         **symptoms,
@@ -94,15 +102,12 @@ def figures_of(argument: object) -> dict[str, int] | None:
     """Return the figures that a bridge sends of itself, None where the argument is none: names and numbers."""
     if type(argument) is not dict or len(argument) > MAX_FIGURES:
         return None
-    fits = all(type(name) is str and len(name) <= MAX_FIGURES and type(each) is int for name, each in argument.items())
+    fits = all(type(name) is str and len(name) <= MAX_NAME and type(each) is int for name, each in argument.items())
     return dict(argument) if fits else None
 
 
 def _type() -> dict[str, Any]:
-    return {
-        "received": 0, "answered": 0, "results": 0, "again": 0, "dead": 0, "failed": {},
-        "took": [0] * (len(BUCKETS_S) + 1), "took_s": 0.0,
-    }  # fmt: skip
+    return TypeFigures().as_map()
 
 
 def _handler(peer: Peer, now: float) -> dict[str, Any]:
@@ -119,7 +124,8 @@ def _bridge(peer: Peer) -> dict[str, Any]:
 
 
 def _server(
-    name: str, settings: Settings, queues: Queues, relays: Relays, standing: Standing, now: float
+    name: str, settings: Settings, queues: Queues, relays: Relays, standing: Standing, oldest_s: float | None,
+    now: float,
 ) -> dict[str, Any]:  # fmt: skip
     up = Link("server", name.encode()) in relays.links
     server, lanes = standing.of(name, now), queues.lanes_to(name)
@@ -132,6 +138,8 @@ def _server(
         "since_s": round(now - server.since, 3),
         "queued": sum(queue.messages for queue in lanes),
         "bytes": sum(queue.size_bytes for queue in lanes),
+        "oldest_s": None if oldest_s is None else round(oldest_s, 3),
+        "retries": server.retries,
         "next_try_s": round(max(0.0, min(retries.values()) - now), 3) if retries else None,
         "error": server.error,
         "key_wrong": state == "down" and is_of_keys(server.error or ""),

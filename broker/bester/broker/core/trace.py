@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Container
 from typing import Any
 
 from bester.broker.core.clock import Clock
+from bester.broker.wire.messages import HOP_LIMIT
 
-StepTaken = tuple[float, str, str, str, str]
-"""(at, root, id, what, where): at `at` seconds of the core's `now`, message `id` of `root` was `what` at `where` (a
-type, a user, a server)."""
+StepTaken = tuple[float, str, str, str, str, float]
+"""(at, root, id, what, where, since): at `at` seconds of the core's `now`, message `id` of `root` was `what` at `where`
+(a type, a user, a server), for which it had waited since `since` (0.0: it had not).."""
+HANDLER, CONSUMED, ENTERED, EMITTED, SERVER, QUEUED = "handler", "consumed", "entered", "emitted", "server", "queued"
+"""Steps: given to a handler; answered by a handler without any result; taken in from a server; made by a handler on its
+own initiative; sent on to a server; queued for a user who is away. Any other is how a result, or the message, ended: an
+outcome, or the code of a failure."""
+
+MAX_PARTS = 2 * HOP_LIMIT + 4
+"""Parts by which the id of a result can be longer than its root's: two for each handler on its way, and that of a
+target."""
 
 
 class Trace:
@@ -25,15 +36,38 @@ class Trace:
         """Return the root of the latest step, None where there is none."""
         return self._steps[-1][1] if self._steps else None
 
-    def of(self, root: str) -> list[dict[str, Any]]:
-        """Return the steps of one root in order, with times in milliseconds of the wall clock."""
-        return [
-            {
-                "at_ms": round(self._clock.wall(at) * 1000, 3),
-                "id": id_,
-                "what": what,
-                "where": f"{self._server}/{where}",
-            }
-            for at, step_root, id_, what, where in self._steps
-            if step_root == root
-        ]
+    def root_of(self, id_: str) -> str:
+        """Return the root of a message by its id or that of a result; the id itself where no step has it."""
+        return next((step[1] for step in reversed(self._steps) if step[2] == id_), id_)
+
+    def of(
+        self, root: str, under: Container[str] | None = None, *, after: float = -math.inf
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Return the steps of one root in order, with times in milliseconds of the wall clock: of the messages `under`
+        and what they led to, None: of all. No step before `after` is looked at."""
+        found = []
+        for at, step_root, id_, what, where, since in reversed(self._steps):
+            if at < after:
+                break
+            if step_root == root and (under is None or _is_under(id_, under)):
+                step = {"at_ms": self.wall_ms(at), "id": id_, "what": what, "where": f"{self._server}/{where}"}
+                found.append(step | {"since_ms": self.wall_ms(since)} if since else step)
+        found.reverse()
+        return found
+
+    def entered_from(self, root: str, server: str) -> set[str]:
+        """Return the ids of the messages of one root that a server sent here."""
+        return {id_ for _, of, id_, what, where, _ in self._steps if of == root and (what, where) == (ENTERED, server)}
+
+    def wall_ms(self, at: float) -> float:
+        """Return a time in milliseconds of the wall clock."""
+        return round(self._clock.wall(at) * 1000, 3)
+
+
+def _is_under(id_: str, ids: Container[str]) -> bool:
+    """Return whether an id is one of these, or that of a result of one: each result's id is longer by a part."""
+    for _ in range(MAX_PARTS):
+        if id_ in ids:
+            return True
+        id_ = id_.rpartition(".")[0]
+    return False

@@ -10,7 +10,7 @@ wait apart, for isolated workers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 
 from bester.broker.core.effects import Link
 from bester.broker.core.fair_queue import FairQueue
@@ -133,10 +133,14 @@ class Workers:
                 return worker if worker is not None and not group.waiting and worker.takes(type_) else None
         if type_ in self._queues:
             return None
-        pools = self._serving.get(type_)
-        if pools is not None and len(pools) == 1:  # as `idle`, inline for speed
-            return pools[0].best()
         return self.idle(type_)
+
+    def room(self, worker: Worker, type_: str) -> int:
+        """Return how many jobs of a type running, from the one for which the worker was just chosen on, are for the
+        same worker."""
+        if type_ in self._ordered or len(self._serving[type_]) > 1:
+            return 1
+        return worker.pool.room(worker)
 
     def idle(self, type_: str) -> Worker | None:
         """Return the worker of the type with most free credit; None: there is none, or all are full."""
@@ -148,31 +152,45 @@ class Workers:
         candidates = [worker for pool in pools if (worker := pool.best()) is not None]
         return max(candidates, key=lambda worker: worker.free, default=None)
 
-    def assign(self, worker: Worker, token: int, job: Job) -> None:
-        """Count a job as in flight at a worker that has credit for it."""
-        worker.inflight[token] = job
-        worker.pool.change(worker, -1)
-        if self._ordered and job.type in self._ordered and job.user is not None:
-            key = (job.type, job.user)
-            group = self._groups.get(key)
-            if group is None:
-                group = self._groups[key] = MessageGroup(key)
-            group.worker = worker
-            group.inflight += 1
-            job.group = group
+    def assign(self, worker: Worker, jobs: Sequence[Job]) -> None:
+        """Take the credit for a run of jobs of one type that are in flight at a worker now."""
+        worker.pool.change(worker, -len(jobs))
+        if self._ordered and jobs[0].type in self._ordered:
+            for job in jobs:
+                self._join_group(worker, job)
+
+    def _join_group(self, worker: Worker, job: Job) -> None:
+        """Count a job of an ordered type in its message group, which is bound to the worker."""
+        if job.user is None:
+            return
+        key = (job.type, job.user)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = MessageGroup(key)
+        group.worker = worker
+        group.inflight += 1
+        job.group = group
+
+    def free(self, worker: Worker, answered: int) -> None:
+        """Give a worker credit for jobs that it has answered, and that are in flight no more."""
+        if worker.leaving:
+            worker.free += answered
+        else:
+            worker.pool.change(worker, answered)
 
     def complete(self, worker: Worker, token: int) -> Job | None:
         """Count a job as done; None: the worker was never given that token."""
         job = worker.inflight.pop(token, None)
         if job is None:
             return None
-        if worker.leaving:
-            worker.free += 1
-        else:
-            worker.pool.change(worker, 1)
+        self.free(worker, 1)
+        self.leave_group(job)
+        return job
+
+    def leave_group(self, job: Job) -> None:
+        """Count a job that is done out of its message group, if it has one."""
         if job.group is not None:
             self._leave_group(job, first=False)
-        return job
 
     def release_group(self, job: Job) -> None:
         """Free the message group of a job that its worker was to be given and will not be."""
@@ -388,13 +406,14 @@ class Workers:
                         first.append(group.waiting[0])
         return tuple(first)
 
-    def is_full(self, job: Job, most: int, most_bytes: int) -> bool:
-        """Return whether a job may not wait: of `most` messages of its type its sender has as many as are left by all,
-        so that one sender alone gets half of them, and no sender all; or all have `most_bytes` of the type."""
+    def bound_reached(self, job: Job, most: int, most_bytes: int) -> str | None:
+        """Return the name of the bound at which a job may not wait, None where it may: of `most` messages of its type
+        its sender has as many as are left by all, so that one sender alone gets half of them, and no sender all; or all
+        have `most_bytes` of the type."""
         waiting = self._waits.get(job.type, 0)
         if waiting and self._wait_bytes[job.type] + len(job.body) > most_bytes:
-            return True
-        return 2 * waiting >= most and waiting + self._waiting_like(job) >= most
+            return "max_waiting_bytes"
+        return "max_waiting" if 2 * waiting >= most and waiting + self._waiting_like(job) >= most else None
 
     def _waiting_like(self, job: Job) -> int:
         """Return how many messages of a job's type and sender wait."""

@@ -187,7 +187,7 @@ class OperatorHttp:
         return _json(await self._desk.ask("deadShow", request.query.get("id", "")))
 
     async def _trace(self, request: web.Request) -> web.Response:
-        return _json(await self._desk.ask("trace", request.query.get("id")))
+        return _json(await self._desk.ask("follow", request.query.get("id")))
 
     async def _act_on_dead(self, request: web.Request) -> web.Response:
         question, id_ = DEAD_ACTS.get(request.match_info["act"]), await _named(request, "id")

@@ -6,7 +6,7 @@ Names follow the conventions: the prefix `bester_`, base units (seconds, bytes),
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 STATES = ("up", "down", "unknown")
+REACHED = "reached_"
+"""Beginning of the figures of a bridge that count what happened at a bound."""
 
 
 def text_of(status: Mapping[str, Any]) -> bytes:
@@ -51,6 +53,9 @@ class _Collector:
         for result, count in status["logins"].items():
             logins.add_metric([result], count)
         yield logins
+        yield CounterMetricFamily(
+            "bester_lockouts", "Times that a user at an address had to wait for wrong passwords.", status["lockouts"]
+        )
         refused = status["refused"]["count"]
         yield GaugeMetricFamily("bester_parties_refused", "Parties that the fabric refused within 10 minutes.", refused)
         full = status["full_mailboxes"]["count"]
@@ -64,6 +69,9 @@ class _Collector:
         store = status["store"]
         yield CounterMetricFamily("bester_store_commits", "Commits of the store.", store["commits"])
         yield CounterMetricFamily("bester_store_commit_seconds", "Seconds in commits.", store["commit_s"])
+        sync = HistogramMetricFamily("bester_store_fsync_seconds", "Time that a commit waited for the disk.")
+        _add_times(sync, [], store["sync_buckets_s"], store["sync"], store["sync_s"])
+        yield sync
         yield CounterMetricFamily("bester_store_failures", "Commits that failed.", store["failures"])
         if store["bytes"] is not None:
             yield GaugeMetricFamily("bester_store_bytes", "Size of the store's files.", store["bytes"])
@@ -75,12 +83,17 @@ class _Collector:
             bound.add_metric([name], limit)
         yield used
         yield bound
+        reached = CounterMetricFamily("bester_bound_reached", "Refused or dropped at a bound.", labels=["bound"])
+        for name, count in status["reached"].items():
+            reached.add_metric([name], count)
+        yield reached
 
     def _types(self) -> Iterator[Metric]:
         types: Mapping[str, Mapping[str, Any]] = self._status["types"]
         for key, about in (
             ("received", "Messages that entered"),
             ("answered", "Replies of handlers"),
+            ("reported", "Messages that entered and were reported on"),
             ("results", "Commands in replies"),
             ("again", "Requests after the first of a message"),
             ("dead", "Dead letters"),
@@ -115,11 +128,14 @@ class _Collector:
         for type_ in self._status["declared"]:
             declared.add_metric([type_], 1)
         yield declared
-        took = HistogramMetricFamily("bester_handler_seconds", "Time of handlers over a message.", labels=["type"])
-        ends = [*map(repr, self._status["buckets_s"]), "+Inf"]
-        for type_, row in types.items():
-            took.add_metric([type_], list(zip(ends, accumulate(row["took"]), strict=True)), row["took_s"])
-        yield took
+        for name, key, about in (
+            ("bester_handler_seconds", "took", "Time of handlers over a message."),
+            ("bester_message_seconds", "whole", "Time from the entry of a message to its report."),
+        ):
+            times = HistogramMetricFamily(name, about, labels=["type"])
+            for type_, row in types.items():
+                _add_times(times, [type_], self._status["buckets_s"], row[key], row[f"{key}_s"])
+            yield times
 
     def _servers(self) -> Iterator[Metric]:
         servers = self._status["servers"]
@@ -127,6 +143,12 @@ class _Collector:
         held = GaugeMetricFamily("bester_server_held", "1 where messages are held back.", labels=["server"])
         queued = GaugeMetricFamily("bester_server_queued_messages", "Messages queued for it.", labels=["server"])
         size = GaugeMetricFamily("bester_server_queued_bytes", "Bytes queued for it.", labels=["server"])
+        oldest = GaugeMetricFamily(
+            "bester_server_oldest_seconds", "Age of the oldest message queued for it.", labels=["server"]
+        )
+        retries = CounterMetricFamily(
+            "bester_server_retries", "Times that messages for it were put off, to be sent again.", labels=["server"]
+        )
         wrong = GaugeMetricFamily("bester_server_key_wrong", "1 where a key forbids the link.", labels=["server"])
         clock = GaugeMetricFamily(
             "bester_server_clock_ahead_seconds", "Seconds by which its clock is ahead.", labels=["server"]
@@ -140,14 +162,22 @@ class _Collector:
             held.add_metric([row["name"]], int(row["held"]))
             queued.add_metric([row["name"]], row["queued"])
             size.add_metric([row["name"]], row["bytes"])
-        yield from (state, held, queued, size, wrong, clock)
+            oldest.add_metric([row["name"]], row["oldest_s"] or 0.0)
+            retries.add_metric([row["name"]], row["retries"])
+        yield from (state, held, queued, size, oldest, retries, wrong, clock)
 
     def _bridges(self) -> Iterator[Metric]:
         """Yield the counts that bridges tell; which there are is the bridge's matter."""
         gauges: dict[str, GaugeMetricFamily] = {}
+        reached = CounterMetricFamily(
+            "bester_bridge_bound_reached", "Refused, dropped or cut at a bound of a bridge.", labels=["bridge", "bound"]
+        )
         for row in self._status["bridges"]:
             for name, count in row["figures"].items():
                 if not name.isidentifier() or not name.isascii():
+                    continue
+                if name.startswith(REACHED):
+                    reached.add_metric([row["name"], name.removeprefix(REACHED)], count)
                     continue
                 if name not in gauges:
                     gauges[name] = GaugeMetricFamily(
@@ -155,3 +185,12 @@ class _Collector:
                     )
                 gauges[name].add_metric([row["name"]], count)
         yield from gauges.values()
+        yield reached
+
+
+def _add_times(
+    to: HistogramMetricFamily, labels: Sequence[str], ends: Sequence[float], counts: Sequence[int], sum_s: float
+) -> None:
+    """Add a histogram of the status, whose last count is that of all longer times, to a metric."""
+    names = [*map(repr, ends), "+Inf"]
+    to.add_metric(labels, list(zip(names, accumulate(counts), strict=True)), sum_s)

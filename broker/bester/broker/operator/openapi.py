@@ -16,7 +16,10 @@ GETS = {
     "/api/peers": ("The other servers, and what is queued for them.", ()),
     "/api/dead": ("Dead letters without their bodies, the latest first.", ("type", "limit")),
     "/api/dead/letter": ("One dead letter with its body.", ("id",)),
-    "/api/trace": ("The steps of a message on this server; of the latest one without `id`.", ("id",)),
+    "/api/trace": (
+        "The way of a message over servers: `steps`, `spans`, `servers`; of the latest one without `id`.",
+        ("id",),
+    ),
     "/api/findings": ("What needs attention, as `bester check` finds it, each with its remedy.", ()),
     "/api/live": ("The status with its findings once a second, as server-sent events.", ()),
 }

@@ -30,10 +30,14 @@ def record(*texts: str, **fields: Schema) -> Schema:
 
 
 FIGURES = record(
-    **dict.fromkeys(("received", "answered", "results", "again", "dead", "workers", "waiting", "inflight"), COUNT),
+    **dict.fromkeys(
+        ("received", "answered", "reported", "results", "again", "dead", "workers", "waiting", "inflight"), COUNT
+    ),
     failed=COUNTS,
     took=several(COUNT),
     took_s=NUMBER,
+    whole=several(COUNT),
+    whole_s=NUMBER,
 )
 STATUS = record(
     "server",
@@ -43,15 +47,33 @@ STATUS = record(
     sessions=COUNT,
     peers=COUNTS,
     logins=COUNTS,
+    lockouts=COUNT,
     types={"type": "object", "additionalProperties": FIGURES},
     buckets_s=several(NUMBER),
     handlers=several(record("name", types=several(TEXT), credit=COUNT, inflight=COUNT, stuck=TRUTH, silent_s=NUMBER)),
     bridges=several(record("name", listeners=several(TEXT), figures=COUNTS)),
     servers=several(
-        record("name", "state", held=TRUTH, queued=COUNT, bytes=COUNT, next_try_s=maybe(NUMBER), error=maybe(TEXT))
+        record(
+            "name",
+            "state",
+            held=TRUTH,
+            queued=COUNT,
+            bytes=COUNT,
+            oldest_s=maybe(NUMBER),
+            retries=COUNT,
+            next_try_s=maybe(NUMBER),
+            error=maybe(TEXT),
+        )
     ),
     queued=COUNTS,
-    store=record(commits=COUNT, failures=COUNT, commit_s=NUMBER),
+    store=record(
+        commits=COUNT,
+        failures=COUNT,
+        commit_s=NUMBER,
+        sync=several(COUNT),
+        sync_s=NUMBER,
+        sync_buckets_s=several(NUMBER),
+    ),
     bounds={"type": "object", "additionalProperties": {"type": "array", "minItems": 2, "maxItems": 2}},
 )
 LETTER: Schema = record(
@@ -67,6 +89,13 @@ PEER = record(
     "name", "protocol", "state", address=maybe(TEXT), error=maybe(TEXT), outbox={"type": "array"}, more_messages=COUNT
 )
 STEP = record("id", "what", "where", at_ms=NUMBER)
+SPAN = record("kind", "server", "where", "id", from_ms=NUMBER, to_ms=maybe(NUMBER), outcome=maybe(TEXT))
+WAY = record(
+    root=maybe(TEXT),
+    steps=several(STEP),
+    spans=several(SPAN),
+    servers={"type": "object", "additionalProperties": TEXT},
+)
 
 ANSWERS: dict[str, Schema] = {
     "/health": record("status", "server"),
@@ -78,7 +107,7 @@ ANSWERS: dict[str, Schema] = {
     "/api/peers": several(PEER),
     "/api/dead": several(LETTER),
     "/api/dead/letter": WHOLE_LETTER,
-    "/api/trace": several(STEP),
+    "/api/trace": WAY,
     "/api/dead/replay": record(replayed=COUNT, left=COUNT),
     "/api/dead/drop": record(dropped=COUNT, left=COUNT),
     "/api/peers/retry": record(messages=COUNT, held=TRUTH),

@@ -1,4 +1,4 @@
-"""The store of a broker: one protocol, with SQLite or memory behind it.
+"""The store of a broker: one protocol, with SQLite, PostgreSQL or memory behind it.
 
 A store carries out the core's writes in order, and each group wholly; the core alone decides what is kept, and for how
 long.
@@ -10,11 +10,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from bester.broker.store_requests import Bounds, Committed, Read, Snapshot, Write
+from bester.broker.postgres import Database, require
+from bester.broker.store_requests import Bounds, Committed, Held, Read, Snapshot, Write
 
 
 class Store(Protocol):
-    """The store of one broker. Calls come from any thread, and one at a time."""
+    """The store of one broker. Calls come from any thread, and one at a time.
+
+    `is_remote`: commits and reads go over a network, so that they belong beside the loop. `away` says why nothing can
+    be kept now, empty where something can. `fenced` says why this process may write nothing any more, for ever. Another
+    thread than the caller's may set both. `size_bytes` is the size of a store that is no file, where it is known."""
+
+    is_remote: bool
+    away: str
+    fenced: str
+    size_bytes: int | None
+
+    def claim(self) -> Held | None:
+        """Take the right to write before `open`; return who has it where another process has. Raises BesterError."""
+
+    @property
+    def is_due(self) -> bool:
+        """Return whether the store needs a commit now, which may be empty."""
 
     def open(self) -> Snapshot:
         """Count this life and return the contents. Raises BesterError with a remedy."""
@@ -38,8 +55,16 @@ class Store(Protocol):
         """Close the store."""
 
 
-def open_store(path: Path | None, synchronous: str, bounds: Bounds) -> Store:
-    """Return the configured store, not opened yet; one in memory where `path` is None."""
+def open_store(
+    path: Path | None, synchronous: str, bounds: Bounds, *, database: Database | None = None, broker: str = "b1"
+) -> Store:
+    """Return the configured store, not opened yet: in a `database` in the namespace of a `broker`, or in the file
+    `path`, or in memory. Raises ConfigError where a library is missing."""
+    if database is not None:
+        require(database)
+        from bester.broker.store.postgres import PostgresStore
+
+        return PostgresStore(database, broker, synchronous, dead_letters=bounds.dead_letters)
     if path is None:
         from bester.broker.store.memory import MemoryStore
 

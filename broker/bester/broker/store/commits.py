@@ -22,6 +22,7 @@ from bester.broker.store_requests import (
     Fault,
     Fetch,
     FindExpired,
+    Held,
     Promise,
     PurgeOutcomes,
     Read,
@@ -71,7 +72,17 @@ class Commits(ABC):
     The writes that are held back are bounded by the contents: the latest one for each message, queue or dead letter.
     """
 
+    is_remote = False
+    """Whether commits and reads go over a network, and so belong beside the loop that asks for them."""
+
     def __init__(self) -> None:
+        self._sync_s: float | None = None  # time that the last transaction waited for the disk
+        self.away = ""
+        """Why nothing can be kept now, while a store that is remote cannot be reached."""
+        self.size_bytes: int | None = None
+        """Size of the store, where only the store itself knows that."""
+        self.fenced = ""
+        """Why this process may write nothing any more, where another one has taken the store."""
         self._held_back: dict[Hashable, Write] = {}
         self._growing: dict[Hashable, int] = {}  # those that take room, oldest first, with the sizes of their bodies
         self._growing_bytes = 0
@@ -86,9 +97,19 @@ class Commits(ABC):
         """Count of the writes that wait for room, or for a sound disk."""
         return len(self._held_back)
 
+    @property
+    def is_due(self) -> bool:
+        """Return whether the store needs a commit now, which may be empty."""
+        return False
+
+    def claim(self) -> Held | None:
+        """Take the right to write before `open`; return who has it where another process has. Raises BesterError."""
+        return None
+
     def commit(self, writes: Sequence[Write]) -> Committed:
         """Write a group in one transaction, after the writes that are held back. A group that finds the store locked is
         `busy`, and nothing is done with it."""
+        self._sync_s = None
         try:
             repeated = self._write([*self._held_back.values(), *writes] if self._held_back else writes)
         except BusyError as error:
@@ -103,7 +124,7 @@ class Commits(ABC):
             code: Fault = "storage-unavailable" if error.code == "storage-unavailable" else "storage-full"
             return self._result(Committed(False, why=error.text, code=code, kept=kept))
         self._written(list(self._held_back), {})
-        return self._result(Committed(True, repeated))
+        return self._result(Committed(True, repeated, sync_s=self._sync_s))
 
     def _result(self, result: Committed) -> Committed:
         """Add to a result what became of earlier promises since the last one."""

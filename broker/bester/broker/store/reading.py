@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bester.broker.store.rows import read_text, summed_up, text, unpack
@@ -33,7 +33,7 @@ _AS_BYTES = (
 _TEXT_PLACES = (1, 2, 3, 4, 6)
 _DECODE = (ValueError, TypeError, AttributeError)  # of a column that is no text, or no packed map
 
-_Row = tuple[Any, ...]
+Row = tuple[Any, ...]
 
 
 def answer(db: sqlite3.Connection, read: Read) -> Any:
@@ -59,7 +59,7 @@ def _fetched(db: sqlite3.Connection, read: Fetch) -> list[Entry]:
     found: list[Entry] = []
     left_bytes = read.limit_bytes
     for row in rows:
-        entry = _entry_of(row)
+        entry = entry_of(row)
         left_bytes -= len(entry.body)
         if found and left_bytes < 0:
             break
@@ -67,7 +67,7 @@ def _fetched(db: sqlite3.Connection, read: Fetch) -> list[Entry]:
     return found
 
 
-def _whole_rows(db: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> Iterator[_Row]:
+def _whole_rows(db: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> Iterator[Row]:
     """Yield the rows of entries; each is read by itself where SQLite cannot read all of them, since a text that is not
     UTF-8 must stop its own entry alone."""
     seen: set[int] = set()
@@ -88,7 +88,7 @@ def _whole_rows(db: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> 
             yield tuple(_texts(db.execute(select, (number,)).fetchone()))
 
 
-def _texts(row: _Row) -> Iterator[Any]:
+def _texts(row: Row) -> Iterator[Any]:
     """Yield the columns of a row whose texts were read as bytes; a text that is not UTF-8 stays as bytes."""
     for place, value in enumerate(row):
         if place in _TEXT_PLACES and type(value) is bytes:
@@ -106,7 +106,7 @@ def _expired(db: sqlite3.Connection, read: FindExpired) -> tuple[list[Entry], fl
     next_s: float | None = None
     left_bytes = read.limit_bytes
     for row in rows:
-        entry = _entry_of(row)
+        entry = entry_of(row)
         left_bytes -= len(entry.body)
         if entry.expires_s > read.at_s or len(found) == read.limit or (found and left_bytes < 0):
             next_s = entry.expires_s
@@ -121,7 +121,7 @@ def _find_entry(db: sqlite3.Connection, read: FindEntry) -> tuple[Entry, str | N
         f"SELECT {_BARE}, outcome FROM entry WHERE id = ? AND box >= ? AND box < ? LIMIT 1",  # noqa: S608 (columns alone)
         (text(read.id), begin, _after(begin)),
     ).fetchone()
-    return None if row is None else (_entry_of(row[:-1]), _outcome_of(row[-1]))
+    return None if row is None else (entry_of(row[:-1]), outcome_of(row[-1]))
 
 
 def _outcomes(db: sqlite3.Connection, read: FindOutcomes) -> dict[str, str]:
@@ -130,7 +130,7 @@ def _outcomes(db: sqlite3.Connection, read: FindOutcomes) -> dict[str, str]:
         "AND number > coalesce((SELECT upto FROM disowned WHERE name = ?3), 0) ORDER BY number",
         (text(read.message + ".0"), text(read.message + ".:"), text(read.sender)),  # a number comes next
     )
-    return summed_up((read_text(target), _outcome_of(outcome)) for target, outcome in rows)
+    return summed_up((read_text(target), outcome_of(outcome)) for target, outcome in rows)
 
 
 def _oldest(db: sqlite3.Connection) -> dict[str, dict[Any, Any]]:
@@ -150,17 +150,17 @@ def _find_dead_letters(db: sqlite3.Connection, read: FindDeadLetters) -> list[De
     body = "body" if read.bodies else "x''"
     select = f"SELECT serial, id, type, {body}, reason, at_s, meta FROM letter WHERE {where}"  # noqa: S608 (names alone)
     if not read.oldest_first:
-        return _letters(db.execute(f"{select} ORDER BY serial DESC LIMIT ?", (*values, read.limit)))[0]
+        return letters_of(db.execute(f"{select} ORDER BY serial DESC LIMIT ?", (*values, read.limit)))[0]
     upto = read.upto or db.execute("SELECT coalesce(max(serial), 0) FROM letter").fetchone()[0]
     between = "serial > ? AND serial <= ?"
-    letters, after = _letters(
+    letters, after = letters_of(
         db.execute(f"{select} AND {between} ORDER BY serial LIMIT ?", (*values, read.after, upto, read.limit))
     )
     left = f"SELECT count(*) FROM letter WHERE {where} AND {between}"  # noqa: S608 (names alone)
     return DeadLetterPage(letters, db.execute(left, (*values, after or upto, upto)).fetchone()[0], after or upto, upto)
 
 
-def _letters(rows: sqlite3.Cursor) -> tuple[list[DeadLetter], int]:
+def letters_of(rows: Iterable[Row]) -> tuple[list[DeadLetter], int]:
     """Return as many dead letters as may be read at once, and the serial of the last one."""
     letters: list[DeadLetter] = []
     last, room_bytes = 0, READ_BYTES
@@ -174,11 +174,13 @@ def _letters(rows: sqlite3.Cursor) -> tuple[list[DeadLetter], int]:
         except _DECODE as error:
             letter = DeadLetter(str(id_), str(type_), text_, str(reason), at_s, {DAMAGED: str(error)})
         letters.append(letter)
-    rows.close()
+    if isinstance(rows, sqlite3.Cursor):
+        rows.close()
     return letters, last
 
 
-def _entry_of(row: _Row) -> Entry:
+def entry_of(row: Row) -> Entry:
+    """Return the entry of a row of number, queue, id, target, type, body, sender, expiry and packed meta."""
     number, box, id_, target, type_, body, sender, expires_s, meta = row
     try:
         if body is None:
@@ -193,7 +195,7 @@ def _entry_of(row: _Row) -> Entry:
         return _damaged(row, str(error) or type(error).__name__)
 
 
-def _damaged(row: _Row, why: str) -> Entry:
+def _damaged(row: Row, why: str) -> Entry:
     """Return as much of an entry as can be read. Its queue must be known: it stands in an index."""
     number, box, id_, target, type_, body, sender, expires_s, _ = row
     id_, target, type_ = (each if type(each) is str else f"damaged/{number}" for each in (id_, target, type_))
@@ -203,7 +205,8 @@ def _damaged(row: _Row, why: str) -> Entry:
     )  # fmt: skip
 
 
-def _outcome_of(raw: str | None) -> str | None:
+def outcome_of(raw: str | None) -> str | None:
+    """Return the outcome of a column, None for a message that has not ended."""
     return None if raw is None else read_text(raw)
 
 

@@ -304,7 +304,9 @@ class SqliteStore(Commits):
             for kind, run in groupby(writes, type):
                 repeated |= self._carry_out(kind, list(run))
             forgotten = self._forget_some()
-            db.execute("COMMIT")
+            started = time.perf_counter()
+            db.execute("COMMIT")  # waits for the disk
+            self._sync_s = time.perf_counter() - started
         except BaseException as error:
             self._roll_back()
             if isinstance(error, _UNWRITABLE):

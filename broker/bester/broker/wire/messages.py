@@ -227,9 +227,9 @@ class Submit(NamedTuple):
     """Message of a client (`session` is set, and names the user) or of a native server (`session` None).
 
     Optional keys of meta: `attempt` (2 and up: submitted again by the bridge, without a report so far). From a client:
-    `dedup`, `ttl_s`, `outcome` (true: push later outcomes), `resent` (true: sent by the client before). From a server:
-    `scope` = "server", `address` (host of the other end) and the claims of its header: `server`, `id`, `root`,
-    `origin`, `path`, `ttl_s`, `lane`, `again`.
+    `dedup`, `ttl_s`, `outcome` (true: push later outcomes), `resent` (true: sent by the client before),
+    `traceparent`. From a server: `scope` = "server", `address` (host of the other end) and the claims of its header:
+    `server`, `id`, `root`, `origin`, `path`, `ttl_s`, `lane`, `again`, `traceparent`.
     """
 
     token: int
@@ -310,6 +310,26 @@ class Relayed(NamedTuple):
     meta: Meta = {}
 
 
+class Trace(NamedTuple):
+    """Question of a server that sent messages of this root, about their steps. meta: `wait_ms`, the time within which
+    the answer is of use, and `hops`, the number of servers along which the receiver may ask further."""
+
+    token: int
+    root: str
+    meta: Meta = {}
+
+
+class Traced(NamedTuple):
+    """Answer to a Trace: steps as maps with `at_ms`, `id`, `what`, `where` and perhaps `since_ms`.
+
+    meta: `why`, the code of a refusal; `servers`, a map of the servers that were asked further and have told nothing
+    to the code of the reason."""
+
+    token: int
+    steps: list[Any]
+    meta: Meta = {}
+
+
 class Forward(NamedTuple):
     """Request to a bridge to forward a message to a native server at `address`. meta is that of a Relay, with `wait_s`:
     the seconds that the bridge may wait for the server's report."""
@@ -336,7 +356,7 @@ class Forwarded(NamedTuple):
 Message = (
     Hello | Welcome | Heartbeat | Goodbye | Error | Request | Reply | Emit | Outcome | Ask | Answer
     | Login | LoggedIn | Open | Close | Submit | Report | Deliver | Confirm
-    | Relay | Relayed | Forward | Forwarded
+    | Relay | Relayed | Forward | Forwarded | Trace | Traced
 )  # fmt: skip
 
 
@@ -405,6 +425,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(31, Relayed, (INT, TEXT, MAP), 2),
     Operation(32, Forward, (INT, TEXT, TEXT, BODY, MAP), 5, body=3),
     Operation(33, Forwarded, (INT, TEXT, MAP), 2),
+    Operation(34, Trace, (INT, TEXT, MAP), 2),
+    Operation(35, Traced, (INT, LIST, MAP), 2),
 )
 
 OP_OF: dict[type[Any], int] = {row.message: row.op for row in OPERATIONS}

@@ -127,6 +127,16 @@ def _failed(value: list[Any]) -> str | None:
     return None
 
 
+def _steps(value: list[Any]) -> str | None:
+    for step in value:
+        if type(step) is not dict:
+            return "an array of maps"
+        fault = _meta(step)
+        if fault is not None:
+            return fault
+    return None
+
+
 _INSIDE: dict[str, Fault] = {
     "options": _meta,
     "meta": _meta,
@@ -136,6 +146,7 @@ _INSIDE: dict[str, Fault] = {
     "targets": _targets,
     "done": _done,
     "failed": _failed,
+    "steps": _steps,
 }
 
 

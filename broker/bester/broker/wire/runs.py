@@ -1,29 +1,36 @@
-"""Runs: what a handler receives or sends in one batch, read and written in one piece where its shape is the usual one.
+"""Runs: messages of one kind that stand together in a batch, read and written in one piece where their shape is usual.
 
-A batch of requests alone is read by msgspec into values with the fields of a Request, and a batch of replies alone is
-packed as rows. Both functions return None for any other batch, and for every batch that holds a fault: `codec` decodes
-and encodes those, and says what is wrong. For the rest the result equals that of `codec`, value for value and byte for
-byte. Without msgspec only replies are handled here.
+A batch of requests alone, and one of what handlers and bridges send most, is read by msgspec, in C, into values with
+the fields of the messages; a batch of requests, submits, deliveries or replies alone is packed as rows. The functions
+return None for any other batch, and for every batch that holds a fault: `codec` decodes and encodes those, and says
+what is wrong. For the rest the result equals that of `codec`, value for value and byte for byte. Without msgspec, which
+a server always has, only replies are handled here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, Union
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-from bester.broker.wire.codec import BATCH_BYTES, MAX_ITEMS
+from bester.broker.wire.codec import BATCH_BYTES, MAX_ITEMS, decode
 from bester.broker.wire.messages import (
     INLINE_BYTES,
     MAX_BATCH,
+    MAX_FRAME_BYTES,
     MAX_TOKEN,
     OP_OF,
+    OPERATIONS,
     Command,
+    Confirm,
+    Deliver,
+    Malformed,
     Message,
     Meta,
     Reply,
     Request,
+    Submit,
 )
 
 msgspec: Any
@@ -32,8 +39,13 @@ try:
 except ImportError:  # a handler's machine may have pyzmq and msgpack alone
     msgspec = None
 
-_REQUEST, _REPLY = OP_OF[Request], OP_OF[Reply]
+_REPLY = OP_OF[Reply]
 _REPLIES = {Reply}
+_BODIES: dict[type[Any], int] = {
+    row.message: row.body for row in OPERATIONS if row.body is not None and row.message in (Request, Submit, Deliver)
+}
+FEW = 64
+"""Sessions of one user in a DELIVER of a run: nearly every user has fewer."""
 
 
 class Received(Protocol):
@@ -51,35 +63,71 @@ class Received(Protocol):
     def meta(self) -> Meta: ...
 
 
-def _requests_decoder() -> Callable[[bytes], Sequence[Received]] | None:
+def _batch_decoder(shapes: dict[type[Any], type[Any]]) -> Callable[[bytes], list[Any]]:
+    """Return a decoder of a batch of messages of these shapes. Every array is bounded before room is made for it."""
+    either: Any = Union[tuple(shapes.values())]  # noqa: UP007 (of classes that are made at import)
+    batch = Annotated[list[either], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
+    decode_batch: Callable[[bytes], list[Any]] = msgspec.msgpack.Decoder(batch).decode
+    return decode_batch
+
+
+def _shapes() -> tuple[dict[type[Any], type[Any]], dict[type[Any], type[Any]]]:
+    """Return the classes by which a handler and a server read messages of the usual shape, by the messages' classes."""
     if msgspec is None:
-        return None
+        return {}, {}
+    integer = Annotated[int, msgspec.Meta(ge=-MAX_TOKEN, le=MAX_TOKEN)]
+    text = str | None
+    texts = Annotated[list[str], msgspec.Meta(max_length=MAX_ITEMS)]
     # Values of other kinds than these (bin, nested maps) are rare in a meta, and extension types are refused: msgspec
     # would read some of them as times.
-    texts = Annotated[list[str], msgspec.Meta(max_length=MAX_ITEMS)]
-    fields = [
-        ("token", Annotated[int, msgspec.Meta(ge=-MAX_TOKEN, le=MAX_TOKEN)]),
+    meta = dict[str, str | int | float | bool | texts | None]
+
+    def shape(message: type[Any], fields: list[tuple[Any, ...]]) -> type[Any]:
+        made: type[Any] = msgspec.defstruct(
+            f"Read{message.__name__}", fields, array_like=True, tag=OP_OF.get(message), tag_field="op",
+            forbid_unknown_fields=True, frozen=True, gc=False,
+        )  # fmt: skip
+        return made
+
+    command = msgspec.defstruct(
+        "ReadCommand",
+        [("command", str), ("targets", texts), ("body", bytes), ("type", text, None)],
+        array_like=True, forbid_unknown_fields=True, frozen=True, gc=False,
+    )  # fmt: skip
+    commands = Annotated[list[command], msgspec.Meta(max_length=MAX_ITEMS)]  # type: ignore[valid-type]  # made above
+    integers = Annotated[list[int], msgspec.Meta(max_length=MAX_ITEMS)]
+    failures = Annotated[list[tuple[int, int, str]], msgspec.Meta(max_length=0)]  # a run without any
+    request = [("token", integer), ("type", str), ("body", bytes), ("user", text), ("meta", meta)]
+    reply = [
+        ("token", integer),
+        ("status", integer),
+        ("commands", commands),
+        ("note", text, None),
+        ("code", text, None),
+    ]
+    submit: list[tuple[Any, ...]] = [
+        ("token", integer),
+        ("session", integer | None),
         ("type", str),
         ("body", bytes),
-        ("user", str | None),
-        ("meta", dict[str, str | int | float | bool | texts | None]),
+        ("meta", meta, {}),
     ]
-    row = msgspec.defstruct(
-        "ReadRequest",
-        fields,
-        array_like=True,
-        tag=_REQUEST,
-        tag_field="op",
-        forbid_unknown_fields=True,
-        frozen=True,
-        gc=False,
-    )
-    batch = Annotated[list[row], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]  # type: ignore[valid-type]  # made above
-    decode: Callable[[bytes], Sequence[Received]] = msgspec.msgpack.Decoder(batch).decode
-    return decode
+    confirm: list[tuple[Any, ...]] = [
+        ("upto", integer),
+        ("done", integers, []),
+        ("failed", failures, []),
+        ("reports", integer, 0),
+    ]
+    of_server = {Reply: shape(Reply, reply), Submit: shape(Submit, submit), Confirm: shape(Confirm, confirm)}
+    return {Request: shape(Request, request)}, of_server
 
 
-_decode = _requests_decoder()
+_OF_HANDLER, READ_AS = _shapes()
+"""READ_AS: the classes of the values that stand for messages which a server has read as runs, by the messages' own."""
+MESSAGE_OF = {shape: message for message, shape in READ_AS.items()}
+"""The classes of the messages, by those of the values that stand for them."""
+_decode_requests = None if msgspec is None else _batch_decoder(_OF_HANDLER)
+_decode_usual = None if msgspec is None else _batch_decoder(READ_AS)
 _pack: Callable[[Any], bytes] = (
     msgpack.Packer(autoreset=True).pack if msgspec is None else msgspec.msgpack.Encoder().encode
 )
@@ -87,12 +135,52 @@ _pack: Callable[[Any], bytes] = (
 
 def read_requests(frames: Sequence[bytes]) -> Sequence[Received] | None:
     """Return the requests of a ZeroMQ message; None where `codec.decode` must read the message."""
-    if _decode is None or len(frames) != 1:
+    if _decode_requests is None or len(frames) != 1:
         return None
     try:
-        return _decode(frames[0])
+        return _decode_requests(frames[0])
     except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
         return None
+
+
+def read(frames: Sequence[bytes]) -> Sequence[Message | Malformed]:
+    """Return the messages of a ZeroMQ message that came to a server, in order: values of the classes in READ_AS where
+    all of them are usual, else the messages of `codec.decode`."""
+    if _decode_usual is not None and len(frames) == 1:
+        try:
+            return _decode_usual(frames[0])
+        except (ValueError, RecursionError):
+            pass
+    return decode(frames)
+
+
+def write_run(messages: Sequence[Message], most_bytes: int = MAX_FRAME_BYTES) -> list[bytes] | None:
+    """Return the ZeroMQ message of a server's own requests, submits or deliveries, of one kind; None where
+    `codec.batches` must encode them. `most_bytes` is the limit on a body."""
+    if msgspec is None or not 0 < len(messages) <= MAX_BATCH:
+        return None
+    run: Any = messages
+    kind: type[Any] = type(run[0])
+    body = _BODIES.get(kind)
+    if body is None or list(map(type, run)).count(kind) < len(run) or not _is_short(kind, run):
+        return None
+    sizes = [len(message[body]) for message in run]
+    if max(sizes) > min(INLINE_BYTES, most_bytes) or sum(sizes) >= BATCH_BYTES:
+        return None
+    op = (OP_OF[kind],)
+    try:
+        frame = _pack([op + message for message in run])
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return [frame] if len(frame) <= 2 * BATCH_BYTES else None
+
+
+def _is_short(kind: type[Any], run: Sequence[Any]) -> bool:
+    """Return whether no message of a run has an array that might be too long for its receiver. The paths of requests
+    are bounded."""
+    if kind is Deliver:
+        return all(len(message.targets) == 1 and len(message.targets[0]) <= FEW for message in run)
+    return kind is Request or not any(message.meta for message in run)
 
 
 def write_replies(messages: Sequence[Message], most_bytes: int) -> list[bytes] | None:

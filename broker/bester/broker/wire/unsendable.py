@@ -29,10 +29,12 @@ from bester.broker.wire.messages import (
     Report,
     Request,
     Submit,
+    Trace,
+    Traced,
 )
 from bester.broker.wire.outcomes import failed
 
-ANSWERED_BY_ERROR = (Submit, Login, Ask, Emit, Relay)
+ANSWERED_BY_ERROR = (Submit, Login, Ask, Emit, Relay, Trace)
 """Messages that a broker refuses by an ERROR with their token."""
 
 
@@ -54,6 +56,8 @@ def substitute(message: Message, error: WireError) -> Message | None:
             return Relayed(message.token, failed(error.code))
         case Forwarded():
             return Forwarded(message.token, failed(error.code))
+        case Traced():
+            return Traced(message.token, [], {"why": error.code})
         case Error():
             return Error("malformed", error.text, message.op, message.token)
     return None

@@ -21,6 +21,7 @@ from bester.broker.config import Config
 from bester.broker.data_dir import LOCK, OURS
 from bester.broker.doctor.local import Certificate, File, Local
 from bester.broker.keys import KeyPair, read_pair
+from bester.broker.postgres import reachable
 from bester.broker.store.file import examine
 from bester.broker.tls_files import Pair, client_context, server_context
 from bester.broker.wire.codes import BesterError, ConfigError
@@ -155,7 +156,10 @@ def _unlike(path: Path, pair: KeyPair) -> str | None:
 
 
 def _stores(config: Config) -> Iterator[File]:
-    path = config.store.path
+    path, found = config.store.path, config.store.database
+    if found is not None:  # the accounts are there, too
+        yield File("[store] url", found.where, reachable(found), f"{found.where} answers")
+        return
     if path is not None:
         made = path.parent != config.server.data_dir or os.path.exists(path.parent)
         fault = _damage(path, store=True) if made else None

@@ -60,6 +60,21 @@ function table(id, columns, rows, none) {
 const bytes = (count) => (count == null ? "" : count < 1024 ? count + " B" : count < 1048576 ? (count / 1024).toFixed(1) + " KiB" : (count / 1048576).toFixed(1) + " MiB");
 const span = (s) => (s < 120 ? s.toFixed(0) + " s" : s < 7200 ? (s / 60).toFixed(0) + " min" : s < 172800 ? (s / 3600).toFixed(1) + " h" : (s / 86400).toFixed(1) + " d");
 const short = (text, most = 22) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
+// The time below which 95 of 100 are, as far as the buckets tell; nothing where there is none.
+function p95(counts, ends) {
+  const all = counts.reduce((a, b) => a + b, 0);
+  let seen = 0;
+  for (let at = 0; all && at < counts.length; at++) {
+    const before_ = seen;
+    seen += counts[at];
+    if (seen < 0.95 * all) continue;
+    if (at >= ends.length) return "> " + time(ends[at - 1]);
+    const low = at ? ends[at - 1] : 0;
+    return time(low + (ends[at] - low) * ((0.95 * all - before_) / counts[at]));
+  }
+  return "";
+}
+const time = (s) => (s < 1 ? (s * 1000).toPrecision(2) + " ms" : s.toPrecision(2) + " s");
 const sum = (types, key) => Object.values(types).reduce((all, row) => all + row[key], 0);
 
 async function act(path, body) {
@@ -91,7 +106,7 @@ function state() {
 }
 
 function facts(status) {
-  const rows = [["up", span(status.up_s)], ["users", status.users], ["sessions", status.sessions], ["unreported", status.cases], ["queued", status.queued.messages], ["store", bytes(status.store.bytes)], ["room", bytes(status.store.room_bytes)]];
+  const rows = [["up", span(status.up_s)], ["users", status.users], ["sessions", status.sessions], ["unreported", status.cases], ["queued", status.queued.messages], ["store", bytes(status.store.bytes)], ["room", bytes(status.store.room_bytes)], ["disk, 95 %", p95(status.store.sync, status.store.sync_buckets_s)], ["lockouts", status.lockouts || ""]];
   $("facts").replaceChildren(...rows.filter(([, value]) => value !== "").map(([name, value]) => { const row = element("div"); row.append(element("dt", name), element("dd", value)); return row; }));
 }
 
@@ -153,13 +168,13 @@ function findings(status) {
 }
 
 function lists(status) {
-  table("types", [["type"], ["handlers", "n"], ["wait", "n"], ["in flight", "n"], ["received", "n"], ["answered", "n"], ["again", "n"], ["dead", "n"], ["failed", "words"]],
-    Object.entries(status.types).sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, row]) => ({ kind: row.workers || name === "(others)" ? (row.waiting > 100 ? "warm" : "") : "bad", cells: [name, row.workers, row.waiting, row.inflight, row.received, row.answered, row.again, row.dead, Object.entries(row.failed).map(([code, count]) => code + " " + count).join(", ")] })), "no type is served");
-  table("servers", [["server"], ["state"], ["since", "n"], ["queued", "n"], ["next try", "n"], ["last error", "words"], [""]],
+  table("types", [["type"], ["handlers", "n"], ["wait", "n"], ["in flight", "n"], ["received", "n"], ["answered", "n"], ["again", "n"], ["dead", "n"], ["handler, 95 %", "n"], ["whole, 95 %", "n"], ["failed", "words"]],
+    Object.entries(status.types).sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, row]) => ({ kind: row.workers || name === "(others)" ? (row.waiting > 100 ? "warm" : "") : "bad", cells: [name, row.workers, row.waiting, row.inflight, row.received, row.answered, row.again, row.dead, p95(row.took, status.buckets_s), p95(row.whole, status.buckets_s), Object.entries(row.failed).map(([code, count]) => code + " " + count).join(", ")] })), "no type is served");
+  table("servers", [["server"], ["state"], ["since", "n"], ["queued", "n"], ["oldest", "n"], ["retries", "n"], ["next try", "n"], ["last error", "words"], [""]],
     status.servers.map((each) => {
       const acts = element("span");
       acts.append(button("retry", "r" + each.name, "api/peers/retry", { name: each.name }), " ", each.held ? button("release", "h" + each.name, "api/peers/release", { name: each.name }) : button("hold", "h" + each.name, "api/peers/hold", { name: each.name }));
-      return { kind: each.state === "down" ? "bad" : each.held ? "warm" : "", cells: [each.name, each.held ? "held, " + each.state : each.state, span(each.since_s), each.queued, each.next_try_s == null ? "" : span(each.next_try_s), each.error || "", acts] };
+      return { kind: each.state === "down" ? "bad" : each.held ? "warm" : "", cells: [each.name, each.held ? "held, " + each.state : each.state, span(each.since_s), each.queued, each.oldest_s == null ? "" : span(each.oldest_s), each.retries, each.next_try_s == null ? "" : span(each.next_try_s), each.error || "", acts] };
     }), "no other server is listed");
   table("bounds", [["bound"], ["used", "n"], ["most", "n"], ["", "n"]],
     Object.entries(status.bounds).filter(([, [used]]) => used).sort(([, [a, b]], [, [c, d]]) => c / d - a / b).slice(0, 12).map(([name, [used, most]]) => ({ kind: !most || GRANTED.includes(name) ? "" : used > 0.9 * most ? "bad" : used > 0.7 * most ? "warm" : "", cells: [name, used, most, most ? ((100 * used) / most).toFixed(1) + " %" : ""] })), "nothing is in use");
@@ -183,11 +198,22 @@ async function dead() {
   }), "there is none");
 }
 
+// The spans of a message over all servers that tell, as bars on one clock.
 async function trace(id) {
-  const answer = await fetch(withToken("api/trace" + (id ? "?id=" + encodeURIComponent(id) : "")));
-  const steps = answer.ok ? await answer.json() : [];
-  const first = steps.length ? steps[0].at_ms : 0;
-  table("trace", [["after", "n"], ["what"], ["where", "words"], ["message", "words"]], steps.map((each) => ({ cells: [(each.at_ms - first).toFixed(1) + " ms", each.what, each.where, each.id] })), "no step of it is remembered here");
+  const answer = await fetch(withToken("api/trace" + (id ? "?id=" + encodeURIComponent(id) : ""))).catch(() => null);
+  const found = answer && answer.ok ? await answer.json() : { spans: [], servers: {} };
+  const spans = found.spans;
+  const first = spans.length ? spans[0].from_ms : 0;
+  const last = Math.max(first + 0.001, ...spans.map((each) => (each.to_ms == null ? each.from_ms : each.to_ms)));
+  const ms = (value) => (value < 10 ? value.toFixed(2) : value.toFixed(0)) + " ms";
+  table("trace", [["after", "n"], ["took", "n"], ["", "bar"], ["what"], ["where", "words"], ["outcome", "words"], ["message", "words"]], spans.map((each) => {
+    const end = each.to_ms == null ? last : each.to_ms, share = 200 / (last - first);
+    const bar = drawn("svg", { class: "bar", viewBox: "0 0 204 12", role: "img", "aria-label": `from ${ms(each.from_ms - first)} to ${each.to_ms == null ? "now" : ms(each.to_ms - first)}` });
+    bar.append(drawn("rect", { class: each.kind, x: ((each.from_ms - first) * share).toFixed(2), y: 1, width: Math.max(2, (end - each.from_ms) * share).toFixed(2), height: 10 }));
+    const bad = each.outcome && !["delivered", "sent", "queued"].includes(each.outcome);
+    return { kind: bad ? "bad" : each.to_ms == null ? "warm" : "", cells: [ms(each.from_ms - first), each.to_ms == null ? "…" : ms(each.to_ms - each.from_ms), bar, each.kind, each.server + "/" + each.where, each.outcome || "", each.id] };
+  }), "no step of it is remembered here");
+  $("untold").textContent = Object.entries(found.servers).map(([name, why]) => name + " tells nothing: " + why).join(" · ");
 }
 
 $("ask").addEventListener("submit", (event) => { event.preventDefault(); trace($("message").value.trim()); });

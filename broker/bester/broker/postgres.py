@@ -1,0 +1,192 @@
+"""PostgreSQL: the address of a database, connections to it, and the text of its faults. The library psycopg is loaded
+with the first connection alone.
+
+No password is ever part of a text made here: `Database.where` leaves it out, and an address that cannot be read is not
+quoted.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from bester.broker.wire.codes import BesterError, ConfigError
+
+if TYPE_CHECKING:
+    import psycopg
+
+    Connection = psycopg.Connection[tuple[Any, ...]]
+
+SCHEMES = ("postgresql", "postgres")
+CONNECT_S = 2
+"""Seconds for making a connection, the least that the library takes: longer, and a broker would seem to hang."""
+SILENCE_MS = 3_000
+"""Time for which a server may leave data unacknowledged: a cable that was pulled is found within that time."""
+LOCK_MS = 2_000
+"""Patience with a lock of another session: locks of Bester's own last milliseconds."""
+ABANDONED_MS = 10_000
+"""Time after which PostgreSQL ends a transaction whose process has stopped in the middle."""
+MIGRATION_MS = 600_000
+"""Patience of a start with another process that brings the schema to a new version."""
+TEXT_LIMIT = 300
+"""Characters of a fault's text."""
+NEEDS = 'PostgreSQL needs the library psycopg, which is not installed: pip install "psycopg[binary]>=3.2"'
+_SECRETS = ("password", "sslpassword", "oauth_client_secret")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_REFUSALS = (
+    ("authentication failed", "28"),
+    ("no password supplied", "28"),
+    ("role ", "28"),
+    ("no pg_hba.conf entry", "28"),
+    ("does not exist", "3D"),
+)
+"""Words of a server that refuses a connection, and the code that such an error would have."""
+_REMEDIES = {
+    "url": "see [store] url",
+    "08": "see that PostgreSQL is running and reachable",
+    "28": "see the user and the password, in the address, in PGPASSWORD or in ~/.pgpass",
+    "3D": "make the database with createdb",
+    "42501": "grant the user what the page on PostgreSQL lists",
+    "42P01": "something was removed from the schema: stop the server and restore a backup",
+    "42883": "something was removed from the schema: stop the server and restore a backup",
+    "25006": "name the primary: a standby accepts no writes",
+    "53100": "make room on the disk of PostgreSQL",
+    "53300": "raise max_connections of PostgreSQL",
+    "57P": "it is starting or stopping; the broker connects again by itself",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Address of a database (`postgresql://…`), and the schema with a server's tables."""
+
+    url: str = field(repr=False)
+    schema: str = "bester"
+
+    @property
+    def where(self) -> str:
+        """Return the address without passwords, for people."""
+        parts = urlsplit(self.url)
+        user, at, hosts = parts.netloc.rpartition("@")
+        options = [(key, value) for key, value in parse_qsl(parts.query) if key not in _SECRETS]
+        query = f"?{urlencode(options, safe='/,:')}" if options else ""
+        return f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}{query}"
+
+    @property
+    def secrets(self) -> list[str]:
+        """Return the passwords in the address, as written and as meant."""
+        parts = urlsplit(self.url)
+        written = [parts.netloc.rpartition("@")[0].partition(":")[2]]
+        written += [value for key, value in parse_qsl(parts.query) if key in _SECRETS]
+        return [secret for each in written if each for secret in {each, unquote(each)}]
+
+
+def url_fault(url: str) -> str | None:
+    """Return the fault of an address, which is not quoted since it may hold a password; None where there is none."""
+    try:
+        parts = urlsplit(url)
+        unquote(parts.netloc, errors="strict")
+    except ValueError:
+        return "is no address that can be read; write postgresql://USER@HOST/DATABASE, with odd characters as %XX"
+    if parts.scheme not in SCHEMES or not url.startswith(f"{parts.scheme}://"):
+        return "is no address of PostgreSQL; write postgresql://USER@HOST/DATABASE"
+    if _BAD_ESCAPE.search(url):
+        return "has a % that is followed by no two digits; write it as %25"
+    if parts.fragment:
+        return "has a # in it; write it as %23"
+    if not parts.path.strip("/") and "dbname" not in dict(parse_qsl(parts.query)):
+        return "names no database; write postgresql://USER@HOST/DATABASE"
+    if not url.isprintable():
+        return "has a character that cannot be printed; write it as %XX"
+    return None
+
+
+def schema_fault(schema: str) -> str | None:
+    """Return the fault of a schema's name, or None."""
+    if _SCHEMA.fullmatch(schema) and not schema.startswith("pg_"):
+        return None
+    return f"{schema!r} is no plain name; use lower-case letters, digits and _, 63 at most, and no pg_ in front"
+
+
+def connect(database: Database, name: str) -> Connection:
+    """Return a new connection in autocommit mode whose tables are those of the schema. `name` is what PostgreSQL shows
+    of the connection.
+
+    Raises ConfigError where the library is missing, psycopg.Error where there is no connection.
+    """
+    require(database)
+    import psycopg
+
+    connection: Connection = psycopg.connect(
+        database.url,
+        autocommit=True,
+        connect_timeout=CONNECT_S,
+        application_name=name,
+        keepalives_idle=5,
+        keepalives_interval=1,
+        keepalives_count=3,
+        tcp_user_timeout=SILENCE_MS,
+        client_encoding="UTF8",
+    )
+    try:
+        with connection.pipeline():
+            connection.execute("SELECT set_config('search_path', quote_ident(%s), false)", (database.schema,))
+            for setting, value in (
+                ("lock_timeout", LOCK_MS),
+                ("idle_in_transaction_session_timeout", ABANDONED_MS),
+                ("statement_timeout", 0),
+                ("tcp_keepalives_idle", 5),
+                ("tcp_keepalives_interval", 2),
+                ("tcp_keepalives_count", 3),
+            ):
+                connection.execute("SELECT set_config(%s, %s, false)", (setting, str(value)))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def require(database: Database) -> None:
+    """Raise ConfigError where the library is missing."""
+    try:
+        import psycopg  # noqa: F401 (whether it can be loaded)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "psycopg"
+        raise ConfigError(f"{database.where}: {NEEDS if missing else f'{NEEDS} ({error})'}") from None
+
+
+def reachable(database: Database) -> str | None:
+    """Return why a database cannot be used now, None where it can."""
+    try:
+        require(database)
+        import psycopg
+
+        try:
+            connect(database, "bester check").close()
+        except psycopg.Error as error:
+            return why(database, error)
+    except BesterError as error:
+        return error.text
+    return None
+
+
+def why(database: Database, error: Exception) -> str:
+    """Return the text of a fault: one line with a remedy."""
+    state = str(getattr(error, "sqlstate", None) or "")
+    words = " ".join(str(error).split()) or type(error).__name__
+    for secret in database.secrets:  # the library quotes an address that it cannot read
+        words = words.replace(secret, "***")
+    if not state:  # a connection that was refused has none
+        state = next((code for text, code in _REFUSALS if text in words), "08")
+        state = "url" if type(error).__name__ == "ProgrammingError" else state
+    remedy = next((text for start, text in _REMEDIES.items() if state.startswith(start)), "see the log of PostgreSQL")
+    return f"{database.where}: {words[:TEXT_LIMIT]}; {remedy}"
+
+
+def unavailable(database: Database, error: Exception) -> BesterError:
+    """Return the error for a database that cannot be used now."""
+    full = str(getattr(error, "sqlstate", None)) == "53100"
+    return BesterError("storage-full" if full else "storage-unavailable", why(database, error))

@@ -1,0 +1,124 @@
+"""The lease of a broker's namespace in PostgreSQL: who may write there.
+
+A lease has an epoch, which counts up with every process that takes the lease. Every transaction of a broker checks its
+own epoch and renews the lease; a broker whose lease was taken, however alive it feels, can write and read nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from bester.broker.postgres_schema import new_epoch
+from bester.broker.processes import exists
+from bester.broker.store_requests import Held
+
+if TYPE_CHECKING:
+    from bester.broker.postgres import Connection
+
+LEASE_S = 10.0
+"""Time for which a lease lives after its last renewal: longer than any pause of a healthy process."""
+RENEW_S = 3.0
+"""Age at which an idle broker renews its lease: three tries fit into its life."""
+
+
+class Lease(NamedTuple):
+    """A lease that this process holds on namespace `ns`. `commits` counts the transactions of the namespace."""
+
+    ns: int
+    epoch: int
+    commits: int
+
+
+def take(connection: Connection, name: str) -> Lease | Held:
+    """Take the lease of a broker's namespace, which is made where it is missing.
+
+    A lease that lives is left alone, unless its holder was a process of this machine that is no more. Raises
+    psycopg.Error."""
+    with connection.transaction():
+        connection.execute(
+            "INSERT INTO broker (name, epoch) VALUES (%s, %s) ON CONFLICT (name) DO NOTHING", (name, new_epoch())
+        )
+        row = connection.execute(
+            "SELECT ns, lease, commits, holder, until, extract(epoch FROM until - clock_timestamp())::float8 "
+            "FROM broker WHERE name = %s FOR UPDATE",
+            (name,),
+        ).fetchone()
+        assert row is not None
+        ns, epoch, commits, holder, until, left_s = row
+        if left_s > 0 and not is_gone(holder):
+            who = _read(holder)
+            process = f"process {who.get('pid')} on {who.get('host')}" if who else "another process"
+            why = f"broker {name!r} is held by {process}; stop that, or give this one another [server] broker"
+            return Held(why, left_s, (epoch, until))
+        connection.execute(
+            "UPDATE broker SET lease = %s, holder = %s, until = clock_timestamp() + %s * INTERVAL '1 second' "
+            "WHERE ns = %s",
+            (epoch + 1, this_process(), LEASE_S, ns),
+        )
+    return Lease(ns, epoch + 1, commits)
+
+
+def others(connection: Connection, ns: int) -> list[tuple[str, int]]:
+    """Return the other namespaces with queued messages that no living broker serves, and how many each has."""
+    return connection.execute(
+        "SELECT b.name, count(*) FROM broker b JOIN entry e USING (ns) WHERE b.ns <> %s AND e.outcome IS NULL "
+        "AND b.until < clock_timestamp() GROUP BY b.name ORDER BY b.name LIMIT 10",
+        (ns,),
+    ).fetchall()
+
+
+def this_process() -> str:
+    """Return a text that names this process among those of all machines."""
+    pid = os.getpid()
+    return json.dumps({"host": platform.node(), "pid": pid, "start": _start_of(pid), **_machine()})
+
+
+def is_gone(holder: str) -> bool:
+    """Return whether a process that this text names surely is no more: it was of this machine, and its number is free
+    or another process's."""
+    who = _read(holder)
+    machine = _machine()
+    if not all(machine.values()) or any(who.get(key) != value for key, value in machine.items()):
+        return False
+    pid = who.get("pid")
+    if type(pid) is not int or not who.get("start"):
+        return False
+    return not exists(pid) or _start_of(pid) != who["start"]
+
+
+def _read(holder: str) -> dict[str, object]:
+    try:
+        who = json.loads(holder)
+    except ValueError:
+        return {}
+    return who if type(who) is dict else {}
+
+
+def _machine() -> dict[str, str]:
+    """Return what names this run of this machine, and the processes that a process can see."""
+    return {"boot": _text("/proc/sys/kernel/random/boot_id"), "space": _link("/proc/self/ns/pid")}
+
+
+def _start_of(pid: int) -> str:
+    """Return when a process was started, in ticks of its machine; empty for one that has ended and only waits for its
+    parent, and where the system does not tell."""
+    fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""

@@ -1,0 +1,236 @@
+"""Reads from a store in PostgreSQL: one function for each read of `store_requests`, and the snapshot of a start.
+
+Nothing here writes. All rows are of the namespace `ns` of one broker.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from bester.broker.store.postgres_writing import ID_PART, beginning, key_of_letter, written
+from bester.broker.store.reading import Row, entry_of, letters_of, outcome_of
+from bester.broker.store.rows import read_text, summed_shares, summed_up, unpack
+from bester.broker.store_requests import (
+    READ_BYTES,
+    ClockState,
+    DeadLetter,
+    DeadLetterPage,
+    Entry,
+    Fetch,
+    FindDeadLetters,
+    FindEntry,
+    FindExpired,
+    FindOldest,
+    FindOutcomes,
+    Read,
+    SaveLane,
+    Snapshot,
+    StoredQueue,
+    lane,
+    owner_of,
+)
+
+if TYPE_CHECKING:
+    from bester.broker.postgres import Connection
+
+_BARE = "number, box, id, target, type, ''::bytea, sender, expires_s, meta, repeated"
+_BODY = (
+    "CASE WHEN shared IS NULL THEN body ELSE (SELECT b.body FROM body b WHERE b.ns = e.ns AND b.serial = shared) END"
+)
+_COLUMNS = _BARE.replace("''::bytea", _BODY)
+_IN_LANE = "id = %b AND left(id, %b) = left(%b, %b) AND box >= %b AND box < %b"
+
+
+def answer(connection: Connection, ns: int, read: Read) -> Any:
+    """Return the answer to a read. Raises psycopg.Error, and ValueError for contents that no store has written."""
+    match read:
+        case Fetch():
+            return _fetched(connection, ns, read)
+        case FindExpired():
+            return _expired(connection, ns, read)
+        case FindEntry():
+            return _find_entry(connection, ns, read)
+        case FindOutcomes():
+            return _outcomes(connection, ns, read)
+        case FindDeadLetters():
+            return _find_dead_letters(connection, ns, read)
+        case FindOldest():
+            return _oldest(connection, ns)
+
+
+def rows(connection: Connection, statement: str, *values: Any) -> list[Row]:
+    """Return the rows of a statement."""
+    return connection.execute(statement.encode(), values, binary=True).fetchall()
+
+
+def _entry(row: Row) -> Entry:
+    """Return the entry of a row, whose last column says that a duplicate may have been delivered before."""
+    entry = entry_of(row[:-1])
+    return entry._replace(meta={**entry.meta, "repeated": True}) if row[-1] else entry
+
+
+def _sized(limit_bytes: int, where: str, order: str) -> str:
+    """Return a query of the numbers of entries, no more than `limit_bytes` of bodies, but at least one."""
+    return (
+        f"SELECT number FROM (SELECT number, sum(size) OVER (ORDER BY {order}) AS upto, "  # noqa: S608 (own words)
+        f"row_number() OVER (ORDER BY {order}) AS at FROM (SELECT number, expires_s, size FROM entry WHERE {where} "
+        f"ORDER BY {order} LIMIT %b) AS first) AS sized WHERE at = 1 OR upto <= {int(limit_bytes)}"
+    )
+
+
+def _fetched(connection: Connection, ns: int, read: Fetch) -> list[Entry]:
+    numbers = _sized(read.limit_bytes, "ns = %b AND box = %b AND outcome IS NULL AND number > %b", "number")
+    query = f"SELECT {_COLUMNS} FROM entry e WHERE ns = %b AND number IN ({numbers}) ORDER BY number"  # noqa: S608 (own words)
+    found = rows(connection, query, ns, ns, written(read.queue), read.after, read.limit)
+    return [_entry(row) for row in found]
+
+
+def _expired(connection: Connection, ns: int, read: FindExpired) -> tuple[list[Entry], float | None]:
+    order = "expires_s, number"
+    numbers = _sized(read.limit_bytes, "ns = %b AND outcome IS NULL AND expires_s <= %b::float8", order)
+    query = f"SELECT {_COLUMNS} FROM entry e WHERE ns = %b AND number IN ({numbers}) ORDER BY {order}"  # noqa: S608 (own words)
+    found = [_entry(row) for row in rows(connection, query, ns, ns, read.at_s, read.limit)]
+    last = (found[-1].expires_s, found[-1].number) if found else (float("-inf"), -(2**63))
+    ((next_s,),) = rows(
+        connection,
+        "SELECT min(expires_s) FROM (SELECT expires_s FROM entry WHERE ns = %b AND outcome IS NULL AND "
+        "(expires_s, number) > (%b::float8, %b) ORDER BY expires_s, number LIMIT 1) AS next",
+        ns,
+        *last,
+    )
+    return found, next_s
+
+
+def _find_entry(connection: Connection, ns: int, read: FindEntry) -> tuple[Entry, str | None] | None:
+    id_ = written(read.id)
+    found = rows(
+        connection,
+        f"SELECT {_BARE}, outcome FROM entry e WHERE ns = %b AND {_IN_LANE} LIMIT 1",  # noqa: S608 (own words)
+        ns, id_, ID_PART, id_, ID_PART, *beginning(lane(read.server, "")),
+    )  # fmt: skip
+    return (_entry(found[0][:-1]), outcome_of(found[0][-1])) if found else None
+
+
+def _outcomes(connection: Connection, ns: int, read: FindOutcomes) -> dict[str, str]:
+    low, high, sender = written(read.message + ".0"), written(read.message + ".:"), written(read.sender)  # a number
+    found = rows(
+        connection,
+        "SELECT target, outcome FROM entry WHERE ns = %b AND left(id, %b) >= left(%b, %b) AND "
+        "left(id, %b) <= left(%b, %b) AND id >= %b AND id < %b AND sender = %b AND number > "
+        "coalesce((SELECT upto FROM disowned WHERE ns = %b AND name = %b), 0) ORDER BY number",
+        ns, ID_PART, low, ID_PART, ID_PART, high, ID_PART, low, high, sender, ns, sender,
+    )  # fmt: skip
+    return summed_up((read_text(target), outcome_of(outcome)) for target, outcome in found)
+
+
+def _oldest(connection: Connection, ns: int) -> dict[str, dict[Any, Any]]:
+    found: dict[str, dict[Any, Any]] = {}
+    for box, meta in rows(
+        connection,
+        "SELECT box, meta FROM entry WHERE ns = %b AND number IN (SELECT min(number) FROM entry WHERE ns = %b AND "
+        "outcome IS NULL AND box >= 'lane/' AND box < 'lane0' GROUP BY box)",
+        ns,
+        ns,
+    ):
+        try:
+            found[read_text(box)] = unpack(meta)
+        except ValueError:
+            found[read_text(box)] = {}
+    return found
+
+
+def _find_dead_letters(connection: Connection, ns: int, read: FindDeadLetters) -> list[DeadLetter] | DeadLetterPage:
+    where = "ns = %b"
+    values: tuple[Any, ...] = (ns,)
+    if read.id is not None:
+        where, values = f"{where} AND key = %b", (*values, key_of_letter(read.id))
+    elif read.type is not None:
+        where, values = f"{where} AND type = %b", (*values, written(read.type))
+    body = "body" if read.bodies else "''::bytea"
+    if not read.oldest_first:
+        return letters_of(_letters(connection, body, where, values, read.limit, "serial DESC"))[0]
+    upto = read.upto or rows(connection, "SELECT coalesce(max(serial), 0) FROM letter WHERE ns = %b", ns)[0][0]
+    where = f"{where} AND serial > %b AND serial <= %b"
+    letters, after = letters_of(_letters(connection, body, where, (*values, read.after, upto), read.limit, "serial"))
+    left = f"SELECT count(*) FROM letter WHERE {where}"  # noqa: S608 (own words)
+    return DeadLetterPage(letters, rows(connection, left, *values, after or upto, upto)[0][0], after or upto, upto)
+
+
+def _letters(
+    connection: Connection, body: str, where: str, values: tuple[Any, ...], limit: int, order: str
+) -> list[Row]:
+    """Return the rows of dead letters in an order, as many as may be read at once, but at least one."""
+    size = f"sum(length({body})) OVER (ORDER BY {order})"
+    sized = (
+        f"SELECT serial, id, type, {body} AS body, reason, at_s, meta, {size} AS upto, "  # noqa: S608 (own words)
+        f"row_number() OVER (ORDER BY {order}) AS at FROM (SELECT * FROM letter WHERE {where} "
+        f"ORDER BY {order} LIMIT %b) AS first"
+    )
+    columns = "serial, id, type, body, reason, at_s, meta"
+    query = f"SELECT {columns} FROM ({sized}) AS sized WHERE at = 1 OR upto <= %b ORDER BY {order}"  # noqa: S608 (own words)
+    return rows(connection, query, *values, limit, READ_BYTES)
+
+
+def snapshot(connection: Connection, ns: int, epoch: str, life: int) -> Snapshot:
+    """Return the contents of a namespace. Raises psycopg.Error, and ValueError for contents that no store has
+    written."""
+
+    def all_of(statement: str) -> list[Row]:
+        return rows(connection, statement, ns)
+
+    handed: dict[str, int] = dict(all_of("SELECT box, upto FROM handed WHERE ns = %b"))
+    clock = all_of("SELECT stored_s, skew_s, boot, boot_s FROM clock WHERE ns = %b")
+    waiting = "FROM entry WHERE ns = %b AND outcome IS NULL"
+    in_mailbox = f"{waiting} AND box >= 'user/' AND box < 'user0' AND sender IS"
+    return Snapshot(
+        epoch=epoch,
+        life=life,
+        queues={
+            read_text(box): StoredQueue(messages, int(size_bytes), lowest, handed.get(box, 0))
+            for box, messages, size_bytes, lowest in all_of(
+                f"SELECT box, count(*), sum(size)::bigint, min(number) {waiting} GROUP BY box"
+            )
+        },
+        shares=summed_shares(
+            (read_text(box), None if sender is None else read_text(sender), meta, messages, size_bytes)
+            for box, sender, meta, messages, size_bytes in [
+                *all_of(f"SELECT box, sender, NULL, count(*), sum(size)::bigint {in_mailbox} NOT NULL GROUP BY 1, 2"),
+                *all_of(f"SELECT box, NULL, meta, 1, size {in_mailbox} NULL"),
+            ]
+        ),
+        types=_names(all_of("SELECT name FROM seen_type WHERE ns = %b ORDER BY serial")),
+        lanes=tuple(
+            SaveLane(read_text(peer), read_text(type_), read_text(their_epoch), floor, unpack(outcomes))
+            for peer, type_, their_epoch, floor, outcomes in all_of(
+                "SELECT peer, type, epoch, floor, outcomes FROM arrived WHERE ns = %b"
+            )
+        ),
+        next_expiry_s=all_of(f"SELECT min(expires_s) {waiting}")[0][0],
+        dead=all_of("SELECT count(*) FROM letter WHERE ns = %b")[0][0],
+        clock=ClockState(clock[0][0], clock[0][1], read_text(clock[0][2]), clock[0][3]) if clock else None,
+        names=_names(all_of("SELECT name FROM server_name WHERE ns = %b ORDER BY serial")),
+        peers={
+            read_text(address): reports
+            for address, reports in all_of("SELECT address, reports FROM native_peer WHERE ns = %b")
+        },
+        held=frozenset(_names(all_of("SELECT name FROM held_server WHERE ns = %b"))),
+        remote=_summed(all_of("SELECT box, count(*) FROM entry WHERE ns = %b AND outcome = 'queued' GROUP BY box")),
+        disowned={
+            read_text(name): (upto, at_s)
+            for name, upto, at_s in all_of("SELECT name, upto, at_s FROM disowned WHERE ns = %b")
+        },
+    )
+
+
+def _names(found: Iterable[Row]) -> tuple[str, ...]:
+    return tuple(read_text(name) for (name,) in found)
+
+
+def _summed(found: Iterable[Row]) -> dict[str, int]:
+    """Return counts by server, of counts by lane."""
+    counts: Counter[str] = Counter()
+    for box, count in found:
+        counts[owner_of(read_text(box))] += count
+    return dict(counts)

@@ -1,0 +1,153 @@
+"""Accounts in PostgreSQL: changed by the command line, and followed by a server that waits for no network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+
+from bester.broker.accounts_postgres import PostgresAccounts, ServedAccounts
+from bester.broker.postgres import Database
+from bester.broker.verifying import LET_IN, OVERLOADED, WRONG
+from bester.broker.wire.codes import BesterError
+from tests.postgres_server import Cluster
+from tests.unit.postgres_cable import Cable
+
+HERE = "192.0.2.7"
+DEADLINE_S = 30.0
+
+
+@pytest.fixture
+def database(cluster: Cluster) -> Database:
+    return cluster.database()
+
+
+@pytest.fixture
+def accounts(database: Database) -> Iterator[PostgresAccounts]:
+    with closing(PostgresAccounts(database)) as found:
+        found.add("ann", "secret")
+        yield found
+
+
+@pytest.fixture
+def cable(accounts: PostgresAccounts, database: Database) -> Iterator[Cable]:
+    found = Cable(database)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def served(cable: Cable) -> Iterator[ServedAccounts]:
+    with closing(ServedAccounts(cable.database)) as found:
+        yield found
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait for what the follower does."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+async def test_only_the_right_password_is_admitted(served: ServedAccounts) -> None:
+    assert await served.verify("ann", "secret", HERE) == LET_IN
+    for user, password in (("ann", "wrong"), ("bob", "secret"), ("ann\0", "secret"), ("ann", "")):
+        assert await served.verify(user, password, "") == WRONG
+
+
+async def test_change_by_the_command_line_reaches_a_running_server(
+    accounts: PostgresAccounts, served: ServedAccounts
+) -> None:
+    before = served.token("ann")
+    assert before is not None
+    accounts.add("bob", "s\u00e9cret")
+    wait_until(lambda: served.exists("bob"))
+    accounts.passwd("bob", "other")
+    accounts.disable("ann")
+    wait_until(lambda: served.disabled() == {"ann"})
+    assert (served.exists("ann"), served.token("ann")) == (True, None)
+    assert await served.verify("ann", "secret", HERE) == WRONG
+    assert await served.verify("bob", "other", HERE) == LET_IN
+    accounts.enable("ann")
+    wait_until(lambda: served.token("ann") == before)
+    accounts.remove("ann")
+    accounts.add("ann", "anew")
+    wait_until(lambda: served.token("ann") not in (None, before))
+    assert served.removed() == {"ann"}
+    assert [(each.name, each.disabled) for each in accounts.list()] == [("ann", False), ("bob", False)]
+
+
+def test_removal_stays_recorded_until_struck_off(accounts: PostgresAccounts, database: Database) -> None:
+    accounts.add("bob", "secret")
+    accounts.remove("ann")
+    for _ in range(2):
+        with closing(ServedAccounts(database)) as served:
+            assert served.changed()
+            assert (served.removed(), served.exists("ann"), served.changed()) == ({"ann"}, False, False)
+    with closing(ServedAccounts(database)) as served:
+        wait_until(lambda: served.strike_off({"ann", "bob"}))
+        assert served.removed() == set()
+    with closing(ServedAccounts(database)) as served:
+        assert served.removed() == set()
+        assert served.exists("bob")
+
+
+def test_account_of_a_removed_name_is_kept_when_the_removal_is_struck_off(
+    accounts: PostgresAccounts, served: ServedAccounts
+) -> None:
+    accounts.remove("ann")
+    accounts.add("ann", "anew")
+    wait_until(lambda: served.removed() == {"ann"} and served.exists("ann"))
+    wait_until(lambda: served.strike_off({"ann"}))
+    assert served.exists("ann")
+
+
+async def test_user_changes_the_own_password(accounts: PostgresAccounts, served: ServedAccounts) -> None:
+    assert await served.change("ann", "wrong", "new", HERE) == WRONG
+    assert await served.change("ann", "secret", "new", HERE) == LET_IN
+    assert await served.verify("ann", "new", HERE) == LET_IN
+    assert (await served.change("ann", "new", "", HERE)).reason == "malformed"
+
+
+async def test_user_that_another_program_has_let_in_gets_an_account(
+    accounts: PostgresAccounts, served: ServedAccounts
+) -> None:
+    assert await served.learn("guest")
+    assert served.exists("guest")
+    assert await served.learn("guest")
+    assert [each.name for each in accounts.list()] == ["ann", "guest"]
+
+
+async def test_logins_go_on_while_the_database_is_away(
+    accounts: PostgresAccounts, served: ServedAccounts, cable: Cable
+) -> None:
+    cable.pull_out()
+    assert await served.verify("ann", "secret", HERE) == LET_IN
+    assert await served.change("ann", "secret", "new", HERE) == OVERLOADED
+    assert not await served.learn("guest")
+    assert served.exists("ann") and served.token("ann")
+    accounts.add("bob", "secret")
+    cable.plug_in()
+    wait_until(lambda: served.exists("bob"))
+    assert await served.change("ann", "secret", "new", HERE) == LET_IN
+
+
+@pytest.mark.parametrize("name", ["", " ann", "a\nb", "n" * 129, "\ud800"])
+def test_impossible_name_is_refused(name: str, accounts: PostgresAccounts) -> None:
+    with pytest.raises(BesterError):
+        accounts.add(name, "secret")
+    with pytest.raises(BesterError):
+        accounts.passwd(name, "secret")
+    with pytest.raises(BesterError):
+        accounts.remove(name)
+
+
+def test_unknown_and_taken_names_are_named(accounts: PostgresAccounts) -> None:
+    with pytest.raises(BesterError, match="there is a user ann already"):
+        accounts.add("ann", "other")
+    for change in (accounts.remove, accounts.disable, accounts.enable):
+        with pytest.raises(BesterError, match="there is no user 'eve'"):
+            change("eve")

@@ -1,0 +1,434 @@
+"""The store in PostgreSQL: its lease, and connections that break."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import count
+
+import psycopg
+import pytest
+
+from bester.broker.postgres import Database, connect, schema_fault, url_fault, why
+from bester.broker.postgres_schema import STEPS, migrate
+from bester.broker.store import lease
+from bester.broker.store.postgres import PostgresStore
+from bester.broker.store_requests import (
+    Bury,
+    Committed,
+    End,
+    Enqueue,
+    Fetch,
+    FindEntry,
+    MarkSent,
+    PurgeOutcomes,
+    RecordRemote,
+    Write,
+    mailbox,
+)
+from bester.broker.store_requests import lane as lane_of
+from bester.broker.wire.codes import BesterError, ConfigError
+from tests.postgres_server import Cluster
+from tests.unit.postgres_cable import Cable
+from tests.unit.store_stand import BOB, LOTS, NOW_S, asked, dead, entry, keep, letter, outcomes, refusing
+
+_names = count(1)
+
+
+@pytest.fixture
+def store(postgres: Database) -> Iterator[PostgresStore]:
+    found = PostgresStore(postgres, f"lease{next(_names)}")
+    found.open()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def cable(postgres: Database) -> Iterator[Cable]:
+    with connect(postgres, "a test") as made:
+        migrate(made, postgres)
+    found = Cable(postgres)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def far(cable: Cable) -> Iterator[PostgresStore]:
+    """A store at the end of the cable."""
+    found = PostgresStore(cable.database, f"far{next(_names)}")
+    found.open()
+    yield found
+    found.close()
+
+
+def another(store: PostgresStore) -> PostgresStore:
+    """Return another broker of the same name."""
+    return PostgresStore(store.database, store.broker)
+
+
+def numbers(store: PostgresStore) -> list[int]:
+    return [each.number for each in store.read(Fetch(BOB, 0, LOTS, LOTS))]
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def stop_renewing(store: PostgresStore) -> None:
+    """Let the lease of a store run out."""
+    asked(store, "UPDATE broker SET until = clock_timestamp() WHERE ns = :ns")
+
+
+# --- leases ---------------------------------------------------------------------------------------------------------
+
+
+def test_second_broker_of_a_name_is_refused_while_the_first_lives(store: PostgresStore) -> None:
+    second = another(store)
+    with pytest.raises(BesterError, match=rf"broker '{store.broker}' is held by process \d+ on .*; stop that, or"):
+        second.open()
+    assert store.commit([keep(1)]).ok
+    store.close()
+    assert second.open().queues[BOB].messages == 1
+    second.close()
+
+
+def test_claim_says_when_the_lease_ends_and_changes_with_each_renewal(store: PostgresStore) -> None:
+    with closing(another(store)) as second:
+        held = second.claim()
+        again = second.claim()
+        store.commit([])
+        renewed = second.claim()
+        assert held is not None and again is not None and renewed is not None
+        assert 0 < held.left_s <= lease.LEASE_S
+        assert held.state == again.state != renewed.state
+        stop_renewing(store)
+        assert second.claim() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_gone"),
+    [
+        ({}, False), ({"pid": 2**22 + 1}, True), ({"start": "1"}, True), ({"boot": "another", "pid": 2**22 + 1}, False),
+        ({"space": "pid:[1]", "pid": 2**22 + 1}, False), ({"start": "", "pid": 2**22 + 1}, False),
+        ({"pid": "1"}, False),
+    ],
+)  # fmt: skip
+def test_lease_of_a_process_that_is_gone_is_free(
+    changes: dict[str, object], is_gone: bool, store: PostgresStore
+) -> None:
+    holder = json.dumps(json.loads(lease.this_process()) | changes)
+    asked(store, "UPDATE broker SET holder = ':holder' WHERE ns = :ns".replace(":holder", holder))
+    with closing(another(store)) as second:
+        assert (second.claim() is None) == is_gone
+
+
+@pytest.mark.parametrize("holder", ["", "nonsense", "[1]", "{}", "null"])
+def test_holder_that_cannot_be_read_is_not_taken_for_gone(holder: str) -> None:
+    assert not lease.is_gone(holder)
+
+
+def test_broker_whose_lease_was_taken_writes_and_reads_nothing(store: PostgresStore) -> None:
+    store.commit([keep(1), keep(2)])
+    stop_renewing(store)
+    second = another(store)
+    second.open()
+    before = asked(second, "SELECT * FROM entry WHERE ns = :ns ORDER BY number")
+    groups: list[list[Write]] = [[keep(3)], [End(1, "delivered")], [Bury(letter("a")), MarkSent(BOB, 2)], []]
+    for writes in groups:
+        result = store.commit(writes)
+        assert (result.ok, result.code) == (False, "storage-unavailable")
+        assert "another process has taken the lease" in result.why
+    with pytest.raises(BesterError, match="another process has taken the lease"):
+        numbers(store)
+    assert store.fenced and store.away and not store.is_due
+    assert asked(second, "SELECT * FROM entry WHERE ns = :ns ORDER BY number") == before
+    store.close()  # which gives back no lease of another
+    assert second.commit([keep(4)]).ok
+    assert numbers(second) == [1, 2, 4]
+    second.close()
+
+
+def test_read_alone_finds_that_the_lease_was_taken(store: PostgresStore) -> None:
+    store.commit([keep(1)])
+    stop_renewing(store)
+    with closing(another(store)) as second:
+        second.open()
+        with pytest.raises(BesterError, match="another process has taken the lease"):
+            numbers(store)
+        assert store.fenced
+
+
+def test_takeover_waits_for_a_commit_that_has_begun(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bester.broker.postgres.LOCK_MS", 60_000)
+    stop_renewing(store)
+    taken = []
+    with closing(another(store)) as second, connect(store.database, "a test") as slow:
+        slow.execute("BEGIN")
+        slow.execute("SELECT commits FROM broker WHERE name = %s FOR NO KEY UPDATE", (store.broker,))
+        thread = threading.Thread(target=lambda: taken.append(second.claim()))
+        thread.start()
+        name = "application_name = 'bester broker ' || :broker"
+        waits = f"SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND {name}"  # noqa: S608 (own words)
+        wait_until(lambda: asked(store, waits) != [])
+        assert not taken
+        slow.execute("COMMIT")
+        thread.join(60)
+        assert taken == [None]
+
+
+def test_namespaces_of_one_database_are_apart(store: PostgresStore) -> None:
+    with closing(PostgresStore(store.database, f"{store.broker}-other")) as other:
+        other.open()
+        here, there = (RecordRemote(entry(9, lane_of("s2", "t"), id=id_), "queued") for id_ in ("m.0.0", "n.0.0"))
+        for each, note in ((store, here), (other, there)):
+            assert each.commit([keep(1, id="a.0.0"), keep(2), note, Bury(letter("x"))]).repeated == {}
+        other.commit([End(1, "delivered"), End(2, "delivered", True), PurgeOutcomes(NOW_S + 99, 0), MarkSent(BOB, 7)])
+        assert (numbers(store), numbers(other)) == ([1, 2], [])
+        assert (store.read(outcomes("a")), other.read(outcomes("a"))) == ({"bob": "queued"}, {})
+        assert other.read(FindEntry("m.0.0", "s2")) is None
+        assert [len(each.read(dead())) for each in (store, other)] == [1, 1]
+
+
+# --- connections ----------------------------------------------------------------------------------------------------
+
+
+def test_connection_that_was_closed_is_made_anew(far: PostgresStore, cable: Cable) -> None:
+    far.commit([keep(1)])
+    cable.pull_out()
+    cable.plug_in()
+    assert far.commit([keep(2)]).ok
+    assert numbers(far) == [1, 2]
+    assert far.away == ""
+
+
+def test_database_that_is_away_is_noticed_at_once_and_nothing_is_lost(
+    far: PostgresStore, cable: Cable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far.commit([keep(1), keep(2)])
+    cable.pull_out()
+    groups: list[list[Write]] = [[keep(3), End(1, "delivered")], [keep(4)]]
+    for writes in groups:
+        result = far.commit(writes)
+        assert (result.ok, result.code) == (False, "storage-unavailable")
+        assert "\n" not in result.why and "; " in result.why
+    assert far.away
+    with pytest.raises(BesterError):
+        numbers(far)
+    cable.plug_in()
+    monkeypatch.setattr("bester.broker.store.postgres.AGAIN_S", 0.0)
+    wait_until(lambda: far.commit([]).ok)
+    assert far.away == ""
+    assert numbers(far) == [2]
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_group_whose_connection_broke_is_written_once(far: PostgresStore, cable: Cable, cut: str) -> None:
+    far.commit([keep(1, id="a.0.0"), keep(2, id="b.0.0"), End(2, "delivered")])
+    cable.cut = cut
+    group: list[Write] = [
+        keep(3), keep(4, id="a.0.0"), keep(5, id="b.0.0"), keep(6), End(6, "x", forget=True), End(3, "delivered"),
+        keep(7), keep(8, id="s1/b/7.0.0"),
+    ]  # fmt: skip
+    result = far.commit(group)
+    assert cable.cut == "", "the connection was cut"
+    assert (result.ok, result.repeated) == (True, {4: None, 5: "delivered", 8: None})
+    assert numbers(far) == [1, 7]
+    assert far.commit([keep(9)]).ok
+    assert far.read(outcomes("s1/b/3")) == {"bob": "delivered"}
+
+
+def test_group_whose_fate_is_open_waits_for_the_database(far: PostgresStore, cable: Cable) -> None:
+    results: list[Committed] = []
+    here, nowhere = far.database, Database("postgresql://bester@/postgres?host=/nowhere", far.database.schema)
+    cable.cut, far.database = "after", nowhere
+    thread = threading.Thread(target=lambda: results.append(far.commit([keep(1)])))
+    thread.start()
+    wait_until(lambda: far.away != "")
+    assert not results
+    far.database = here
+    thread.join(30)
+    assert results[0].ok
+    assert numbers(far) == [1]
+
+
+def test_group_whose_fate_is_open_ends_with_the_store(far: PostgresStore, cable: Cable) -> None:
+    results: list[Committed] = []
+    far.database, cable.cut = Database("postgresql://bester@/postgres?host=/nowhere", far.database.schema), "before"
+    thread = threading.Thread(target=lambda: results.append(far.commit([keep(1)])))
+    thread.start()
+    wait_until(lambda: far.away != "")
+    far.close()
+    thread.join(30)
+    assert not results[0].ok
+
+
+@pytest.mark.parametrize("connects_again", [False, True])
+def test_database_that_has_lost_commits_is_written_no_more(
+    far: PostgresStore, cable: Cable, connects_again: bool
+) -> None:
+    far.commit([keep(1)])
+    asked(far, "UPDATE broker SET commits = commits - 1 WHERE ns = :ns")
+    if connects_again:
+        cable.pull_out()
+        cable.plug_in()
+    assert not far.commit([keep(2)]).ok
+    assert "the database was set back, or is a copy; this process must end" in far.fenced
+    assert asked(far, "SELECT number FROM entry WHERE ns = :ns") == [(1,)]
+
+
+def test_schema_that_is_removed_under_a_broker_is_named(cluster: Cluster) -> None:
+    database = cluster.database()
+    with closing(PostgresStore(database, "b1")) as store:
+        store.open()
+        with connect(database, "a test") as other:
+            other.execute(f"DROP SCHEMA {database.schema} CASCADE".encode())
+        result = store.commit([keep(1)])
+        assert (result.ok, result.code) == (False, "storage-unavailable")
+        assert result.why.endswith("; something was removed from the schema: stop the server and restore a backup")
+
+
+# --- faults ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "busy"),
+    [
+        ("53100", "storage-full", False), ("23514", "storage-full", False), ("40001", "storage-unavailable", True),
+        ("25006", "storage-unavailable", False), ("57014", "storage-unavailable", False),
+        ("42501", "storage-unavailable", False),
+    ],
+)  # fmt: skip
+def test_refusal_of_the_database_has_its_code(state: str, code: str, busy: bool, store: PostgresStore) -> None:
+    mend = refusing(store, "INSERT", "entry", state)
+    result = store.commit([keep(1)])
+    assert (result.ok, result.code, result.busy) == (False, code, busy)
+    mend()
+    assert store.commit([keep(2)]).ok
+    assert numbers(store) == [2]
+
+
+def test_long_names_are_kept(store: PostgresStore) -> None:
+    names = [f"{chr(0x10000 + number)}" * 500 + "\ud800" * 500 for number in range(3)]
+    kept = [entry(number, mailbox(name[:128]), id=f"{name}.0.0", target=name) for number, name in enumerate(names, 1)]
+    assert store.commit([Enqueue(each) for each in kept]).ok
+    assert [store.read(Fetch(each.queue, 0, 9, LOTS)) for each in kept] == [[each] for each in kept]
+    assert [store.read(outcomes(name)) for name in names] == [{name: "queued"} for name in names]
+    assert store.commit([Enqueue(kept[0]._replace(number=9))]).repeated == {9: None}
+
+
+# --- schemas --------------------------------------------------------------------------------------------------------
+
+
+def test_schema_of_a_newer_bester_is_left_alone(cluster: Cluster) -> None:
+    database = cluster.database()
+    with connect(database, "a test") as made:
+        migrate(made, database)
+        made.execute("UPDATE version SET number = number + 1")
+        with pytest.raises(ConfigError, match=rf"written by a newer Bester \(version {len(STEPS) + 1}"):
+            migrate(made, database)
+
+
+def test_schema_of_another_program_is_left_alone(cluster: Cluster) -> None:
+    database = cluster.database()
+    with connect(database, "a test") as made:
+        made.execute(f"CREATE SCHEMA {database.schema} CREATE TABLE version (number text)".encode())
+        with pytest.raises(ConfigError, match="holds another program's tables"):
+            migrate(made, database)
+
+
+def test_schema_is_made_once_by_many_at_once(cluster: Cluster) -> None:
+    database = cluster.database()
+    failures: list[Exception] = []
+
+    def make() -> None:
+        try:
+            with connect(database, "a test") as made:
+                migrate(made, database)
+        except (psycopg.Error, BesterError) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    with connect(database, "a test") as made:
+        assert made.execute("SELECT number FROM version").fetchall() == [(len(STEPS),)]
+
+
+def test_views_show_what_is_kept(store: PostgresStore) -> None:
+    store.commit(
+        [keep(1), keep(2, lane_of("s2", "t")), keep(3), End(3, "delivered"), Bury(letter("x")), MarkSent(BOB, 1)]
+    )
+    found = asked(
+        store,
+        "SELECT \"user\", server, id, was_sent, convert_from(body, 'UTF8') FROM queued "
+        "WHERE broker = :broker ORDER BY id",
+    )
+    assert found == [("bob", None, "s1/b/1.0.0", True, '"hi"'), (None, "s2", "s1/b/2.0.0", False, '"hi"')]
+    assert asked(store, "SELECT id, outcome FROM outcomes WHERE broker = :broker") == [("s1/b/3.0.0", "delivered")]
+    assert asked(store, "SELECT id, reason FROM dead_letters WHERE broker = :broker") == [("x", "handler-lost")]
+    assert asked(store, "SELECT living, starts FROM brokers WHERE broker = :broker") == [(True, 1)]
+
+
+# --- addresses ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("postgresql://u:secret@h/d", "postgresql://u@h/d"),
+        (
+            "postgres://u:sec%40ret@h:1,i:2/d?sslmode=require&password=secret",
+            "postgresql://u@h:1,i:2/d?sslmode=require",
+        ),
+        ("postgresql://h/d?user=u&sslpassword=secret", "postgresql://h/d?user=u"),
+        ("postgresql:///d?host=/run/pg", "postgresql:///d?host=/run/pg"),
+        ("postgresql://u:a@b@h/d", "postgresql://u@h/d"),
+    ],
+)
+def test_address_is_shown_without_its_password(url: str, where: str) -> None:
+    database = Database(url)
+    assert url_fault(url) is None
+    assert (database.where, "sec" in repr(database)) == (where, False)
+    shown = why(database, psycopg.OperationalError("a\nb secret sec%40ret sec@ret a@b"))
+    assert shown.startswith(f"{where}: a b ")
+    assert not any(secret in shown for secret in database.secrets)
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ('FATAL: role "x" does not exist', "see the user"), ('FATAL: database "x" does not exist', "createdb"),
+        ("fe_sendauth: no password supplied", "see the user"), ("Connection refused", "is running"),
+    ],
+)  # fmt: skip
+def test_refused_connection_has_its_remedy(words: str, remedy: str) -> None:
+    assert remedy in why(Database("postgresql://u@h/d"), psycopg.OperationalError(words)).partition(words)[2]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql:/u:secret@h/d", "postgresql://u:secret@h", "postgresql://u:secret@h/d#x", "postgresql://u:%zz@[h/d",
+     "postgresql://u:secret@h/", "postgresql://u:secret@h/d\n", "postgresql://u:secret%t@h/d", "mysql://u:secret@h/d"],
+)  # fmt: skip
+def test_address_that_cannot_be_used_is_not_quoted(url: str) -> None:
+    fault = url_fault(url)
+    assert fault is not None
+    assert "secret" not in fault
+
+
+@pytest.mark.parametrize(
+    ("schema", "is_good"),
+    [("bester", True), ("a_1", True), ("A", False), ('a"b', False), ("pg_x", False), ("", False), ("a" * 64, False)],
+)
+def test_schema_has_a_plain_name(schema: str, is_good: bool) -> None:
+    assert (schema_fault(schema) is None) == is_good
