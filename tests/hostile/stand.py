@@ -119,8 +119,9 @@ async def stand(*, brief: bool = False) -> AsyncIterator[Stand]:
             await servers["s2"].processes[0].says("server-reached")
             yield Stand(directory, keys, ports, servers)
         finally:
-            stops = await asyncio.gather(*(_stop(server, brief=brief) for server in servers.values()))
-            statuses = [status for stop in stops for status in stop]
+            ends = [asyncio.ensure_future(_stop(server, brief=brief)) for server in servers.values()]
+            await asyncio.wait(ends)  # for all of them, also where one fails
+            statuses = [status for end in ends for status in end.result()]
         told = [line for server in servers.values() for process in server.processes for line in process.lines]
         assert not any(statuses), "\n".join(told[-40:])
         assert not any("Traceback" in line for line in told), "\n".join(told[-200:])
@@ -129,10 +130,12 @@ async def stand(*, brief: bool = False) -> AsyncIterator[Stand]:
 async def _stop(server: LiveServer, *, brief: bool) -> list[int]:
     """End a server; return the exit statuses of its processes. A server that is hurried ends with 1, which is fine."""
     process = server.processes[0]
-    if brief:
-        process.send_signal(signal.SIGTERM)
-        await process.says("finishing the messages under way")
-    statuses = await server.stop()
+    try:
+        if brief:
+            process.send_signal(signal.SIGTERM)
+            await process.says("finishing the messages under way")
+    finally:  # nothing is left running of a server that does not answer
+        statuses = await server.stop()
     return [0 if brief and status == 1 else status for status in statuses]
 
 
