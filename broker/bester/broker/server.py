@@ -52,6 +52,7 @@ from bester.broker.log_limits import PACED, WARNINGS, LogLimits
 from bester.broker.logs import bare_facts, facts, with_facts
 from bester.broker.processes import exists, is_stopped
 from bester.broker.removed_accounts import RemovedAccounts
+from bester.broker.slices import Slices
 from bester.broker.store import Store
 from bester.broker.store_driver import RETRY_S, StoreDriver
 from bester.broker.unix_socket import UnixSocket
@@ -145,6 +146,10 @@ class Broker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: list[FabricSocket] = []
         self._reading: list[ReadUntil] = []  # of these sockets
+        self._slices: list[Slices] = []  # of the encrypted sockets
+        self._halfway: set[Link] = (
+            set()
+        )  # links with a batch that is handled in part: nothing is sent to them until its end
         self._bound: list[UnixSocket] = []
         self._direct: dict[Link, Receiver] = {}
         self._servers: dict[Link, FabricLink] = {}
@@ -179,6 +184,9 @@ class Broker:
 
     async def __aexit__(self, *exc: object) -> None:
         """Send GOODBYE to every peer and close. Call `drain` first to let messages finish."""
+        for slices in self._slices:
+            slices.drop()
+        self._halfway.clear()  # so that its links get a GOODBYE
         self._carry_out(self.router.dismiss("the broker ends"))
         self._driver.finish()
         if self._flush_handle is not None:
@@ -260,9 +268,12 @@ class Broker:
         if self._zap is None:
             self._zap = Zap(self._context, self.router.settings.grants, self._on_refused)
 
+        def take(link: Link, messages: Sequence[Message | Malformed]) -> None:
+            self._carry_out(self.router.receive_all(link, messages, time.monotonic()))
+
         def received(frames: Frames) -> None:
             identity, key, *rest = frames
-            self._received(Link("curve", door + identity, key.decode()), rest)
+            slices.take_in(Link("curve", door + identity, key.decode()), read(rest))
 
         def gone(identity: bytes, key: bytes) -> None:
             link = Link("curve", door + identity, key.decode())
@@ -272,7 +283,19 @@ class Broker:
             else:
                 self._carry_out(self.router.on_link_lost(link, "the connection has ended", now))
 
-        return CurveSocket(self._context, self._pair, received, gone, self._on_refused)
+        def pause(link: Link) -> None:
+            self._halfway.add(link)
+            socket.pause()
+
+        def resume(link: Link) -> None:
+            self._halfway.discard(link)
+            self._flush_soon()
+            socket.resume()
+
+        socket = CurveSocket(self._context, self._pair, received, gone, self._on_refused)
+        slices = Slices(take, clock=time.monotonic, soon=self._loop.call_soon, pause=pause, resume=resume)
+        self._slices.append(slices)
+        return socket
 
     def _on_refused(self, address: str, key: str, why: str) -> None:
         self._carry_out(self.router.on_refused(address, key, why, time.monotonic()))
@@ -527,6 +550,8 @@ class Broker:
             self._driver.run()
             self._retry_later()
         outgoing, self._outgoing = self._outgoing, {}
+        if self._halfway:
+            self._outgoing = {link: outgoing.pop(link) for link in self._halfway & outgoing.keys()}
         for link, messages in outgoing.items():
             if link.door == "direct":
                 self._direct[link](messages)
