@@ -72,6 +72,9 @@ TICK_S = 0.1
 """Interval at which the core is given the time."""
 LOGIN_EVENTS: dict[str | None, NoticeEvent] = {"authentication-failed": "login-failed", "try-later": "login-slowed"}
 """Log events of refused logins, by their codes."""
+IO_THREADS = 2
+"""Threads of ZeroMQ: one for parties on this machine, and one for those on tcp, so that the bytes of an ipc socket wait
+for no flood that is decrypted."""
 BACKLOG = 1024
 """Waiting ipc connections: all handlers of a busy machine at once, at its start."""
 MAX_LOGINS = 8192
@@ -143,7 +146,7 @@ class Broker:
         self._measure_at = 0.0
         self._driver = StoreDriver(self.router, store, self._carry_out, aside=self._aside)
         self._retry_handle: asyncio.TimerHandle | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self._sockets: list[FabricSocket] = []
         self._reading: list[ReadUntil] = []  # of these sockets
         self._slices: list[Slices] = []  # of the encrypted sockets
@@ -248,6 +251,7 @@ class Broker:
         self._reading.append(ReadUntil(time.monotonic()))
         socket.socket.router_mandatory = 1
         socket.socket.ipv6 = "[" in endpoint
+        socket.socket.affinity = 1 << (where.transport != "ipc")
         if where.transport == "ipc":
             # Bound here, as ZeroMQ would remove any file at the path first, and at its end any file that is there then.
             bound = unix_socket.listen(f"[fabric] listen: {endpoint}", where.path, backlog=BACKLOG, mode=0o600)
