@@ -46,6 +46,9 @@ from bester.broker.wire.messages import (
 from bester.broker.wire.notes import safe_note
 from bester.broker.wire.outcomes import DELIVERED, failed, reason_of
 
+MAX_FED = 512
+"""Waiting messages that a worker is assigned at once, some 10 ms: a worker may have credit for 65,536."""
+
 
 class Dispatcher:
     """All messages that a broker holds for handlers.
@@ -86,6 +89,7 @@ class Dispatcher:
         self._relays = relays
         self._bridges = bridges
         self._dead_letters = dead_letters
+        self._hungry: dict[Worker, None] = {}  # with credit, perhaps, for more than they were assigned at once
         self._unsent: set[Job] = set()  # jobs of a worker that is about to be lost, whose REQUEST was not sent
         self._budget = Budget(None, settings.limits.attempts)
         self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *known_types])
@@ -260,9 +264,14 @@ class Dispatcher:
             self._share_out(now)
 
     def _fill(self, worker: Worker, now: float) -> None:
-        """Assign waiting messages to a worker up to its credit."""
-        while (job := self._workers.next_for(worker)) is not None:
+        """Assign waiting messages to a worker up to its credit, MAX_FED at once; more with its next messages, or the
+        next tick."""
+        for _ in range(MAX_FED):
+            job = self._workers.next_for(worker)
+            if job is None:
+                return
             self._assign_waiting(worker, job, now)
+        self._hungry[worker] = None
 
     def _share_out(self, now: float) -> None:
         """Assign requeued messages to free workers, in turn."""
@@ -573,6 +582,11 @@ class Dispatcher:
                 self._give_up(self._workers.overdue_for(worker, waits_since), now)
             self._end_late(worker, now)
         self._share_out(now)
+        if self._hungry:
+            hungry, self._hungry = self._hungry, {}
+            for worker in workers:
+                if worker in hungry:
+                    self._fill(worker, now)
         self._mailboxes.tick(now)
         self._relays.tick(now)
         self._queues.tick(now)
