@@ -25,19 +25,22 @@ Reporter = Callable[[int, int, str | None, str | None, dict[str, str] | None, fl
 """Function that writes a report: token, status, reason, message, recipients, now."""
 
 
-class _Answers:
-    """Run of answers for the session of one connection, the `owner`, which has `room` for so many bytes: frames that
-    are not written yet, the serials of their deliveries, and the size of the messages that they report."""
+_SENT = State.SENT
 
-    __slots__ = ("frames", "owner", "room", "serials", "session", "size_bytes", "submitted_bytes")
+
+class _Answers:
+    """Run of answers for the session of one connection, the `owner`, which has `room` for so many bytes: the pieces of
+    frames that are not written yet, the serials of their deliveries, and the size of the messages that they report."""
+
+    __slots__ = ("owner", "pieces", "room", "serials", "session", "submitted_bytes")
 
     def __init__(self, owner: ClientConnection, session: int, room: int) -> None:
         self.owner = owner
         self.session = session
         self.room = room
-        self.frames: list[bytes] = []
+        self.pieces: list[bytes] = []
         self.serials: list[int] = []
-        self.size_bytes = self.submitted_bytes = 0
+        self.submitted_bytes = 0
 
 
 class Deliveries:
@@ -70,8 +73,10 @@ class Deliveries:
         self._report, self._reported = report, reported
         self._wake = wake
         self._clock = clock
-        self._alike: tuple[Any, ...] | None = None  # the latest type, origin and mark, and what is around the bodies
-        self._around = (b"", b"")
+        self._type: str | None = None  # of the latest answer, with its origin and its mark
+        self._origin: Any = None
+        self._mark: Any = None
+        self._template = native.Answer("", {})
         self._confirmations = Confirmations()
         self._acks = Acks(limits, reached)
 
@@ -97,9 +102,13 @@ class Deliveries:
         unreported = self._unreported
         answers: _Answers | None = None
         for number, message in enumerate(run, 1):
-            _, _, _, _, targets, token, _ = message
+            token = message[5]
             submission = None if token is None else unreported.get(token)
-            if submission is not None and len(targets) == 1 and targets[0][1:] == [submission.session]:
+            targets = message[4]
+            if (
+                submission is not None and len(targets) == 1 and len(targets[0]) == 2
+                and targets[0][1] == submission.session
+            ):  # fmt: skip
                 if answers is None or answers.session != submission.session:
                     if answers is not None:
                         self._write_answers(answers, now)
@@ -124,31 +133,33 @@ class Deliveries:
     def _answer(self, message: Deliver, submission: Submission, answers: _Answers) -> bool:
         """Add an answer to its sender to the run, if there is room for it. Such a frame needs no mark: the order of the
         stream is confirmation enough, unless the client may ask for the report on another connection."""
-        if submission.state is not State.SENT or "dedup" in submission.submit[4]:
-            return False
         serial, id_, type_, body, targets, token, meta = message
-        alike = type_, meta.get("origin"), meta.get("redelivered")
-        if alike != self._alike:
-            self._alike, self._around = alike, native.around_body(type_, meta)
-        frames = native.answered(id_, targets[0][0], self._around, body, submission.id, meta.get("message"))
-        size_bytes = answers.size_bytes + len(frames)
-        if size_bytes > answers.room:
+        message_id = meta.get("message")
+        if submission.state is not _SENT or "dedup" in submission.submit[4] or message_id is None:
+            return False
+        origin, mark = meta.get("origin"), meta.get("redelivered")
+        if type_ != self._type or origin != self._origin or mark is not self._mark:
+            self._type, self._origin, self._mark = type_, origin, mark
+            self._template = native.Answer(type_, meta)
+        room = self._template.write(
+            answers.pieces, answers.room, f"{id_}.{targets[0][0]}", body, submission.id, message_id
+        )
+        if room < 0:
             return False
         assert token is not None
         del self._unreported[token]
-        answers.size_bytes = size_bytes
+        answers.room = room
         answers.submitted_bytes += submission.size
         answers.serials.append(serial)
-        answers.frames.append(frames)
         return True
 
     def _write_answers(self, answers: _Answers, now: float) -> None:
-        """Write a run of answers, unless none was added to it, and count their messages as reported."""
+        """Write a run of answers in one piece, unless none was added to it, and count their messages as reported."""
         owner, serials, size_bytes = answers.owner, answers.serials, answers.submitted_bytes
         if serials:
             self._confirmations.at_once(serials)
             owner.session.window.count_out(len(serials), size_bytes, size_bytes)
-            self._push_run(owner, answers.frames, answers.size_bytes)
+            self._push_run(owner, b"".join(answers.pieces))
             self._reported(owner, now)
 
     def _deliver(self, message: Deliver, submission: Submission | None, now: float) -> int:

@@ -510,20 +510,28 @@ class Dispatcher:
         failures: dict[int, dict[int, str]] = {}
         for serial, t, reason in confirm.failed:
             failures.setdefault(serial, {})[t] = reason if reason in CODES or reason == UNCONFIRMED else "not-connected"
+        reported: list[Case] = []  # cases that end here, and of which nobody asks for the outcomes
+        trace = self._trace.add
         for serial, delivery in self._deliveries.confirm(link, confirm.upto, confirm.done):
             reasons = failures.get(serial) if failures else None
+            if type(delivery) is Delivery and delivery.reported and not reasons:
+                case, names = delivery.job.case, delivery.command.targets
+                for target in delivery.targets:
+                    trace((now, case.root, delivery.id, DELIVERED, names[target[0]], delivery.since))
+                reported.append(case)
+                continue
+            if reported:
+                self._reports.settle_reported(reported)
+                reported = []
             if type(delivery) is Delivery:
                 self._delivered(delivery, reasons, now)
             elif type(delivery) is MailDelivery:
                 self._mailboxes.on_delivered(delivery, next(iter(reasons.values())) if reasons else None, now)
+        self._reports.settle_reported(reported)
 
     def _delivered(self, delivery: Delivery, failures: dict[int, str] | None, now: float) -> None:
+        """Record the outcomes of a delivery that its bridge has not reported by itself."""
         case, shares, names = delivery.job.case, delivery.shares, delivery.command.targets
-        if delivery.reported and not failures:  # the case ends here, and nobody asks for its outcomes
-            for target in delivery.targets:
-                self._trace.add((now, case.root, delivery.id, DELIVERED, names[target[0]], delivery.since))
-            self._reports.settle_one(case, silent=True)
-            return
         for target in delivery.targets:
             t = target[0]
             reason = failures.get(t) if failures else None
@@ -536,7 +544,7 @@ class Dispatcher:
             if outcome:
                 case.record(names[t], outcome)
                 self._trace.add((now, case.root, delivery.id, outcome, names[t], delivery.since))
-        self._reports.settle_one(case, silent=delivery.reported and not failures)
+        self._reports.settle_one(case)
 
     def on_bridge_lost(self, link: Link, now: float) -> None:
         """Forget a bridge and its sessions; its unconfirmed deliveries may have been made."""
