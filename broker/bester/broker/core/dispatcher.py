@@ -129,8 +129,7 @@ class Dispatcher:
         if wrong is not None:
             self._end(job, failed(wrong[0]))
             return
-        self._commands.carry_out(job, commands, now)
-        self._end(job, None)
+        self._commands.carry_out(((job, commands),), now)
 
     def figures_of(self, type_: str) -> TypeFigures:
         """Return the figures of a type; those of a type that nobody has served are with others'."""
@@ -341,11 +340,15 @@ class Dispatcher:
         may look at workers or dispatch a job.
         """
         workers, inflight, figures = self._workers, worker.inflight, None
+        carry_out, limited = self._commands.carry_out, worker.limited
         type_: str | None = None
         answered = size_bytes = 0
+        good: list[tuple[Job, list[Command]]] = []  # replies that are not carried out yet
         for reply in replies:
             job = inflight.pop(reply.token, None)
             if job is None:
+                carry_out(good, now)
+                good = []
                 yield reply, ("unknown-token", "no request with this token waits on this link")
                 continue
             commands = reply.commands
@@ -353,37 +356,50 @@ class Dispatcher:
                 type_ = job.type
                 figures = self._types.get(type_) or self._figures.of(type_)
             figures.took.append(now - job.since)
-            if job.is_settled:
+            is_usual = (
+                len(commands) == 1 and commands[0].command == "sendClients" and job.group is None
+                and not job.is_settled and not self._observers
+            )  # fmt: skip
+            if not is_usual:
                 figures.more_results += len(commands) - 1
-                self._give_back(worker, answered, size_bytes)
+                carry_out(good, now)
+                good = []
+                if job.is_settled:
+                    self._give_back(worker, answered, size_bytes)
+                    answered = size_bytes = 0
+                    workers.free(worker, 1)
+                    workers.leave_group(job)
+                    self._on_late_answer(worker)
+                    continue
+                self._give_back(worker, answered + 1, size_bytes + len(job.body))
                 answered = size_bytes = 0
-                workers.free(worker, 1)
                 workers.leave_group(job)
-                self._on_late_answer(worker)
-                continue
-            answered += 1
-            size_bytes += len(job.body)
-            if len(commands) != 1 or commands[0].command != "sendClients" or job.group is not None:
-                figures.more_results += len(commands) - 1
-                self._give_back(worker, answered, size_bytes)
-                answered = size_bytes = 0
-                workers.leave_group(job)
-            if self._observers:
-                for observe in self._observers.get(type_, ()):
+                for observe in self._observers.get(job.type, ()) if self._observers else ():
                     observe(job, reply, now)
-            if reply.status != DONE:
+            else:
+                answered += 1
+                size_bytes += len(job.body)
+            wrong: tuple[str, str] | None = None
+            if (
+                reply.status == DONE and (wrong := fault(commands, job.body)) is None
+                and not (limited and (wrong := self.may_not_command(worker, job.type, commands)) is not None)
+            ):  # fmt: skip
+                good.append((job, commands))
+                if not is_usual:
+                    if not commands:
+                        self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
+                    carry_out(good, now)
+                    good = []
+                continue
+            carry_out(good, now)
+            good = []
+            if wrong is None:
                 self._on_failed(worker, job, reply, now)
-            elif (wrong := fault(commands, job.body)) is not None or (
-                worker.limited and (wrong := self.may_not_command(worker, type_, commands)) is not None
-            ):
+            else:
                 self._trace.add((now, job.root, job.id, wrong[0], job.type, 0.0))
                 self._end(job, failed(wrong[0]))
                 yield reply, wrong
-            else:
-                if not commands:
-                    self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
-                self._commands.carry_out(job, commands, now)
-                self._end(job, None)
+        carry_out(good, now)
         self._give_back(worker, answered, size_bytes)
 
     def _give_back(self, worker: Worker, answered: int, size_bytes: int) -> None:
