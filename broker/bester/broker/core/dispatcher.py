@@ -188,16 +188,18 @@ class Dispatcher:
         self._trace.add((now, job.root, job.id, "schema", job.type, 0.0))
         self._end(job, failed("schema"), wrong)
 
-    def _assign_waiting(self, worker: Worker, job: Job, now: float) -> None:
-        """Assign a job that has waited. The contract of its type may be newer than the job."""
-        if self._faults and job.since <= self._contracts.since.get(job.type, -math.inf):
-            wrong = self._faults[job.type](job.body)
-            if wrong is not None:
-                self._workers.release_group(job)
-                self._let_go(job)
-                self._refuse(job, wrong, now)
-                return
-        self._assign(worker, (job,), now)
+    def _assign_waiting(self, worker: Worker, jobs: list[Job], now: float) -> None:
+        """Assign a run of jobs that have waited. The contract of their type may be newer than the jobs."""
+        if self._faults:
+            changed = self._contracts.since.get(jobs[0].type, -math.inf)
+            for job in [job for job in jobs if job.since <= changed]:
+                wrong = self._faults[job.type](job.body)
+                if wrong is not None:
+                    jobs.remove(job)
+                    self._workers.release_group(job)
+                    self._let_go(job)
+                    self._refuse(job, wrong, now)
+        self._assign(worker, jobs, now)
 
     def knows_type(self, type_: str) -> bool:
         """Return whether the type is served now, or ever was."""
@@ -260,8 +262,8 @@ class Dispatcher:
 
     def _fill(self, worker: Worker, now: float) -> None:
         """Assign waiting messages to a worker up to its credit."""
-        while (job := self._workers.next_for(worker)) is not None:
-            self._assign_waiting(worker, job, now)
+        while jobs := self._workers.next_run(worker):
+            self._assign_waiting(worker, jobs, now)
 
     def _share_out(self, now: float) -> None:
         """Assign requeued messages to free workers, in turn."""
@@ -275,7 +277,7 @@ class Dispatcher:
             type_, _ = workers.requeued.popitem()
             while workers.has_queue(type_) and (worker := workers.idle(type_)) is not None:
                 while (job := workers.next_for(worker)) is not None:
-                    self._assign_waiting(worker, job, now)
+                    self._assign_waiting(worker, [job], now)
                     if not worker.groups:  # a worker goes on with a message group bound to it, up to its credit
                         break
 
