@@ -341,9 +341,9 @@ class Dispatcher:
         The worker has credit again, and there is room for other jobs, at the end of the run, and before each reply that
         may look at workers or dispatch a job.
         """
-        workers, inflight, figures = self._workers, worker.inflight, None
+        inflight, figures = worker.inflight, None
         carry_out, limited = self._commands.carry_out, worker.limited
-        type_: str | None = None
+        type_ = ""
         answered = size_bytes = 0
         good: list[tuple[Job, list[Command]]] = []  # replies that are not carried out yet
         for reply in replies:
@@ -362,47 +362,49 @@ class Dispatcher:
                 len(commands) == 1 and commands[0].command == "sendClients" and job.group is None
                 and not job.is_settled and not self._observers
             )  # fmt: skip
-            if not is_usual:
-                figures.more_results += len(commands) - 1
-                carry_out(good, now)
-                good = []
-                if job.is_settled:
-                    self._give_back(worker, answered, size_bytes)
-                    answered = size_bytes = 0
-                    workers.free(worker, 1)
-                    workers.leave_group(job)
-                    self._on_late_answer(worker)
-                    continue
-                self._give_back(worker, answered + 1, size_bytes + len(job.body))
-                answered = size_bytes = 0
-                workers.leave_group(job)
-                for observe in self._observers.get(job.type, ()) if self._observers else ():
-                    observe(job, reply, now)
-            else:
+            if is_usual:
                 answered += 1
                 size_bytes += len(job.body)
-            wrong: tuple[str, str] | None = None
-            if (
-                reply.status == DONE and (wrong := fault(commands, job.body)) is None
-                and not (limited and (wrong := self.may_not_command(worker, job.type, commands)) is not None)
-            ):  # fmt: skip
+            else:
+                figures.more_results += len(commands) - 1
+                carry_out(good, now)
+                self._give_back(worker, answered, size_bytes)
+                good, answered, size_bytes = [], 0, 0
+                if not self._take_alone(worker, job, reply, now):
+                    continue
+            is_done = reply.status == DONE
+            wrong = fault(commands, job.body) if is_done else None
+            if limited and is_done and wrong is None:
+                wrong = self.may_not_command(worker, type_, commands)
+            if is_done and wrong is None:
                 good.append((job, commands))
-                if not is_usual:
-                    if not commands:
-                        self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
-                    carry_out(good, now)
-                    good = []
-                continue
+                if is_usual:
+                    continue
             carry_out(good, now)
             good = []
-            if wrong is None:
-                self._on_failed(worker, job, reply, now)
-            else:
-                self._trace.add((now, job.root, job.id, wrong[0], job.type, 0.0))
+            if wrong is not None:
+                self._trace.add((now, job.root, job.id, wrong[0], type_, 0.0))
                 self._end(job, failed(wrong[0]))
                 yield reply, wrong
+            elif not is_done:
+                self._on_failed(worker, job, reply, now)
         carry_out(good, now)
         self._give_back(worker, answered, size_bytes)
+
+    def _take_alone(self, worker: Worker, job: Job, reply: Reply, now: float) -> bool:
+        """Take in a reply that may look at workers, or that somebody observes: the worker has its credit again before
+        the reply is carried out. Returns whether anybody waits for the reply."""
+        self._workers.free(worker, 1)
+        self._workers.leave_group(job)
+        if job.is_settled:
+            self._on_late_answer(worker)
+            return False
+        self._let_go(job)
+        for observe in self._observers.get(job.type, ()) if self._observers else ():
+            observe(job, reply, now)
+        if reply.status == DONE and not reply.commands:
+            self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
+        return True
 
     def _give_back(self, worker: Worker, answered: int, size_bytes: int) -> None:
         """Give a worker credit for answered jobs, of `size_bytes` together, and stop counting them against what may be

@@ -491,8 +491,8 @@ class Workers:
         return job
 
     def next_run(self, worker: Worker) -> list[Job]:
-        """Return the next waiting jobs for this worker, of one type, as many as it has credit for; none where the worker
-        is full or no job waits for it. Where several queues take turns, or each job changes what is next, it is one."""
+        """Return the next waiting jobs for this worker, of one type, as many as there is credit for; none where the
+        worker is full or no job waits for it. A single job where queues take turns, or a job changes which is next."""
         job = self.next_for(worker)
         if job is None:
             return []
