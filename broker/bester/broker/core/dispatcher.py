@@ -140,9 +140,17 @@ class Dispatcher:
 
     def dispatch(self, jobs: Sequence[Job], now: float) -> None:
         """Assign each job of a run of one type to a worker, queue it for one, or end it with the reason why it can do
-        neither."""
+        neither. A run for which there is room is assigned as a whole."""
         limits, type_ = self._limits, jobs[0].type
         check = self._faults.get(type_) if self._faults else None
+        if len(jobs) > 1 and check is None:
+            run_bytes = sum([len(job.body) for job in jobs])
+            free = self._free_for(jobs, run_bytes)
+            if free is not None:
+                self._held += len(jobs)
+                self._held_bytes += run_bytes
+                self._assign(free, jobs, now)
+                return
         worker: Worker | None = None
         given: list[Job] = []  # jobs for this worker, which has `room` for more
         room = 0
@@ -181,6 +189,19 @@ class Dispatcher:
                 self._workers.enqueue(job)
         if worker is not None and given:
             self._assign(worker, given, now)
+
+    def _free_for(self, jobs: Sequence[Job], size_bytes: int) -> Worker | None:
+        """Return the worker that would get every job of a run, of `size_bytes` together. None where there is no such
+        worker, or not every job may be held, or a job may have come too far."""
+        limits = self._limits
+        if (
+            self._held + len(jobs) > limits.max_held
+            or self._held_bytes + size_bytes > limits.max_held_bytes
+            or any([job.path for job in jobs])
+        ):  # fmt: skip
+            return None
+        worker = self._workers.choose(jobs[0])
+        return worker if worker is not None and self._workers.room(worker, jobs[0].type) >= len(jobs) else None
 
     def _refuse(self, job: Job, wrong: str, now: float) -> None:
         """End a job whose payload breaks the contract of its type; `wrong` is the sentence for the sender."""
@@ -225,7 +246,7 @@ class Dispatcher:
 
     def _assign(self, worker: Worker, jobs: Sequence[Job], now: float) -> None:
         """Give a run of jobs of one type to a worker that has credit for them; end those that have expired."""
-        inflight, trace = worker.inflight, self._trace.add
+        inflight, trace, timed, token = worker.inflight, self._trace.add, self._timed, self._token
         given, requests = jobs, []
         for job in jobs:
             expires = job.case.expires
@@ -236,7 +257,7 @@ class Dispatcher:
                 trace((now, job.root, job.id, "expired", job.type, job.since))
                 self._end(job, failed("expired"))
                 continue
-            self._token = token = self._token + 1
+            token += 1
             inflight[token] = job
             job.attempt = attempt = job.attempt + 1
             if attempt > 1:
@@ -244,11 +265,12 @@ class Dispatcher:
             trace((now, job.root, job.id, HANDLER, job.type, job.since))
             job.since = now
             request = job.request(token)
-            if self._timed or expires is not None:
+            if timed or expires is not None:
                 deadline_ms = self._timeouts.deadline_ms(worker, job.type, None if expires is None else expires - now)
                 if deadline_ms is not None:
                     request.meta["deadline_ms"] = deadline_ms
             requests.append(request)
+        self._token = token
         if requests:
             self._workers.assign(worker, given)
             self._out.messages[worker.link] += requests
