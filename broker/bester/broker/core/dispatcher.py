@@ -143,14 +143,8 @@ class Dispatcher:
         neither. A run for which there is room is assigned as a whole."""
         limits, type_ = self._limits, jobs[0].type
         check = self._faults.get(type_) if self._faults else None
-        if len(jobs) > 1 and check is None:
-            run_bytes = sum([len(job.body) for job in jobs])
-            free = self._free_for(jobs, run_bytes)
-            if free is not None:
-                self._held += len(jobs)
-                self._held_bytes += run_bytes
-                self._assign(free, jobs, now)
-                return
+        if len(jobs) > 1 and check is None and self._assign_whole(jobs, now):
+            return
         worker: Worker | None = None
         given: list[Job] = []  # jobs for this worker, which has `room` for more
         room = 0
@@ -190,18 +184,22 @@ class Dispatcher:
         if worker is not None and given:
             self._assign(worker, given, now)
 
-    def _free_for(self, jobs: Sequence[Job], size_bytes: int) -> Worker | None:
-        """Return the worker that would get every job of a run, of `size_bytes` together. None where there is no such
-        worker, or not every job may be held, or a job may have come too far."""
-        limits = self._limits
+    def _assign_whole(self, jobs: Sequence[Job], now: float) -> bool:
+        """Assign a run of jobs of one type where a single worker gets all of them, all may be held, and none has come
+        far. Returns whether they were assigned."""
+        limits, size_bytes = self._limits, sum([len(job.body) for job in jobs])
         if (
-            self._held + len(jobs) > limits.max_held
-            or self._held_bytes + size_bytes > limits.max_held_bytes
-            or any([job.path for job in jobs])
+            self._held + len(jobs) > limits.max_held or self._held_bytes + size_bytes > limits.max_held_bytes
+            or [job for job in jobs if job.path]
         ):  # fmt: skip
-            return None
+            return False
         worker = self._workers.choose(jobs[0])
-        return worker if worker is not None and self._workers.room(worker, jobs[0].type) >= len(jobs) else None
+        if worker is None or self._workers.room(worker, jobs[0].type) < len(jobs):
+            return False
+        self._held += len(jobs)
+        self._held_bytes += size_bytes
+        self._assign(worker, jobs, now)
+        return True
 
     def _refuse(self, job: Job, wrong: str, now: float) -> None:
         """End a job whose payload breaks the contract of its type; `wrong` is the sentence for the sender."""
