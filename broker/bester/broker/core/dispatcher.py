@@ -244,9 +244,11 @@ class Dispatcher:
 
     def _assign(self, worker: Worker, jobs: Sequence[Job], now: float) -> None:
         """Give a run of jobs of one type to a worker that has credit for them; end those that have expired."""
-        inflight, trace, timed, token = worker.inflight, self._trace.add, self._timed, self._token
+        inflight, trace, timed = worker.inflight, self._trace.add, self._timed
+        first = self._token
+        self._token = first + len(jobs)  # tokens rise; those of expired jobs are left out
         given, requests = jobs, []
-        for job in jobs:
+        for token, job in enumerate(jobs, first + 1):
             expires = job.case.expires
             if expires is not None and now >= expires:
                 given = [each for each in given if each is not job]
@@ -255,7 +257,6 @@ class Dispatcher:
                 trace((now, job.root, job.id, "expired", job.type, job.since))
                 self._end(job, failed("expired"))
                 continue
-            token += 1
             inflight[token] = job
             job.attempt = attempt = job.attempt + 1
             if attempt > 1:
@@ -268,7 +269,6 @@ class Dispatcher:
                 if deadline_ms is not None:
                     request.meta["deadline_ms"] = deadline_ms
             requests.append(request)
-        self._token = token
         if requests:
             self._workers.assign(worker, given)
             self._out.messages[worker.link] += requests
