@@ -56,7 +56,7 @@ class Crew:
     def next_jobs(self, worker: Worker, *, together: bool) -> list[Job]:
         """Return a run of waiting jobs, or the next one alone."""
         if together:
-            return self.workers.next_run(worker)
+            return self.workers.next_run(worker, 1_000)
         job = self.workers.next_for(worker)
         return [] if job is None else [job]
 

@@ -86,6 +86,10 @@ class Deliveries:
         """Return the confirmations that are due."""
         return self._confirmations.confirm()
 
+    def postpone(self, message: Deliver) -> None:
+        """Count a delivery as under way until `deliver` gets it, perhaps behind later ones."""
+        self._confirmations.postpone(message.serial)
+
     def on_reports(self, reports: int) -> None:
         """Count reports of the broker; the next confirmation lets the broker forget them."""
         self._confirmations.on_reports(reports)

@@ -8,7 +8,7 @@ jobs of a lost worker and the deliveries of a lost bridge are settled here.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from bester.broker.core import policy
@@ -45,6 +45,9 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.notes import safe_note
 from bester.broker.wire.outcomes import DELIVERED, failed, reason_of
+
+MAX_FED = 512
+"""Waiting messages that a worker is assigned at once, some 10 ms: a worker may have credit for 65,536."""
 
 
 class Dispatcher:
@@ -86,7 +89,8 @@ class Dispatcher:
         self._relays = relays
         self._bridges = bridges
         self._dead_letters = dead_letters
-        self._unsent: set[Job] = set()  # of a worker that is about to be lost: jobs whose REQUEST was not sent
+        self._hungry: dict[Worker, None] = {}  # with credit, perhaps, for more than they were assigned at once
+        self._unsent: set[Job] = set()  # jobs of a worker that is about to be lost, whose REQUEST was not sent
         self._budget = Budget(None, settings.limits.attempts)
         self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *known_types])
         self._learned = set(known_types)  # seen types that the store knows; a declared one may be gone tomorrow
@@ -220,6 +224,13 @@ class Dispatcher:
                     self._refuse(job, wrong, now)
         self._assign(worker, jobs, now)
 
+    def adopt_types(self, types: Iterable[str]) -> None:
+        """Take in types that another broker of this server has seen."""
+        for type_ in types:
+            if len(self._learned) < self._limits.max_types:
+                self._learned.add(type_)
+                self._seen_types[type_] = None
+
     def knows_type(self, type_: str) -> bool:
         """Return whether the type is served now, or ever was."""
         return type_ in self._seen_types or self._workers.serves(type_)
@@ -281,9 +292,16 @@ class Dispatcher:
             self._share_out(now)
 
     def _fill(self, worker: Worker, now: float) -> None:
-        """Assign waiting messages to a worker up to its credit."""
-        while jobs := self._workers.next_run(worker):
+        """Assign waiting messages to a worker up to its credit, MAX_FED at once; more with its next messages, or the
+        next tick."""
+        left = MAX_FED
+        while left > 0:
+            jobs = self._workers.next_run(worker, left)
+            if not jobs:
+                return
             self._assign_waiting(worker, jobs, now)
+            left -= len(jobs)
+        self._hungry[worker] = None
 
     def _share_out(self, now: float) -> None:
         """Assign requeued messages to free workers, in turn."""
@@ -621,6 +639,11 @@ class Dispatcher:
                 self._give_up(self._workers.overdue_for(worker, waits_since), now)
             self._end_late(worker, now)
         self._share_out(now)
+        if self._hungry:
+            hungry, self._hungry = self._hungry, {}
+            for worker in workers:
+                if worker in hungry:
+                    self._fill(worker, now)
         self._mailboxes.tick(now)
         self._relays.tick(now)
         self._queues.tick(now)

@@ -490,13 +490,14 @@ class Workers:
         self._count_out(job.type, 1, len(job.body))
         return job
 
-    def next_run(self, worker: Worker) -> list[Job]:
-        """Return the next waiting jobs for this worker, of one type, as many as there is credit for; none where the
-        worker is full or no job waits for it. A single job where queues take turns, or a job changes which is next."""
+    def next_run(self, worker: Worker, most: int) -> list[Job]:
+        """Return the next waiting jobs for this worker, of one type, as many as there is credit for, and at most
+        `most`; none where the worker is full or no job waits for it. A single job where queues take turns, or a job
+        changes which is next."""
         job = self.next_for(worker)
         if job is None:
             return []
-        queue, room = self._queues.get(job.type), worker.free - 1
+        queue, room = self._queues.get(job.type), min(worker.free, most) - 1
         if (
             queue is None or not room or worker.groups or worker.is_isolated or job.type in self._ordered
             or len(worker.pool.queued_types) > 1
