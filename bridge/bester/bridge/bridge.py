@@ -390,7 +390,7 @@ class Bridge:
         self._timed.discard(connection)
         self._unfinished.forget(connection)
         self._forget_input(connection)
-        self._wake()  # its messages may have filled the bounds
+        self._wake()  # messages of the connection may have filled the bounds
         self._outbound.on_connection_lost(connection)
         self._deliveries.on_connection_lost(connection)
         if not self._connections and self.on_empty is not None:

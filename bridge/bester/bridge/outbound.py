@@ -99,9 +99,9 @@ class Outbound:
             out.catch_up()
         return min(self._limits.out_queue, self._limits.out_answers) - out.pushed_bytes + out.sent_bytes
 
-    def push_run(self, connection: ClientConnection, frames: Sequence[bytes], size_bytes: int) -> None:
-        """Queue frames for which there is `room`."""
-        connection.out.push_run(frames, size_bytes)
+    def push_run(self, connection: ClientConnection, frames: bytes) -> None:
+        """Queue frames, in one piece, for which there is `room`."""
+        connection.out.push(frames)
         if not connection.dirty:
             self.touch(connection)
 

@@ -104,7 +104,7 @@ class CurveSocket(FabricSocket):
         self._on_gone = on_gone
         self._on_refused = on_refused
         self._receive = self._receive_keyed
-        self._holders: dict[bytes, tuple[bytes, int]] = {}  # of each routing id: key, and descriptor of the connection
+        self._holders: dict[bytes, tuple[bytes, int]] = {}  # key and descriptor of the connection, by routing id
         self._connections: dict[int, bytes] = {}  # routing id by descriptor
         self._ended: dict[bytes, tuple[bytes, int]] = {}  # connections that have ended, until all messages are read
         self._addresses: dict[int, str] = {}  # by descriptor
@@ -193,7 +193,7 @@ class CurveSocket(FabricSocket):
             identity = self._connections.pop(value, None)
             if identity is not None:
                 self._ended[identity] = self._holders[identity]
-                if self._loop is not None and self._again is None:  # its last messages first
+                if self._loop is not None and self._again is None:  # the last messages first
                     self._again = self._loop.call_soon(self._drain)
 
 

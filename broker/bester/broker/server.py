@@ -139,7 +139,7 @@ class Broker:
         """Callback that restarts a handler's process, with the reason; returns False for a process that the caller did
         not start."""
         self.operator_address: str | None = None
-        """Where the operator's page is, as `host:port`; None where there is none."""
+        """Address of the operator's page, as `host:port`; None without a page."""
         self.store_file: Path | None = None
         """The store's file, whose size the figures show."""
         self._store = store
@@ -148,7 +148,7 @@ class Broker:
         self._retry_handle: asyncio.TimerHandle | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self._sockets: list[FabricSocket] = []
-        self._reading: list[ReadUntil] = []  # of these sockets
+        self._reading: list[ReadUntil] = []  # readers of the sockets
         self._slices: dict[bytes, Slices] = {}  # of the encrypted sockets, by door
         self._bound: list[UnixSocket] = []
         self._direct: dict[Link, Receiver] = {}
