@@ -23,8 +23,9 @@ FIRST = 4
 """The same of a party of which nothing is known."""
 SLICE_S = 0.002
 """Seconds in one turn of the loop: a message of an honest client takes four or five turns."""
-MOST_BYTES = 128 * 1024 * 1024
-"""Bytes that wait in all. Memory; a party that answers 128 requests with a megabyte each at once is below."""
+MOST_BYTES = 320 * 1024 * 1024
+"""Bytes that wait in all. Memory; a handler that answers all requests of the usual credit (256) at once, with a
+megabyte each, is below."""
 MOST_COUNT = 4096
 """The same in messages of ZeroMQ, for short ones: an honest link brings one a turn of its own loop."""
 
@@ -166,14 +167,16 @@ class Slices:
     def _serve(self) -> None:
         """Handle slices of the parties in turn until the time of the turn is used up."""
         enough = (now := self._clock()) + SLICE_S
-        while self._lines and now < enough:
-            party, line = next(iter(self._lines.items()))
-            self._lines.move_to_end(party)
-            self._handle(party, line)
-            before, now = now, self._clock()
-            line.slice = min(line.slice + 1, SLICE) if now - before < SLICE_S / 4 else max(line.slice // 4, 1)
-        if self._lines:
-            self._call_soon()
+        try:
+            while self._lines and now < enough:
+                party, line = next(iter(self._lines.items()))
+                self._lines.move_to_end(party)
+                self._handle(party, line)
+                before, now = now, self._clock()
+                line.slice = min(line.slice + 1, SLICE) if now - before < SLICE_S / 4 else max(line.slice // 4, 1)
+        finally:  # also after a fault over one message
+            if self._lines:
+                self._call_soon()
 
     def _handle(self, party: str, line: _Line) -> None:
         """Handle a slice of the first message of a party."""
