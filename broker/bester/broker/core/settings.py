@@ -124,8 +124,8 @@ class Limits:
     stuck_waiting_s: float = 1.0
     """Time without any movement after which a type counts as stuck: a handler that is merely busy moves some."""
     max_frames: int = 20_000
-    """Frames that one command may become, targets times their connections: as many as are written in one turn of the
-    loop."""
+    """Frames that one command may become, targets times their connections: one for each connection that a bridge may
+    have."""
     max_lane: int = 10_000
     """Messages of one type in transfer to one server."""
     max_lanes: int = 4_096
