@@ -82,6 +82,7 @@ def told(result: Result) -> list[str]:
         f"{verdict.unclaimed} were not reported on: their sender was killed, or gave them up",
         f"{verdict.expired} expired; {verdict.poison} killed their handlers, {verdict.deaths} times in all",
         f"{result.silences.count} handlers taken for dead, {len(result.silences.wrong)} of them alive",
+        f"{result.compared} more messages without faults: {len(result.differing)} differences to the servers' figures",
         f"{result.freezes} times frozen, {others or 'nothing else'}; drained in {result.drained_s:.1f} s",
     ]
     for number, user in verdict.lost[:SHOWN]:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+from tests.chaos import calm
 from tests.chaos.breakages import named
 from tests.chaos.faults import Target, Weather
 from tests.chaos.happened import Happened
@@ -55,7 +56,8 @@ class StuckError(Exception):
 @dataclass(frozen=True)
 class Result:
     """The result of a run. `counts`: events beside kills and freezes, and how often; `story`: the faults, by the clock
-    of the journals."""
+    of the journals. `compared`: messages of the calm time at the end, by which the servers' figures were compared with
+    the ledger; `differing`: the differences (see `calm`)."""
 
     seed: int
     verdict: Verdict
@@ -66,6 +68,8 @@ class Result:
     story: list[tuple[float, str]]
     ledger: Ledger
     silences: Silences
+    compared: int
+    differing: list[str]
 
     @property
     def line(self) -> str:
@@ -141,6 +145,8 @@ class Course:
             Clients(parts, directory, server, seed, first) for first, server in enumerate(self._servers, start=1)
         ]
         self._silences = Silences()
+        self._differing: list[str] = []
+        self._compared = 0
         self._weather = Weather(self._targets(), self._happened, Random(f"{seed}/weather"), self._silences)
 
     def _targets(self) -> list[Target]:
@@ -191,7 +197,7 @@ class Course:
         self._read()
         return Result(
             self._seed, self._ledger.verdict(), weather.kills, weather.freezes, weather.counts + around.counts,
-            drained_s, sorted(weather.story), self._ledger, self._silences,
+            drained_s, sorted(weather.story), self._ledger, self._silences, self._compared, self._differing,
         )  # fmt: skip
 
     async def _listened_to(self, listeners: list[Receiver], around: Surroundings) -> float:
@@ -253,7 +259,24 @@ class Course:
                 self._ledger.take(clients.sending_journal, Closed(now_s()))
         drained_s = now_s() - began_s
         await asyncio.sleep(SETTLE_S)
+        await self._calm()
         return drained_s
+
+    async def _calm(self) -> None:
+        """Let the senders live once more without faults, and compare the servers' figures with the ledger."""
+        homes = [self._directory / server.name for server in self._servers]
+        before = [await calm.counts_of(home) for home in homes]
+        for clients in self._clients:
+            clients.start_sending()
+        await asyncio.sleep(calm.CALM_S)
+        for clients in self._clients:
+            clients.sending.ask_to_end()
+        senders = [clients.sending for clients in self._clients]
+        await _until(lambda: not any(part.alive for part in senders) and self._paid(), DRAIN_S, None)
+        for home, counts, clients in zip(homes, before, self._clients, strict=True):
+            sent = [each for each in self._ledger.entries.values() if each.journal == clients.sending_journal]
+            self._compared += len(sent)
+            self._differing += await calm.settled(home, counts, sent)
 
     def _read(self) -> None:
         for journal, record in self._journals.news():
@@ -325,4 +348,5 @@ def play(
         verdict.wrong.extend(wrong for name in SERVERS for wrong in waiting(keep / name, name))
         verdict.wrong.extend(crashes(keep))
         verdict.wrong.extend(result.silences.wrong)
+        verdict.wrong.extend(result.differing)
         return replace(result, verdict=verdict)

@@ -217,7 +217,9 @@ class Peers:
             resume = self.resumes.get(prefix)
             if resume is None:
                 limits = self._settings.limits
-                resume = self.resumes[prefix] = BridgeResume(link, limits.sweep_at, limits.max_unacked)
+                resume = self.resumes[prefix] = BridgeResume(
+                    link, limits.sweep_at, limits.max_unacked, self._out.reached
+                )
             else:
                 resume.relink(link, now)
                 self._unlinked.pop(prefix, None)

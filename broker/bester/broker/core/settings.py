@@ -176,8 +176,10 @@ class Budget(NamedTuple):
 COUNTED = (
     "max_held", "max_held_bytes", "max_waiting", "max_waiting_bytes", "max_frames", "max_lane", "max_lanes",
     "max_parties", "max_sessions", "max_logins", "max_copies", "max_copies_bytes", "max_resumes", "max_fallen",
-    "max_strangers", "max_roots", "max_remembered", "max_remembered_of_one", "max_relayed", "server_outcomes",
+    "max_unacked", "max_strangers", "max_roots", "max_remembered", "max_remembered_of_one", "max_relayed",
+    "server_outcomes",
     "user_messages", "user_bytes", "sender_share", "server_messages", "server_bytes", "messages", "total_bytes",
+    "outcomes", "dead_letters",
 )  # fmt: skip
 """Bounds of the core and of the store at which something is refused, dropped or forgotten early: each is counted."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
+from itertools import islice
 
 from bester.broker.core.effects import Link
 from bester.broker.core.fair_queue import FairQueue
@@ -21,6 +22,8 @@ from bester.broker.core.pools import Pool, Worker
 from bester.broker.core.stuck_types import Front
 from bester.broker.core.suspects import Suspects, holds_suspect
 
+HELD_OF_ONE = 64
+"""Messages of one worker that `held` yields: of others, too, whatever the first one holds."""
 MAX_LOOKS = 16
 """Ordered types that are looked at to find one to forget: many messages of one batch may ask for that."""
 
@@ -392,6 +395,13 @@ class Workers:
                 if not (ordered and isinstance(sender, str)):  # a user's messages of an ordered type are in a group
                     waiting[sender] += count
         return waiting
+
+    def held(self) -> Iterator[tuple[str, Hashable]]:
+        """Yield type and sender of some messages that each worker holds."""
+        for pool in self._pools.values():
+            for worker in pool.workers:
+                for job in islice(worker.inflight.values(), HELD_OF_ONE):
+                    yield job.type, sender_of(job)
 
     def front(self, type_: str) -> Front:
         """Return the messages of a type that are next: in its queue, and in the first message group of the type at each
