@@ -26,7 +26,7 @@ class Disk:
     A crash may fall right before or after a commit that somebody waits for: the server falls into its traps here.
     """
 
-    is_remote, away, fenced, is_due = False, "", "", False
+    is_remote, away, fenced = False, "", ""
     size_bytes: int | None = None
 
     def __init__(self, server: SimServer, store: MemoryStore) -> None:
@@ -37,12 +37,19 @@ class Disk:
         self._locks = 0
         self._server = server
 
+    @property
+    def is_due(self) -> bool:
+        """Return whether a lease is to be renewed."""
+        return self.store.is_due
+
     def claim(self) -> None:
         """Take nothing: the store is this server's alone."""
 
     def open(self) -> Snapshot:
         """Count a life."""
-        return self.store.open()
+        snapshot = self.store.open()
+        self.fenced = ""
+        return snapshot
 
     def commit(self, writes: Sequence[Write]) -> Committed:
         """Write a group; where a trap is laid, the process ends here."""
@@ -53,6 +60,7 @@ class Disk:
         if self.is_slow:
             self.spent_s += SLOW_COMMIT_S
         result = self.store.commit(writes)
+        self.fenced = self.store.fenced
         if result.busy:
             return result
         if writes and server.world.telling:
@@ -68,7 +76,10 @@ class Disk:
 
     def read(self, read: Read) -> Any:
         """Read."""
-        answer = self.store.read(read)
+        try:
+            answer = self.store.read(read)
+        finally:
+            self.fenced = self.store.fenced
         self._server.world.tell(self._server.name, "reads", (read, answer))
         return answer
 
