@@ -6,24 +6,27 @@ rules are those of the other scenarios: what was called good arrives, and what c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Any
 
+from bester.broker.core.effects import Link, Notice, ShellCall
 from bester.broker.core.settings import Route, Settings
-from bester.broker.store.memory_shared import SharedMemory
-from bester.broker.wire.messages import Meta, Reply, Request
+from bester.broker.store.memory_shared import SharedMemory, SharedMemoryStore
+from bester.broker.store_requests import SaveLane, Write
+from bester.broker.wire.messages import Meta, Relay, Reply, Request
 from bester.client.frames import Terms
 from tests.simulation import programs
 from tests.simulation.cluster_bridge import ClusterBridge, Device
 from tests.simulation.rules import Rules
 from tests.simulation.scenario import LIMITS, TYPES, USERS
-from tests.world.clock import World
+from tests.world.clock import BrokenRuleError, World
 from tests.world.disks import TRAPS
 from tests.world.handlers import Fate, SimHandler
 from tests.world.links import SimLink
-from tests.world.network import Weather
+from tests.world.network import Messages, Weather
 from tests.world.servers import SimServer
 
 TRAFFIC_S = 25.0
@@ -41,6 +44,70 @@ class _Quiet:
 
     repeated: frozenset[str] = frozenset()
     coming = 0
+
+
+class Ledger:
+    """Messages of the other server that brokers have answered, as written in their inbound lanes.
+
+    What a broker has written or adopted is not given to a handler there again: a repeat is answered from the lane. And
+    no process writes into a namespace that another broker has adopted from it: `fault` names one that did.
+    """
+
+    def __init__(self) -> None:
+        self.fault = ""
+        self._written: dict[str, dict[tuple[str, str], set[int]]] = {}  # by broker, and lane
+        self._answered: dict[str, set[str]] = {}  # ids of such messages that have come again, by broker
+
+    def on_written(self, broker: str, write: SaveLane) -> None:
+        """Take in a committed lane."""
+        self._written.setdefault(broker, {})[write.peer, write.type] = set(write.outcomes)
+
+    def on_adopted(self, broker: str, other: str) -> None:
+        """Take in that a broker has what another one had."""
+        mine = self._written.setdefault(broker, {})
+        for key, numbers in self._written.pop(other, {}).items():
+            mine[key] = mine.get(key, set()) | numbers
+
+    def on_relay(self, broker: str, relay: Relay) -> None:
+        """Take in a message that comes; a number that is written is that of a repeat. A message of a life of the other
+        server that is gone comes under another number, and is none."""
+        answered = self._answered.setdefault(broker, set())
+        is_written = relay.meta["lane"][1] in self._written.get(broker, {}).get(("s2", relay.type), ())
+        (answered.add if is_written else answered.discard)(relay.meta["id"])
+
+    def on_request(self, broker: str, id_: str) -> None:
+        """Check that a request is none that was answered."""
+        if id_ in self._answered.get(broker, ()):
+            raise BrokenRuleError(f"a handler of {broker} was given {id_}, which was answered before")
+
+
+class Broker(SimServer):
+    """A broker of the pair, which tells the ledger."""
+
+    def __init__(self, ledger: Ledger, *args: Any, **options: Any) -> None:
+        self.ledger = ledger
+        super().__init__(*args, **options)
+        self.disk.is_remote = True  # a process may be stopped between a commit and what follows from it
+        self.disk.on_committed = self._committed
+
+    def _committed(self, writes: Sequence[Write]) -> None:
+        store = self.store
+        if isinstance(store, SharedMemoryStore) and store.held != store.lease_epoch:
+            self.ledger.fault = f"{self.name} wrote into its namespace at {self.now}, which another broker had adopted"
+        for write in writes:
+            if type(write) is SaveLane:
+                self.ledger.on_written(self.name, write)
+
+    def receive(self, link: Link, messages: Messages) -> None:
+        for message in messages:
+            if type(message) is Relay and not self.frozen:
+                self.ledger.on_relay(self.name, message)
+        super().receive(link, messages)
+
+    def do_call(self, call: ShellCall) -> None:
+        if isinstance(call, Notice) and call.event == "adopted":
+            self.ledger.on_adopted(self.name, f"s1.{call.fields['broker']}")
+        super().do_call(call)
 
 
 class Cluster:
@@ -62,6 +129,7 @@ class Cluster:
         self.clients: list[Device] = []
         self.neighbour = _Quiet()
         self.faults = self
+        self.ledger = Ledger()
         self._numbers = 0
         self._faults = 0
         self.rules = Rules(self)  # type: ignore[arg-type]  # it has the parties that the rules look at
@@ -80,9 +148,9 @@ class Cluster:
             for name, other in (("s1", "s2"), ("s2", "s1"))
         ]  # fmt: skip
         self.pair = [
-            SimServer(
-                self.world, settings[0], accounts, turn_s=chance.choice((0.0, 0.002, 0.02)), called=f"s1.{name}",
-                store=self.database.namespace(name),
+            Broker(
+                self.ledger, self.world, settings[0], accounts, turn_s=chance.choice((0.0, 0.002, 0.02)),
+                called=f"s1.{name}", store=self.database.namespace(name),
             )
             for name in ("b1", "b2")
         ]  # fmt: skip
@@ -127,8 +195,12 @@ class Cluster:
                 self.world, server, f"{server.name}h{number}", options, self._behave,
                 weather=Weather(0.0, chance.choice((0.001, 0.05))), slowest_s=chance.choice((0.0, 0.1, 0.5)),
             )  # fmt: skip
-            handler.on_request = partial(self.rules.requested, handler)
+            handler.on_request = partial(self._requested, handler)
             self.handlers.append(handler)
+
+    def _requested(self, handler: SimHandler, request: Request) -> None:
+        self.rules.requested(handler, request)
+        self.ledger.on_request(handler.server.name, request.meta["id"])
 
     def _behave(self, request: Request) -> Reply | Fate:
         if programs.kills(request.body):
@@ -146,7 +218,8 @@ class Cluster:
             self.world.after(chance.uniform(0.5, TRAFFIC_S), self._come_or_go)
         self._faults = chance.choice((0, 1, 2, 4, 8))
         faults = [
-            self._pause, self._pause, self._pause, self._crash, self._crash, self._crash, self._crash_bridge,
+            self._pause, self._pause, self._pause, self._pause, self._crash, self._crash, self._crash,
+            self._crash_unanswered, self._crash_unanswered, self._crash_bridge,
             self._break_link, self._kill_handler, self._jump, self._set_clock, self._lock, self._slow, self._fill,
             self._cut_servers,
         ]  # fmt: skip
@@ -188,8 +261,25 @@ class Cluster:
         return self.random.choice([*self.pair, *self.pair, self.other])
 
     def _pause(self) -> None:
-        """A broker stands still, mostly for longer than its lease."""
-        self._some_broker().freeze(self._some_time(self.random.choice((5.0, 25.0, 25.0))))
+        """A broker stands still, mostly for longer than its lease, and mostly with a commit or a read in hand."""
+        broker, seconds = self._some_broker(), self._some_time(self.random.choice((5.0, 25.0, 25.0)))
+        if broker is not self.other and self.random.random() < 0.7:
+            broker.lay_pause(seconds)
+        else:
+            broker.freeze(seconds)
+
+    def _crash_unanswered(self) -> None:
+        """A broker ends for longer than its lease, and the other server has no answers from a while before until its
+        messages have been adopted."""
+        broker, down_s = self.random.choice(self.pair), self._some_time(25.0)
+        weather = self.other.out["s1"].weather[1]
+        weather.cut = True
+        self.world.after(self.random.uniform(0.1, 1.5), lambda: broker.crash(down_s))
+
+        def mend() -> None:
+            weather.cut = False
+
+        self.world.after(min(self._some_time(0.1) + LEASE_S + 5.0, max(0.0, HEALED_S - self.world.now)), mend)
 
     def _crash(self) -> None:
         broker, down_s = self._some_broker(), self._some_time(self.random.choice((3.0, 25.0, 25.0)))
@@ -259,4 +349,6 @@ class Cluster:
             is_quiet = self.rules.quiet()
         self.rules.ask_what_became()
         world.run(world.now + 5.0, enough=self.rules.all_answered)
+        if self.ledger.fault:
+            raise BrokenRuleError(self.ledger.fault)
         self.rules.check()

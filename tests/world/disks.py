@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bester.broker.store.memory import MemoryStore
@@ -31,6 +31,7 @@ class Disk:
 
     def __init__(self, server: SimServer, store: MemoryStore) -> None:
         self.store = store
+        self.on_committed: Callable[[Sequence[Write]], None] = lambda writes: None
         self.is_slow = False
         self.spent_s = 0.0
         """Time that slow commits have taken, for the driver's stopwatch: the world's clock stands still meanwhile."""
@@ -63,6 +64,8 @@ class Disk:
         self.fenced = self.store.fenced
         if result.busy:
             return result
+        if result.ok:
+            self.on_committed(writes)
         if writes and server.world.telling:
             server.world.tell(server.name, "WRITES" if result.ok else "CANNOT WRITE", (writes, dict(result.repeated)))
         if pressing:

@@ -89,6 +89,7 @@ class SimServer(Process):
         self._retrying = False
         self._trap: str | None = None
         self._down_s = 0.0
+        self._pause_s = 0.0
         self.start()
         if tick_s is not None:
             world.after(world.random.uniform(0, tick_s / 2), self._tick)
@@ -186,6 +187,10 @@ class SimServer(Process):
 
         self.world.after(TRAP_S, in_any_case)
 
+    def lay_pause(self, seconds: float) -> None:
+        """Stop the process for a while right before the next commit or read that a thread makes."""
+        self._pause_s = seconds
+
     def fall_into(self, trap: str) -> None:
         """Raise CrashedError where this trap is laid."""
         if self._trap == trap:
@@ -220,6 +225,7 @@ class SimServer(Process):
         """Note that the process has ended: its memory is lost."""
         super().gone()
         self._trap = None
+        self._pause_s = 0.0
         self._turning = False
         self._retrying = False
         self._outgoing.clear()
@@ -363,6 +369,9 @@ class SimServer(Process):
                 call()
 
         delay_s = self.world.random.uniform(0.0, SLOW_COMMIT_S if self.disk.is_slow else 0.01)
+        if self._pause_s:
+            self.freeze(self._pause_s)
+            delay_s, self._pause_s = delay_s + self._pause_s, 0.0
         self.world.after(delay_s, lambda: alive(written))
         self.world.after(delay_s + 0.001, lambda: alive(lambda: self.when_awake(lambda: alive(self._retry))))
 
