@@ -286,10 +286,15 @@ class FindExpired(NamedTuple):
 
 class FindEntry(NamedTuple):
     """Ask for the entry of this id in a lane to this server, without its body: `(Entry, outcome or None) | None`; the
-    outcome is None where the message has not ended."""
+    outcome is None where the message has not ended.
+
+    In a shared store another broker may have sent the message, and its later outcome may come here. An entry of another
+    broker that has ended, or is queued at the server, is moved to this namespace under `number`, which the core has
+    reserved: the outcomes of a message are counted by one broker."""
 
     id: str
     server: str
+    number: int = 0
 
 
 class FindOutcomes(NamedTuple):

@@ -34,6 +34,7 @@ from bester.broker.store_requests import (
     End,
     Enqueue,
     FindAbandoned,
+    FindEntry,
     Held,
     Read,
     RecordRemote,
@@ -447,6 +448,8 @@ class PostgresStore(Commits):
                     connection.execute("SELECT held(%b, %b)", (self._lease.ns, self._lease.epoch))
                     if isinstance(read, FindAbandoned):
                         return postgres_adoption.find(connection, self._lease.ns)
+                    if isinstance(read, FindEntry) and read.number:
+                        return postgres_adoption.find_entry(connection, self._lease.ns, self._lease.epoch, read)
                     return postgres_reading.answer(connection, self._lease.ns, read)
             except psycopg.Error as error:
                 if connection.closed or connection.broken:
