@@ -29,8 +29,8 @@ _SENT = State.SENT
 
 
 class _Answers:
-    """Answers for one connection, the `owner`, that are not written yet: the pieces of their frames, and the `count` and
-    size of the messages that they report. There is `room` for so many more bytes."""
+    """Answers for one connection, the `owner`, that are not written yet: the pieces of their frames, and count and size
+    of the messages that they report. There is `room` for so many more bytes."""
 
     __slots__ = ("count", "owner", "pieces", "room", "submitted_bytes")
 
@@ -135,8 +135,8 @@ class Deliveries:
         return begun
 
     def _answer(self, message: Deliver, submission: Submission, answers: _Answers) -> bool:
-        """Add an answer to its sender to those before it, if there is room for it. Such a frame needs no mark: the order of the
-        stream is confirmation enough, unless the client may ask for the report on another connection."""
+        """Add an answer to its sender to those before it, if there is room for it. Such a frame needs no mark: the
+        order of the stream is confirmation enough, unless the client may ask for the report on another connection."""
         _, id_, type_, body, targets, token, meta = message
         message_id = meta.get("message")
         if submission.state is not _SENT or "dedup" in submission.submit[4] or message_id is None:

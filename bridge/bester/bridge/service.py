@@ -47,7 +47,7 @@ from bester.broker.tls_stream import TlsStream
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import VERSION, Hello, Message
-from bester.broker.wire.runs import write_run
+from bester.broker.wire.runs import read_deliveries, write_run
 
 TICK_S = 0.5
 """Time between two looks of the core at its deadlines, which are seconds long."""
@@ -153,6 +153,14 @@ class Service:
             bridge.on_link_ready(fabric.link_client.options)
             self.has_broker.set()
 
+        def received(frames: list[bytes]) -> bool:
+            """Take a batch of deliveries alone; return False for any other."""
+            run = read_deliveries(frames)
+            if run is None:
+                return False
+            bridge.receive(run)
+            return True
+
         fabric = FabricLink(
             endpoint,
             LinkClient("bridge", self._name, self._hello_options()),
@@ -160,6 +168,7 @@ class Service:
             on_ready=ready,
             on_lost=bridge.on_link_lost,
             keys=keys,
+            on_frames=received,
             pack=write_run,
         )
         bridge.connect(fabric)

@@ -491,9 +491,9 @@ class Workers:
         return job
 
     def next_run(self, worker: Worker, most: int) -> list[Job]:
-        """Return the next waiting jobs for this worker, of one type, as many as it has credit for, and at most `most`;
-        none where the worker is full or no job waits for it. Where several queues take turns, or each job changes the
-        next one, it is one."""
+        """Return the next waiting jobs for this worker, of one type, as many as there is credit for, and at most
+        `most`; none where the worker is full or no job waits for it. A single job where queues take turns, or a job
+        changes which is next."""
         job = self.next_for(worker)
         if job is None:
             return []
