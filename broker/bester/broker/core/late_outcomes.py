@@ -212,10 +212,7 @@ class LateOutcomes:
         as a server may take to answer, since the outcome came for the first time."""
         if not self._is_shared:
             return False
-        since = self._unknown.setdefault((peer, id_), now)
-        if now - since < self._settings.limits.relay_s:
-            if len(self._unknown) > MAX_COUNTED:
-                self._unknown.popitem(last=False)
-            return True
-        del self._unknown[peer, id_]
-        return False
+        since = self._unknown.setdefault((peer, id_), now)  # which stays: a message has several outcomes
+        if len(self._unknown) > MAX_COUNTED:
+            self._unknown.popitem(last=False)
+        return now - since < self._settings.limits.relay_s
