@@ -1,10 +1,11 @@
 """ZeroMQ sockets on an asyncio loop: the one shell that the broker, bridges and handlers share.
 
 A socket's file descriptor is registered with the loop. When the descriptor wakes, all messages are read without
-blocking, and all messages sent in one turn of the loop leave as one batch a destination; a handler's answers leave
-before its socket is asked for more. The descriptor is edge-triggered and wakes once when the socket's state changes, so
-the state is checked again after every send. ZeroMQ is given addresses, never names: its lookups would block the thread
-that moves all its bytes, and its end. This module decides nothing: messages go to callbacks.
+blocking, and all messages sent in one turn of the loop leave as one batch a destination, in the turn in which the
+messages before them came; a handler's answers leave before its socket is asked for more. The descriptor is
+edge-triggered and wakes once when the socket's state changes, so the state is checked again after every send. ZeroMQ is
+given addresses, never names: its lookups would block the thread that moves all its bytes, and its end. This module
+decides nothing: messages go to callbacks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import zmq
 
@@ -23,6 +25,7 @@ from bester.broker.keys import LinkKeys
 from bester.broker.lookups import PATIENCE_S
 from bester.broker.monitor import CONNECTING, Monitor, OnEvent, event_of, greet
 from bester.broker.names import find, numeric, reason
+from bester.broker.turn import Turn
 from bester.broker.wire.address import HostPort, parse_endpoint
 from bester.broker.wire.codec import batches, decode, fault
 from bester.broker.wire.codes import WireError
@@ -48,7 +51,9 @@ MAX_MET = 20_000
 """Peers of one socket whose process is remembered; above the bound all are looked up again with their next message."""
 _NOBLOCK, _EVENTS = int(zmq.NOBLOCK), int(zmq.EVENTS)
 _POLLIN, _RCVMORE = int(zmq.POLLIN), int(zmq.RCVMORE)
-"""As plain integers: each use of an enum's member costs pyzmq half a microsecond and more."""
+_MORE_FOLLOWS = int(zmq.NOBLOCK | zmq.SNDMORE)
+"""As plain integers: each use of an enum's member costs pyzmq half a microsecond and more. So does each option that is
+asked for: a frame received as an object knows whether another one follows."""
 _NOT_YET = (State.DOWN, State.GREETING)
 
 Frames = list[bytes]
@@ -56,15 +61,26 @@ _HEARTBEAT: Frames = next(iter(batches([Heartbeat()])))
 
 
 class FabricSocket:
-    """ZeroMQ socket on the loop; `on_frames` gets each message."""
+    """ZeroMQ socket on the loop; `on_frames` gets each message. What the callbacks ask of `turn` is done once
+    everything is read that this turn reads."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int, on_frames: Callable[[Frames], None]) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        kind: int,
+        on_frames: Callable[[Frames], None],
+        turn: Turn | None = None,
+    ) -> None:
         self._on_frames = on_frames
+        self._turn = turn or Turn()
         self.socket = context.socket(kind)
+        raw: Any = super(zmq.Socket, self.socket)  # without the options of `Socket.send`, which take as long as it does
+        self._send_frame: Callable[[bytes, int], object] = raw.send
+        self._was_used = False  # since the last look at its input
         self.socket.linger = 0
         self.socket.set_hwm(HIGH_WATER_MARK)
         self.socket.maxmsgsize = MAX_FRAME_BYTES
-        self._receive: Callable[[int], Frames] = self._receive_whole
+        self._receive: Callable[[int], Frames] = self._receive_routed if kind == zmq.ROUTER else self._receive_whole
         self._skipping = False  # the rest of a message of too many frames is still to be read
         self.overlong = 0
         """Count of the messages of too many frames, which are cut: `decode` refuses them."""
@@ -101,15 +117,21 @@ class FabricSocket:
 
     def send(self, frames: Frames) -> None:
         """Send one ZeroMQ message now. Raises zmq.Again for a full queue, ZMQError for a peer that has gone."""
-        if len(frames) == 1:
-            self.socket.send(frames[0], _NOBLOCK)
-        else:
-            self.socket.send_multipart(frames, _NOBLOCK)
+        self._was_used = True
+        *first, last = frames
+        for frame in first:
+            self._send_frame(frame, _MORE_FOLLOWS)
+        self._send_frame(last, _NOBLOCK)
 
     def send_to(self, identity: bytes, party: str, frames: Frames) -> None:
         """Send to one peer of a ROUTER; `party` is its public key, empty on a socket without keys. Raises as `send`
         does."""
-        self.socket.send_multipart([identity, *frames], _NOBLOCK)
+        self._was_used = True
+        self._send_frame(identity, _MORE_FOLLOWS)
+        *first, last = frames
+        for frame in first:
+            self._send_frame(frame, _MORE_FOLLOWS)
+        self._send_frame(last, _NOBLOCK)
 
     def remember_processes(self) -> None:
         """Ask the kernel for the process of each peer (`process_of`); for a ROUTER bound to an ipc endpoint."""
@@ -124,14 +146,25 @@ class FabricSocket:
         """Receive one message; an empty list while the rest of a message of too many frames is skipped."""
         if self._skipping and not self._skip():
             return []
-        receive, more = self.socket.recv, self.socket.getsockopt
-        frames = [receive(flags)]
-        while more(_RCVMORE):
-            frames.append(receive(flags))
+        return self._receive_rest([], flags)
+
+    def _receive_routed(self, flags: int) -> Frames:
+        """Receive one message of a ROUTER as `_receive_whole` does: behind the identity there is a frame always."""
+        if self._skipping and not self._skip():
+            return []
+        return self._receive_rest([self.socket.recv(flags)], flags)
+
+    def _receive_rest(self, frames: Frames, flags: int) -> Frames:
+        """Receive the next frames up to the end of a message, behind these, and return all."""
+        receive: Any = self.socket.recv  # as objects, by position: a name costs more than the call
+        while True:
+            frame = receive(flags, False)
+            frames.append(frame.bytes)
             if len(frames) > MAX_FRAMES + 1:
                 self._cut()
-                break
-        return frames
+                return frames
+            if not frame.more:
+                return frames
 
     def _cut(self) -> None:
         """Leave the rest of a message of too many frames to later turns of the loop."""
@@ -151,18 +184,11 @@ class FabricSocket:
         """Receive one message as `_receive_whole` does, and look up the process of a new peer."""
         if self._skipping and not self._skip():
             return []
-        receive, more = self.socket.recv, self.socket.getsockopt
-        identity = receive(flags)
+        identity = self.socket.recv(flags)
         assert self._met is not None
         if identity not in self._met or identity[0]:  # an identity chosen by its owner may come from a new process
             return [identity, *self._meet(identity)]
-        frames = [identity]
-        while more(_RCVMORE):
-            frames.append(receive(flags))
-            if len(frames) > MAX_FRAMES + 1:
-                self._cut()
-                break
-        return frames
+        return self._receive_rest([identity], flags)
 
     def _meet(self, identity: bytes) -> Frames:
         """Receive the rest of a message as objects that carry the kernel's data on the sender."""
@@ -180,7 +206,13 @@ class FabricSocket:
 
     def _has_input(self) -> bool:
         """Return whether a message can be read; if not, the descriptor wakes for the next one."""
+        self._was_used = False
         return bool(int(self.socket.getsockopt(_EVENTS)) & _POLLIN)
+
+    def look_after_sending(self) -> None:
+        """Look again, unless nothing was sent since the last look."""
+        if self._was_used:
+            self.look_again()
 
     def look_again(self) -> None:
         """Read in this turn of the loop if messages wait, as a send may have consumed the descriptor's wake-up."""
@@ -202,6 +234,7 @@ class FabricSocket:
         receive = self._receive
         enough = time.monotonic() + DRAIN_S
         empty, read = False, 0
+        self._turn.begin()
         try:
             for _ in range(DRAIN_AT_ONCE):
                 frames = receive(_NOBLOCK)
@@ -222,6 +255,7 @@ class FabricSocket:
             self.messages_read += read
             if not empty:  # also after an exception of a callback: the descriptor does not wake for the rest
                 self.look_again()
+            self._turn.end()
 
 
 class SharedSocket(FabricSocket):
@@ -231,8 +265,14 @@ class SharedSocket(FabricSocket):
     lock. Callbacks run outside of the lock, so that a handler which holds the loop does not hold the socket as well.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int, on_frames: Callable[[Frames], None]) -> None:
-        super().__init__(context, kind, on_frames)
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        kind: int,
+        on_frames: Callable[[Frames], None],
+        turn: Turn | None = None,
+    ) -> None:
+        super().__init__(context, kind, on_frames, turn)
         self.guard = threading.Lock()
         self._acquire, self._release = self.guard.acquire, self.guard.release  # half the price of `with`
         self._came: deque[Frames] = deque()
@@ -277,12 +317,15 @@ class SharedSocket(FabricSocket):
         if self._again is not None:
             self._again.cancel()
             self._again = None
+        self._turn.begin()
         try:
             self._read_and_answer(time.monotonic() + DRAIN_S)
         except BaseException:  # of a callback: the descriptor does not wake for the rest
             if self._loop is not None and self._again is None:
                 self._again = self._loop.call_soon(self._drain)
             raise
+        finally:
+            self._turn.end()
 
     def _read_and_answer(self, enough: float) -> None:
         self._read(1)
@@ -365,7 +408,8 @@ class FabricLink:
     With `keys` the link is encrypted. `called` is the broker's name in the words of `trouble`.
 
     `on_frames` gets each ZeroMQ message first, and returns False for one that must be decoded; it takes no message
-    about the link. `pack(queue, most_bytes)` encodes a queue in one ZeroMQ message, or returns None.
+    about the link. `pack(queue, most_bytes)` encodes a queue in one ZeroMQ message, or returns None. `turn` is that of
+    the other parts of this process.
     """
 
     def __init__(
@@ -382,6 +426,7 @@ class FabricLink:
         called: str = "the server",
         on_frames: Callable[[Frames], bool] | None = None,
         pack: Callable[[list[Message], int], Frames | None] | None = None,
+        turn: Turn | None = None,
     ) -> None:
         wrong = fault(link_client.hello)
         if wrong is not None:
@@ -405,7 +450,9 @@ class FabricLink:
         self._probe: asyncio.Task[None] | None = None
         self._queue: list[Message] = []
         self._stuck: deque[Frames] = deque()
-        self._flush_handle: asyncio.Handle | None = None
+        self._turn = turn or Turn()
+        self._flushes = False  # at the end of this turn
+        self._retry_handle: asyncio.TimerHandle | None = None  # of a flush that has found no room
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._over: asyncio.Event = asyncio.Event()
@@ -423,7 +470,7 @@ class FabricLink:
         if self._socket is None or self.link_client.state in _NOT_YET or len(self._queue) >= MAX_QUEUED:
             return False
         self._queue.append(message)
-        if self._flush_handle is None:
+        if not self._flushes:
             self._flush_soon()
         return True
 
@@ -534,7 +581,7 @@ class FabricLink:
 
     def _open(self, endpoint: str) -> None:
         assert self._context is not None
-        socket = self._kind(self._context, zmq.DEALER, self._received)
+        socket = self._kind(self._context, zmq.DEALER, self._received, self._turn)
         if isinstance(socket, SharedSocket):
             socket.send_after_reading(self._send_answers)
         socket.socket.ipv6 = "[" in endpoint  # required for IPv6 addresses
@@ -567,9 +614,7 @@ class FabricLink:
             self._do(self.link_client.on_handshake_failed(self._loop.time()))
 
     def _shut(self) -> None:
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
-            self._flush_handle = None
+        self._forget_flush()
         self._queue.clear()
         self._stuck.clear()
         if self._socket is not None:
@@ -654,12 +699,13 @@ class FabricLink:
     # --- sending ---
 
     def _flush_soon(self) -> None:
-        if self._flush_handle is None:
-            self._flush_handle = self._loop.call_soon(self._flush)
+        if not self._flushes and self._retry_handle is None:
+            self._flushes = True
+            self._turn.soon(self._flush)
 
     def _send_answers(self) -> None:
         """Send what was queued while messages were read, in the same turn of the loop."""
-        if self._flush_handle is not None and self._socket is not None:
+        if (self._flushes or self._retry_handle is not None) and self._socket is not None:
             self._send_queue()
 
     def _flush(self) -> None:
@@ -670,9 +716,12 @@ class FabricLink:
         self._socket.look_again()
 
     def _forget_flush(self) -> None:
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
-            self._flush_handle = None
+        if self._flushes:
+            self._flushes = False
+            self._turn.forget(self._flush)
+        if self._retry_handle is not None:
+            self._retry_handle.cancel()
+            self._retry_handle = None
 
     def _send_queue(self) -> None:
         self._forget_flush()
@@ -688,7 +737,7 @@ class FabricLink:
                 self._stuck.extend(batches(queue, self._cannot_send, most_bytes))
             self._send_stuck()
         except zmq.Again:
-            self._flush_handle = self._loop.call_later(STUCK_RETRY_S, self._flush)
+            self._retry_handle = self._loop.call_later(STUCK_RETRY_S, self._flush)
         self.link_client.on_sent(self._loop.time())
 
     def _cannot_send(self, message: Message, error: WireError) -> Message | None:
