@@ -118,20 +118,20 @@ class FabricSocket:
     def send(self, frames: Frames) -> None:
         """Send one ZeroMQ message now. Raises zmq.Again for a full queue, ZMQError for a peer that has gone."""
         self._was_used = True
-        *first, last = frames
-        for frame in first:
-            self._send_frame(frame, _MORE_FOLLOWS)
-        self._send_frame(last, _NOBLOCK)
+        if len(frames) > 1:
+            for frame in frames[:-1]:
+                self._send_frame(frame, _MORE_FOLLOWS)
+        self._send_frame(frames[-1], _NOBLOCK)
 
     def send_to(self, identity: bytes, party: str, frames: Frames) -> None:
         """Send to one peer of a ROUTER; `party` is its public key, empty on a socket without keys. Raises as `send`
         does."""
         self._was_used = True
         self._send_frame(identity, _MORE_FOLLOWS)
-        *first, last = frames
-        for frame in first:
-            self._send_frame(frame, _MORE_FOLLOWS)
-        self._send_frame(last, _NOBLOCK)
+        if len(frames) > 1:
+            for frame in frames[:-1]:
+                self._send_frame(frame, _MORE_FOLLOWS)
+        self._send_frame(frames[-1], _NOBLOCK)
 
     def remember_processes(self) -> None:
         """Ask the kernel for the process of each peer (`process_of`); for a ROUTER bound to an ipc endpoint."""
@@ -188,7 +188,10 @@ class FabricSocket:
         assert self._met is not None
         if identity not in self._met or identity[0]:  # an identity chosen by its owner may come from a new process
             return [identity, *self._meet(identity)]
-        return self._receive_rest([identity], flags)
+        frame = self.socket.recv(flags, copy=False)
+        if not frame.more:
+            return [identity, frame.bytes]
+        return self._receive_rest([identity, frame.bytes], flags)
 
     def _meet(self, identity: bytes) -> Frames:
         """Receive the rest of a message as objects that carry the kernel's data on the sender."""
@@ -279,7 +282,8 @@ class SharedSocket(FabricSocket):
         self._on_read: Callable[[], None] = lambda: None
 
     def send_after_reading(self, send: Callable[[], None]) -> None:
-        """Set a callback that sends the answers to what was read, before the socket is asked for more."""
+        """Set a callback that sends the answers to what was read, before the socket is asked for more. It is called
+        after each callback with frames, also one that has failed."""
         self._on_read = send
 
     def close(self) -> None:
@@ -295,21 +299,16 @@ class SharedSocket(FabricSocket):
         finally:
             self._release()
 
-    def look_again(self) -> None:
-        """Read soon as FabricSocket does, under the lock."""
-        if self._loop is None or self._again is not None:
-            return
+    def _has_input(self) -> bool:
         self._acquire()
         try:
-            has_input = self._has_input()
+            return super()._has_input()
         finally:
             self._release()
-        if has_input:
-            self._again = self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
         """Read one message, call back and send the answers; then read what else waits, so that the lock is taken once,
-        and call back for each.
+        call back for each, and send the answers together.
 
         Most often there is one message. The look at the socket after its answers is needed anyway, and costs a third of
         a receive that fails.
@@ -317,34 +316,17 @@ class SharedSocket(FabricSocket):
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        self._turn.begin()
+        enough = time.monotonic() + DRAIN_S
         try:
-            self._read_and_answer(time.monotonic() + DRAIN_S)
+            self._read(1)
+            if self._answer(enough) and self._has_input():
+                self._read(DRAIN_AT_ONCE)
+                self._answer(enough)
+                self.look_again()
         except BaseException:  # of a callback: the descriptor does not wake for the rest
             if self._loop is not None and self._again is None:
                 self._again = self._loop.call_soon(self._drain)
             raise
-        finally:
-            self._turn.end()
-
-    def _read_and_answer(self, enough: float) -> None:
-        self._read(1)
-        if not self._call_back(enough):
-            return
-        self._on_read()
-        if self._loop is None:
-            return
-        self._acquire()
-        try:
-            has_input = self._has_input()
-        finally:
-            self._release()
-        if not has_input:
-            return
-        self._read(DRAIN_AT_ONCE)
-        is_full = len(self._came) >= DRAIN_AT_ONCE
-        if self._call_back(enough) and is_full:
-            self.look_again()
 
     def _read(self, most: int) -> None:
         """Receive so many messages, or as many as there are."""
@@ -358,20 +340,23 @@ class SharedSocket(FabricSocket):
         finally:
             self._release()
 
-    def _call_back(self, enough: float) -> bool:
-        """Call back for each message read; return False where the socket is closed, or the rest is left to a later
-        turn."""
+    def _answer(self, enough: float) -> bool:
+        """Call back for each message read, and send the answers; return False where the socket is closed, or the rest
+        is left to a later turn because the time is over."""
         came = self._came
-        while came:
-            frames = came.popleft()
-            if frames:
-                self._on_frames(frames)
-            if self._loop is None:  # closed by a callback
-                return False
-            if came and time.monotonic() >= enough:
-                self._again = self._loop.call_soon(self._drain)
-                return False
-        return True
+        try:
+            while came:
+                frames = came.popleft()
+                if frames:
+                    self._on_frames(frames)
+                if self._loop is None:  # closed by a callback
+                    return False
+                if came and time.monotonic() >= enough:
+                    self._again = self._loop.call_soon(self._drain)
+                    return False
+        finally:
+            self._on_read()
+        return self._loop is not None
 
     def send_from_another_thread(self, frames: Frames) -> bool:
         """Send one ZeroMQ message if the queue has room; return whether the socket is open. Call `look_again` on the
@@ -452,6 +437,9 @@ class FabricLink:
         self._stuck: deque[Frames] = deque()
         self._turn = turn or Turn()
         self._flushes = False  # at the end of this turn
+        self._is_reading = False  # `_send_answers` comes
+        self._most_bytes = MAX_FRAME_BYTES
+        """Limit on a body: the broker's for a handler; other roles check bodies where they enter."""
         self._retry_handle: asyncio.TimerHandle | None = None  # of a flush that has found no room
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -486,12 +474,6 @@ class FabricLink:
     def fault(self, message: Message) -> WireError | None:
         """Return the reason why a message cannot be sent on this link, or None."""
         return fault(message, self._most_bytes)
-
-    @property
-    def _most_bytes(self) -> int:
-        """Limit on a body: the broker's for a handler; other roles check bodies where they enter."""
-        limit = self.link_client.options.get("max_body") if self.link_client.hello.role == "handler" else None
-        return min(limit, MAX_FRAME_BYTES) if type(limit) is int and limit > 0 else MAX_FRAME_BYTES
 
     def vouch(self) -> None:
         """Send a HEARTBEAT from another thread while the loop is held; only for a `shared` link."""
@@ -623,6 +605,7 @@ class FabricLink:
 
     def _received(self, frames: Frames) -> None:
         now = self._loop.time()
+        self._is_reading = self._kind is SharedSocket
         if self._on_frames is not None and self._on_frames(frames):
             self.link_client.on_received(now)
             return
@@ -651,6 +634,8 @@ class FabricLink:
             self._flush()
         if step.event == "welcomed":
             self.trouble = ""
+            limit = self.link_client.options.get("max_body") if self.link_client.hello.role == "handler" else None
+            self._most_bytes = min(limit, MAX_FRAME_BYTES) if type(limit) is int and limit > 0 else MAX_FRAME_BYTES
             self._on_ready()
         elif step.event == "unknown":
             self._on_lost("the broker does not know this link any more")
@@ -699,13 +684,14 @@ class FabricLink:
     # --- sending ---
 
     def _flush_soon(self) -> None:
-        if not self._flushes and self._retry_handle is None:
+        if not self._is_reading and not self._flushes and self._retry_handle is None:
             self._flushes = True
             self._turn.soon(self._flush)
 
     def _send_answers(self) -> None:
         """Send what was queued while messages were read, in the same turn of the loop."""
-        if (self._flushes or self._retry_handle is not None) and self._socket is not None:
+        self._is_reading = False
+        if self._queue and self._socket is not None:
             self._send_queue()
 
     def _flush(self) -> None:
@@ -726,7 +712,8 @@ class FabricLink:
     def _send_queue(self) -> None:
         self._forget_flush()
         try:
-            self._send_stuck()
+            if self._stuck:
+                self._send_stuck()
             # Only now: while the broker does not read, messages stay where `send` counts them.
             queue, self._queue = self._queue, []
             most_bytes = self._most_bytes
