@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 import zmq
+from zmq.backend import zmq_poll
 
 from bester.broker.keys import LinkKeys
 from bester.broker.lookups import PATIENCE_S
@@ -49,11 +50,11 @@ CLOSING_LINGER_MS = 500
 """Time to send the last messages of a link that closes."""
 MAX_MET = 20_000
 """Peers of one socket whose process is remembered; above the bound all are looked up again with their next message."""
-_NOBLOCK, _EVENTS = int(zmq.NOBLOCK), int(zmq.EVENTS)
+_NOBLOCK = int(zmq.NOBLOCK)
 _POLLIN, _RCVMORE = int(zmq.POLLIN), int(zmq.RCVMORE)
 _MORE_FOLLOWS = int(zmq.NOBLOCK | zmq.SNDMORE)
 """As plain integers: each use of an enum's member costs pyzmq half a microsecond and more. So does each option that is
-asked for: a frame received as an object knows whether another one follows."""
+asked for: a frame received as an object knows whether another one follows, and a poll of one socket tells of input."""
 _NOT_YET = (State.DOWN, State.GREETING)
 
 Frames = list[bytes]
@@ -77,6 +78,7 @@ class FabricSocket:
         raw: Any = super(zmq.Socket, self.socket)  # without the options of `Socket.send`, which take as long as it does
         self._send_frame: Callable[[bytes, int], object] = raw.send
         self._was_used = False  # since the last look at its input
+        self._polled = [(self.socket, _POLLIN)]
         self.socket.linger = 0
         self.socket.set_hwm(HIGH_WATER_MARK)
         self.socket.maxmsgsize = MAX_FRAME_BYTES
@@ -210,7 +212,7 @@ class FabricSocket:
     def _has_input(self) -> bool:
         """Return whether a message can be read; if not, the descriptor wakes for the next one."""
         self._was_used = False
-        return bool(int(self.socket.getsockopt(_EVENTS)) & _POLLIN)
+        return bool(zmq_poll(self._polled, 0))
 
     def look_after_sending(self) -> None:
         """Look again, unless nothing was sent since the last look."""
