@@ -76,8 +76,23 @@ def test_reading_callback_leaves_calls_to_the_loop_where_others_have_asked() -> 
     assert run(scene) == ([], ["client", "handler"])
 
 
+def test_reading_callback_leaves_calls_that_wait_to_the_loop() -> None:
+    """Run a call that serves all callbacks of this turn once."""
+
+    def scene(turn: Turn, ran: list[str]) -> None:
+        for _ in range(2):
+            turn.begin()
+            if not ran:
+                turn.soon(lambda: ran.append("commit"))
+                turn.wait()
+            ran.append("read")
+            turn.end()
+
+    assert run(scene) == (["read", "read"], ["read", "read", "commit"])
+
+
 def test_call_that_fails_keeps_no_other_back() -> None:
-    """Run the calls behind it in the next turn, and report the failure to the loop."""
+    """Run the calls behind a failed one in the next turn, and report the failure to the loop."""
 
     def scene(turn: Turn, ran: list[str]) -> None:
         def fail() -> None:

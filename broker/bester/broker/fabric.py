@@ -473,6 +473,11 @@ class FabricLink:
         self._flush_soon()
         return len(taken)
 
+    def flush(self) -> None:
+        """Send what is queued now, rather than at the end of this turn."""
+        if self._flushes:
+            self._flush()
+
     def fault(self, message: Message) -> WireError | None:
         """Return the reason why a message cannot be sent on this link, or None."""
         return fault(message, self._most_bytes)

@@ -463,6 +463,7 @@ class Broker:
             self._driver.add(effects.writes, effects.reads)
             if self._driver.due:
                 self._flush_soon()
+                self._turn.wait()  # one commit for all that comes in this turn
         for link, messages in effects.messages.items():
             queued = self._outgoing.get(link)
             if queued is None:

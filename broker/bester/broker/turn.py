@@ -27,7 +27,12 @@ class Turn:
     def soon(self, call: Call) -> None:
         """Run a call at the end of this turn; the caller asks once until the call has run."""
         self._calls.append(call)
-        if not self._is_open and self._handle is None:
+        if not self._is_open:
+            self.wait()
+
+    def wait(self) -> None:
+        """Leave the end of this turn to the loop, for calls that are dear and serve all that its callbacks ask."""
+        if self._handle is None:
             self._handle = asyncio.get_running_loop().call_soon(self._run)
 
     def forget(self, call: Call) -> None:
@@ -57,5 +62,5 @@ class Turn:
                 call()
         finally:  # a call that fails keeps no other back
             self._is_open = False
-            if calls and self._handle is None:
-                self._handle = asyncio.get_running_loop().call_soon(self._run)
+            if calls:
+                self.wait()

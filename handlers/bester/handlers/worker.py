@@ -158,7 +158,7 @@ class Worker:
         """Connect on the running loop, and serve once the broker answers. Raises zmq.ZMQError for a bad endpoint."""
         self.loop = asyncio.get_running_loop()
         due = self._overtime.due
-        self._pool = TaskPool(self._done_all, self._failed, due)
+        self._pool = TaskPool(self._done_all, self._failed, due, self._link.flush)
         self._threads = Threads(self.app.threads, self._is_wanted, self._done, self._failed, due)
         self._overtime.attach(self._link, self._pool, self._threads, self._groups)
         self._watch = Watch(self._overtime, self._link.link_client.heartbeat_s)
