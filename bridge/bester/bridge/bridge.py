@@ -8,13 +8,13 @@ left, and no connection waits for another one.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count, groupby
 from typing import Any
 
 from bester.bridge import native
+from bester.bridge.backlog import Backlog
 from bester.bridge.broker_link import UNANSWERED, Answered, BrokerLink, BrokerPort
 from bester.bridge.deliveries import Deliveries
 from bester.bridge.inspection import BridgeState, Refused
@@ -113,7 +113,6 @@ class Bridge:
         self._meter = Meter(limits.messages_per_s)
         self._made_way = self._frames_over = self._frames_late = 0
         self._awake = False
-        self._unhandled: deque[Message | Malformed] = deque()  # of the broker, for the next turns
         self.reached = reached = self._meter.reached
         self._broker_link = BrokerLink(limits, self._tokens, notice, reached)
         self._submissions = Submissions(limits, self._broker_link, self._wake, reached)
@@ -132,6 +131,7 @@ class Bridge:
             clock,
             reached,
         )
+        self._backlog = Backlog(self._user_of, self._deliveries.postpone)
         self._push, self._send = self._outbound.push, self._broker_link.send
 
     # --- the link to the broker -----------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class Bridge:
         """Hold the unreported messages of a lost link. Clients stay connected; pending logins are refused, and may be
         tried again."""
         self._broker_link.on_link_lost(why)
-        self._unhandled.clear()  # as if the link had lost them: the broker sends them again
+        self._backlog.clear()  # as if the link had lost them: the broker sends them again
         self._deliveries.on_link_lost()
         self._submissions.on_link_lost()
         self._on_credit({})
@@ -168,11 +168,19 @@ class Bridge:
             self._apply(connection, connection.session.on_login_answer(1, NO_BROKER, now), now)
 
     def receive(self, messages: Iterable[Message | Malformed]) -> None:
-        """Handle messages of the broker, in order; behind deliveries to very many connections in the next turns."""
-        if self._unhandled:
-            self._unhandled.extend(messages)
-            return
+        """Handle messages of the broker, in order. Deliveries of more copies than a turn may make go on in the next
+        turns, where users take turns."""
+        if self._backlog.waits:
+            messages = self._backlog.take_in(messages)
         now = self._clock()
+        left = self._handle(messages, now)
+        if left:
+            passing = self._backlog.take_in(left)
+            self._later(self._go_on)
+            self._handle(passing, now)
+
+    def _handle(self, messages: Iterable[Message | Malformed], now: float) -> list[Message | Malformed]:
+        """Handle messages of the broker, in order; return those that the turn has no time for."""
         frames = self.limits.turn_frames
         left: list[Message | Malformed] = []
         for kind, group in groupby(messages, type):
@@ -188,9 +196,7 @@ class Bridge:
             else:
                 for message in group:
                     self._receive_rarer(message, now)
-        if left:
-            self._unhandled.extend(left)
-            self._later(self._go_on)
+        return left
 
     def _receive_reports(self, reports: Iterable[Any], now: float) -> None:
         count = 0
@@ -203,9 +209,24 @@ class Bridge:
             self._wake()
 
     def _go_on(self) -> None:
-        """Handle messages of the broker that an earlier turn has left."""
-        unhandled, self._unhandled = self._unhandled, deque()
-        self.receive(unhandled)
+        """Handle deliveries that an earlier turn has left, within the budget of a turn."""
+        backlog, frames = self._backlog, self.limits.turn_frames
+        now = self._clock()
+        enough = now + self.limits.turn_write_s
+        while backlog.is_ready and frames > 0 and self._clock() < enough:
+            message = backlog.pop()
+            if isinstance(message, Deliver):
+                _, frames = self._deliveries.deliver((message,), now, frames - 1)
+            else:
+                self._receive_rarer(message, now)
+        if backlog.is_ready:
+            self._later(self._go_on)
+        else:
+            self.receive(backlog.take_behind())
+
+    def _user_of(self, session: int) -> str | None:
+        connection = self._targets.get(session)
+        return None if connection is None else connection.session.user
 
     def _receive_rarer(self, message: Message | Malformed, now: float) -> None:
         match message:
@@ -371,7 +392,7 @@ class Bridge:
         self._timed.discard(connection)
         self._unfinished.forget(connection)
         self._forget_input(connection)
-        self._wake()  # its messages may have filled the bounds
+        self._wake()  # messages of the connection may have filled the bounds
         self._outbound.on_connection_lost(connection)
         self._deliveries.on_connection_lost(connection)
         if not self._connections and self.on_empty is not None:

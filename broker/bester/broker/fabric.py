@@ -325,7 +325,7 @@ class SharedSocket(FabricSocket):
                 self._read(DRAIN_AT_ONCE)
                 self._answer(enough)
                 self.look_again()
-        except BaseException:  # of a callback: the descriptor does not wake for the rest
+        except BaseException:  # raised by a callback: the descriptor does not wake for the rest
             if self._loop is not None and self._again is None:
                 self._again = self._loop.call_soon(self._drain)
             raise

@@ -8,12 +8,13 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from bester.broker.config import Config, HandlerConfig
+from bester.broker.postgres import SECRET_VARIABLES
 from bester.broker.wire.codes import ConfigError
 
 TYPES = "BESTER_TYPES"
@@ -25,7 +26,7 @@ SHADOW = "BESTER_SHADOW"
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """Process to keep running: `argv` with these variables added to the environment.
+    """Process to keep running: `argv` with these variables added to the environment, and without those `withheld`.
 
     With `lifeline` its standard input is a pipe that ends when this process does, else empty. `serves` is the Unix
     socket that the child will serve: the child is not started while another process serves that socket.
@@ -38,6 +39,7 @@ class Child:
     lifeline: bool = False
     shadow: bool = False
     serves: Path | None = None
+    withheld: Collection[str] = ()
 
     @property
     def types(self) -> frozenset[str]:
@@ -51,6 +53,8 @@ def plan(config: Config, fabric: str) -> list[Child]:
     Raises ConfigError for a command whose program is missing, and for an app whose module is missing.
     """
     children = []
+    # Without a store in PostgreSQL such a variable is meant for the handlers.
+    withheld = SECRET_VARIABLES if config.store.database is not None else ()
     for handler in config.handlers:
         command = _command(config, handler)
         _look_for_module(config, handler)
@@ -64,9 +68,11 @@ def plan(config: Config, fabric: str) -> list[Child]:
             if handler.shadow:
                 environment[SHADOW] = "1"
             argv = command or _python(handler, index)
-            children.append(Child(name, argv, environment, lifeline=not command, shadow=handler.shadow))
+            shadow = handler.shadow
+            children.append(Child(name, argv, environment, lifeline=not command, shadow=shadow, withheld=withheld))
         if handler.program:
-            children.append(Child(f"{handler.name}.program", handler.program, {}, serves=handler.socket))
+            name = f"{handler.name}.program"
+            children.append(Child(name, handler.program, {}, serves=handler.socket, withheld=withheld))
     return children
 
 
