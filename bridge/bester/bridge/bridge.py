@@ -68,7 +68,8 @@ MAKE_WAY = 2
 
 
 class Bridge:
-    """The bridge of one broker. `clock` returns monotonic seconds; `soon` makes a call in the next turn of the loop.
+    """The bridge of one broker. `clock` returns monotonic seconds; `soon` makes a call at the end of this turn of the
+    loop, `later` in the next turn (`soon` where it is None).
 
     `first_frame_bytes` returns the largest first frame allowed from a host whose certificate has these names (another
     server's message is its first frame). `in_doubt` returns whether a stranger may be a listed server: a larger frame
@@ -83,6 +84,7 @@ class Bridge:
         *,
         clock: Callable[[], float],
         soon: Callable[[Callable[[], None]], object],
+        later: Callable[[Callable[[], None]], object] | None = None,
         first_frame_bytes: Callable[[str, tuple[str, ...]], int] | None = None,
         in_doubt: Callable[[str], bool] = lambda host: False,
         on_doubt: Callable[[str], None] = lambda host: None,
@@ -95,7 +97,7 @@ class Bridge:
         self.more_figures: Callable[[], dict[str, int]] = dict
         """Called for figures of the shell, which the broker is told with those of `inspect`."""
         self._clock = clock
-        self._soon = soon
+        self._soon, self._later = soon, later or soon
         self._first_frame_bytes = first_frame_bytes or (lambda host, certificate: limits.first_frame)
         self._in_doubt, self._on_doubt = in_doubt, on_doubt
         self._ended = ended
@@ -174,7 +176,7 @@ class Bridge:
         left = self._handle(messages, now)
         if left:
             passing = self._backlog.take_in(left)
-            self._soon(self._go_on)
+            self._later(self._go_on)
             self._handle(passing, now)
 
     def _handle(self, messages: Iterable[Message | Malformed], now: float) -> list[Message | Malformed]:
@@ -218,7 +220,7 @@ class Bridge:
             else:
                 self._receive_rarer(message, now)
         if backlog.is_ready:
-            self._soon(self._go_on)
+            self._later(self._go_on)
         else:
             self.receive(backlog.take_behind())
 

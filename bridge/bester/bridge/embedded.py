@@ -20,6 +20,7 @@ from bester.broker.config import Config
 from bester.broker.data_dir import about_to_end
 from bester.broker.names import Names
 from bester.broker.reload import Reloader
+from bester.broker.turn import Turn
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codes import ConfigError
 
@@ -61,8 +62,9 @@ def run_up(
         async with AsyncExitStack() as stack:
             names = Names()
             stack.callback(names.close)
-            broker = await stack.enter_async_context(broker_service.serving(config, names))
-            bridge = await stack.enter_async_context(bridge_service.serving(config, names))
+            turn = Turn()
+            broker = await stack.enter_async_context(broker_service.serving(config, names, turn))
+            bridge = await stack.enter_async_context(bridge_service.serving(config, names, turn))
             bridge.attach(broker.attach(bridge.bridge.receive))
             broker.on_handler = children.served
             children.on_given_up = broker.router.on_types_given_up

@@ -44,6 +44,7 @@ from bester.broker.reload import Apply, Prepare, Reloader
 from bester.broker.systemd import service_manager
 from bester.broker.tls_faults import TlsError
 from bester.broker.tls_stream import TlsStream
+from bester.broker.turn import Turn
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import VERSION, Hello, Message
@@ -108,9 +109,10 @@ class Service:
     """The core and its listeners inside `serving`."""
 
     def __init__(
-        self, bridge: Bridge, forwarder: Forwarder, certificates: Certificates, first_frames: FirstFrames
+        self, bridge: Bridge, forwarder: Forwarder, certificates: Certificates, first_frames: FirstFrames, turn: Turn
     ) -> None:
         self.bridge = bridge
+        self._turn = turn
         self.certificates = certificates
         self.first_frames = first_frames
         self.forwarder = forwarder
@@ -170,6 +172,7 @@ class Service:
             keys=keys,
             on_frames=received,
             pack=write_run,
+            turn=self._turn,
         )
         bridge.connect(fabric)
         return fabric
@@ -250,14 +253,15 @@ def _notice(text: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(config: Config, names: Names | None = None) -> AsyncIterator[Service]:
+async def serving(config: Config, names: Names | None = None, turn: Turn | None = None) -> AsyncIterator[Service]:
     """Run a bridge with the listeners of the configuration. The bridge has no broker until `attach` or `link`.
 
-    Listeners open before any name is looked up. `names` is given by a broker in the same process, which looks names up
-    as well. Raises ConfigError where a listener cannot be opened. At the end the remaining connections are cut; call
-    `drain` first to let them finish.
+    Listeners open before any name is looked up. `names` and `turn` are those of a broker in the same process. Raises
+    ConfigError where a listener cannot be opened. At the end the remaining connections are cut; call `drain` first to
+    let them finish.
     """
     loop = asyncio.get_running_loop()
+    turn = turn or Turn()
     certificates = Certificates(config)
     limits = limits_of(config)
     looked_up = names or Names()
@@ -265,7 +269,8 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
     bridge = Bridge(
         limits,
         clock=time.monotonic,  # a uvloop loop's own stands still within a turn, which budgets of a turn measure
-        soon=loop.call_soon,
+        soon=turn.soon,
+        later=loop.call_soon,
         first_frame_bytes=first_frames.limit_bytes,
         in_doubt=first_frames.is_in_doubt,
         on_doubt=first_frames.put_off,
@@ -277,7 +282,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
     )
     bridge.forward = forwarder.forward
     bridge.more_figures = certificates.figures
-    service = Service(bridge, forwarder, certificates, first_frames)
+    service = Service(bridge, forwarder, certificates, first_frames, turn)
     informer = Informer(limits, bridge.ask, lambda: service.urls, bridge.reached)
     async with contextlib.AsyncExitStack() as stack:
         if names is None:

@@ -19,6 +19,7 @@ from zmq.utils import z85
 
 from bester.broker.fabric import FabricSocket, Frames
 from bester.broker.keys import KeyPair
+from bester.broker.turn import Turn
 from bester.broker.unread import Unread
 from bester.broker.wire.messages import MAX_FRAMES
 
@@ -92,8 +93,9 @@ class CurveSocket(FabricSocket):
         on_frames: Callable[[Frames], None],
         on_gone: Callable[[bytes, bytes], None],
         on_refused: OnRefused,
+        turn: Turn | None = None,
     ) -> None:
-        super().__init__(context, zmq.ROUTER, on_frames)
+        super().__init__(context, zmq.ROUTER, on_frames, turn)
         self.socket.curve_server = True
         self.socket.curve_publickey = pair.public.encode()
         self.socket.curve_secretkey = pair.secret.encode()
@@ -114,6 +116,7 @@ class CurveSocket(FabricSocket):
 
     def send_to(self, identity: bytes, party: str, frames: Frames) -> None:
         """Send to a party, if the connection of its routing id is its own. Raises as `send` does."""
+        self._was_used = True
         self.socket.getsockopt(zmq.EVENTS)  # ends the pipes of connections that have ended ...
         if self._monitor is not None:
             self._monitor.read()  # ... whose ends are in the monitor before
@@ -170,7 +173,7 @@ class CurveSocket(FabricSocket):
 
     def _drain(self) -> None:
         super()._drain()
-        if self._ended and self._loop is not None and not int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if self._ended and self._loop is not None and not self.has_unread():
             ended, self._ended = self._ended, {}
             for identity, connection in ended.items():
                 if self._holders.get(identity) == connection:

@@ -55,6 +55,7 @@ from bester.broker.removed_accounts import RemovedAccounts
 from bester.broker.slices import Slices
 from bester.broker.store import Store
 from bester.broker.store_driver import RETRY_S, StoreDriver
+from bester.broker.turn import Turn
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codec import batches
@@ -77,6 +78,8 @@ IO_THREADS = 2
 for no flood that is decrypted."""
 BACKLOG = 1024
 """Waiting ipc connections: all handlers of a busy machine at once, at its start."""
+MAX_LINKS = 20_000
+"""Links of one socket that are remembered by their routing ids; above the bound all are made anew. Memory."""
 MAX_LOGINS = 8192
 """Logins whose check was begun: far more than the queue of checks, which chooses whom it turns away. Memory."""
 
@@ -109,8 +112,10 @@ class Broker:
         *,
         pair: KeyPair | None = None,
         curve: bool = False,
+        turn: Turn | None = None,
     ) -> None:
-        """`pair` are this server's keys, for links that are encrypted; with `curve`, those on loopback are, too."""
+        """`pair` are this server's keys, for links that are encrypted; with `curve`, those on loopback are, too. `turn`
+        is that of a bridge in this process."""
         self._listen = listen
         self._pair = pair
         self._curve = curve
@@ -154,7 +159,8 @@ class Broker:
         self._direct: dict[Link, Receiver] = {}
         self._servers: dict[Link, FabricLink] = {}
         self._outgoing: dict[Link, list[Message]] = {}
-        self._flush_handle: asyncio.Handle | None = None
+        self._turn = turn or Turn()
+        self._flushes = False  # at the end of this turn
         self._tick_handle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
@@ -188,8 +194,7 @@ class Broker:
             slices.drop()
         self._carry_out(self.router.dismiss("the broker ends"))
         self._driver.finish()
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
+        self._turn.forget(self._flush)
         self._flush()
         if self._tick_handle is not None:
             self._tick_handle.cancel()
@@ -237,14 +242,22 @@ class Broker:
         where = parse_endpoint(endpoint)
         door = b"%d:" % len(self._sockets)
 
+        links: dict[bytes, Link] = {}  # by routing id
+
         def received(frames: Frames) -> None:
-            self._received(Link(where.transport, door + frames[0]), frames[1:])
+            identity, *rest = frames
+            link = links.get(identity)
+            if link is None:
+                if len(links) >= MAX_LINKS:
+                    links.clear()
+                link = links[identity] = Link(where.transport, door + identity)
+            self._received(link, rest)
 
         socket: FabricSocket
         if where.transport == "tcp" and (self._curve or not where.local):
             socket = self._curve_socket(door)
         else:
-            socket = FabricSocket(self._context, zmq.ROUTER, received)
+            socket = FabricSocket(self._context, zmq.ROUTER, received, self._turn)
         self._sockets.append(socket)
         self._reading.append(ReadUntil(time.monotonic()))
         socket.socket.router_mandatory = 1
@@ -292,7 +305,7 @@ class Broker:
         def cut(link: Link, why: str) -> None:
             socket.cut(link.key.removeprefix(door), link.party, why)
 
-        socket = CurveSocket(self._context, self._pair, received, gone, self._on_refused)
+        socket = CurveSocket(self._context, self._pair, received, gone, self._on_refused, self._turn)
         slices = Slices(read, take, end=end, cut=cut, clock=time.monotonic, soon=self._loop.call_soon)
         self._slices[door] = slices
         return socket
@@ -357,12 +370,12 @@ class Broker:
             on_ready=lambda: self._carry_out(self.router.on_server_ready(name, time.monotonic())),
             on_lost=lambda why: self._carry_out(self.router.on_server_lost(name, why, time.monotonic())),
             on_unsendable=self._log_unsendable,
+            turn=self._turn,
         )
         fabric.start()
 
     def _close_sockets(self) -> None:
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
+        self._turn.forget(self._flush)
         for bound in self._bound:
             bound.remove()
         for socket in self._sockets:
@@ -477,6 +490,7 @@ class Broker:
             self._driver.add(effects.writes, effects.reads)
             if self._driver.due:
                 self._flush_soon()
+                self._turn.wait()  # one commit for all that comes in this turn
         for link, messages in effects.messages.items():
             queued = self._outgoing.get(link)
             if queued is None:
@@ -510,8 +524,9 @@ class Broker:
                 self._start_again(call)
 
     def _flush_soon(self) -> None:
-        if self._flush_handle is None:
-            self._flush_handle = self._loop.call_soon(self._flush)
+        if not self._flushes:
+            self._flushes = True
+            self._turn.soon(self._flush)
 
     def _write(self, notice: Notice) -> None:
         passed_over = self._notices.admit(notice.event, time.monotonic())
@@ -549,7 +564,7 @@ class Broker:
 
     def _flush(self) -> None:
         """Write and read, then send the messages of this turn of the loop, one batch a destination."""
-        self._flush_handle = None
+        self._flushes = False
         if self._driver.due:
             self._driver.run()
             self._retry_later()
@@ -566,7 +581,7 @@ class Broker:
             else:
                 self._send(link, messages)
         for socket in self._sockets:
-            socket.look_again()
+            socket.look_after_sending()
         if self._driver.due:
             self._flush_soon()
 

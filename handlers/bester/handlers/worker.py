@@ -158,7 +158,7 @@ class Worker:
         """Connect on the running loop, and serve once the broker answers. Raises zmq.ZMQError for a bad endpoint."""
         self.loop = asyncio.get_running_loop()
         due = self._overtime.due
-        self._pool = TaskPool(self._done_all, self._failed, due)
+        self._pool = TaskPool(self._done_all, self._failed, due, self._link.flush)
         self._threads = Threads(self.app.threads, self._is_wanted, self._done, self._failed, due)
         self._overtime.attach(self._link, self._pool, self._threads, self._groups)
         self._watch = Watch(self._overtime, self._link.link_client.heartbeat_s)
@@ -304,10 +304,10 @@ class Worker:
             why = f"this worker does not serve {type_!r}"
             self._link.send_all([Reply(request.token, FAILED, [], why) for request in requests])
             return
-        self._outstanding += len(requests)
         if route.runs is _INLINE:
             self._call_inline(route, requests, life, now)
             return
+        self._outstanding += len(requests)
         jobs: list[Job] = [(request, route, life, now) for request in requests]
         if route.by_user:
             self._each(self._enter_group, jobs)
@@ -324,31 +324,39 @@ class Worker:
                 self._on_fault("Request", job[0], job[2], error)
 
     def _call_inline(self, route: Route, requests: Sequence[Received], life: int, now: float) -> None:
-        """Call a function of microseconds for each request, and queue the replies together."""
+        """Call a function of microseconds for each request, and queue the replies together. No request is outstanding
+        meanwhile: nothing else runs."""
         call = route.call
         replies: list[WireMessage] = []
         for request in requests:
             try:
                 result = call(Message(request))
             except BaseException as error:  # noqa: BLE001 (any exception of the user's function is its failure)
-                self._answer_all(replies)
+                self._send_all(replies)
+                self._outstanding += 1
                 self._each(partial(self._failed, error=error), [(request, route, life, now)])
             else:
                 if type(result) is Command:  # the usual result, which needs no look
                     replies.append(_new(Reply, (request.token, DONE, [result], None, None)))
                 else:
-                    self._answer_all(replies)
+                    self._send_all(replies)
+                    self._outstanding += 1
                     self._each(partial(self._done, result=result), [(request, route, life, now)])
-        self._answer_all(replies)
+        self._send_all(replies)
 
-    def _answer_all(self, replies: list[WireMessage]) -> None:
-        """Queue replies of the present link, and clear the list."""
+    def _send_all(self, replies: list[WireMessage]) -> None:
+        """Queue replies, and clear the list."""
         if replies:
             self._link.send_all(replies)
+            replies.clear()
+
+    def _answer_all(self, replies: list[WireMessage]) -> None:
+        """Answer outstanding requests of the present link, and clear the list."""
+        if replies:
             self._outstanding -= len(replies)
             if not self._outstanding:
                 self._drained.set()
-            replies.clear()
+            self._send_all(replies)
 
     def _on_fault(self, name: str, request: Received | None, life: int, error: Exception) -> None:
         """End a message (NAME in the log) over which the worker itself has failed, and answer a request."""
