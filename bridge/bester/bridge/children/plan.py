@@ -29,7 +29,7 @@ class Child:
 
     With `lifeline` its standard input is a pipe that ends when this process does, else empty. `serves` is the Unix
     socket that the child will serve: the child is not started while another process serves that socket.
-    Messages never wait for a `shadow`.
+    Messages never wait for a `shadow`. A child `elsewhere` serves another broker than this process.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Child:
     lifeline: bool = False
     shadow: bool = False
     serves: Path | None = None
+    elsewhere: bool = False
 
     @property
     def types(self) -> frozenset[str]:
@@ -46,25 +47,36 @@ class Child:
 
 
 def plan(config: Config, fabric: str) -> list[Child]:
-    """Return a child for each worker of each handler; `fabric` is the URL that they connect to.
+    """Return a child for each worker of each handler. They connect to `fabric`, the URL of this broker, or to all
+    brokers of `[fabric] connect` where the server has several: Bester's own program is linked to all of them, this one
+    first, and of any other program, which may know one URL alone, a process runs for each broker.
 
     Raises ConfigError for a command whose program is missing, and for an app whose module is missing.
     """
-    children = []
+    children: list[Child] = []
+    several = len(config.fabric.connect) > 1
+    brokers = sorted(config.fabric.connect, key=lambda broker: broker != fabric) if several else [fabric]
     for handler in config.handlers:
         command = _command(config, handler)
         _look_for_module(config, handler)
         for index, name in enumerate(handler.process_names):
             environment = {
-                "BESTER_FABRIC": fabric,
+                "BESTER_FABRIC": ",".join(brokers),
                 TYPES: ",".join(handler.types),
                 "BESTER_NAME": name,
                 "BESTER_DATA": str(config.server.data_dir.absolute() / "handlers" / handler.name),
             }
             if handler.shadow:
                 environment[SHADOW] = "1"
-            argv = command or _python(handler, index)
-            children.append(Child(name, argv, environment, lifeline=not command, shadow=handler.shadow))
+            if several and config.fabric.server_key is not None:
+                environment |= {"BESTER_KEY": str(config.key_file), "BESTER_SERVER_KEY": config.fabric.server_key}
+            if not command:
+                children.append(Child(name, _python(handler, index), environment, lifeline=True, shadow=handler.shadow))
+                continue
+            for number, broker in enumerate(brokers, 1):
+                known = environment | {"BESTER_FABRIC": broker}
+                label, elsewhere = (name, False) if number == 1 else (f"{name}@{number}", True)
+                children.append(Child(label, command, known, shadow=handler.shadow, elsewhere=elsewhere))
         if handler.program:
             children.append(Child(f"{handler.name}.program", handler.program, {}, serves=handler.socket))
     return children
