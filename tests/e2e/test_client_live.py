@@ -11,8 +11,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bester.client import Client, Outcome, Report
 from tests.live import BESTER, LiveServer, Process, short_directory
+from tests.stores import with_store
+
+pytestmark = pytest.mark.stores
 
 COUNT = 1000
 """Pending messages: far more than are in flight on one connection."""
@@ -38,7 +43,7 @@ async def within(awaitable: Any) -> Any:
 async def serving(layout: str) -> AsyncIterator[LiveServer]:
     """Run a server that knows alice and bob; every process left at the end must exit cleanly."""
     async with short_directory() as directory:
-        (directory / "bester.toml").write_text(FILE)
+        (directory / "bester.toml").write_text(with_store(FILE, directory))
         for user in ("alice", "bob"):
             await shell(directory, f"printf secret | {BESTER} user add --password-stdin {user}")
         server = await LiveServer.start(directory, FILE, layout, CHAT)
