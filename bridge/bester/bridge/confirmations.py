@@ -77,9 +77,11 @@ MAX_ROWS = 100_000
 
 
 class Confirmations:
-    """Confirmations of the deliveries of one link; their serials rise."""
+    """Confirmations of the deliveries of one link; their serials rise. `is_lost`: the link is gone, and nothing is
+    confirmed any more."""
 
     def __init__(self) -> None:
+        self.is_lost = False
         self._open: OrderedDict[int, Delivery] = OrderedDict()
         self._highest = 0
         self._ended: list[int] = []

@@ -113,14 +113,17 @@ def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
 @click.command()
 @config_option
 @click.option(
-    "--fabric", metavar="URL", help="Address of the broker; by default BESTER_FABRIC, else the configuration."
+    "--fabric",
+    metavar="URL",
+    multiple=True,
+    help="Address of the broker, once for each of several; by default BESTER_FABRIC, else the configuration.",
 )
 @key_option
 @server_key_option
 @log_option
 @log_level_option
 def bridge(
-    config_path: Path | None, fabric: str | None, key: str | None, server_key: str | None, log_format: str,
+    config_path: Path | None, fabric: Sequence[str], key: str | None, server_key: str | None, log_format: str,
     log_level: str,
 ) -> int:  # fmt: skip
     """Serve clients and other servers; the broker runs elsewhere."""
@@ -140,22 +143,22 @@ def bridge(
     return run_bridge(config, on_ready=ready, read=read)
 
 
-def _elsewhere(config: Config, fabric: str | None, key: str | None, server_key: str | None) -> Config:
-    """Return the configuration with the broker and the keys that options or the environment name."""
-    from bester.broker.wire.address import parse_endpoint
+def _elsewhere(config: Config, fabric: Sequence[str], key: str | None, server_key: str | None) -> Config:
+    """Return the configuration with the brokers and the keys that options or the environment name."""
+    from bester.broker.wire.address import parse_endpoint, split_endpoints
     from bester.broker.wire.codes import ConfigError
 
-    fabric = fabric or os.environ.get("BESTER_FABRIC")
+    fabric = fabric or [each for each in split_endpoints(os.environ.get("BESTER_FABRIC", "")) if each]
     key = key or os.environ.get("BESTER_KEY")
     server_key = server_key or os.environ.get("BESTER_SERVER_KEY") or config.fabric.server_key
-    if fabric is not None:
+    for endpoint in fabric:
         try:
-            parse_endpoint(fabric)
+            parse_endpoint(endpoint)
         except ValueError as error:
             raise ConfigError(f"--fabric (or BESTER_FABRIC): {error}") from None
     parts = replace(
         config.fabric,
-        connect=(fabric,) if fabric else config.fabric.connect,
+        connect=tuple(fabric) or config.fabric.connect,
         key=Path(key) if key else config.fabric.key,
         server_key=server_key,
     )
