@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from tests.benchmarks import growth_rig, idle
+from tests.benchmarks import commits, growth_rig, idle
+from tests.benchmarks.commits import Commit
 from tests.benchmarks.growth_rig import Point
 from tests.benchmarks.idle import IdleCell
 from tests.benchmarks.overload import Generator
@@ -46,10 +47,11 @@ class GrowthPlan(msgspec.Struct, frozen=True):
     sizes: tuple[int, ...] = (1, 10, 100, 1_000)
     most: int = 10_000
     """Users, targets and idle clients."""
+    commits: dict[int, int] = msgspec.field(default_factory=lambda: dict(commits.GROUPS))
     idle: Plan = FULL
 
 
-SHORT_GROWTH = GrowthPlan((50,), 4_000, 2, 300, 2, (1, 100), 1_000, SHORT)
+SHORT_GROWTH = GrowthPlan((50,), 4_000, 2, 300, 2, (1, 100), 1_000, {16: 20}, SHORT)
 
 
 class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,11 +67,13 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Figures(NamedTuple):
-    """Findings of one measurement: `series` by the thing that grows, `idle_bytes` of an idle client by kind of
-    process (empty where the system allows too few descriptors)."""
+    """Findings of one measurement: `series` by the thing that grows, `sessions` as `costs_of_sessions`, `idle_bytes` of
+    an idle client by kind of process (empty where the system allows too few descriptors)."""
 
     layouts: list[Layout]
     series: dict[str, list[Point]]
+    commits: list[Commit]
+    sessions: dict[str, float]
     idle_bytes: dict[str, float]
     idle: list[IdleCell]
 
@@ -192,9 +196,10 @@ def measure(folder: Path, plan: GrowthPlan, told: Callable[[str], None]) -> Figu
         series[name] = growth_rig.series(key, sizes, plan.rig_messages, plan.rig_repeats, **fixed)
     for program in ("flood", "honest"):
         load_generator(folder, program)
+    costs = commits.measure(folder, told, plan.commits)
     hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     each = {}
     if idle.too_few_descriptors(plan.most, hard_limit) is None:
         each = _bytes_of_idle(folder, plan.most, told)
     cells = list(idle.measure(folder, folder, plan.idle, (0, plan.most), told))
-    return Figures(layouts, series, each, cells)
+    return Figures(layouts, series, costs, growth_rig.costs_of_sessions(), each, cells)

@@ -21,14 +21,19 @@ from bester.broker.core.effects import Effects, Link, Verify
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.store_requests import Committed
+from bester.broker.verifying import HASHER
 from bester.broker.wire.codec import batches
-from bester.broker.wire.messages import OP_OF, VERSION, Hello, Message, Reply, Request
+from bester.broker.wire.messages import OP_OF, VERSION, Hello, Message, Open, Reply, Request
 from bester.broker.wire.runs import read, write_run
 from tests.benchmarks.path_rig import RigConnection, frame
 from tests.benchmarks.programs import BenchmarkError
 
 BODY_BYTES = 100
 CREDIT = 256
+CHECKS = 10
+"""Checks of a password, each of some tens of ms."""
+OPENS = 500
+"""Sessions that a bridge announces in one batch."""
 WARM = 400
 """Messages before measuring, so that the interpreter's specialized code is warm."""
 _BRIDGE = Link("direct", b"0")
@@ -185,3 +190,20 @@ def series(key: str, sizes: Sequence[int], messages: int, repeats: int, **fixed:
     finally:
         gc.unfreeze()
     return [Point(size, min(costs)) for size, costs in found.items()]
+
+
+def costs_of_sessions(count: int = 10_000) -> dict[str, float]:
+    """Return µs of CPU of a password's check, and of a session that a bridge announces to one more broker."""
+    stored = HASHER.hash("secret")
+    begun = time.process_time()
+    for _ in range(CHECKS):
+        HASHER.verify(stored, "secret")
+    check = (time.process_time() - begun) / CHECKS
+    link = Link("ipc", b"1")
+    router = Router(Settings("s1.example", open_accounts=True), epoch="e", first_token=1, now=_now())
+    router.receive_all(link, [Hello(VERSION, "bridge", "bench", {"epoch": "e"})], _now())
+    opens = [Open(number, f"user{number}") for number in range(1, count + 1)]
+    begun = time.process_time()
+    for start in range(0, count, OPENS):
+        router.receive_all(link, opens[start : start + OPENS], _now())
+    return {"password": check * 1e6, "announced": (time.process_time() - begun) / count * 1e6}

@@ -288,7 +288,13 @@ def kit_plots(result: Kit) -> dict[str, str]:
 def growth_text(result: Growth) -> str:
     """Return the tables of the benchmark of growth."""
     return "\n\n".join(
-        [*_layout_tables(result), *_series_tables(result), *_idle_tables(result), machine_line(result.machine)]
+        [
+            *_layout_tables(result),
+            *_series_tables(result),
+            _commits(result),
+            *_idle_tables(result),
+            machine_line(result.machine),
+        ]
     )
 
 
@@ -329,6 +335,18 @@ def _series_tables(result: Growth) -> list[str]:
         goal = "Goal: linear in the number of targets." if linear else "Goal: at most 1.2 ×."
         found += [table(heading, rows), goal]
     return found
+
+
+def _commits(result: Growth) -> str:
+    rows = [
+        [each.store, str(each.messages), f"{each.ms:.1f}", f"{each.broker_us:.1f}", f"{each.database_us:.1f}"]
+        for each in result.commits
+    ]
+    heading = ["store", "messages a commit", "median ms", "broker CPU µs a message", "database CPU µs a message"]
+    sessions = result.sessions
+    check, announced = f"{sessions['password'] / 1000:,.1f} ms", f"{sessions['announced']:.1f} µs"
+    text = f"CPU to check a password: {check}; of a broker, for a session that a bridge announces to it: {announced}."
+    return f"{table(heading, rows)}\n\n{text}"
 
 
 def _idle_tables(result: Growth) -> list[str]:
@@ -402,12 +420,13 @@ def text_of(name: str, result: msgspec.Struct) -> str:
     return text
 
 
-def replaced(page: str, name: str, section: str) -> str:
-    """Return a page with another section between the markers of that name; raise BenchmarkError without markers."""
+def replaced(page: str, name: str, section: str, file: str = "benchmarks.md") -> str:
+    """Return a page with another section between the markers of that name; raise BenchmarkError without markers, with
+    the name of the page's file in docs."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if len(pattern.findall(page)) != 1:
-        raise BenchmarkError(f"docs/benchmarks.md needs the markers {begin} and {end} once, in that order")
+        raise BenchmarkError(f"docs/{file} needs the markers {begin} and {end} once, in that order")
     return pattern.sub(lambda _: f"{begin}\n{section}\n{end}", page)
 
 

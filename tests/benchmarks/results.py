@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from tests.benchmarks.commits import Commit
 from tests.benchmarks.figures import Part
 from tests.benchmarks.growth import Layout
 from tests.benchmarks.growth_rig import Point
@@ -86,6 +87,8 @@ class Growth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     machine: dict[str, str]
     layouts: list[Layout]
     series: dict[str, list[Point]]
+    commits: list[Commit]
+    sessions: dict[str, float]
     idle_bytes: dict[str, float]
     idle: list[IdleCell]
 
