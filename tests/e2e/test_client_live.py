@@ -7,10 +7,11 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+from bester.broker.accounts import Accounts
 from bester.client import Client, Outcome, Report
 from tests.live import BESTER, LiveServer, Process, short_directory
 
@@ -39,8 +40,9 @@ async def serving(layout: str) -> AsyncIterator[LiveServer]:
     """Run a server that knows alice and bob; every process left at the end must exit cleanly."""
     async with short_directory() as directory:
         (directory / "bester.toml").write_text(FILE)
-        for user in ("alice", "bob"):
-            await shell(directory, f"printf secret | {BESTER} user add --password-stdin {user}")
+        with closing(Accounts(directory / "data")) as accounts:
+            for user in ("alice", "bob"):
+                accounts.add(user, "secret")
         server = await LiveServer.start(directory, FILE, layout, CHAT)
         try:
             yield server

@@ -171,7 +171,7 @@ async def listen_unix(key: str, path: str, factory: Factory, *, mode: int | None
     ConfigError."""
     loop = asyncio.get_running_loop()
     passed = service_manager().take(socket.AF_UNIX, path)
-    if passed is not None:  # its file is the service manager's
+    if passed is not None:  # the file is the service manager's
         passed.setblocking(False)
         return Listener(f"unix://{path}", await loop.create_unix_server(factory, sock=passed, backlog=BACKLOG), None)
     bound = unix_socket.listen(f"{key} = {path!r}", path, backlog=BACKLOG, mode=mode)

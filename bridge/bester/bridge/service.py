@@ -10,6 +10,7 @@ import contextlib
 import logging
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -291,7 +292,7 @@ async def serving(
     first_frames = FirstFrames(config, limits, Followed(config.native_hosts, looked_up))
     bridge = Bridge(
         limits,
-        clock=loop.time,
+        clock=time.monotonic,  # a uvloop loop's own stands still within a turn, which budgets of a turn measure
         soon=loop.call_soon,
         first_frame_bytes=first_frames.limit_bytes,
         in_doubt=first_frames.is_in_doubt,

@@ -56,7 +56,7 @@ class Groups:
         self._waiting: deque[tuple[Enqueue, int]] = deque()  # with their sizes
         self._waiting_bytes = 0
         self._named: set[int | str] = set()  # numbers and ids of those
-        self._body: bytes | None = None  # of the latest message: the next one of the same command takes no body more
+        self._body: bytes | None = None  # body of the latest message: the next message of the same command adds no body
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -153,7 +153,7 @@ def assemble(
         return dispatcher.knows_type(type_)
 
     commands = Commands(
-        settings, out, trace, queues, directory, deliveries, mailboxes, relays, dispatch, around.is_account,
+        settings, out, trace, reports, queues, directory, deliveries, mailboxes, relays, dispatch, around.is_account,
     )  # fmt: skip
     dead_letters = DeadLetters(
         settings,

@@ -111,7 +111,7 @@ class Ingress:
         """Enter a run of messages of clients, or of native servers."""
         link, prefix, resume = peer.link, peer.prefix, peer.resume
         users: Mapping[Any, str] = {} if self.draining else self._directory.users_of(link)
-        jobs: list[Job] = []  # of one type, not entered yet
+        jobs: list[Job] = []  # jobs of one type, not entered yet
         of, figures = None, None
         for submit in submits:
             type_, user = submit.type, users.get(submit.session)

@@ -409,8 +409,10 @@ class Router:
     def _share_credit(self, now: float) -> None:
         """Tell the bridges how much more this broker can take, where that has changed."""
         workers = self._units.workers
-        stuck = self._units.stuck_types.look(workers.waiting_by_type(), workers.front, now)
-        for link, options in self._units.credit.share(stuck):
+        waiting = workers.waiting_by_type()
+        stuck = self._units.stuck_types.look(waiting, workers.front, now)
+        count = sum(count for type_, (count, _) in waiting.items() if type_ not in stuck)
+        for link, options in self._units.credit.share(stuck, count):
             self._send(link, Heartbeat(options))
 
     # --- the store ---

@@ -35,7 +35,7 @@ class Route(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What a public key is good for: one role; for a server its name, for a handler its types.
+    """Rights of a public key: one role; for a server its name, for a handler its types.
 
     `name` is the party's name in the configuration. `commands` are those that a handler may use, None: every command.
     """

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bester.broker.store.rows import pack, text
-from bester.broker.store.writing import shared_bodies
+from bester.broker.store.writing import REMEMBERED, shared_bodies
 from bester.broker.store_requests import (
     LETTER_BYTES,
     NAMES,
@@ -143,15 +143,14 @@ _FORGET_DISOWNED = """
 DELETE FROM disowned WHERE ns = %b AND upto < (SELECT min(number) FROM entry WHERE ns = %b)
 AND at_s < (SELECT min(at_s) FROM letter WHERE ns = %b)
 """
-_REMEMBERED = "outcome IS NOT NULL AND outcome <> 'queued'"  # the words of an index
 _FORGET_OVER = """
 DELETE FROM entry WHERE ns = %b AND number IN
 (SELECT number FROM entry WHERE ns = %b AND outcome IS NOT NULL AND expires_s < %b::float8 ORDER BY expires_s LIMIT %b)
 """
-_TOO_MANY = f"(SELECT number FROM entry WHERE ns = %b AND {_REMEMBERED} ORDER BY number DESC LIMIT 1 OFFSET %b)"  # noqa: S608 (own words)
+_TOO_MANY = f"(SELECT number FROM entry WHERE ns = %b AND {REMEMBERED} ORDER BY number DESC LIMIT 1 OFFSET %b)"  # noqa: S608 (own words)
 _FORGET_OLDEST = f"""
 DELETE FROM entry WHERE ns = %b AND number IN
-(SELECT number FROM entry WHERE ns = %b AND {_REMEMBERED} AND number <= UPTO ORDER BY number LIMIT %b)
+(SELECT number FROM entry WHERE ns = %b AND {REMEMBERED} AND number <= UPTO ORDER BY number LIMIT %b)
 """  # noqa: S608 (own words)
 FORGOTTEN_AT_ONCE = 1_000
 """Old outcomes of either kind deleted with one commit; the rest is left to the next commits."""

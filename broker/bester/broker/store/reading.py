@@ -31,7 +31,7 @@ _AS_BYTES = (
     f"{_BODY}, CAST(sender AS BLOB), expires_s, meta"
 )
 _TEXT_PLACES = (1, 2, 3, 4, 6)
-_DECODE = (ValueError, TypeError, AttributeError)  # of a column that is no text, or no packed map
+_DECODE = (ValueError, TypeError, AttributeError)  # raised by a column that is no text, or no packed map
 
 Row = tuple[Any, ...]
 
