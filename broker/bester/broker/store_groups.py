@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Sequence
 
 from bester.broker.store_requests import (
+    Adopt,
     Bury,
     End,
     Enqueue,
     Fetch,
+    FindAbandoned,
     FindDeadLetters,
     FindOutcomes,
     Read,
@@ -103,7 +105,7 @@ class Groups:
 
     def concerns(self, read: Read) -> bool:
         """Return whether the answer to a read may depend on a message that waits."""
-        if not self._waiting or isinstance(read, FindDeadLetters):
+        if not self._waiting or isinstance(read, FindDeadLetters | FindAbandoned | Adopt):
             return False
         entries = (write.entry for write, _ in self._waiting)
         if isinstance(read, Fetch):

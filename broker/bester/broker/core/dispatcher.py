@@ -8,7 +8,7 @@ jobs of a lost worker and the deliveries of a lost bridge are settled here.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from bester.broker.core import policy
@@ -204,6 +204,13 @@ class Dispatcher:
                     self._let_go(job)
                     self._refuse(job, wrong, now)
         self._assign(worker, jobs, now)
+
+    def adopt_types(self, types: Iterable[str]) -> None:
+        """Take in types that another broker of this server has seen."""
+        for type_ in types:
+            if len(self._learned) < self._limits.max_types:
+                self._learned.add(type_)
+                self._seen_types[type_] = None
 
     def knows_type(self, type_: str) -> bool:
         """Return whether the type is served now, or ever was."""

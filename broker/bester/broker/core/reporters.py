@@ -68,6 +68,10 @@ class Reporters:
             return SENT
         return self._silent_end(route, address, id_)
 
+    def adopt(self, known: Mapping[str, bool]) -> None:
+        """Take in the findings of another broker of this server, on servers of which nothing is known here."""
+        self._known = {**known, **self._known}
+
     def inspect(self) -> ReportersState:
         """Return how many findings there are."""
         return ReportersState(len(self._known), len(self._strangers), len(self._silent))

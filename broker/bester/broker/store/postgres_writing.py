@@ -114,9 +114,10 @@ INSERT INTO seen_type (ns, name) SELECT %b, name FROM unnest(%b::text[]) WITH OR
 ON CONFLICT (ns, name) DO NOTHING
 """
 _CLOCK = """
-INSERT INTO clock (ns, stored_s, skew_s, boot, boot_s) VALUES (%b, %b::float8, %b::float8, %b, %b::float8)
-ON CONFLICT (ns) DO UPDATE
-SET stored_s = excluded.stored_s, skew_s = excluded.skew_s, boot = excluded.boot, boot_s = excluded.boot_s
+INSERT INTO clock (ns, stored_s, skew_s, boot, boot_s, saved_at)
+VALUES (%b, %b::float8, %b::float8, %b, %b::float8, clock_timestamp())
+ON CONFLICT (ns) DO UPDATE SET stored_s = excluded.stored_s, skew_s = excluded.skew_s, boot = excluded.boot,
+boot_s = excluded.boot_s, saved_at = excluded.saved_at
 """
 _DROP_NAMES = "DELETE FROM server_name WHERE ns = %b AND name = ANY(%b::text[])"
 _NAMES = """

@@ -10,10 +10,13 @@ from bester.broker.store.rows import read_text, summed_up, text, unpack
 from bester.broker.store_requests import (
     DAMAGED,
     READ_BYTES,
+    Adopt,
+    Adopted,
     DeadLetter,
     DeadLetterPage,
     Entry,
     Fetch,
+    FindAbandoned,
     FindDeadLetters,
     FindEntry,
     FindExpired,
@@ -51,6 +54,10 @@ def answer(db: sqlite3.Connection, read: Read) -> Any:
             return _find_dead_letters(db, read)
         case FindOldest():
             return _oldest(db)
+        case FindAbandoned():  # a file has one namespace
+            return ""
+        case Adopt():
+            return Adopted()
 
 
 def _fetched(db: sqlite3.Connection, read: Fetch) -> list[Entry]:
