@@ -8,6 +8,7 @@
 #   make lossy MESSAGES=10000        two hosts, as root, and a link between them that loses, is deaf, is cut: is anything lost?
 #   make hostile SECONDS=60          a hostile user, handler and server, in turn, each at its worst beside honest traffic
 #   make chaos MINUTES=10 [SEED=n]   kill, freeze and mislead real processes for so long: is anything lost?
+#                                    ARGS="--layout cluster": one server has two brokers, two bridges, a PostgreSQL
 # ARGS="…" is passed on to the program behind run, demo, bench, hostile and others.
 
 PYTHON3 ?= python3
