@@ -9,6 +9,7 @@
 #   make hostile SECONDS=60          a hostile user, handler and server, in turn, each at its worst beside honest traffic
 #   make test-stores                 the store's and the delivery contract's tests on SQLite, memory and PostgreSQL
 #   make chaos MINUTES=10 [SEED=n]   kill, freeze and mislead real processes for so long: is anything lost?
+#                                    ARGS="--layout cluster": one server has two brokers, two bridges, a PostgreSQL
 # ARGS="…" is passed on to the program behind run, demo, bench, hostile and others.
 
 PYTHON3 ?= python3

@@ -122,6 +122,16 @@ def pytest_configure(config: pytest.Config) -> None:
             compileall.compile_dir(str(ROOT / name), quiet=2)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Return the workers of `-n auto`: half more than the cores, as tests of real processes wait as long as they
+    compute. A number in the environment goes before."""
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + (cores + 1) // 2
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
         item.fixturenames.insert(item.fixturenames.index("_nothing_left") + 1, "_no_task_left")

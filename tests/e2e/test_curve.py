@@ -159,6 +159,38 @@ async def test_a_handler_that_answers_and_leaves_at_once_has_answered() -> None:
         await client.close()
 
 
+async def test_long_batches_are_read_in_order_and_whole() -> None:
+    """A long batch takes several turns of the loop, and counts although its sender leaves meanwhile."""
+    async with curve_server() as stand:
+        worker, other = stand.party(PAIRS["worker"], "a"), stand.party(PAIRS["other"], "b")
+        await worker.hello()
+        await other.hello()
+        client = await RawClient.login(stand.server, "alice")
+
+        async def received(count: int) -> list[Any]:
+            seen: list[Any] = []
+            while len(seen) < count:
+                payload = (await client.receive())["payload"]
+                seen += [payload["data"]] if payload.get("type") in ("a", "b") else []
+            return seen
+
+        def emits(first: int) -> list[list[Any]]:
+            return [[12, n, "a", [["sendClients", ["alice"], b"%d" % n]], {}] for n in range(first, first + 1000)]
+
+        await worker.say(*emits(0))
+        await worker.say(*emits(1000))
+        client.submit("b", {"n": 1}, "m1")
+        await other.serve(1, lambda request: [["sendClients", ["alice"], b'"beside"']])
+        seen = await received(2001)
+        seen.remove("beside")
+        assert seen == list(range(2000))
+        await worker.say(*emits(2000))
+        stand.parties.remove(worker)
+        worker.close()
+        assert await received(1000) == list(range(2000, 3000))
+        await client.close()
+
+
 async def test_keys_beyond_their_handshake_are_looked_at_when_the_file_is_read_again() -> None:
     async with curve_server() as stand:
         worker, other = stand.party(PAIRS["worker"], "a"), stand.party(PAIRS["other"], "a", credit=1)

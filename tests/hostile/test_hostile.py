@@ -9,7 +9,7 @@ from tests.hostile.play import ALL, play
 
 
 async def test_honest_lose_nothing_beside_hostile_parties() -> None:
-    alone, beside = await play([ALL], 1.2, seed=1, alone_s=0.3)
+    alone, beside = await play([ALL], 0.8, seed=1, alone_s=0.3, brief=True)
     assert alone.wrongs() + beside.wrongs() == []
     assert set(alone.outcomes) <= {"delivered", "queued"}, alone.outcomes
     assert set(beside.outcomes) <= {"delivered", "queued"}, beside.outcomes

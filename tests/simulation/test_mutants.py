@@ -44,9 +44,10 @@ from tests.world.clock import BrokenRuleError
 NUMBERS = count(1)
 
 
-def broken_seeds(seeds: int = 60, kind: type[Scenario] = Scenario) -> str:
-    """Play seeds until a rule breaks; return the failure's text."""
-    for seed in range(seeds):
+def broken_seeds(seeds: int = 60, kind: type[Scenario] = Scenario, *, likely: int = 0) -> str:
+    """Play seeds until a rule breaks; return the failure's text. `likely` is played first: with the code of today the
+    mutant breaks a rule there, and few lower seeds or none do."""
+    for seed in (likely, *range(seeds)):
         try:
             play(seed, kind)
         except BrokenRuleError as error:
@@ -72,7 +73,7 @@ def test_ids_that_repeat_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result_id("m", 1, 2) == "m.1.2"
     monkeypatch.setattr(commands, "result_id", lambda parent, command, target: f"{parent}.0.0")
     failure = broken_seeds()
-    assert "did not come" in failure or "is not marked" in failure
+    assert any(broken in failure for broken in ("did not come", "is not marked", "and then"))
 
 
 def test_good_without_a_delivery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,24 +129,24 @@ def test_a_wall_clock_that_is_believed_at_each_start_is_noticed(monkeypatch: pyt
 
     honest = Clock.__init__
     monkeypatch.setattr(Clock, "__init__", believing)
-    failure = broken_seeds(500)
+    failure = broken_seeds(500, likely=82)
     assert any(what in failure for what in ("is failed:expired", "nobody can say", "is still", "did not come"))
 
 
 def test_a_wall_clock_that_is_followed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Clock, "stored", Clock.wall)
-    failure = broken_seeds(500)
+    failure = broken_seeds(500, likely=12)
     assert any(what in failure for what in ("is failed:expired", "nobody can say", "is still None", "did not come"))
 
 
 def test_sent_for_a_connection_that_a_dying_server_has_closed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Reporters, "judge", lambda self, route, id_, outcome, meta: outcome)
-    assert "called sent, and it answers" in broken_seeds(500)
+    assert "called sent, and it answers" in broken_seeds(500, likely=17)
 
 
 def test_a_native_servers_repetition_that_is_not_marked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relays, "_may_have_arrived", lambda transfer, outcome, meta: transfer.again)
-    assert "not marked" in broken_seeds(500)
+    assert "not marked" in broken_seeds(1_000)
 
 
 def test_attempt_counted_for_every_job_of_a_dead_handler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +164,7 @@ def test_attempt_counted_for_every_job_of_a_dead_handler_is_noticed(monkeypatch:
         self._share_out(now)
 
     monkeypatch.setattr(Dispatcher, "on_worker_lost", blaming)
-    assert "died of other things" in broken_seeds(500)
+    assert "died of other things" in broken_seeds(500, likely=63)
 
 
 def test_two_messages_in_flight_on_an_ordered_lane_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +189,7 @@ def tick(self: StoreDriver) -> None:
 def test_repeat_that_is_carried_out_twice_is_noticed(monkeypatch: pytest.MonkeyPatch, kind: Any, method: str) -> None:
     nothing = (None, None) if kind is InboundLanes else None
     monkeypatch.setattr(kind, method, lambda self, *key: nothing)
-    assert "not marked" in broken_seeds(500)
+    assert "not marked" in broken_seeds(1_000, likely=518)
 
 
 def test_a_server_that_is_refused_before_its_name_is_looked_up_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ left, and no connection waits for another one.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from functools import partial
 from itertools import count, groupby
@@ -116,7 +115,7 @@ class Bridge:
         self._made_way = self._frames_over = self._frames_late = 0
         self._awake = False
         self.reached = reached = self._meter.reached
-        self.brokers = Brokers(brokers, limits, self._tokens, notice, self._wake, reached)
+        self.brokers = Brokers(brokers, limits, self._tokens, notice, self._wake, reached, self._user_of)
         self._senders = Senders()
         self._homes = Homes(self.brokers, self._senders, self._connections)
         self._forwards: dict[int, tuple[Broker, int]] = {}  # of several brokers: by the bridge's own token
@@ -191,14 +190,22 @@ class Bridge:
         self._deliveries.turn_to(broker)
 
     def receive(self, messages: Iterable[Message | Malformed], broker: Broker | None = None) -> None:
-        """Handle messages of a broker, in order; behind deliveries to very many connections in the next turns."""
+        """Handle messages of a broker, in order. Deliveries of more copies than a turn may make go on in the next
+        turns, where users take turns."""
         if broker is not None and broker is not self._broker:
             self._turn_to(broker)
         broker = self._broker
-        if broker.unhandled:
-            broker.unhandled.extend(messages)
-            return
+        if broker.backlog.waits:
+            messages = broker.backlog.take_in(messages)
         now = self._clock()
+        left = self._handle(messages, now)
+        if left:
+            passing = broker.backlog.take_in(left)
+            self._soon(partial(self._go_on, broker))
+            self._handle(passing, now)
+
+    def _handle(self, messages: Iterable[Message | Malformed], now: float) -> list[Message | Malformed]:
+        """Handle messages of the broker, in order; return those that the turn has no time for."""
         frames = self.limits.turn_frames
         left: list[Message | Malformed] = []
         for kind, group in groupby(messages, type):
@@ -214,9 +221,7 @@ class Bridge:
             else:
                 for message in group:
                     self._receive_rarer(message, now)
-        if left:
-            broker.unhandled.extend(left)
-            self._soon(partial(self._go_on, broker))
+        return left
 
     def _receive_reports(self, reports: Iterable[Any], now: float) -> None:
         count = 0
@@ -229,9 +234,26 @@ class Bridge:
             self._wake()
 
     def _go_on(self, broker: Broker) -> None:
-        """Handle messages of a broker that an earlier turn has left."""
-        unhandled, broker.unhandled = broker.unhandled, deque()
-        self.receive(unhandled, broker)
+        """Handle deliveries that an earlier turn has left, within the budget of a turn."""
+        if broker is not self._broker:
+            self._turn_to(broker)
+        backlog, frames = broker.backlog, self.limits.turn_frames
+        now = self._clock()
+        enough = now + self.limits.turn_write_s
+        while backlog.is_ready and frames > 0 and self._clock() < enough:
+            message = backlog.pop()
+            if isinstance(message, Deliver):
+                _, frames = self._deliveries.deliver((message,), now, frames - 1)
+            else:
+                self._receive_rarer(message, now)
+        if backlog.is_ready:
+            self._soon(partial(self._go_on, broker))
+        else:
+            self.receive(backlog.take_behind(), broker)
+
+    def _user_of(self, session: int) -> str | None:
+        connection = self._targets.get(session)
+        return None if connection is None else connection.session.user
 
     def _receive_rarer(self, message: Message | Malformed, now: float) -> None:
         match message:
@@ -416,7 +438,7 @@ class Bridge:
         self._timed.discard(connection)
         self._unfinished.forget(connection)
         self._forget_input(connection)
-        self._wake()  # its messages may have filled the bounds
+        self._wake()  # messages of the connection may have filled the bounds
         self._outbound.on_connection_lost(connection)
         self._deliveries.on_connection_lost(connection)
         if not self._connections and self.on_empty is not None:

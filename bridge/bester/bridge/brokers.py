@@ -7,16 +7,17 @@ one. Nothing is hashed for a message: a window is at its home until the live bro
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
+from bester.bridge.backlog import Backlog
 from bester.bridge.broker_link import BrokerLink
 from bester.bridge.confirmations import Confirmations
 from bester.bridge.limits import Limits
 from bester.bridge.submissions import Submission, Submissions
-from bester.broker.wire.messages import Malformed, Message, Meta
+from bester.broker.wire.messages import Deliver, Meta
 
 MAX_BROKERS = 64
 """Brokers that one bridge may be linked to; each costs a socket and heartbeats, and a server has a few."""
@@ -28,17 +29,24 @@ longest ago may change its broker, and a message that it repeats may be carried 
 class Broker:
     """One broker. `name` is that of its WELCOME, or else that of its place in the configuration.
 
-    `confirmations` are those of its present link; `unhandled` are messages of it that earlier turns have left.
+    `confirmations` are those of its present link; in `backlog` are messages of it that earlier turns have left.
+    `user_of` returns the user of a session.
     """
 
-    __slots__ = ("confirmations", "link", "name", "place", "submissions", "unhandled")
+    __slots__ = ("backlog", "confirmations", "link", "name", "place", "submissions")
 
-    def __init__(self, place: str, link: BrokerLink, submissions: Submissions) -> None:
+    def __init__(
+        self, place: str, link: BrokerLink, submissions: Submissions, user_of: Callable[[int], str | None]
+    ) -> None:
         self.name = self.place = place
         self.link = link
         self.submissions = submissions
         self.confirmations = Confirmations()
-        self.unhandled: deque[Message | Malformed] = deque()
+        self.backlog = Backlog(user_of, self._postpone)
+
+    def _postpone(self, message: Deliver) -> None:
+        """Count a delivery as under way until its turn comes, perhaps behind later ones."""
+        self.confirmations.postpone(message.serial)
 
     def on_link_ready(self, options: Meta) -> None:
         """Take in the name in the options of a WELCOME."""
@@ -49,7 +57,7 @@ class Broker:
     def on_link_lost(self, why: str) -> None:
         """Forget what belongs to a lost link, and hold every message that was on it."""
         self.link.on_link_lost(why)
-        self.unhandled.clear()  # as if the link had lost them: the broker sends them again
+        self.backlog.clear()  # as if the link had lost them: the broker sends them again
         self.confirmations.is_lost = True
         self.confirmations = Confirmations()
         self.submissions.on_link_lost()
@@ -59,12 +67,13 @@ class Brokers:
     """All brokers that a bridge is linked to, one at least.
 
     `limits` are those of the bridge, `limits_of_one` those for the messages at one broker: the bounds for all are
-    divided among the brokers, since the messages of one that goes move to the others.
+    divided among the brokers, since the messages of one that goes move to the others. `user_of` returns the user of a
+    session.
     """
 
     def __init__(
         self, places: Sequence[str], limits: Limits, tokens: Iterator[int], notice: Callable[[str], None],
-        wake: Callable[[], None], reached: Counter[str],
+        wake: Callable[[], None], reached: Counter[str], user_of: Callable[[int], str | None],
     ) -> None:  # fmt: skip
         count = len(places)
         if not 1 <= count <= MAX_BROKERS:
@@ -74,7 +83,7 @@ class Brokers:
         for number, place in enumerate(places):
             link = BrokerLink(limits, tokens, self._noticing(number, notice) if count > 1 else notice, reached)
             submissions = Submissions(self.limits_of_one, link, wake, reached)
-            self.all.append(Broker(place, link, submissions))
+            self.all.append(Broker(place, link, submissions, user_of))
         self.first = self.all[0]
         self.are_several = count > 1
         self._hosts: OrderedDict[str, Broker] = OrderedDict()

@@ -93,7 +93,7 @@ class Intake:
             self._serve_first(ring)
             if self._clock() >= enough:
                 break
-        if ring:  # those who come now wait behind them
+        if ring:  # senders that come now wait behind these
             self.left = 0
             self._wake()
 
@@ -114,7 +114,7 @@ class Intake:
         if connection.session.has_waiting:
             self.add(connection)
         if not sender.ready and (not sender.blocked or sender.submissions.is_over(sender)):
-            sender.deficit = min(sender.deficit, 0)  # nobody saves a share for later
+            sender.deficit = min(sender.deficit, 0)  # no share is saved for later
             ring.pop(sender, None)
             if sender.blocked:
                 self._blocked[sender] = None

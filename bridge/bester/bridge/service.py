@@ -10,6 +10,7 @@ import contextlib
 import logging
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from bester.bridge.credit import hello_options
 from bester.bridge.first_frames import FirstFrames
 from bester.bridge.forward import Forwarder
 from bester.bridge.informer import Informer
+from bester.bridge.lifeline import Lifeline
 from bester.bridge.limits import Limits
 from bester.bridge.listeners import (
     Factory,
@@ -273,9 +275,11 @@ def _notice(text: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(config: Config, names: Names | None = None, brokers: Sequence[str] = ("",)) -> AsyncIterator[Service]:
+async def serving(
+    config: Config, names: Names | None = None, brokers: Sequence[str] = ("",), *, shared: bool = False
+) -> AsyncIterator[Service]:
     """Run a bridge with the listeners of the configuration, for as many brokers as there are places in `brokers`. The
-    bridge has none of them until `attach` or `link`.
+    bridge has none of them until `attach` or `link`. `shared`: other processes listen at the same TCP addresses.
 
     Listeners open before any name is looked up. `names` is given by a broker in the same process, which looks names up
     as well. Raises ConfigError where a listener cannot be opened. At the end the remaining connections are cut; call
@@ -288,7 +292,7 @@ async def serving(config: Config, names: Names | None = None, brokers: Sequence[
     first_frames = FirstFrames(config, limits, Followed(config.native_hosts, looked_up))
     bridge = Bridge(
         limits,
-        clock=loop.time,
+        clock=time.monotonic,  # a uvloop loop's own stands still within a turn, which budgets of a turn measure
         soon=loop.call_soon,
         first_frame_bytes=first_frames.limit_bytes,
         in_doubt=first_frames.is_in_doubt,
@@ -308,7 +312,7 @@ async def serving(config: Config, names: Names | None = None, brokers: Sequence[
         if names is None:
             stack.callback(looked_up.close)
         stack.push_async_callback(service.end)
-        await _listen(config, service, loop)
+        await _listen(config, service, loop, shared=shared)
         if config.informer is not None:
             asking = await listen_unix("[informer] unix", str(config.informer), informer, mode=0o600)
             stack.callback(informer.close)
@@ -321,7 +325,7 @@ async def serving(config: Config, names: Names | None = None, brokers: Sequence[
         yield service
 
 
-async def _listen(config: Config, service: Service, loop: asyncio.AbstractEventLoop) -> None:
+async def _listen(config: Config, service: Service, loop: asyncio.AbstractEventLoop, *, shared: bool) -> None:
     listeners = config.native
 
     def connection() -> Connection:
@@ -332,15 +336,17 @@ async def _listen(config: Config, service: Service, loop: asyncio.AbstractEventL
         ("[native] tcp6", listeners.tcp6, socket.AF_INET6),
     ):
         if address is not None:
-            listener = await listen_tcp(key, address, connection, family=family, insecure=listeners.insecure)
+            listener = await listen_tcp(
+                key, address, connection, family=family, insecure=listeners.insecure, shared=shared
+            )
             service.listeners.append(listener)
     if listeners.unix is not None:
         service.listeners.append(await listen_unix("[native] unix", str(listeners.unix), connection))
     for address in () if listeners.tls is None else listeners.tls.listen:
-        service.listeners.append(await listen_tls(address, lambda: _secure(service, loop)))
+        service.listeners.append(await listen_tls(address, lambda: _secure(service, loop), shared=shared))
     if listeners.websocket is not None:
         factory, secure = _web(listeners, service, loop), listeners.tls is not None
-        service.listeners.append(await listen_web(listeners.websocket, factory, secure=secure))
+        service.listeners.append(await listen_web(listeners.websocket, factory, secure=secure, shared=shared))
 
 
 def _web(native: NativeConfig, service: Service, loop: asyncio.AbstractEventLoop) -> Factory:
@@ -417,15 +423,24 @@ def keys_to(config: Config, endpoint: str) -> LinkKeys | None:
     return link_keys(endpoint, key, fabric.server_key, names)
 
 
+def require_listener(config: Config) -> None:
+    """Raise ConfigError where a bridge would listen nowhere."""
+    native_config, tls = config.native, config.native.tls
+    plain = (native_config.tcp4, native_config.tcp6, native_config.unix)
+    if all(each is None for each in plain) and (tls is None or not tls.listen):
+        raise ConfigError('[native] names no listener; set tcp4 = "127.0.0.1:2223", tcp6 or unix')
+
+
 def run_bridge(
     config: Config,
     on_ready: Callable[[list[str]], None] = lambda addresses: None,
     read: Callable[[], Config] | None = None,
+    lifeline: Lifeline | None = None,
 ) -> int:
-    """Serve clients and servers with a broker in another process, until SIGTERM. Return the exit status.
+    """Serve clients and servers with brokers in other processes, until SIGTERM. Return the exit status.
 
-    `on_ready` gets the addresses when the listeners are open. `read` reads the configuration again at SIGHUP. Raises
-    ConfigError.
+    `on_ready` gets the addresses when the listeners are open. `read` reads the configuration again at SIGHUP. With a
+    `lifeline` this process is one of several at the same addresses. Raises ConfigError.
     """
     endpoints = config.fabric.connect
     if len(set(endpoints)) < len(endpoints):
@@ -434,16 +449,14 @@ def run_bridge(
         raise ConfigError(
             f"[fabric] connect names {len(endpoints)} brokers; a bridge is linked to at most {MAX_BROKERS}"
         )
-    native_config, tls = config.native, config.native.tls
-    plain = (native_config.tcp4, native_config.tcp6, native_config.unix)
-    if all(each is None for each in plain) and (tls is None or not tls.listen):
-        raise ConfigError('[native] names no listener; set tcp4 = "127.0.0.1:2223", tcp6 or unix')
-
+    require_listener(config)
     keys = [keys_to(config, endpoint) for endpoint in endpoints]
 
     async def main(stop: asyncio.Event) -> int:
         """Serve until `stop` is set, or every broker has refused this bridge for good."""
-        async with serving(config, brokers=endpoints) as service:
+        if lifeline is not None:
+            await lifeline.follow(stop)
+        async with serving(config, brokers=endpoints, shared=lifeline is not None) as service:
             reloader = Reloader(config, read)
             reloader.add(*live_part(service))
             reloader.start()
@@ -455,7 +468,7 @@ def run_bridge(
                 fields = facts("bridge-started", name=name, listen=listen, broker=at)
                 log.info("%s on %s, broker at %s", name, listen, at, extra=fields)
                 async with asyncio.TaskGroup() as group:
-                    announcing = group.create_task(_announce(service, on_ready))
+                    announcing = group.create_task(_announce(service, lifeline.ready if lifeline else on_ready))
                     stopping = group.create_task(stop.wait())
                     over = group.create_task(_all_over(links))
                     await asyncio.wait((stopping, over), return_when=asyncio.FIRST_COMPLETED)

@@ -142,7 +142,7 @@ class Submissions:
         self.size_bytes = 0
         self.credit = Credit()
         self._stuck_count = self._stuck_bytes = 0  # sent messages of stuck types, beside the credit
-        self._claim = self._claim_bytes = 0  # what the broker still counts, where it has lowered the credit
+        self._claim = self._claim_bytes = 0  # messages that the broker still counts, where it has lowered the credit
         self._most_sent, self._most_sent_bytes = self.credit.messages, self.credit.size_bytes
         self.most = limits.held_messages
         self.most_bytes = limits.held_bytes
@@ -247,6 +247,8 @@ class Submissions:
         self._most_sent = max(credit.messages, self._claim) + self._stuck_count
         self._most_sent_bytes = max(credit.size_bytes, self._claim_bytes) + self._stuck_bytes
         self.most = min(self._limits.held_messages, credit.messages + self._stuck_count)
+        fair = self._limits.fair_bytes
+        self._fair_bytes = max(fair * self.most // self._limits.held_messages, fair // 4)
         self.most_bytes = min(self._limits.held_bytes, credit.size_bytes + self._stuck_bytes)
 
     @property

@@ -104,9 +104,10 @@ class CurveSocket(FabricSocket):
         self._on_gone = on_gone
         self._on_refused = on_refused
         self._receive = self._receive_keyed
-        self._holders: dict[bytes, tuple[bytes, int]] = {}  # of each routing id: key, and descriptor of the connection
+        self._holders: dict[bytes, tuple[bytes, int]] = {}  # key and descriptor of the connection, by routing id
         self._connections: dict[int, bytes] = {}  # routing id by descriptor
         self._ended: dict[bytes, tuple[bytes, int]] = {}  # connections that have ended, until all messages are read
+        self._paused = False
         self._addresses: dict[int, str] = {}  # by descriptor
         self.unread = Unread()
         self._failed: tuple[int, int] | None = None  # event and value of a handshake; its descriptor comes next
@@ -122,9 +123,30 @@ class CurveSocket(FabricSocket):
             raise zmq.ZMQError(zmq.EHOSTUNREACH)
         self.send([identity, *frames])
 
+    def pause(self) -> None:
+        """Read nothing until `resume` is called: what was read last is still being handled."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Read again, in the next turn of the loop."""
+        self._paused = False
+        if self._loop is not None and self._again is None:
+            self._again = self._loop.call_soon(self._drain)
+
+    def look_again(self) -> None:
+        """Read in this turn of the loop if messages wait, unless the socket is paused."""
+        if not self._paused:
+            super().look_again()
+
+    def has_unread(self) -> bool:
+        """Return whether input waits, or what was read last is still being handled."""
+        return self._paused or super().has_unread()
+
     def _receive_keyed(self, flags: int) -> Frames:
         """Receive a message with its party's key, as ZAP let it in; an empty list while the rest of a message of too
-        many frames is skipped."""
+        many frames is skipped. Raises zmq.Again where there is none, or the socket is paused."""
+        if self._paused:
+            raise zmq.Again
         if self._skipping and not self._skip():
             return []
         while True:
@@ -163,7 +185,9 @@ class CurveSocket(FabricSocket):
 
     def _drain(self) -> None:
         super()._drain()
-        if self._ended and self._loop is not None and not int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if not self._ended or self._paused or self._loop is None:
+            return
+        if not int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             ended, self._ended = self._ended, {}
             for identity, connection in ended.items():
                 if self._holders.get(identity) == connection:
@@ -186,7 +210,7 @@ class CurveSocket(FabricSocket):
             identity = self._connections.pop(value, None)
             if identity is not None:
                 self._ended[identity] = self._holders[identity]
-                if self._loop is not None and self._again is None:  # its last messages first
+                if self._loop is not None and self._again is None:  # the last messages first
                     self._again = self._loop.call_soon(self._drain)
 
 

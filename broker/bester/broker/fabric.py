@@ -279,7 +279,7 @@ class SharedSocket(FabricSocket):
             self._again = None
         try:
             self._read_and_answer(time.monotonic() + DRAIN_S)
-        except BaseException:  # of a callback: the descriptor does not wake for the rest
+        except BaseException:  # raised by a callback: the descriptor does not wake for the rest
             if self._loop is not None and self._again is None:
                 self._again = self._loop.call_soon(self._drain)
             raise

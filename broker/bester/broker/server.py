@@ -52,6 +52,7 @@ from bester.broker.log_limits import PACED, WARNINGS, LogLimits
 from bester.broker.logs import bare_facts, facts, with_facts
 from bester.broker.processes import exists, is_stopped
 from bester.broker.removed_accounts import RemovedAccounts
+from bester.broker.slices import Slices
 from bester.broker.store import Store
 from bester.broker.store_driver import RETRY_S, StoreDriver
 from bester.broker.unix_socket import UnixSocket
@@ -71,6 +72,9 @@ TICK_S = 0.1
 """Interval at which the core is given the time."""
 LOGIN_EVENTS: dict[str | None, NoticeEvent] = {"authentication-failed": "login-failed", "try-later": "login-slowed"}
 """Log events of refused logins, by their codes."""
+IO_THREADS = 2
+"""Threads of ZeroMQ: one for parties on this machine, and one for those on tcp, so that the bytes of an ipc socket wait
+for no flood that is decrypted."""
 BACKLOG = 1024
 """Waiting ipc connections: all handlers of a busy machine at once, at its start."""
 MAX_LOGINS = 8192
@@ -135,16 +139,18 @@ class Broker:
         """Callback that restarts a handler's process, with the reason; returns False for a process that the caller did
         not start."""
         self.operator_address: str | None = None
-        """Where the operator's page is, as `host:port`; None where there is none."""
+        """Address of the operator's page, as `host:port`; None without a page."""
         self.store_file: Path | None = None
         """The store's file, whose size the figures show."""
         self._store = store
         self._measure_at = 0.0
         self._driver = StoreDriver(self.router, store, self._carry_out, aside=self._aside)
         self._retry_handle: asyncio.TimerHandle | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self._sockets: list[FabricSocket] = []
-        self._reading: list[ReadUntil] = []  # of these sockets
+        self._reading: list[ReadUntil] = []  # readers of the sockets
+        self._slices: list[Slices] = []  # of the encrypted sockets
+        self._halfway: set[Link] = set()  # links with a batch handled in part: nothing is sent to them until its end
         self._bound: list[UnixSocket] = []
         self._direct: dict[Link, Receiver] = {}
         self._servers: dict[Link, FabricLink] = {}
@@ -179,6 +185,9 @@ class Broker:
 
     async def __aexit__(self, *exc: object) -> None:
         """Send GOODBYE to every peer and close. Call `drain` first to let messages finish."""
+        for slices in self._slices:
+            slices.drop()
+        self._halfway.clear()  # so that its links get a GOODBYE
         self._carry_out(self.router.dismiss("the broker ends"))
         self._driver.finish()
         if self._flush_handle is not None:
@@ -240,6 +249,7 @@ class Broker:
         self._reading.append(ReadUntil(time.monotonic()))
         socket.socket.router_mandatory = 1
         socket.socket.ipv6 = "[" in endpoint
+        socket.socket.affinity = 1 << (where.transport != "ipc")
         if where.transport == "ipc":
             # Bound here, as ZeroMQ would remove any file at the path first, and at its end any file that is there then.
             bound = unix_socket.listen(f"[fabric] listen: {endpoint}", where.path, backlog=BACKLOG, mode=0o600)
@@ -260,9 +270,12 @@ class Broker:
         if self._zap is None:
             self._zap = Zap(self._context, self.router.settings.grants, self._on_refused)
 
+        def take(link: Link, messages: Sequence[Message | Malformed]) -> None:
+            self._carry_out(self.router.receive_all(link, messages, time.monotonic()))
+
         def received(frames: Frames) -> None:
             identity, key, *rest = frames
-            self._received(Link("curve", door + identity, key.decode()), rest)
+            slices.take_in(Link("curve", door + identity, key.decode()), read(rest))
 
         def gone(identity: bytes, key: bytes) -> None:
             link = Link("curve", door + identity, key.decode())
@@ -272,7 +285,19 @@ class Broker:
             else:
                 self._carry_out(self.router.on_link_lost(link, "the connection has ended", now))
 
-        return CurveSocket(self._context, self._pair, received, gone, self._on_refused)
+        def pause(link: Link) -> None:
+            self._halfway.add(link)
+            socket.pause()
+
+        def resume(link: Link) -> None:
+            self._halfway.discard(link)
+            self._flush_soon()
+            socket.resume()
+
+        socket = CurveSocket(self._context, self._pair, received, gone, self._on_refused)
+        slices = Slices(take, clock=time.monotonic, soon=self._loop.call_soon, pause=pause, resume=resume)
+        self._slices.append(slices)
+        return socket
 
     def _on_refused(self, address: str, key: str, why: str) -> None:
         self._carry_out(self.router.on_refused(address, key, why, time.monotonic()))
@@ -527,6 +552,8 @@ class Broker:
             self._driver.run()
             self._retry_later()
         outgoing, self._outgoing = self._outgoing, {}
+        if self._halfway:
+            self._outgoing = {link: outgoing.pop(link) for link in self._halfway & outgoing.keys()}
         for link, messages in outgoing.items():
             if link.door == "direct":
                 self._direct[link](messages)

@@ -120,7 +120,7 @@ class StoreDriver:
         self._questions = Questions()
         self._held_back = False  # the store may hold back writes of a group that failed
         self._pending: _Pending | None = None
-        self._waiting_bytes = 0  # of what came since a group is pending
+        self._waiting_bytes = 0  # bytes of writes that came since a group is pending
         self._away = False  # a group was pending for too long, and nothing was written since
         self._slow = 0  # commits that are still made beside the loop
 

@@ -8,12 +8,13 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from bester.broker.config import Config, HandlerConfig
+from bester.broker.postgres import SECRET_VARIABLES
 from bester.broker.wire.codes import ConfigError
 
 TYPES = "BESTER_TYPES"
@@ -25,7 +26,7 @@ SHADOW = "BESTER_SHADOW"
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """Process to keep running: `argv` with these variables added to the environment.
+    """Process to keep running: `argv` with these variables added to the environment, and without those `withheld`.
 
     With `lifeline` its standard input is a pipe that ends when this process does, else empty. `serves` is the Unix
     socket that the child will serve: the child is not started while another process serves that socket.
@@ -38,6 +39,7 @@ class Child:
     lifeline: bool = False
     shadow: bool = False
     serves: Path | None = None
+    withheld: Collection[str] = ()
     elsewhere: bool = False
 
     @property
@@ -56,6 +58,8 @@ def plan(config: Config, fabric: str) -> list[Child]:
     children: list[Child] = []
     several = len(config.fabric.connect) > 1
     brokers = sorted(config.fabric.connect, key=lambda broker: broker != fabric) if several else [fabric]
+    # Without a store in PostgreSQL such a variable is meant for the handlers.
+    withheld = SECRET_VARIABLES if config.store.database is not None else ()
     for handler in config.handlers:
         command = _command(config, handler)
         _look_for_module(config, handler)
@@ -70,15 +74,18 @@ def plan(config: Config, fabric: str) -> list[Child]:
                 environment[SHADOW] = "1"
             if several and config.fabric.server_key is not None:
                 environment |= {"BESTER_KEY": str(config.key_file), "BESTER_SERVER_KEY": config.fabric.server_key}
+            shadow = handler.shadow
             if not command:
-                children.append(Child(name, _python(handler, index), environment, lifeline=True, shadow=handler.shadow))
+                argv = _python(handler, index)
+                children.append(Child(name, argv, environment, lifeline=True, shadow=shadow, withheld=withheld))
                 continue
             for number, broker in enumerate(brokers, 1):
                 known = environment | {"BESTER_FABRIC": broker}
                 label, elsewhere = (name, False) if number == 1 else (f"{name}@{number}", True)
-                children.append(Child(label, command, known, shadow=handler.shadow, elsewhere=elsewhere))
+                children.append(Child(label, command, known, shadow=shadow, withheld=withheld, elsewhere=elsewhere))
         if handler.program:
-            children.append(Child(f"{handler.name}.program", handler.program, {}, serves=handler.socket))
+            name = f"{handler.name}.program"
+            children.append(Child(name, handler.program, {}, serves=handler.socket, withheld=withheld))
     return children
 
 

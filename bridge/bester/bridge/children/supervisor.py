@@ -233,8 +233,7 @@ class Children:
                     stdout=pipes.stdout,
                     stderr=pipes.stdout,
                     cwd=self._directory,
-                    # The output of a Python program is to be seen when it is printed.
-                    env={"PYTHONUNBUFFERED": "1", **os.environ, **child.environment},
+                    env=_environment(child),
                     start_new_session=True,
                 )
             except OSError as error:
@@ -273,6 +272,12 @@ class Children:
     def _tell_guard(self, sign: bytes, pid: int) -> None:
         if self._guard is not None and self._guard.stdin is not None and not self._guard.stdin.is_closing():
             self._guard.stdin.write(b"%b%d\n" % (sign, pid))
+
+
+def _environment(child: Child) -> dict[str, str]:
+    """Return the environment of a child; without a buffer the output of a Python program is seen when it is printed."""
+    ours = {name: value for name, value in os.environ.items() if name not in child.withheld}
+    return {"PYTHONUNBUFFERED": "1", **ours, **child.environment}
 
 
 def _signal_name(number: int) -> str:

@@ -6,6 +6,7 @@ counted out at its end. The last one ends the case.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Protocol
 
@@ -175,17 +176,26 @@ class Reports:
         case.record(name, outcome, note)
         self.settle_one(case)
 
-    def settle_one(self, case: Case, *, silent: bool = False) -> None:
-        """Count one pending result as done; the last one sends the report, unless the bridge has done so already
-        (`silent`)."""
+    def settle_one(self, case: Case) -> None:
+        """Count one pending result as done; the last one sends the report."""
         case.pending = pending = case.pending - 1
         if pending == 0:
             self.open -= 1
             if case.figures is not None:
                 case.figures.lasted.append(self.now - case.since)
-            silent = silent and case.reason is None
-            if not silent or case.watchers or case.other_askers is not None:
-                self._end(case, silent=silent)
+            self._end(case, silent=False)
+
+    def settle_reported(self, cases: Sequence[Case]) -> None:
+        """Count one pending result of each case as done, which was reported by its bridge if it was the last."""
+        now = self.now
+        for case in cases:
+            case.pending = pending = case.pending - 1
+            if pending == 0:
+                self.open -= 1
+                if case.figures is not None:
+                    case.figures.lasted.append(now - case.since)
+                if case.reason is not None or case.watchers or case.other_askers is not None:
+                    self._end(case, silent=case.reason is None)
 
     def add_asker(self, case: Case, link: Link, token: int) -> None:
         """Send the report also to the sender of a duplicate: at once, if the case has ended."""

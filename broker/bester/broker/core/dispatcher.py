@@ -8,7 +8,7 @@ jobs of a lost worker and the deliveries of a lost bridge are settled here.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from bester.broker.core import policy
@@ -45,6 +45,9 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.notes import safe_note
 from bester.broker.wire.outcomes import DELIVERED, failed, reason_of
+
+MAX_FED = 512
+"""Waiting messages that a worker is assigned at once, some 10 ms: a worker may have credit for 65,536."""
 
 
 class Dispatcher:
@@ -86,7 +89,8 @@ class Dispatcher:
         self._relays = relays
         self._bridges = bridges
         self._dead_letters = dead_letters
-        self._unsent: set[Job] = set()  # of a worker that is about to be lost: jobs whose REQUEST was not sent
+        self._hungry: dict[Worker, None] = {}  # with credit, perhaps, for more than they were assigned at once
+        self._unsent: set[Job] = set()  # jobs of a worker that is about to be lost, whose REQUEST was not sent
         self._budget = Budget(None, settings.limits.attempts)
         self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *known_types])
         self._learned = set(known_types)  # seen types that the store knows; a declared one may be gone tomorrow
@@ -129,8 +133,7 @@ class Dispatcher:
         if wrong is not None:
             self._end(job, failed(wrong[0]))
             return
-        self._commands.carry_out(job, commands, now)
-        self._end(job, None)
+        self._commands.carry_out(((job, commands),), now)
 
     def figures_of(self, type_: str) -> TypeFigures:
         """Return the figures of a type; those of a type that nobody has served are with others'."""
@@ -189,16 +192,25 @@ class Dispatcher:
         self._trace.add((now, job.root, job.id, "schema", job.type, 0.0))
         self._end(job, failed("schema"), wrong)
 
-    def _assign_waiting(self, worker: Worker, job: Job, now: float) -> None:
-        """Assign a job that has waited. The contract of its type may be newer than the job."""
-        if self._faults and job.since <= self._contracts.since.get(job.type, -math.inf):
-            wrong = self._faults[job.type](job.body)
-            if wrong is not None:
-                self._workers.release_group(job)
-                self._let_go(job)
-                self._refuse(job, wrong, now)
-                return
-        self._assign(worker, (job,), now)
+    def _assign_waiting(self, worker: Worker, jobs: list[Job], now: float) -> None:
+        """Assign a run of jobs that have waited. The contract of their type may be newer than the jobs."""
+        if self._faults:
+            changed = self._contracts.since.get(jobs[0].type, -math.inf)
+            for job in [job for job in jobs if job.since <= changed]:
+                wrong = self._faults[job.type](job.body)
+                if wrong is not None:
+                    jobs.remove(job)
+                    self._workers.release_group(job)
+                    self._let_go(job)
+                    self._refuse(job, wrong, now)
+        self._assign(worker, jobs, now)
+
+    def adopt_types(self, types: Iterable[str]) -> None:
+        """Take in types that another broker of this server has seen."""
+        for type_ in types:
+            if len(self._learned) < self._limits.max_types:
+                self._learned.add(type_)
+                self._seen_types[type_] = None
 
     def knows_type(self, type_: str) -> bool:
         """Return whether the type is served now, or ever was."""
@@ -260,9 +272,16 @@ class Dispatcher:
             self._share_out(now)
 
     def _fill(self, worker: Worker, now: float) -> None:
-        """Assign waiting messages to a worker up to its credit."""
-        while (job := self._workers.next_for(worker)) is not None:
-            self._assign_waiting(worker, job, now)
+        """Assign waiting messages to a worker up to its credit, MAX_FED at once; more with its next messages, or the
+        next tick."""
+        left = MAX_FED
+        while left > 0:
+            jobs = self._workers.next_run(worker, left)
+            if not jobs:
+                return
+            self._assign_waiting(worker, jobs, now)
+            left -= len(jobs)
+        self._hungry[worker] = None
 
     def _share_out(self, now: float) -> None:
         """Assign requeued messages to free workers, in turn."""
@@ -276,7 +295,7 @@ class Dispatcher:
             type_, _ = workers.requeued.popitem()
             while workers.has_queue(type_) and (worker := workers.idle(type_)) is not None:
                 while (job := workers.next_for(worker)) is not None:
-                    self._assign_waiting(worker, job, now)
+                    self._assign_waiting(worker, [job], now)
                     if not worker.groups:  # a worker goes on with a message group bound to it, up to its credit
                         break
 
@@ -341,11 +360,15 @@ class Dispatcher:
         may look at workers or dispatch a job.
         """
         workers, inflight, figures = self._workers, worker.inflight, None
+        carry_out, limited = self._commands.carry_out, worker.limited
         type_: str | None = None
         answered = size_bytes = 0
+        good: list[tuple[Job, list[Command]]] = []  # replies that are not carried out yet
         for reply in replies:
             job = inflight.pop(reply.token, None)
             if job is None:
+                carry_out(good, now)
+                good = []
                 yield reply, ("unknown-token", "no request with this token waits on this link")
                 continue
             commands = reply.commands
@@ -353,37 +376,50 @@ class Dispatcher:
                 type_ = job.type
                 figures = self._types.get(type_) or self._figures.of(type_)
             figures.took.append(now - job.since)
-            if job.is_settled:
+            is_usual = (
+                len(commands) == 1 and commands[0].command == "sendClients" and job.group is None
+                and not job.is_settled and not self._observers
+            )  # fmt: skip
+            if not is_usual:
                 figures.more_results += len(commands) - 1
-                self._give_back(worker, answered, size_bytes)
+                carry_out(good, now)
+                good = []
+                if job.is_settled:
+                    self._give_back(worker, answered, size_bytes)
+                    answered = size_bytes = 0
+                    workers.free(worker, 1)
+                    workers.leave_group(job)
+                    self._on_late_answer(worker)
+                    continue
+                self._give_back(worker, answered + 1, size_bytes + len(job.body))
                 answered = size_bytes = 0
-                workers.free(worker, 1)
                 workers.leave_group(job)
-                self._on_late_answer(worker)
-                continue
-            answered += 1
-            size_bytes += len(job.body)
-            if len(commands) != 1 or commands[0].command != "sendClients" or job.group is not None:
-                figures.more_results += len(commands) - 1
-                self._give_back(worker, answered, size_bytes)
-                answered = size_bytes = 0
-                workers.leave_group(job)
-            if self._observers:
-                for observe in self._observers.get(type_, ()):
+                for observe in self._observers.get(job.type, ()) if self._observers else ():
                     observe(job, reply, now)
-            if reply.status != DONE:
+            else:
+                answered += 1
+                size_bytes += len(job.body)
+            wrong: tuple[str, str] | None = None
+            if (
+                reply.status == DONE and (wrong := fault(commands, job.body)) is None
+                and not (limited and (wrong := self.may_not_command(worker, job.type, commands)) is not None)
+            ):  # fmt: skip
+                good.append((job, commands))
+                if not is_usual:
+                    if not commands:
+                        self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
+                    carry_out(good, now)
+                    good = []
+                continue
+            carry_out(good, now)
+            good = []
+            if wrong is None:
                 self._on_failed(worker, job, reply, now)
-            elif (wrong := fault(commands, job.body)) is not None or (
-                worker.limited and (wrong := self.may_not_command(worker, type_, commands)) is not None
-            ):
+            else:
                 self._trace.add((now, job.root, job.id, wrong[0], job.type, 0.0))
                 self._end(job, failed(wrong[0]))
                 yield reply, wrong
-            else:
-                if not commands:
-                    self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
-                self._commands.carry_out(job, commands, now)
-                self._end(job, None)
+        carry_out(good, now)
         self._give_back(worker, answered, size_bytes)
 
     def _give_back(self, worker: Worker, answered: int, size_bytes: int) -> None:
@@ -510,20 +546,28 @@ class Dispatcher:
         failures: dict[int, dict[int, str]] = {}
         for serial, t, reason in confirm.failed:
             failures.setdefault(serial, {})[t] = reason if reason in CODES or reason == UNCONFIRMED else "not-connected"
+        reported: list[Case] = []  # cases that end here, and of which nobody asks for the outcomes
+        trace = self._trace.add
         for serial, delivery in self._deliveries.confirm(link, confirm.upto, confirm.done):
             reasons = failures.get(serial) if failures else None
+            if type(delivery) is Delivery and delivery.reported and not reasons:
+                case, names = delivery.job.case, delivery.command.targets
+                for target in delivery.targets:
+                    trace((now, case.root, delivery.id, DELIVERED, names[target[0]], delivery.since))
+                reported.append(case)
+                continue
+            if reported:
+                self._reports.settle_reported(reported)
+                reported = []
             if type(delivery) is Delivery:
                 self._delivered(delivery, reasons, now)
             elif type(delivery) is MailDelivery:
                 self._mailboxes.on_delivered(delivery, next(iter(reasons.values())) if reasons else None, now)
+        self._reports.settle_reported(reported)
 
     def _delivered(self, delivery: Delivery, failures: dict[int, str] | None, now: float) -> None:
+        """Record the outcomes of a delivery that its bridge has not reported by itself."""
         case, shares, names = delivery.job.case, delivery.shares, delivery.command.targets
-        if delivery.reported and not failures:  # the case ends here, and nobody asks for its outcomes
-            for target in delivery.targets:
-                self._trace.add((now, case.root, delivery.id, DELIVERED, names[target[0]], delivery.since))
-            self._reports.settle_one(case, silent=True)
-            return
         for target in delivery.targets:
             t = target[0]
             reason = failures.get(t) if failures else None
@@ -536,7 +580,7 @@ class Dispatcher:
             if outcome:
                 case.record(names[t], outcome)
                 self._trace.add((now, case.root, delivery.id, outcome, names[t], delivery.since))
-        self._reports.settle_one(case, silent=delivery.reported and not failures)
+        self._reports.settle_one(case)
 
     def on_bridge_lost(self, link: Link, now: float) -> None:
         """Forget a bridge and its sessions; its unconfirmed deliveries may have been made."""
@@ -573,6 +617,11 @@ class Dispatcher:
                 self._give_up(self._workers.overdue_for(worker, waits_since), now)
             self._end_late(worker, now)
         self._share_out(now)
+        if self._hungry:
+            hungry, self._hungry = self._hungry, {}
+            for worker in workers:
+                if worker in hungry:
+                    self._fill(worker, now)
         self._mailboxes.tick(now)
         self._relays.tick(now)
         self._queues.tick(now)

@@ -5,7 +5,7 @@ A message gets its id and its identity here: its sender is known by link, sessio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from bester.broker.core import policy
@@ -54,7 +54,7 @@ class Ingress:
     those that ids of this server's messages may begin with."""
 
     def __init__(
-        self, settings: Settings, names: frozenset[str], out: Effects, epoch: str, *, dispatcher: Dispatcher,
+        self, settings: Settings, names: Set[str], out: Effects, epoch: str, *, dispatcher: Dispatcher,
         reports: Reports, directory: Directory, relays: Relays, late_outcomes: LateOutcomes,
         inbound_lanes: InboundLanes, strangers: Strangers, trace: Trace, tracing: Tracing,
     ) -> None:  # fmt: skip
@@ -111,7 +111,7 @@ class Ingress:
         """Enter a run of messages of clients, or of native servers."""
         link, prefix, resume = peer.link, peer.prefix, peer.resume
         users: Mapping[Any, str] = {} if self.draining else self._directory.users_of(link)
-        jobs: list[Job] = []  # of one type, not entered yet
+        jobs: list[Job] = []  # jobs of one type, not entered yet
         of, figures = None, None
         for submit in submits:
             type_, user = submit.type, users.get(submit.session)

@@ -98,6 +98,14 @@ class LateOutcomes:
             self._disowned[user] = upto, at_s
             self._out.writes.append(Disown(user, upto, at_s))
 
+    def adopt(self, disowned: Mapping[str, tuple[int, float]], now: float) -> None:
+        """Take in the removed accounts of another broker of this server. Its messages may still be submitted again
+        here, and outcomes of those that are not known yet are to be sent again for a while."""
+        for user, (upto, at_s) in disowned.items():
+            known = self._disowned.get(user, (upto, at_s))
+            self._disowned[user] = known[0], max(known[1], at_s)
+        self._started = now
+
     def _owns(self, entry: Entry) -> bool:
         """Return whether the sender of a message has the account with which the message was sent."""
         return entry.number > self._disowned.get(entry.sender or "", (-1, 0.0))[0]

@@ -35,7 +35,7 @@ class Route(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What a public key is good for: one role; for a server its name, for a handler its types.
+    """Rights of a public key: one role; for a server its name, for a handler its types.
 
     `name` is the party's name in the configuration. `commands` are those that a handler may use, None: every command.
     """
@@ -71,6 +71,10 @@ class Limits:
     merely stopped, or busy for too long, is back by then."""
     max_fallen: int = 1_024
     """Such processes remembered; the oldest is forgotten first."""
+    adoption_look_s: float = 3.0
+    """Time between two looks for what another broker of this server has left in a shared store: a third of a lease."""
+    adopted_at_once: int = 10_000
+    """Messages and outcomes that are adopted in one transaction, some 0.1 ms each: commits wait behind it."""
     report_s: float = 5.0
     """Time in which a server may answer a message before the message is queued on disk, and its sender gets
     `queued`."""

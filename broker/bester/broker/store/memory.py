@@ -20,6 +20,8 @@ from bester.broker.store_requests import (
     LETTER_BYTES,
     NAMES,
     READ_BYTES,
+    Adopt,
+    Adopted,
     Bury,
     ClockState,
     DeadLetter,
@@ -29,6 +31,7 @@ from bester.broker.store_requests import (
     Enqueue,
     Entry,
     Fetch,
+    FindAbandoned,
     FindDeadLetters,
     FindEntry,
     FindExpired,
@@ -360,6 +363,8 @@ class MemoryStore(Commits):
                     for key, numbers in self._ready.items()
                     if key.startswith("lane/")
                 }
+            case FindAbandoned() | Adopt():  # there is one namespace
+                return "" if isinstance(read, FindAbandoned) else Adopted()
             case FindDeadLetters():
                 return self._page(read) if read.oldest_first else self._dead(read, reversed(self._letters.values()))
 

@@ -114,14 +114,20 @@ def _find_entry(connection: Connection, ns: int, read: FindEntry) -> tuple[Entry
 
 
 def _outcomes(connection: Connection, ns: int, read: FindOutcomes) -> dict[str, str]:
+    """Return the outcomes of a message, of another broker where this one has none: the message may have been sent
+    through that one, or adopted by it."""
     low, high, sender = written(read.message + ".0"), written(read.message + ".:"), written(read.sender)  # a number
-    found = rows(
-        connection,
-        "SELECT target, outcome FROM entry WHERE ns = %b AND left(id, %b) >= left(%b, %b) AND "
-        "left(id, %b) <= left(%b, %b) AND id >= %b AND id < %b AND sender = %b AND number > "
-        "coalesce((SELECT upto FROM disowned WHERE ns = %b AND name = %b), 0) ORDER BY number",
-        ns, ID_PART, low, ID_PART, ID_PART, high, ID_PART, low, high, sender, ns, sender,
-    )  # fmt: skip
+    found: list[Row] = []
+    for where in ("ns = %b", "ns IN (SELECT ns FROM broker WHERE ns <> %b)"):
+        found = rows(
+            connection,
+            f"SELECT target, outcome FROM entry e WHERE {where} AND left(id, %b) >= left(%b, %b) AND "  # noqa: S608 (own words)
+            "left(id, %b) <= left(%b, %b) AND id >= %b AND id < %b AND sender = %b AND number > "
+            "coalesce((SELECT upto FROM disowned d WHERE d.ns = e.ns AND name = %b), 0) ORDER BY number",
+            ns, ID_PART, low, ID_PART, ID_PART, high, ID_PART, low, high, sender, sender,
+        )  # fmt: skip
+        if found:
+            break
     return summed_up((read_text(target), outcome_of(outcome)) for target, outcome in found)
 
 
@@ -173,16 +179,20 @@ def _letters(
     return rows(connection, query, *values, limit, READ_BYTES)
 
 
-def snapshot(connection: Connection, ns: int, epoch: str, life: int) -> Snapshot:
-    """Return the contents of a namespace. Raises psycopg.Error, and ValueError for contents that no store has
-    written."""
+def snapshot(
+    connection: Connection, ns: int, epoch: str, life: int, numbers: tuple[int, int] | None = None
+) -> Snapshot:
+    """Return the contents of a namespace; with `numbers` the messages from the first to below the second alone.
+
+    Raises psycopg.Error, and ValueError for contents that no store has written."""
+    among = "" if numbers is None else f" AND number >= {int(numbers[0])} AND number < {int(numbers[1])}"
 
     def all_of(statement: str) -> list[Row]:
         return rows(connection, statement, ns)
 
     handed: dict[str, int] = dict(all_of("SELECT box, upto FROM handed WHERE ns = %b"))
     clock = all_of("SELECT stored_s, skew_s, boot, boot_s FROM clock WHERE ns = %b")
-    waiting = "FROM entry WHERE ns = %b AND outcome IS NULL"
+    waiting = f"FROM entry WHERE ns = %b AND outcome IS NULL{among}"
     in_mailbox = f"{waiting} AND box >= 'user/' AND box < 'user0' AND sender IS"
     return Snapshot(
         epoch=epoch,
@@ -216,11 +226,14 @@ def snapshot(connection: Connection, ns: int, epoch: str, life: int) -> Snapshot
             for address, reports in all_of("SELECT address, reports FROM native_peer WHERE ns = %b")
         },
         held=frozenset(_names(all_of("SELECT name FROM held_server WHERE ns = %b"))),
-        remote=_summed(all_of("SELECT box, count(*) FROM entry WHERE ns = %b AND outcome = 'queued' GROUP BY box")),
+        remote=_summed(
+            all_of(f"SELECT box, count(*) FROM entry WHERE ns = %b AND outcome = 'queued'{among} GROUP BY box")  # noqa: S608 (numbers)
+        ),
         disowned={
             read_text(name): (upto, at_s)
             for name, upto, at_s in all_of("SELECT name, upto, at_s FROM disowned WHERE ns = %b")
         },
+        is_shared=True,
     )
 
 
