@@ -72,7 +72,7 @@ async def test_real_faults_are_named_by_all_displays(tmp_path: Path) -> None:
             status, rows = await check(operator)
             metrics = samples((await operator.request("/metrics"))[1])
     assert status == 1
-    assert missing(rows) == []
+    assert missing(rows) == [], (rows, operator.server.processes[0].lines)
     good = {row["check"] for row in rows if row["level"] == "ok"}
     assert {"config", "server", "data", "store"} <= good
     moved: dict[str, tuple[tuple[str, Any], ...]] = {

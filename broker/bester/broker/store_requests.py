@@ -401,7 +401,7 @@ class Snapshot:
 
 
 class Adopted(NamedTuple):
-    """What was moved from the namespace of a `broker`, empty where there was nothing to move.
+    """Contents that were moved from the namespace of a `broker`, empty where there was nothing to move.
 
     `snapshot` has the moved part alone: its queues, shares, types, names, and what else a broker reads at its start;
     its `lanes` are those of this namespace, united with the other's. `outcomes` counts the moved messages that had
