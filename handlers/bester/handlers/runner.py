@@ -117,11 +117,11 @@ def run(
     `order` is one of ORDERS and holds for the handler at `socket`; None: the first of ORDERS. `fabric` (one endpoint a
     broker), `types` and `name` default to the environment: BESTER_FABRIC, BESTER_TYPES (both comma-separated),
     BESTER_NAME; so do `key` (the file of the own secret key) and `server_key`, which encrypt the link: BESTER_KEY,
-    BESTER_SERVER_KEY. With BESTER_SHADOW (any text but 0) the handler is a shadow: it gets copies, and its commands are never carried out. `workers` above 1
-    runs so many processes, restarted when they die. `reload`: the processes are drained and started anew when a Python
-    file of the app changes. `child`: number of this process among them, which ends with its
-    standard input; number 0 alone runs timers and tasks. `log_format` is one of `logs.FORMATS`, `log_level` one of
-    `logs.LEVELS`. Returns the exit status.
+    BESTER_SERVER_KEY. With BESTER_SHADOW (any text but 0) the handler is a shadow: it gets copies, and its commands are
+    never carried out. `workers` above 1 runs so many processes, restarted when they die. `reload`: the processes are
+    drained and started anew when a Python file of the app changes. `child`: number of this process among them, which
+    ends with its standard input; number 0 alone runs timers and tasks. `log_format` is one of `logs.FORMATS`,
+    `log_level` one of `logs.LEVELS`. Returns the exit status.
     """
     _prepare(log_format, log_level)
     if types is None and environ.get("BESTER_TYPES"):
