@@ -24,6 +24,8 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 import zmq
 import zmq.asyncio
 
+from tests.stores import with_store
+
 DEADLINE_S = 20.0
 """For anything that is waited for; never waited out on a good day."""
 LAYOUTS = ("up", "apart")
@@ -126,7 +128,7 @@ class LiveServer:
             for module in handlers:
                 name = module.partition(":")[0].rpartition(".")[2]
                 text += f'\n[handlers.{name}]\napp = "{module}"\n'
-        (directory / "bester.toml").write_text(text)
+        (directory / "bester.toml").write_text(with_store(text, directory))
         processes: list[Process] = []
         try:
             if layout == "up":

@@ -52,7 +52,13 @@ def run_up(
         raise ConfigError("[fabric] listen is empty; handlers could not reach this server: leave the key out")
 
     endpoint = _endpoint(config.fabric.listen)
-    if config.handlers and (config.fabric.curve or not parse_endpoint(endpoint).local) and endpoint.startswith("tcp:"):
+    several = len(config.fabric.connect) > 1  # then the handlers' endpoints and keys are written in the file
+    if (
+        config.handlers
+        and not several
+        and (config.fabric.curve or not parse_endpoint(endpoint).local)
+        and endpoint.startswith("tcp:")
+    ):
         text = "every listener is encrypted, and declared handlers have no keys"
         raise ConfigError(f'[fabric] listen: {text}; add "ipc://DATA_DIR/fabric.sock" to the list')
 

@@ -188,6 +188,7 @@ COUNTED = (
 class Settings:
     """Identity of this broker, and everything configured.
 
+    `broker` is this broker's name among those of the server, empty where there is no other.
     `hosts` maps an IP address to the names of the native servers there, and `unknown_hosts` are the servers whose
     address is not known, both at the start (see `hosts.Hosts`). `budgets` are the configured timeouts and attempts by
     type. `type_users` are the users who may send a type, by type; any user may send a type without an entry.
@@ -200,6 +201,7 @@ class Settings:
     """
 
     name: str
+    broker: str = ""
     open_accounts: bool = False
     accept: str = "listed"
     routes: Mapping[str, Route] = field(default_factory=dict)
