@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import Enqueue, Entry, lane, mailbox
-from tests.chaos.happened import Happened
+from tests.chaos.happened import DATABASE, Happened
 from tests.chaos.journal import Closed, Died, GivenUp, Got, Journal, Journals, Later, Record, Sent, Told
 from tests.chaos.ledger import Ledger, Verdict
 from tests.chaos.letters import DeadLetter
@@ -105,6 +105,18 @@ def test_late_failure_by_a_fault_ends_the_promise() -> None:
         assert judged(*records, got("ann"), happened=happened, letters=letters).clean
         assert judged(*records, happened=happened, letters=letters).lost == [(1, "ann")]
     assert judged(SENT, report, TOLD_LATER, got("ann")).lost == [(1, "bob"), (1, "bea")]
+
+
+def test_what_a_database_could_not_keep_is_no_loss_while_it_was_away() -> None:
+    report = Told(1, True, None, {"ann": "delivered", "s2": "queued"}, "s1/e/1", 2.0)
+    later = Later("s1/e/1", "s2", "failed:storage-unavailable", 3.0)
+    refused = Told(
+        1, False, "storage-unavailable", dict.fromkeys(("ann", "s2"), "failed:storage-unavailable"), "m", 2.0
+    )
+    for at_s, is_clean in ((2.0, True), (90.0, False)):
+        happened = killed(DATABASE, (at_s, at_s + 0.5))
+        assert judged(SENT, report, later, got("ann"), happened=happened).clean is is_clean
+        assert judged(SENT, refused, happened=happened).clean is is_clean
 
 
 def test_requested_late_outcome_must_come() -> None:
