@@ -30,10 +30,14 @@ from bester.broker.core.reporters import Reporters
 from bester.broker.core.strangers import Strangers
 from bester.broker.core.transfers import Transfer, Transfers
 from bester.broker.hosts import Hosts
+from bester.broker.store import memory_shared
 from bester.broker.store.memory import MemoryStore
+from bester.broker.store.memory_shared import SharedMemoryStore
 from bester.broker.store_driver import StoreDriver
+from bester.broker.store_requests import SaveLane
 from bester.broker.wire.outcomes import result_id
 from tests.simulation import hostile
+from tests.simulation.__main__ import CLUSTER
 from tests.simulation.fair import play_fair
 from tests.simulation.fair_bridge import Flood
 from tests.simulation.fair_broker import Crowd
@@ -253,6 +257,34 @@ def test_later_outcome_of_a_server_that_does_not_have_the_message_is_noticed(mon
     assert is_rule(broken_seeds(300, Hostile))
 
 
+# Several brokers of one server.
+
+
+def test_broker_that_is_not_fenced_off_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SharedMemoryStore, "check_lease", lambda self: None)
+    assert "which another broker had adopted" in broken_seeds(500, CLUSTER)
+
+
+def test_adoption_without_the_inbound_lanes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty: Any = SaveLane
+    monkeypatch.setattr(InboundLanes, "adopt", lambda self, saved: None)
+    monkeypatch.setattr(memory_shared, "united", lambda mine, theirs: mine or empty(*theirs[:3], 0, {}))
+    assert "which was answered before" in broken_seeds(500, CLUSTER)
+
+
+def test_messages_with_two_owners_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(self: SharedMemoryStore, other: Any, *rest: Any) -> Any:
+        rows = other._rows.copy(), other._numbers.copy(), {key: [*each] for key, each in other._ready.items()}
+        results, ended = {key: {**each} for key, each in other._results.items()}, [*other._ended]
+        moved = honest(self, other, *rest)
+        (other._rows, other._numbers, other._ready), other._results, other._ended = rows, results, ended
+        return moved
+
+    honest = SharedMemoryStore._move
+    monkeypatch.setattr(SharedMemoryStore, "_move", copy)
+    assert "not marked" in broken_seeds(500, CLUSTER)
+
+
 # The shares of the bridge's input.
 
 
@@ -262,7 +294,7 @@ def test_share_by_connection_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def alone(self: Senders, key: Any) -> Sender:
-    sender = Sender((key, next(NUMBERS)))
+    sender = Sender((*key, str(next(NUMBERS))))
     self._by_key[sender.key] = sender
     sender.connections = 1
     return sender

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import pytest
 
+from bester.broker.core.effects import Link
 from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store_requests import Adopt, Adopted, FindAbandoned, mailbox
@@ -163,19 +165,46 @@ def test_lane_to_a_server_goes_on_under_new_numbers_above_its_floor() -> None:
     assert numbers[0] > max(numbers[1:])
 
 
-def test_later_outcome_of_a_message_that_may_be_adopted_is_asked_for_again() -> None:
-    server = Server(restart_s=30.0)
+def test_later_outcome_comes_to_the_other_broker() -> None:
+    server = Server(relay_s=30.0, restart_s=1.0)
+    one, two = server.one, server.two
+    two.now = one.now = one.now + 60.0
+    body = b'{"message":"s1/a-x0/1.0.0","outcome":"delivered"}'
+    peer = two.server("s2")
+    outcomes = count(1)
+
+    def told() -> str:
+        number = next(outcomes)
+        two.relay(peer, OUTCOME_TYPE, body, id=f"o{number}", lane=["e2", number, number])
+        return two.one(peer, Relayed).outcome
+
+    assert told() == "failed:overloaded"  # the first broker may have it in flight
+    post = Post(one)
+    one.take(one.router.on_server_ready("s2", one.now))
+    token = one.submit(post.bridge, "chat")
+    one.answer(post.chat, servers("s2", as_type="t"))
+    assert token == 1
+    (relay,) = one.heard_of(Link("server", b"s2"), Relay)
+    assert relay.meta["id"] == "s1/a-x0/1.0.0"
+    assert told() == "failed:overloaded"
+    one.relayed("s2", relay.token, "queued")
+    assert one.report(post.bridge, token).recipients == {"s2": "queued"}
+    assert told() == "delivered"
+    assert one.ask(post.bridge, "outcome", [1, "s1/a-x0/1"]).value == {"s2": "delivered"}
+
+
+def test_later_outcome_of_a_message_that_nobody_knows_is_taken_in_the_end() -> None:
+    server = Server(relay_s=30.0, restart_s=1.0)
     two = server.two
     two.now += 60.0
-    link = two.server("s2")
+    peer = two.server("s2")
     body = b'{"message":"s1/x/1.0.0","outcome":"delivered"}'
-    two.relay(link, OUTCOME_TYPE, body, id="o1", lane=["e2", 1, 1])
-    assert two.one(link, Relayed).outcome == "delivered"
-    Post(server.one).queues(b"1")
-    server.end()
-    server.adopt()
-    two.relay(link, OUTCOME_TYPE, body, id="o2", lane=["e2", 2, 2])
-    assert two.one(link, Relayed).outcome == "failed:overloaded"
+    found = []
+    for number, later_s in ((1, 31.0), (2, 0.0), (3, 0.0)):
+        two.relay(peer, OUTCOME_TYPE, body, id=f"o{number}", lane=["e2", number, number])
+        found.append(two.one(peer, Relayed).outcome)
+        two.now += later_s
+    assert found == ["failed:overloaded", "delivered", "delivered"]
 
 
 @pytest.mark.parametrize("answer", [None, Adopted()])

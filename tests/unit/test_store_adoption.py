@@ -224,6 +224,23 @@ def test_outcomes_notes_and_dead_letters_go_along(pair: Pair) -> None:
     assert pair.adopt() == Adopted()
 
 
+def test_note_of_another_broker_is_moved_to_the_one_that_gets_the_outcome(pair: Pair) -> None:
+    queue = lane("s2", "t")
+    pair.write(pair.one, RecordRemote(entry(1, queue, id="n.0.0"), "queued"), keep(2, queue, id="w.0.0"))
+    assert pair.two.read(FindEntry("x.0.0", "s2", 90)) is None
+    assert pair.two.read(FindEntry("n.0.0", "s3", 91)) is None
+    found, outcome = pair.two.read(FindEntry("n.0.0", "s2", 92))
+    assert (found.number, found.id, found.sender, outcome) == (92, "n.0.0", "alice", "queued")
+    assert pair.two.read(FindEntry("n.0.0", "s2", 93))[0].number == 92
+    found, outcome = pair.two.read(FindEntry("w.0.0", "s2", 94))  # which the first one still has to send
+    assert (found.id, outcome) == ("w.0.0", None)
+    assert [each.number for each in of(pair.one, queue)] == [2]
+    pair.write(pair.two, End(92, "delivered"))
+    pair.write(pair.one, RecordRemote(entry(5, queue, id="n.0.0"), "queued"))  # submitted at both
+    for store in (pair.one, pair.two):
+        assert store.read(outcomes("n")) == {"bob": "delivered"}
+
+
 def test_expiry_is_moved_to_the_time_of_the_store(pair: Pair) -> None:
     pair.write(pair.one, SaveClock(ClockState(NOW_S - 5_000, 0.0, "", 0.0)), keep(1))
     pair.run_out(pair.one)

@@ -154,8 +154,7 @@ class Broker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self._sockets: list[FabricSocket] = []
         self._reading: list[ReadUntil] = []  # readers of the sockets
-        self._slices: list[Slices] = []  # of the encrypted sockets
-        self._halfway: set[Link] = set()  # links with a batch handled in part: nothing is sent to them until its end
+        self._slices: dict[bytes, Slices] = {}  # of the encrypted sockets, by door
         self._bound: list[UnixSocket] = []
         self._direct: dict[Link, Receiver] = {}
         self._servers: dict[Link, FabricLink] = {}
@@ -191,9 +190,8 @@ class Broker:
 
     async def __aexit__(self, *exc: object) -> None:
         """Send GOODBYE to every peer and close. Call `drain` first to let messages finish."""
-        for slices in self._slices:
+        for slices in self._slices.values():
             slices.drop()
-        self._halfway.clear()  # so that its links get a GOODBYE
         self._carry_out(self.router.dismiss("the broker ends"))
         self._driver.finish()
         self._turn.forget(self._flush)
@@ -210,10 +208,12 @@ class Broker:
         self._close_sockets()
 
     async def drain(self, timeout_s: float) -> bool:
-        """Accept no new messages and wait, at most `timeout_s`, until none is unreported; return whether none is."""
+        """Accept no new messages and wait, at most `timeout_s`, until none is unreported; return whether none is.
+
+        A broker whose store another process has taken ends at once: its bridges submit again elsewhere."""
         self.router.drain()
         deadline = time.monotonic() + timeout_s
-        while not self.router.idle and time.monotonic() < deadline:  # noqa: ASYNC110 (the core has no events to wait for)
+        while not (self.router.idle or self._store.fenced) and time.monotonic() < deadline:  # noqa: ASYNC110 (the core has no events to wait for)
             await asyncio.sleep(TICK_S / 4)
         return self.router.idle
 
@@ -285,31 +285,29 @@ class Broker:
 
         def take(link: Link, messages: Sequence[Message | Malformed]) -> None:
             self._carry_out(self.router.receive_all(link, messages, time.monotonic()))
+            if link in self._outgoing:  # perhaps held back until now
+                self._flush_soon()
 
         def received(frames: Frames) -> None:
             identity, key, *rest = frames
-            slices.take_in(Link("curve", door + identity, key.decode()), read(rest))
+            slices.take_in(Link("curve", door + identity, key.decode()), rest)
 
         def gone(identity: bytes, key: bytes) -> None:
-            link = Link("curve", door + identity, key.decode())
+            slices.on_ended(Link("curve", door + identity, key.decode()))
+
+        def end(link: Link) -> None:
             unsent, now = self._outgoing.pop(link, None), time.monotonic()
             if unsent:
                 self._carry_out(self.router.on_undeliverable(link, unsent[0], now, unsent[1:]))
             else:
                 self._carry_out(self.router.on_link_lost(link, "the connection has ended", now))
 
-        def pause(link: Link) -> None:
-            self._halfway.add(link)
-            socket.pause()
-
-        def resume(link: Link) -> None:
-            self._halfway.discard(link)
-            self._flush_soon()
-            socket.resume()
+        def cut(link: Link, why: str) -> None:
+            socket.cut(link.key.removeprefix(door), link.party, why)
 
         socket = CurveSocket(self._context, self._pair, received, gone, self._on_refused, self._turn)
-        slices = Slices(take, clock=time.monotonic, soon=self._loop.call_soon, pause=pause, resume=resume)
-        self._slices.append(slices)
+        slices = Slices(read, take, end=end, cut=cut, clock=time.monotonic, soon=self._loop.call_soon)
+        self._slices[door] = slices
         return socket
 
     def _on_refused(self, address: str, key: str, why: str) -> None:
@@ -339,9 +337,13 @@ class Broker:
         return self._sockets[int(index)].process_of(identity)
 
     def _read_until(self, link: Link) -> float:
-        """Return the time up to which everything that had arrived on a link was read."""
+        """Return the time up to which everything that had arrived on a link was handled."""
         index, colon, _ = link.key.partition(b":")
-        return self._reading[int(index)].until if colon else math.inf  # a direct link needs no reading
+        if not colon:
+            return math.inf  # a direct link needs no reading
+        until, slices = self._reading[int(index)].until, self._slices.get(index + colon)
+        waits_since = slices.waits_since(link.party) if slices is not None else None
+        return until if waits_since is None else min(until, waits_since)
 
     def _connect(self, route: Route) -> None:
         """Open the link to a server of the fabric; a server that is reached otherwise has none."""
@@ -567,8 +569,10 @@ class Broker:
             self._driver.run()
             self._retry_later()
         outgoing, self._outgoing = self._outgoing, {}
-        if self._halfway:
-            self._outgoing = {link: outgoing.pop(link) for link in self._halfway & outgoing.keys()}
+        for slices in self._slices.values():
+            for link in slices.halfway:
+                if link in outgoing:
+                    self._outgoing[link] = outgoing.pop(link)
         for link, messages in outgoing.items():
             if link.door == "direct":
                 self._direct[link](messages)

@@ -76,6 +76,7 @@ def settings_of(config: Config, hosts: Hosts = NOWHERE, *, spans: bool = False) 
     spans are exported."""
     return Settings(
         name=config.server.name,
+        broker="" if config.store.database is None else config.server.broker,
         open_accounts=config.auth == "open",
         accept=config.accept,
         routes=routes_of(config),

@@ -302,7 +302,12 @@ class StoreDriver:
             self.retry()
 
     def _conclude(self, group: Sequence[Write], result: Committed) -> None:
-        """Hand the result of a group to the core. A group that was busy for too long has failed."""
+        """Hand the result of a group to the core. A group that was busy for too long has failed.
+
+        Nothing follows from a group that another process has fenced off, neither a report nor a delivery: that process
+        goes on with what is stored, and this one ends."""
+        if self._store.fenced:
+            return
         if result.busy:
             result = result._replace(kept=self._store.hold_back(group))
         self._away = self._away and not result.ok

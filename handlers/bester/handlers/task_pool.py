@@ -108,15 +108,20 @@ class TaskPool:
         self._members.add(member)
         member.add_done_callback(self._members.discard)
 
-    def cancel_waiting(self) -> list[Job]:
-        """Cancel the waiting handlers of a lost link; return the requests that were not begun."""
+    def cancel_waiting(self, is_wanted: Callable[[Job], bool] = lambda job: False) -> list[Job]:
+        """Cancel the waiting handlers of a lost link, those of wanted requests excepted; return the requests that were
+        not begun."""
         self._look()  # a handler that began to wait in this very turn counts too
-        for member in self._waiting:
-            member.cancel()
+        for member, entry in self._waiting.items():
+            if not is_wanted(entry[0]):
+                member.cancel()
+        unbegun: list[Job] = []
         with self._hold_lock:
-            unbegun = [*self._held_back, *self._queue]
-            self._held_back.clear()
-            self._queue.clear()
+            for jobs in (self._held_back, self._queue):
+                queued = list(jobs)
+                jobs.clear()
+                for job in queued:
+                    (jobs if is_wanted(job) else unbegun).append(job)
         return unbegun
 
     async def close(self) -> bool:

@@ -128,7 +128,9 @@ def assemble(
     queues = Queues(settings, out, reports, clock, snapshot, now)
     transfers = Transfers(limits.max_lane)
     notes = RemoteNotes(out, snapshot.remote, settings.bounds.server_outcomes)
-    late_outcomes = LateOutcomes(settings, queues, transfers, reports, out, notes, snapshot.disowned, now)
+    late_outcomes = LateOutcomes(
+        settings, queues, transfers, reports, out, notes, snapshot.disowned, now, is_shared=snapshot.is_shared
+    )
     mailboxes = Mailboxes(queues, directory, deliveries, out, late_outcomes.on_ended, trace)
     reporters = Reporters(out, snapshot.peers)
     standing = Standing(out, settings.routes, snapshot.held, now)

@@ -240,6 +240,7 @@ class MemoryStore(Commits):
                 self._serials[letter.id] = self._serial
                 while len(self._letters) > self._dead_letters:
                     self._unbury(next(iter(self._letters)))
+                    self._forgotten["dead_letters"] += 1
             case Unbury(id_):
                 self._unbury(id_)
             case RecordType(type_):
@@ -278,6 +279,8 @@ class MemoryStore(Commits):
             self._end(number, "", True)
         oldest = self._ended[: max(0, len(self._ended) - most)]
         del self._ended[: len(oldest)]
+        if oldest:
+            self._forgotten["outcomes"] += len(oldest)
         for number in oldest:
             self._end(number, "", True)
         size = 0
@@ -285,6 +288,7 @@ class MemoryStore(Commits):
             size += len(letter.body)
             if size > LETTER_BYTES:
                 self._unbury(id_)
+                self._forgotten["dead_letters"] += 1
 
     def _unbury(self, id_: str) -> None:
         self._letters.pop(id_, None)
@@ -346,17 +350,8 @@ class MemoryStore(Commits):
                     if row.entry.id == id_ and row.entry.queue.startswith(begin):
                         return row.bare(), row.outcome
                 return None
-            case FindOutcomes(message, sender):
-                begin = message + "."
-                mine = [
-                    row
-                    for row in self._results_of(begin + "0")
-                    if row.entry.sender == sender
-                    and row.entry.number > self._disowned.get(sender, (0, 0.0))[0]
-                    and row.entry.id.startswith(begin)
-                    and _RESULT.match(row.entry.id, len(message))
-                ]
-                return summed_up((row.entry.target, row.outcome) for row in mine)
+            case FindOutcomes():
+                return summed_up((target, outcome) for _, target, outcome in self.outcomes_of(read))
             case FindOldest():
                 return {
                     key: self._rows[numbers[0]].whole().meta
@@ -384,6 +379,19 @@ class MemoryStore(Commits):
         ]
         sizes = accumulate(len(letter.body) for letter in found[: read.limit])
         return found[: max(1, sum(size <= READ_BYTES for size in sizes))]
+
+    def outcomes_of(self, read: FindOutcomes) -> list[tuple[str, str, str | None]]:
+        """Return key, target and outcome of each result of a user's message."""
+        message, sender = read
+        begin = message + "."
+        return [
+            (row.entry.queue + row.entry.id, row.entry.target, row.outcome)
+            for row in self._results_of(begin + "0")
+            if row.entry.sender == sender
+            and row.entry.number > self._disowned.get(sender, (0, 0.0))[0]
+            and row.entry.id.startswith(begin)
+            and _RESULT.match(row.entry.id, len(message))
+        ]
 
     def _results_of(self, id_: str) -> list[_Row]:
         return [self._rows[number] for number in sorted(self._results.get(_message_of(id_), ()))]

@@ -12,11 +12,13 @@ from typing import Any
 
 from bester.broker.store.lease import LEASE_S, RENEW_S
 from bester.broker.store.memory import MemoryStore
+from bester.broker.store.rows import of_all_brokers
 from bester.broker.store_requests import (
     Adopt,
     Adopted,
     Entry,
     FindAbandoned,
+    FindEntry,
     FindOutcomes,
     Read,
     SaveClock,
@@ -106,14 +108,30 @@ class SharedMemoryStore(MemoryStore):
                 return "" if other is None else other.broker
             case Adopt():
                 return self.adopt(read)
+            case FindEntry():
+                return super()._answer(read) or self._find_elsewhere(read)
             case FindOutcomes():
-                return next(filter(None, (each.outcomes_of(read) for each in [self, *self._all()])), {})
+                return of_all_brokers(found for each in self._all() for found in each.outcomes_of(read))
         return super()._answer(read)
 
-    def outcomes_of(self, read: FindOutcomes) -> dict[str, str | None]:
-        """Return the outcomes of a user's message that this namespace has."""
-        found: dict[str, str | None] = super()._answer(read)
+    def entry_of(self, read: FindEntry) -> tuple[Entry, str | None] | None:
+        """Return the entry that this namespace has."""
+        found: tuple[Entry, str | None] | None = super()._answer(read)
         return found
+
+    def _find_elsewhere(self, read: FindEntry) -> tuple[Entry, str | None] | None:
+        for other in self._all():
+            found = other.entry_of(read) if other is not self else None
+            if found is None:
+                continue
+            entry, outcome = found
+            if outcome is not None:
+                other._end(entry.number, "", True)
+                sender = None if self._is_disowned(other, entry.number, entry) else entry.sender
+                entry = entry._replace(number=read.number, sender=sender)
+                self._insert(entry, outcome, {})
+            return entry, outcome
+        return None
 
     def _all(self) -> list[SharedMemoryStore]:
         return list(self.database.namespaces.values())

@@ -34,6 +34,7 @@ from bester.broker.store_requests import (
     End,
     Enqueue,
     FindAbandoned,
+    FindEntry,
     Held,
     Read,
     RecordRemote,
@@ -340,11 +341,14 @@ class PostgresStore(Commits):
         if now >= self._measure_at:
             self._measure_at = now + MEASURE_S
             group.statements.append(Statement(_SIZE, (self.database.schema,), self._take_size))
+        started = time.perf_counter()
         cursors = self._transact(connection, self._lease, group.statements)
+        self._sync_s = time.perf_counter() - started  # one round trip, in which the COMMIT cannot be timed alone
         for statement, cursor in zip(group.statements, cursors, strict=True):
             if statement.take is not None:
                 statement.take(cursor)
         self._to_forget = group.to_forget
+        self._forgotten += group.forgotten
         return group.repeated
 
     def _take_size(self, cursor: psycopg.Cursor[tuple[Any, ...]]) -> None:
@@ -444,6 +448,8 @@ class PostgresStore(Commits):
                     connection.execute("SELECT held(%b, %b)", (self._lease.ns, self._lease.epoch))
                     if isinstance(read, FindAbandoned):
                         return postgres_adoption.find(connection, self._lease.ns)
+                    if isinstance(read, FindEntry) and read.number:
+                        return postgres_adoption.find_entry(connection, self._lease.ns, self._lease.epoch, read)
                     return postgres_reading.answer(connection, self._lease.ns, read)
             except psycopg.Error as error:
                 if connection.closed or connection.broken:

@@ -15,7 +15,7 @@ from bester.broker.store.lease import LEASE_S
 from bester.broker.store.postgres_reading import rows
 from bester.broker.store.postgres_writing import Group
 from bester.broker.store.rows import read_text, unpack
-from bester.broker.store_requests import Adopt, Adopted, SaveLane, SaveName, united
+from bester.broker.store_requests import Adopt, Adopted, Entry, FindEntry, SaveLane, SaveName, united
 
 if TYPE_CHECKING:
     from bester.broker.postgres import Connection
@@ -47,17 +47,26 @@ INSERT INTO body (ns, serial, body) SELECT %b, t.new, b.body
 FROM unnest(%b::bigint[], %b::bigint[]) AS t (old, new) JOIN body b ON b.ns = %b AND b.serial = t.old
 """
 # A sender whose account was removed stays disowned, also where the other broker was away at the removal.
-_MOVE = """
+_SENDER = """
+CASE
+    WHEN e.number <= (SELECT d.upto FROM disowned d WHERE d.ns = e.ns AND d.name = e.sender) THEN NULL
+    WHEN EXISTS (SELECT 1 FROM disowned d WHERE d.ns = %b AND d.name = e.sender)
+        AND NOT EXISTS (SELECT 1 FROM disowned d WHERE d.ns = e.ns AND d.name = e.sender) THEN NULL
+    ELSE e.sender END
+"""
+_MOVE_ENDED = f"""
+UPDATE entry e SET ns = %b, number = %b, sender = {_SENDER}, expires_s = e.expires_s + coalesce(
+    (SELECT stored_s - extract(epoch FROM saved_at)::float8 FROM clock WHERE ns = %b) -
+    (SELECT stored_s - extract(epoch FROM saved_at)::float8 FROM clock WHERE ns = %b), 0.0)
+WHERE e.ns = %b AND e.number = %b AND e.outcome IS NOT NULL
+"""  # noqa: S608 (own words)
+_MOVE = f"""
 UPDATE entry e SET ns = %b, number = t.new, shared = t.shared, expires_s = e.expires_s + %b::float8,
     repeated = e.repeated OR (e.outcome IS NULL AND e.number <= coalesce(
         (SELECT h.upto FROM handed h WHERE h.ns = e.ns AND h.box = e.box), 0)),
-    sender = CASE
-        WHEN e.number <= (SELECT d.upto FROM disowned d WHERE d.ns = e.ns AND d.name = e.sender) THEN NULL
-        WHEN EXISTS (SELECT 1 FROM disowned d WHERE d.ns = %b AND d.name = e.sender)
-            AND NOT EXISTS (SELECT 1 FROM disowned d WHERE d.ns = e.ns AND d.name = e.sender) THEN NULL
-        ELSE e.sender END
+    sender = {_SENDER}
 FROM unnest(%b::bigint[], %b::bigint[], %b::bigint[]) AS t (old, new, shared) WHERE e.ns = %b AND e.number = t.old
-"""
+"""  # noqa: S608 (own words)
 _UNUSED_BODIES = """
 DELETE FROM body b WHERE b.ns = %b AND NOT EXISTS
 (SELECT 1 FROM entry e WHERE e.ns = b.ns AND e.shared = b.serial AND e.outcome IS NULL)
@@ -83,6 +92,29 @@ def find(connection: Connection, ns: int) -> str:
     """Return the name of a broker whose namespace is abandoned and holds anything, empty where there is none."""
     found = rows(connection, _ABANDONED, ns)
     return read_text(found[0][1]) if found else ""
+
+
+def find_entry(connection: Connection, ns: int, lease: int, read: FindEntry) -> tuple[Entry, str | None] | None:
+    """Return the entry that a later outcome is about, wherever it is; an ended one of another broker is moved here.
+
+    Raises psycopg.Error."""
+    found: tuple[Entry, str | None] | None = postgres_reading.answer(connection, ns, read)
+    if found is None and rows(connection, postgres_reading.ELSEWHERE, ns, *postgres_reading.in_lane(read)):
+        with connection.transaction():
+            rows(connection, "SELECT held(%b, %b) FROM broker WHERE ns = %b FOR SHARE", ns, lease, ns)
+            query = f"{postgres_reading.ELSEWHERE} LIMIT 1 FOR UPDATE"
+            for other, number, outcome in rows(connection, query, ns, *postgres_reading.in_lane(read)):
+                if outcome is None:
+                    return _waiting_at(connection, other, read)
+                values = ns, read.number, ns, ns, other, other, number
+                connection.execute(_MOVE_ENDED.encode(), values, binary=True)
+            found = postgres_reading.answer(connection, ns, read)
+    return found
+
+
+def _waiting_at(connection: Connection, other: int, read: FindEntry) -> tuple[Entry, str | None] | None:
+    found: tuple[Entry, str | None] | None = postgres_reading.answer(connection, other, read)
+    return found
 
 
 class Move:
