@@ -16,8 +16,9 @@ import pytest
 import uvloop
 
 from tests.postgres_server import cluster, postgres
+from tests.stores import USUAL, parametrize, store_kind
 
-__all__ = ["cluster", "postgres"]  # fixtures of every test
+__all__ = ["cluster", "postgres", "store_kind"]  # fixtures of every test
 
 PROC = Path("/proc/self")
 """The process's entries in /proc; on a system without /proc nothing is checked."""
@@ -102,12 +103,33 @@ async def _no_task_left() -> AsyncIterator[None]:
         pytest.fail(f"tasks left behind: {left}")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that chooses the stores of the tests marked `stores`."""
+    text = "stores of the tests marked `stores`: all, or sqlite, memory and postgresql with commas"
+    parser.addoption("--stores", default=USUAL, metavar="KIND,KIND", help=text)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on each of its stores."""
+    parametrize(metafunc)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the project once: a test's server or command starts in half the time where Python need not compile the
     project anew, as it does at each start under PYTHONDONTWRITEBYTECODE."""
     if not hasattr(config, "workerinput"):  # the workers start after this
         for name in SOURCES:
             compileall.compile_dir(str(ROOT / name), quiet=2)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Return the workers of `-n auto`: half more than the cores, as tests of real processes wait as long as they
+    compute. A number in the environment goes before."""
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + (cores + 1) // 2
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -89,7 +89,7 @@ SHORT = Plan((1, 10), (1,), lead_s=0.3, measured_s=1.0)
 
 
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One measured load: `load` times the peak of `kind` by `users`, with what came of it."""
+    """Measured load: `load` times the peak of `kind` by `users`, with what came of it."""
 
     layout: str
     kind: str

@@ -1,4 +1,4 @@
-"""One message's path through `bester up` in one process: the real bridge and the real broker, without sockets.
+"""Path of one message through `bester up` in one process: the real bridge and the real broker, without sockets.
 
 Frames of clients go in, REQUESTs come out; a handler's REPLYs go in, frames for the clients come out. A meter is told
 where each stage begins and ends: a stage inside another one is counted as itself alone.

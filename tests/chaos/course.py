@@ -20,8 +20,9 @@ from random import Random
 
 from tests.chaos import calm
 from tests.chaos.breakages import named
+from tests.chaos.cluster import ServerCluster
 from tests.chaos.faults import Target, Weather
-from tests.chaos.happened import Happened
+from tests.chaos.happened import DATABASE, Happened
 from tests.chaos.journal import Closed, Journal, Journals, now_s
 from tests.chaos.ledger import Ledger, Verdict
 from tests.chaos.letters import dead_letters
@@ -112,7 +113,7 @@ class Clients:
         users = list(SERVERS[self._server.name][LISTENING:])
         if manner == "steady":  # reports and outcomes that the senders had left before they came
             users.insert(0, SENDERS[self._server.name])
-        arguments = (self._server.address, str(journal), f"{self._seed}/{life}", manner, *users)
+        arguments = (self._server.receiving, str(journal), f"{self._seed}/{life}", manner, *users)
         self.receiving.start(*python("tests.chaos.receiver", *arguments))
 
 
@@ -121,7 +122,7 @@ class Course:
 
     def __init__(
         self, seed: int, duration_s: float, directory: Path, parts: Parts, say: Callable[[str], None], breakage: str,
-        flood: bool = False,
+        flood: bool = False, layout: str = "usual",
     ) -> None:  # fmt: skip
         self._seed = seed
         self._duration_s = duration_s
@@ -140,7 +141,15 @@ class Course:
             for name in SERVERS
         }
         more = {"BESTER_TEST_IMPORTS": named(breakage)} if breakage else {}
-        self._servers = make_servers(parts, directory, machines, self._natives.all, more)
+        self.cluster: ServerCluster | None = None
+
+        def make_cluster(natives: str) -> Server:
+            self.cluster = ServerCluster(parts, directory, machines["s2"], more, natives, directory / "s1" / "data")
+            return self.cluster.server
+
+        self._servers = make_servers(
+            parts, directory, machines, self._natives.all, more, make_cluster if layout == "cluster" else None
+        )
         self._clients = [
             Clients(parts, directory, server, seed, first) for first, server in enumerate(self._servers, start=1)
         ]
@@ -151,12 +160,13 @@ class Course:
 
     def _targets(self) -> list[Target]:
         s1, s2 = self._servers
-        (up,), (broker, bridge, quick, slow) = s1.programs, s2.programs
-        all_of_s2 = (broker, bridge, quick, slow)
+        (up,), (*others, quick, slow) = s1.programs, s2.programs
+        all_of_s2 = (*others, quick, slow)
+        brokers, bridges = others[: len(others) // 2], others[len(others) // 2 :]
         targets = [
             _whole("s1", 4, [s1], up),
-            _part("broker of s2", 4, ["s2"], broker),
-            _part("bridge of s2", 4, [], bridge),
+            *(_part(f"{broker.part.name} of s2", 4, ["s2"], broker) for broker in brokers),
+            *(_part(f"{bridge.part.name} of s2", 4, [], bridge) for bridge in bridges),
             _whole("all of s2", 1, [s2], *all_of_s2),
             _part("quick handlers of s2", 1, ["s2"], quick),
             _part("slow handlers of s2", 1, ["s2"], slow),
@@ -169,6 +179,9 @@ class Course:
         for clients in self._clients:
             targets.append(Target(clients.sending.name, [clients.sending], clients.start_sending, 2))
             targets.append(Target(clients.receiving.name, [clients.receiving], clients.start_receiving, 2))
+        if self.cluster is not None:
+            database = self.cluster.database_part
+            targets.append(Target("database of s2", [database], database.back, 3, [DATABASE]))
         for native in self._natives.all:
             back = partial(self._natives.come_back, native)
             targets.append(Target(native.name, [native.part], back, 3, [native.name]))
@@ -207,10 +220,13 @@ class Course:
             async with asyncio.TaskGroup() as group:
                 for listener in listeners:
                     group.create_task(listener.run())
-                watching = group.create_task(watch(self._silences, programs))
+                watching = [group.create_task(watch(self._silences, programs))]
+                if self.cluster is not None:
+                    watching.append(group.create_task(self.cluster.keep_up(self._weather.is_hit)))
                 await self._rage(around)
                 drained_s = await self._drain(listeners)
-                watching.cancel()
+                for task in watching:
+                    task.cancel()
                 for listener in listeners:
                     listener.enough.set()
         except* StuckError as stuck:
@@ -221,7 +237,7 @@ class Course:
 
     def _listener(self, server: Server, user: str, stack: AsyncExitStack) -> Receiver:
         journal = stack.enter_context(Journal(self._directory / f"listener-{user}.journal"))
-        return Receiver(user, server.address, journal, Random(f"{self._seed}/{user}"), acks=False)
+        return Receiver(user, server.receiving, journal, Random(f"{self._seed}/{user}"), acks=False)
 
     async def _rage(self, around: Surroundings) -> None:
         for clients in self._clients:
@@ -333,19 +349,26 @@ async def _until(true: Callable[[], bool], deadline_s: float, complaint: Callabl
 
 def play(
     seed: int, duration_s: float, say: Callable[[str], None], keep: Path | None = None, breakage: str = "", *,
-    flood: bool = False,
+    flood: bool = False, layout: str = "usual",
 ) -> Result:  # fmt: skip
     """Make a run with so many seconds of faults. `keep`: a directory for its files, which stays. `breakage`: a part of
     the servers to break (see `breakages`), to test that the run finds the fault. `flood`: a user of each server floods
-    it meanwhile."""
+    it meanwhile. `layout` is one of LAYOUTS."""
     with ExitStack() as stack:
         if keep is None:
             keep = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b-", dir="/tmp")))
         with Parts() as parts:
-            result = asyncio.run(Course(seed, duration_s, keep, parts, say, breakage, flood).run())
-        letters = [letter for name in SERVERS for letter in dead_letters(keep / name, name)]
+            course = Course(seed, duration_s, keep, parts, say, breakage, flood, layout)
+            cluster = course.cluster
+            if cluster is not None:
+                stack.callback(cluster.close)
+            result = asyncio.run(course.run())
+        names = [name for name in SERVERS if cluster is None or name != cluster.server.name]
+        letters = [letter for name in names for letter in dead_letters(keep / name, name)]
+        letters += cluster.dead_letters() if cluster is not None else []
         verdict = result.ledger.verdict(letters)
-        verdict.wrong.extend(wrong for name in SERVERS for wrong in waiting(keep / name, name))
+        verdict.wrong.extend(wrong for name in names for wrong in waiting(keep / name, name))
+        verdict.wrong.extend(cluster.waiting() if cluster is not None else [])
         verdict.wrong.extend(crashes(keep))
         verdict.wrong.extend(result.silences.wrong)
         verdict.wrong.extend(result.differing)

@@ -39,7 +39,7 @@ WAVES = {
 
 
 class Flooder:
-    """One user with many connections."""
+    """User with many connections."""
 
     def __init__(self, address: str, user: str, random: Random) -> None:
         self.address = address

@@ -20,7 +20,7 @@ needs_chromium = pytest.mark.skipif(PROGRAM is None, reason="chromium is missing
 
 
 class Page:
-    """One page. `console` are the texts of errors and warnings."""
+    """Page of a browser. `console` are the texts of errors and warnings."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.console: list[str] = []

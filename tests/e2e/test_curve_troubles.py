@@ -1,4 +1,4 @@
-"""What the connecting side of an encrypted link says where there is no link, one sentence for each trouble."""
+"""Reports of the connecting side of an encrypted link where there is no link, one sentence for each trouble."""
 
 from __future__ import annotations
 

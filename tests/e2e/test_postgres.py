@@ -28,10 +28,10 @@ UNAVAILABLE = "failed:storage-unavailable"
 PASSWORD = "not-to-be-seen"
 
 
-def toml(database: Database) -> str:
+def toml(database: Database, broker: str = "b1") -> str:
     """Return the configuration of a server on a database, with a password in the address."""
     return (
-        '[server]\nname = "s1"\ndata_dir = "data"\nbroker = "b1"\n[native]\ntcp4 = "127.0.0.1:0"\n'
+        f'[server]\nname = "s1"\ndata_dir = "data"\nbroker = "{broker}"\n[native]\ntcp4 = "127.0.0.1:0"\n'
         f'[store]\nurl = "{database.url.replace("bester@", f"bester:{PASSWORD}@")}"\nschema = "{database.schema}"\n'
         '[handlers.post]\napp = "post:app"\ntypes = ["post"]\n'
     )
@@ -48,12 +48,12 @@ class Servers:
             for user in ("ann", "bob"):
                 accounts.add(user, "secret")
 
-    async def start(self, name: str = "first") -> LiveServer:
-        """Start a server in a directory of its own, or start it again there."""
+    async def start(self, name: str = "first", broker: str = "b1") -> LiveServer:
+        """Start a broker in a directory of its own, or start it again there."""
         directory = self.directory / name
         directory.mkdir(exist_ok=True)
         (directory / "post.py").write_text(APP)
-        server = await LiveServer.start(directory, toml(self.database))
+        server = await LiveServer.start(directory, toml(self.database, broker))
         self.processes += server.processes
         await server.has_type("post")
         return server
@@ -64,10 +64,10 @@ class Servers:
 
 
 @asynccontextmanager
-async def servers_on(cluster: Cluster) -> AsyncIterator[Servers]:
-    """Run servers; at the end, all are killed, and none has shown a password or a traceback."""
+async def servers_on(cluster: Cluster | Database) -> AsyncIterator[Servers]:
+    """Run servers on a database; at the end, all are killed, and none has shown a password or a traceback."""
     async with short_directory() as directory:
-        servers = Servers(directory, cluster.database())
+        servers = Servers(directory, cluster if isinstance(cluster, Database) else cluster.database())
         try:
             yield servers
         finally:
@@ -197,6 +197,37 @@ async def test_broker_whose_lease_was_taken_writes_nothing_and_ends(cluster: Clu
         assert "another process has taken the lease" in stopped.lines[-1]
         assert await received(second, "bob", len(kept)) == kept
         await ann.close()
+
+
+async def test_other_broker_adopts_what_a_killed_one_has_left(cluster: Cluster) -> None:
+    async with servers_on(cluster) as servers:
+        first = await servers.start()
+        killed = servers.processes[-1]
+        second = await servers.start("second", "b2")
+        ann = await RawClient.login(first, "ann")
+        for number in range(20):
+            assert await posted(ann, "bob", number) == "queued"
+        bob = await RawClient.login(second, "bob")
+        killed.send_signal(signal.SIGSTOP)
+        with connect(servers.database, "a test") as other:  # as if it had been stopped for long
+            other.execute("UPDATE broker SET until = 'epoch' WHERE name = 'b1'")
+        came = [await bob.receive() for _ in range(20)]
+        assert [frame["payload"]["data"] for frame in came] == list(range(20))
+        assert not any("redelivered" in frame["header"] for frame in came)
+        killed.send_signal(signal.SIGCONT)
+        assert await asyncio.wait_for(killed.process.wait(), DEADLINE_S * 2) == 1
+        assert "another process has taken the lease" in killed.lines[-1]
+        await ann.close()
+
+        first = await servers.start()  # which is welcome, and finds nothing
+        ann = await RawClient.login(first, "ann")
+        assert await posted(ann, "bob", 20) == "queued"
+        await servers.processes[-1].end(signal.SIGKILL)
+        frame = await bob.receive()  # once the lease has run out by itself
+        assert (frame["payload"]["data"], "redelivered" in frame["header"]) == (20, False)
+        await bob.close()
+        await ann.close()
+        assert any("adopted" in line and "b1" in line for line in servers.lines().splitlines())
 
 
 @pytest.mark.parametrize("command", [("up",), ("user", "list")])

@@ -25,7 +25,7 @@ HOST = "127.0.0.1"
 
 
 class End(asyncio.Protocol):
-    """One end of a stream, which notes everything."""
+    """End of a stream, which notes everything."""
 
     def __init__(self, echo: bool = False) -> None:
         self.echo = echo

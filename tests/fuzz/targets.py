@@ -1,4 +1,4 @@
-"""What reads bytes of strangers, each as one function of bytes: hypothesis and atheris draw the bytes.
+"""Readers of strangers' bytes, each as one function of bytes: hypothesis and atheris draw the bytes.
 
 A target raises whatever is wrong, and returns nothing. Several frames are written as one piece of bytes by `joined`.
 """

@@ -1,7 +1,9 @@
 """`python -m tests.hostile --seconds 60`: a hostile user, handler and server, each at its worst beside honest traffic.
 
 Prints how the honest fared alone and beside each, and ends with 1 where a letter was lost or misdelivered, or the
-server's memory grew above its bound. Times are shown beside the goal (p99 at most doubled), and judge nothing.
+server's memory grew above its bound. Times are shown beside the goal (p99 at most doubled), and judge nothing. The
+hostile programs run at the lowest priority (`nice -n 19`), for real ones have processors of their own; how long the
+server stood without a processor says how much of the times is the machine's and not the server's.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ def told(rows: Sequence[Beside]) -> list[str]:
                 before = alone.phase.p99_ms(way.name)
                 text += f", alone {before:.1f} ms: {row.phase.p99_ms(way.name) / before:.1f} × (goal: at most 2 ×)"
             lines.append(text)
+        ran, stood = row.processor
+        lines.append(f"    the server ran for {ran:.0%} of the time, and stood without a processor for {stood:.0%}")
         if row.party is None:
             alone = row
             continue

@@ -177,7 +177,7 @@ class HostileHandler(Program):
                 async with asyncio.timeout(LIVES_S):
                     while True:
                         await socket.send_multipart(frames)
-                        await asyncio.sleep(0)  # a send into a queue with room gives nobody else a turn
+                        await self.rest()
                         self.counts["batches"] += 1
             except TimeoutError:
                 pass
@@ -193,7 +193,7 @@ class HostileHandler(Program):
         async with self._welcomed() as socket, asyncio.timeout(LIVES_S * 2):
             while True:
                 await socket.send_multipart(FLOODS["asks"])
-                await asyncio.sleep(0)
+                await self.rest()
 
     async def _says_hello(self) -> None:
         """Be somebody else at every moment."""
@@ -201,7 +201,7 @@ class HostileHandler(Program):
             for number in range(2000):
                 types = ["evil"] if number % 2 else ["evil"] * 1000
                 await socket.send(pack([[HELLO, 1, "handler", f"m{number}", {"types": types, "credit": 1 + number}]]))
-                await asyncio.sleep(0)
+                await self.rest()
 
     async def _comes_in_a_flock(self) -> None:
         """Come on many links at once, and leave without a word."""

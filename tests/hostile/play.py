@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from tests.hostile.bounds import bound_bytes, names_of
 from tests.hostile.honest import Honest, Letter, Phase
-from tests.hostile.stand import Attack, stand
+from tests.hostile.stand import Attack, Processor, Stand, stand
 
 PARTIES = ("user", "handler", "server")
 ALL = "all"
 """All parties at once."""
 WARM_S = 1.0
+LOWEST = 19
+"""Priority (`nice`) of hostile programs: real ones have processors of their own, so here the server and the honest go
+first."""
+BRIEF_REST_S = 0.1
+"""Between two batches of one manner in a brief run: what the server has taken in is worked off in a moment."""
 
 
 class Beside(NamedTuple):
     """Honest traffic beside one party (None: alone). `grown_bytes` is the peak of the server's memory above that
-    before the attack; `seen` counts letters of others that the party could read."""
+    before the attack; `seen` counts letters of others that the party could read. `processor` has the shares of the time
+    for which the server ran, and for which it stood."""
 
     party: str | None
     phase: Phase
@@ -31,6 +37,7 @@ class Beside(NamedTuple):
     seen: int
     grown_bytes: int
     did: Counter[str]
+    processor: Processor
 
     @property
     def bound_bytes(self) -> int:
@@ -63,56 +70,74 @@ async def play(
     *,
     manner: str | None = None,
     alone_s: float | None = None,
+    brief: bool = False,
 ) -> list[Beside]:
     """Return how the honest fared alone, and beside each party; each party meets a server of its own.
 
     With `manner` a party does that one thing alone. `alone_s` is the time without an attack, a quarter of `seconds`
-    where it is left out.
+    where it is left out. With `brief` the parties are at everybody's priority, and rest between two batches, so that
+    times mean nothing, and the servers end without waiting for what is under way.
     """
     rows: list[Beside] = []
     if alone_s is None:
         alone_s = max(seconds / 4, 1.0)
     for number, party in enumerate(parties):
-        rows += await _beside(party, seconds, alone_s, seed + number, tell, manner)
+        rows += await _beside(party, seconds, alone_s, seed + number, tell, manner, brief=brief)
     return rows
 
 
 async def _beside(
-    party: str, seconds: float, alone_s: float, seed: int, tell: Callable[[str], None], manner: str | None
+    party: str,
+    seconds: float,
+    alone_s: float,
+    seed: int,
+    tell: Callable[[str], None],
+    manner: str | None,
+    *,
+    brief: bool,
 ) -> list[Beside]:
-    async with stand() as here:
+    async with stand(brief=brief) as here:
         honest = Honest(here)
-        await honest.start()
+        names = PARTIES if party == ALL else (party,)
+        spec = {**here.spec(), "manner": manner, "rest_s": BRIEF_REST_S if brief else 0}
+        attacks = [Attack(each, spec, seed, nice=0 if brief else LOWEST) for each in names]
         try:
+            await honest.start()
             await honest.run(Phase("warm"), min(WARM_S, alone_s))
             alone = Phase("alone")
             tell(f"honest traffic alone, for {alone_s:g} s")
-            await honest.run(alone, alone_s)
+            shares = await _shares(here, honest.run(alone, alone_s))
             await honest.settle()
             here.note_quiet()
-            before = _row(None, alone, honest, 0, 0, Counter())
+            before = _row(None, alone, honest, 0, 0, Counter(), shares)
             tell(f"beside a hostile {party}, for {seconds:g} s")
-            attacks = [
-                Attack(each, {**here.spec(), "manner": manner}, seed)
-                for each in (PARTIES if party == ALL else (party,))
-            ]
+            await asyncio.gather(*(asyncio.to_thread(attack.begin) for attack in attacks))
+            beside = Phase(party)
+            shares = await _shares(here, honest.run(beside, seconds))
             did: Counter[str] = Counter()
-            try:
-                await asyncio.gather(*(asyncio.to_thread(attack.wait_until_at_work) for attack in attacks))
-                beside = Phase(party)
-                await honest.run(beside, seconds)
-                for counts in await asyncio.gather(*(asyncio.to_thread(attack.stop) for attack in attacks)):
-                    did.update(counts)
-            finally:
-                for attack in attacks:
-                    attack.kill()
+            for counts in await asyncio.gather(*(asyncio.to_thread(attack.stop) for attack in attacks)):
+                did.update(counts)
             await honest.settle()
-            return [before, _row(party, beside, honest, did.pop("seen"), here.grown_bytes, did)]
+            return [before, _row(party, beside, honest, did.pop("seen"), here.grown_bytes, did, shares)]
         finally:
+            for attack in attacks:
+                attack.kill()
             await honest.stop()
 
 
-def _row(party: str | None, phase: Phase, honest: Honest, seen: int, grown: int, did: Counter[str]) -> Beside:
+async def _shares(here: Stand, work: Awaitable[None]) -> Processor:
+    """Wait for some work; return for which shares of that time the server ran, and stood without a processor."""
+    loop = asyncio.get_running_loop()
+    before, began = here.processor_s(), loop.time()
+    await work
+    took = here.processor_s().since(before)
+    span_s = loop.time() - began
+    return Processor(took.ran / span_s, took.stood / span_s)
+
+
+def _row(
+    party: str | None, phase: Phase, honest: Honest, seen: int, grown: int, did: Counter[str], processor: Processor
+) -> Beside:
     outcomes: dict[str, int] = {}
     for letter in phase.sent:
         outcome = honest.outcomes.get(letter, "no report")
@@ -121,4 +146,4 @@ def _row(party: str | None, phase: Phase, honest: Honest, seen: int, grown: int,
     strays, twice = honest.strays[:], honest.twice[:]
     honest.strays.clear()
     honest.twice.clear()
-    return Beside(party, phase, outcomes, lost, honest.unreported, strays, twice, seen, grown, did)
+    return Beside(party, phase, outcomes, lost, honest.unreported, strays, twice, seen, grown, did, processor)

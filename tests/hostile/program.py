@@ -1,11 +1,17 @@
-"""The common part of the hostile programs: manners that run until the parent says stop, and their counts."""
+"""The common part of the hostile programs: manners from the parent's "go" to its "stop", and their counts.
+
+A program that is loaded waits for its "go". At "stop" it tells its counts and ends at once: a thread hears the parent,
+as the loop is busy.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -18,7 +24,12 @@ PAUSE_S = 0.1
 
 
 class Program:
-    """A hostile program: `spec` holds addresses, keys and passwords, `counts` the deeds and the letters seen."""
+    """A hostile program: `spec` holds addresses, keys and passwords, `counts` the deeds and the letters seen.
+
+    `deed` names the count that shows the program at work.
+    """
+
+    deed = "batches"
 
     def __init__(self, spec: dict[str, Any], seed: int) -> None:
         self.spec = spec
@@ -31,6 +42,11 @@ class Program:
         if self.mark in data:
             self.counts["seen"] += data.count(self.mark)
 
+    async def rest(self) -> None:
+        """Give the other manners a turn: a write into a queue with room gives nobody else one. Longer where the run is
+        brief, for the server has to work off what it has taken in."""
+        await asyncio.sleep(self.spec["rest_s"])
+
     async def again(self, name: str, manner: Callable[[], Awaitable[None]]) -> None:
         """Go on with a manner for ever, with new connections where the server has ended them."""
         while True:
@@ -41,41 +57,38 @@ class Program:
 
 
 async def _at_work(program: Program) -> None:
-    """Tell the parent when the program has done anything to the server."""
-    while not program.counts.total():
+    """Tell the parent when the program floods the server, or does the one thing that it was told to."""
+    counts = program.counts
+    while not (counts.total() if program.spec.get("manner") else counts[program.deed]):
         await asyncio.sleep(PAUSE_S)
     print(AT_WORK, flush=True)
 
 
-async def _stopped() -> None:
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+def _end_at_stop(program: Program) -> None:
+    """Wait for the parent's "stop", or its end; then tell the counts, and end the process."""
+    sys.stdin.readline()
+    print(json.dumps(program.counts.copy()), flush=True)
+    os._exit(0)
 
 
 async def _run(program: Program, manners: Sequence[tuple[str, Callable[[], Awaitable[None]]]]) -> None:
+    """Run the manners until the process ends. Raises the exception of a manner that has failed."""
     wanted = program.spec.get("manner")
     chosen = [(name, manner) for name, manner in manners if wanted in (None, name)]
     if not chosen:
         raise SystemExit(f"there is no manner {wanted!r}: {', '.join(sorted({name for name, _ in manners}))}")
-    tasks = [asyncio.create_task(program.again(name, manner)) for name, manner in chosen]
-    stopped = asyncio.create_task(_stopped())
-    tasks.append(asyncio.create_task(_at_work(program)))
-    try:
-        await asyncio.wait([stopped, *tasks[:-1]], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
+    async with asyncio.TaskGroup() as group:
+        for name, manner in chosen:
+            group.create_task(program.again(name, manner))
+        group.create_task(_at_work(program))
 
 
 def main(make: Callable[[dict[str, Any], int], Any]) -> None:
     """Run a program: the command line is its spec (JSON) and its seed; its counts are printed at the end."""
-    logging.getLogger("asyncio").setLevel(
-        logging.ERROR
-    )  # a write to a connection that the server has ended is a warning
+    # a write to a connection that the server has ended is a warning
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     program = make(json.loads(sys.argv[1]), int(sys.argv[2]))
-    with suppress(asyncio.CancelledError):
-        asyncio.run(_run(program, program.manners()))
-    print(json.dumps(program.counts), flush=True)
+    if not sys.stdin.readline():
+        return  # the parent has ended
+    threading.Thread(target=_end_at_stop, args=(program,), daemon=True).start()
+    asyncio.run(_run(program, program.manners()))

@@ -10,6 +10,7 @@ import asyncio
 import json
 import select
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -42,6 +43,26 @@ class Keys(NamedTuple):
     mallory: Pair
 
 
+class Processor(NamedTuple):
+    """Seconds, or shares of a time, for which a process ran, and for which it could have run and had no processor."""
+
+    ran: float
+    stood: float
+
+    def since(self, before: Processor) -> Processor:
+        """Return the time since an earlier look."""
+        return Processor(self.ran - before.ran, self.stood - before.stood)
+
+
+def processor_s(pid: int) -> Processor:
+    """Return the times of a process's main thread; zeros where the system does not tell."""
+    try:
+        ran_ns, stood_ns, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+    except (OSError, ValueError):
+        return Processor(0.0, 0.0)
+    return Processor(int(ran_ns) / 1e9, int(stood_ns) / 1e9)
+
+
 class Stand:
     """Running servers; `at` has the native address of each."""
 
@@ -63,6 +84,10 @@ class Stand:
         """Note the memory of the server before any attack."""
         self.quiet_bytes = memory_bytes(self.victim.process.pid)
 
+    def processor_s(self) -> Processor:
+        """Return the processor's time of the server under attack, so far."""
+        return processor_s(self.victim.process.pid)
+
     @property
     def grown_bytes(self) -> int:
         """Return by how much the server's peak is above its memory before any attack."""
@@ -80,28 +105,43 @@ class Stand:
 
 
 @asynccontextmanager
-async def stand() -> AsyncIterator[Stand]:
-    """Run s1 and s2, linked by CURVE."""
+async def stand(*, brief: bool = False) -> AsyncIterator[Stand]:
+    """Run s1 and s2, linked by CURVE. With `brief` they end at once, whatever is under way."""
     async with short_directory() as directory:
         keys = Keys(*(new_pair() for _ in Keys._fields))
         ports = {name: free_port() for name in ("s1", "s2", "s3", "n3")}
         servers: dict[str, LiveServer] = {}
         try:
-            for name, other in (("s1", "s2"), ("s2", "s1")):
-                place = directory / name
-                place.mkdir()
-                servers[name] = await _start(place, name, other, keys, ports)
+            async with asyncio.TaskGroup() as group:
+                for name, other in (("s1", "s2"), ("s2", "s1")):
+                    group.create_task(_start(servers, directory / name, other, keys, ports))
             await servers["s1"].processes[0].says("server-reached")
             await servers["s2"].processes[0].says("server-reached")
             yield Stand(directory, keys, ports, servers)
         finally:
-            statuses = [status for server in servers.values() for status in await server.stop()]
+            ends = [asyncio.ensure_future(_stop(server, brief=brief)) for server in servers.values()]
+            await asyncio.wait(ends)  # for all of them, also where one fails
+            statuses = [status for end in ends for status in end.result()]
         told = [line for server in servers.values() for process in server.processes for line in process.lines]
         assert not any(statuses), "\n".join(told[-40:])
         assert not any("Traceback" in line for line in told), "\n".join(told[-200:])
 
 
-async def _start(place: Path, name: str, other: str, keys: Keys, ports: dict[str, int]) -> LiveServer:
+async def _stop(server: LiveServer, *, brief: bool) -> list[int]:
+    """End a server; return the exit statuses of its processes. A server that is hurried ends with 1, which is fine."""
+    process = server.processes[0]
+    try:
+        if brief:
+            process.send_signal(signal.SIGTERM)
+            await process.says("finishing the messages under way")
+    finally:  # nothing is left running of a server that does not answer
+        statuses = await server.stop()
+    return [0 if brief and status == 1 else status for status in statuses]
+
+
+async def _start(servers: dict[str, LiveServer], place: Path, other: str, keys: Keys, ports: dict[str, int]) -> None:
+    name = place.name
+    place.mkdir()
     shutil.copy(Path(__file__).with_name("letters.py"), place)
     own = key_file(place / "own.key", getattr(keys, name))
     toml = (
@@ -119,9 +159,8 @@ async def _start(place: Path, name: str, other: str, keys: Keys, ports: dict[str
             f'[servers.n3]\nnative = "127.0.0.1:{ports["n3"]}"\naccept_types = ["letter"]\n'
         )
     await asyncio.to_thread(_accounts, place / "data", (*HONEST, *HOSTILE))
-    server = await LiveServer.start(place, toml)
-    await server.has_type("letter")
-    return server
+    servers[name] = await LiveServer.start(place, toml)
+    await servers[name].has_type("letter")
 
 
 def _accounts(directory: Path, names: tuple[str, ...]) -> None:
@@ -134,19 +173,20 @@ def _accounts(directory: Path, names: tuple[str, ...]) -> None:
 
 
 class Attack:
-    """A hostile program in a process of its own, from `start` to `stop`."""
+    """A hostile program in a process of its own, which attacks from `begin` to `stop`."""
 
-    def __init__(self, party: str, spec: dict[str, Any], seed: int) -> None:
-        # Real attackers have processors of their own: here the server's processes go first.
+    def __init__(self, party: str, spec: dict[str, Any], seed: int, nice: int) -> None:
         command = [sys.executable, "-m", f"tests.hostile.{party}", json.dumps(spec), str(seed)]
         self.party = party
         self._process = subprocess.Popen(
-            ["nice", "-n", "10", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ["nice", "-n", str(nice), *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def wait_until_at_work(self) -> None:
-        """Wait until the program has done anything. Raises RuntimeError where it ends before."""
-        assert self._process.stdout is not None
+    def begin(self) -> None:
+        """Let the program begin, and wait until it is at work. Raises RuntimeError where it ends before."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
         ready, _, _ = select.select([self._process.stdout], [], [], STOP_S)
         line = self._process.stdout.readline() if ready else "nothing"
         if line.strip() != AT_WORK:

@@ -60,6 +60,8 @@ DEEP = framed(b'{"header":null,"payload":{"type":"letter","id":"f","data":' + b"
 class HostileUser(Program):
     """Many connections, each with a manner of its own."""
 
+    deed = "waves"
+
     def manners(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
         """Return the manners, with their names."""
         found: list[tuple[str, Callable[[], Awaitable[None]]]] = [
@@ -101,6 +103,7 @@ class HostileUser(Program):
                         writer.write(wave)
                         await writer.drain()
                         self.counts["waves"] += 1
+                        await self.rest()
             except (OSError, TimeoutError):
                 pass
             finally:

@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import NoReturn
+from typing import NoReturn, cast
 
+from tests.simulation.cluster import Cluster
 from tests.simulation.fair import play_fair
 from tests.simulation.hostile import Hostile
 from tests.simulation.scenario import Scenario, play, submissions_of
@@ -27,6 +28,10 @@ TOLD_EVERY = 1000
 """Seeds between two lines of progress."""
 COLLECTED_EVERY = 10
 """Seeds between two garbage collections: collecting while a seed is played costs more."""
+
+
+CLUSTER = cast("type[Scenario]", Cluster)
+"""A scenario in all that is played and counted here."""
 
 
 @dataclass
@@ -106,11 +111,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that play (all cores)")
     parser.add_argument("--fair", action="store_true", help="play shares under load instead of faults")
     parser.add_argument("--hostile", action="store_true", help="beside a thief of routing ids and a server that lies")
+    parser.add_argument("--brokers", type=int, choices=(1, 2), default=1, help="brokers of a server, on one store")
     options = parser.parse_args()
     if options.fair:
         seeds = range(options.first, options.first + options.seeds)
         return share(seeds if options.seed is None else range(options.seed, options.seed + 1), options.jobs)
-    kind = Hostile if options.hostile else Scenario
+    kind = CLUSTER if options.brokers == 2 else Hostile if options.hostile else Scenario
     if options.seed is not None:
         return tell(options.seed, kind)
     started = time.monotonic()

@@ -161,7 +161,7 @@ class Rules:
             found = list(programs.leaves(server, body))
             meant.update(found)
             if number in round_:  # round the ring, at every server
-                names = [each.name for each in self.scenario.servers]
+                names = [each.settings.name for each in self.scenario.servers]
                 meant.update((name, user, leaf) for name in names for _, user, leaf in found)
         arrived: dict[Leaf, set[str]] = defaultdict(set)
         for client in self.scenario.clients:

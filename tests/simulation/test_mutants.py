@@ -30,10 +30,14 @@ from bester.broker.core.reporters import Reporters
 from bester.broker.core.strangers import Strangers
 from bester.broker.core.transfers import Transfer, Transfers
 from bester.broker.hosts import Hosts
+from bester.broker.store import memory_shared
 from bester.broker.store.memory import MemoryStore
+from bester.broker.store.memory_shared import SharedMemoryStore
 from bester.broker.store_driver import StoreDriver
+from bester.broker.store_requests import SaveLane
 from bester.broker.wire.outcomes import result_id
 from tests.simulation import hostile
+from tests.simulation.__main__ import CLUSTER
 from tests.simulation.fair import play_fair
 from tests.simulation.fair_bridge import Flood
 from tests.simulation.fair_broker import Crowd
@@ -44,9 +48,10 @@ from tests.world.clock import BrokenRuleError
 NUMBERS = count(1)
 
 
-def broken_seeds(seeds: int = 60, kind: type[Scenario] = Scenario) -> str:
-    """Play seeds until a rule breaks; return the failure's text."""
-    for seed in range(seeds):
+def broken_seeds(seeds: int = 60, kind: type[Scenario] = Scenario, *, likely: int = 0) -> str:
+    """Play seeds until a rule breaks; return the failure's text. `likely` is played first: with the code of today the
+    mutant breaks a rule there, and few lower seeds or none do."""
+    for seed in (likely, *range(seeds)):
         try:
             play(seed, kind)
         except BrokenRuleError as error:
@@ -72,7 +77,7 @@ def test_ids_that_repeat_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result_id("m", 1, 2) == "m.1.2"
     monkeypatch.setattr(commands, "result_id", lambda parent, command, target: f"{parent}.0.0")
     failure = broken_seeds()
-    assert "did not come" in failure or "is not marked" in failure
+    assert any(broken in failure for broken in ("did not come", "is not marked", "and then"))
 
 
 def test_good_without_a_delivery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,24 +133,24 @@ def test_a_wall_clock_that_is_believed_at_each_start_is_noticed(monkeypatch: pyt
 
     honest = Clock.__init__
     monkeypatch.setattr(Clock, "__init__", believing)
-    failure = broken_seeds(500)
+    failure = broken_seeds(500, likely=82)
     assert any(what in failure for what in ("is failed:expired", "nobody can say", "is still", "did not come"))
 
 
 def test_a_wall_clock_that_is_followed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Clock, "stored", Clock.wall)
-    failure = broken_seeds(500)
+    failure = broken_seeds(500, likely=12)
     assert any(what in failure for what in ("is failed:expired", "nobody can say", "is still None", "did not come"))
 
 
 def test_sent_for_a_connection_that_a_dying_server_has_closed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Reporters, "judge", lambda self, route, id_, outcome, meta: outcome)
-    assert "called sent, and it answers" in broken_seeds(500)
+    assert "called sent, and it answers" in broken_seeds(500, likely=17)
 
 
 def test_a_native_servers_repetition_that_is_not_marked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relays, "_may_have_arrived", lambda transfer, outcome, meta: transfer.again)
-    assert "not marked" in broken_seeds(500)
+    assert "not marked" in broken_seeds(1_000)
 
 
 def test_attempt_counted_for_every_job_of_a_dead_handler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +168,7 @@ def test_attempt_counted_for_every_job_of_a_dead_handler_is_noticed(monkeypatch:
         self._share_out(now)
 
     monkeypatch.setattr(Dispatcher, "on_worker_lost", blaming)
-    assert "died of other things" in broken_seeds(500)
+    assert "died of other things" in broken_seeds(500, likely=63)
 
 
 def test_two_messages_in_flight_on_an_ordered_lane_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +193,7 @@ def tick(self: StoreDriver) -> None:
 def test_repeat_that_is_carried_out_twice_is_noticed(monkeypatch: pytest.MonkeyPatch, kind: Any, method: str) -> None:
     nothing = (None, None) if kind is InboundLanes else None
     monkeypatch.setattr(kind, method, lambda self, *key: nothing)
-    assert "not marked" in broken_seeds(500)
+    assert "not marked" in broken_seeds(1_000, likely=518)
 
 
 def test_a_server_that_is_refused_before_its_name_is_looked_up_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,6 +257,34 @@ def test_later_outcome_of_a_server_that_does_not_have_the_message_is_noticed(mon
     assert is_rule(broken_seeds(300, Hostile))
 
 
+# Several brokers of one server.
+
+
+def test_broker_that_is_not_fenced_off_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SharedMemoryStore, "check_lease", lambda self: None)
+    assert "which another broker had adopted" in broken_seeds(500, CLUSTER)
+
+
+def test_adoption_without_the_inbound_lanes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty: Any = SaveLane
+    monkeypatch.setattr(InboundLanes, "adopt", lambda self, saved: None)
+    monkeypatch.setattr(memory_shared, "united", lambda mine, theirs: mine or empty(*theirs[:3], 0, {}))
+    assert "which was answered before" in broken_seeds(500, CLUSTER)
+
+
+def test_messages_with_two_owners_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(self: SharedMemoryStore, other: Any, *rest: Any) -> Any:
+        rows = other._rows.copy(), other._numbers.copy(), {key: [*each] for key, each in other._ready.items()}
+        results, ended = {key: {**each} for key, each in other._results.items()}, [*other._ended]
+        moved = honest(self, other, *rest)
+        (other._rows, other._numbers, other._ready), other._results, other._ended = rows, results, ended
+        return moved
+
+    honest = SharedMemoryStore._move
+    monkeypatch.setattr(SharedMemoryStore, "_move", copy)
+    assert "not marked" in broken_seeds(500, CLUSTER)
+
+
 # The shares of the bridge's input.
 
 
@@ -261,7 +294,7 @@ def test_share_by_connection_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def alone(self: Senders, key: Any) -> Sender:
-    sender = Sender((key, next(NUMBERS)))
+    sender = Sender((*key, str(next(NUMBERS))))
     self._by_key[sender.key] = sender
     sender.connections = 1
     return sender

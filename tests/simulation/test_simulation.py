@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from tests.simulation import scenario
-from tests.simulation.__main__ import play_all
+from tests.simulation.__main__ import CLUSTER, play_all
 from tests.simulation.scenario import play, submissions_of
 
 SEEDS = 500
@@ -49,6 +49,11 @@ def test_the_same_seed_is_the_same_story_in_any_process() -> None:
         for hash_seed in ("1", "2")
     ]  # fmt: skip
     assert stories == [digest(3)] * 2
+
+
+@pytest.mark.parametrize("first", range(0, 40, 10))
+def test_rules_hold_for_two_brokers_of_one_server(first: int) -> None:
+    assert not play_all(range(first, first + 10), jobs=1, kind=CLUSTER).broken
 
 
 @pytest.mark.parametrize("seed", range(30, 45))

@@ -38,14 +38,23 @@ class TestCredit:
     def test_no_more_than_the_credit_is_sent_and_the_rest_follows_reports(self) -> None:
         scene = Scene()
         alice = scene.log_in()
-        scene.broker(told(10))
+        scene.broker(told(5))
         write(scene, alice, *"t" * 30)
         sent = scene.take(Submit)
-        assert len(sent) == 10
+        assert len(sent) == 5
         scene.broker(*good(*sent[:4]))
         assert len(scene.take(Submit)) == 4
-        scene.broker(told(25, 2))
-        assert len(scene.take(Submit)) == 15
+        scene.broker(told(12, 2))
+        assert len(scene.take(Submit)) == 7
+
+    def test_sender_who_has_much_leaves_half_of_the_credit_to_others(self) -> None:
+        scene = Scene()
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        scene.broker(told(200))
+        write(scene, alice, *"t" * 300)
+        assert len(scene.take(Submit)) == 100
+        write(scene, bob, *"t" * 300)
+        assert len(scene.take(Submit)) == 50
 
     def test_lower_credit_holds_once_the_broker_was_told_of_it(self) -> None:
         scene = Scene(max_connections=5)

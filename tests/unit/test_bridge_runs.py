@@ -67,7 +67,7 @@ class Side:
 
 
 class Story:
-    """What a broker sends: deliveries, most of which answer a message to its sender alone, and other messages."""
+    """Messages of a broker: deliveries, most of which answer a message to its sender alone, and other messages."""
 
     def __init__(self, random: Random) -> None:
         self.random = random

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bester.broker import besterd, config_file
+from bester.broker import besterd, config_file, config_keys
 from bester.broker.config import (
     STOCK_HANDLERS,
     Config,
@@ -214,7 +214,7 @@ def test_mistake_in_an_address_shows_no_password(tmp_path: Path, text: str) -> N
 
 
 def test_page_states_the_default_bounds() -> None:
-    expected = {name: key.default for name, key in config_file.KEYS["store"].items()}
+    expected = {name: key.default for name, key in config_keys.KEYS["store"].items()}
     bounds = {field.name: getattr(Bounds(), field.name) for field in fields(Bounds)}
     bounds["bytes"] = bounds.pop("total_bytes")
     assert {name: float(expected[name]) for name in bounds} == bounds
@@ -440,7 +440,7 @@ def rows(page: str) -> list[list[str]]:
 def test_reference_shows_exactly_the_keys_of_the_code() -> None:
     expected = [
         [f"`[{section}] {name}`", key.default, key.meaning]
-        for section, keys in config_file.KEYS.items()
+        for section, keys in config_keys.KEYS.items()
         for name, key in keys.items()
     ]
     assert rows("configuration.md") == expected

@@ -1,4 +1,4 @@
-"""What another server can make this one keep, and whose outcomes reach whom."""
+"""Bounds on what another server can make this one keep, and the recipients of its outcomes."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from bester.broker.lockout import FAILURES
 from bester.broker.operator.metrics import text_of
 from bester.broker.server import Broker
 from bester.broker.store.sqlite import SqliteStore
-from bester.broker.store_requests import Bounds
+from bester.broker.store_requests import Adopted, Bounds, Snapshot, StoredQueue, mailbox
 from bester.broker.wire.messages import (
     Ask,
     Goodbye,
@@ -118,6 +118,10 @@ class Scene(Stand):
         self.store.full = True
         self.mail()
 
+    def adopt(self) -> None:
+        moved = Snapshot(queues={mailbox("bob"): StoredQueue(3, 3, 1, 0)})
+        self.take(self.router.on_adopted(Adopted("b2", moved), self.now))
+
     def hold(self) -> None:
         assert self.ask(self.join("operator", "o"), "peerHold", "s2").status == 0
 
@@ -158,6 +162,7 @@ MOVES: dict[str, tuple[Callable[[Scene], object], float]] = {
     "bester_mailboxes": (Scene.mail, 1.0),
     "bester_store_commits": (Scene.mail, 1.0),
     "bester_store_failures": (Scene.full_disk, 1.0),
+    "bester_store_adopted": (Scene.adopt, 3.0),
     "bester_messages_received": (Scene.message, 1.0),
     "bester_messages_answered": (Scene.refuse, 1.0),
     "bester_messages_reported": (Scene.refuse, 1.0),

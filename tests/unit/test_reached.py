@@ -1,4 +1,4 @@
-"""What was refused, dropped or cut at a bound is counted, and an operator sees the counts."""
+"""Counts of messages and connections that were refused, dropped or cut at a bound, and the operator's view of them."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from bester.bridge import session as sessions
 from bester.bridge.broker_link import BrokerLink
 from bester.bridge.frames import frame
 from bester.bridge.meter import Meter
@@ -37,7 +38,7 @@ class Side:
 
     def __init__(self, *, acks: bool, rated: bool) -> None:
         self.submissions = Submissions(BOUNDS, BrokerLink(BOUNDS, count(1), lambda text: None), lambda: None)
-        self.sender = Sender("alice")
+        self.sender = Sender(("user", "alice"))
         self.window = Window(BOUNDS, self.submissions, self.sender)
         self.session = Session(
             7, "127.0.0.1", BOUNDS, count(1), self.window, 0.0, BOUNDS.first_frame, meter=Meter(2.0 if rated else 0.0)
@@ -121,3 +122,25 @@ def test_held_frames_go_on_within_the_ration() -> None:
     step = side.session.proceed(0.0, 100)
     assert (len(step.send), side.session.spent) == (4, 4)
     assert not side.session.has_waiting
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 20, 150])
+def test_bytes_cut_piece_by_piece_equal_bytes_cut_at_once(cut_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = 0
+    for seed in range(100):
+        random = Random(seed)
+        pieces, once = (Side(acks=False, rated=False), cut_bytes), (Side(acks=False, rated=False), 1 << 62)
+        for number in range(12):
+            data = b"".join(each for each in frames_of(random) if len(each) < 300)  # 4 KiB would cost a unit more
+            ration, tokens = random.choice([1, 3, 1 << 62]), once[0].window.tokens
+            is_input = random.random() < 0.5 or not tokens
+            token = 0 if is_input else random.choice(tokens)
+            for side, size in (pieces, once):
+                monkeypatch.setattr(sessions, "CUT_BYTES", size)
+                if is_input:
+                    side.take(side.session.on_bytes(data, 0.0, ration))
+                else:
+                    side.take(side.session.on_report(Report(token, 0, None, f"s/{token}", {}), 0.0, ration))
+            assert pieces[0].seen() == once[0].seen(), (seed, number)
+            waited += pieces[0].session.has_waiting
+    assert waited

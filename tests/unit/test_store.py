@@ -119,7 +119,8 @@ def test_life_that_cannot_be_counted_has_an_epoch_of_its_own(stand: Stand, monke
 
 def test_new_store_is_empty_and_in_its_first_life(stand: Stand) -> None:
     assert stand.first.epoch != Snapshot().epoch
-    assert stand.first == Snapshot(epoch=stand.first.epoch, life=1)
+    shared = isinstance(stand.store, PostgresStore)
+    assert stand.first == Snapshot(epoch=stand.first.epoch, life=1, is_shared=shared)
 
 
 def test_lives_are_counted_and_the_epoch_stays(stand: Stand) -> None:

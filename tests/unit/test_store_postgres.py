@@ -191,7 +191,7 @@ def test_namespaces_of_one_database_are_apart(store: PostgresStore) -> None:
             assert each.commit([keep(1, id="a.0.0"), keep(2), note, Bury(letter("x"))]).repeated == {}
         other.commit([End(1, "delivered"), End(2, "delivered", True), PurgeOutcomes(NOW_S + 99, 0), MarkSent(BOB, 7)])
         assert (numbers(store), numbers(other)) == ([1, 2], [])
-        assert (store.read(outcomes("a")), other.read(outcomes("a"))) == ({"bob": "queued"}, {})
+        assert (store.read(outcomes("a")), other.read(outcomes("a"))) == ({"bob": "queued"},) * 2  # of any namespace
         assert other.read(FindEntry("m.0.0", "s2")) is None
         assert [len(each.read(dead())) for each in (store, other)] == [1, 1]
 

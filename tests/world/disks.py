@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bester.broker.store.memory import MemoryStore
@@ -26,23 +26,31 @@ class Disk:
     A crash may fall right before or after a commit that somebody waits for: the server falls into its traps here.
     """
 
-    is_remote, away, fenced, is_due = False, "", "", False
+    is_remote, away, fenced = False, "", ""
     size_bytes: int | None = None
 
     def __init__(self, server: SimServer, store: MemoryStore) -> None:
         self.store = store
+        self.on_committed: Callable[[Sequence[Write]], None] = lambda writes: None
         self.is_slow = False
         self.spent_s = 0.0
         """Time that slow commits have taken, for the driver's stopwatch: the world's clock stands still meanwhile."""
         self._locks = 0
         self._server = server
 
+    @property
+    def is_due(self) -> bool:
+        """Return whether a lease is to be renewed."""
+        return self.store.is_due
+
     def claim(self) -> None:
         """Take nothing: the store is this server's alone."""
 
     def open(self) -> Snapshot:
         """Count a life."""
-        return self.store.open()
+        snapshot = self.store.open()
+        self.fenced = ""
+        return snapshot
 
     def commit(self, writes: Sequence[Write]) -> Committed:
         """Write a group; where a trap is laid, the process ends here."""
@@ -53,8 +61,11 @@ class Disk:
         if self.is_slow:
             self.spent_s += SLOW_COMMIT_S
         result = self.store.commit(writes)
+        self.fenced = self.store.fenced
         if result.busy:
             return result
+        if result.ok:
+            self.on_committed(writes)
         if writes and server.world.telling:
             server.world.tell(server.name, "WRITES" if result.ok else "CANNOT WRITE", (writes, dict(result.repeated)))
         if pressing:
@@ -68,7 +79,10 @@ class Disk:
 
     def read(self, read: Read) -> Any:
         """Read."""
-        answer = self.store.read(read)
+        try:
+            answer = self.store.read(read)
+        finally:
+            self.fenced = self.store.fenced
         self._server.world.tell(self._server.name, "reads", (read, answer))
         return answer
 

@@ -45,15 +45,15 @@ class SimServer(Process):
     """A server's broker. `accounts` are the users it knows; `password` is everybody's, None: any login is accepted.
 
     `turn_s` is how long the broker gathers effects before a commit, `tick_s` the time between two looks at its clock;
-    None: only on a call of `end_turn` and `tick`.
+    None: only on a call of `end_turn` and `tick`. `called` is the name in the story where a server has several brokers.
     """
 
     def __init__(
         self, world: World, settings: Settings, accounts: frozenset[str] = frozenset(), *,
         password: str | None = "secret", turn_s: float | None = 0.0, tick_s: float | None = TICK_S,
-        store: MemoryStore | None = None, wall_offset_s: float = EPOCH_S, boot: str = "boot0",
+        store: MemoryStore | None = None, wall_offset_s: float = EPOCH_S, boot: str = "boot0", called: str = "",
     ) -> None:  # fmt: skip
-        super().__init__(world, settings.name)
+        super().__init__(world, called or settings.name)
         self.settings = settings
         self.accounts = accounts
         self.store = store or MemoryStore(epoch=f"{self.name}-disk")
@@ -89,6 +89,7 @@ class SimServer(Process):
         self._retrying = False
         self._trap: str | None = None
         self._down_s = 0.0
+        self._pause_s = 0.0
         self.start()
         if tick_s is not None:
             world.after(world.random.uniform(0, tick_s / 2), self._tick)
@@ -138,7 +139,7 @@ class SimServer(Process):
         self.out[name] = SimLink(
             self.world,
             door,
-            LinkClient("server", self.name, {}),
+            LinkClient("server", self.settings.name, {}),
             there,
             back,
             on_messages=lambda messages: self.receive(link, messages),
@@ -186,6 +187,10 @@ class SimServer(Process):
 
         self.world.after(TRAP_S, in_any_case)
 
+    def lay_pause(self, seconds: float) -> None:
+        """Stop the process for a while right before the next commit or read that a thread makes."""
+        self._pause_s = seconds
+
     def fall_into(self, trap: str) -> None:
         """Raise CrashedError where this trap is laid."""
         if self._trap == trap:
@@ -220,6 +225,7 @@ class SimServer(Process):
         """Note that the process has ended: its memory is lost."""
         super().gone()
         self._trap = None
+        self._pause_s = 0.0
         self._turning = False
         self._retrying = False
         self._outgoing.clear()
@@ -262,7 +268,11 @@ class SimServer(Process):
         self.world.after(self._tick_s, self._tick)
 
     def tick(self) -> None:
-        """Look at the clocks, and settle deferred work."""
+        """Look at the clocks, and settle deferred work. A broker whose store was taken ends, and is started again."""
+        if self.disk.fenced:
+            self.store.forget()
+            self.crash(self.world.random.uniform(0.1, 3.0))
+            return
         self._turning = True
         self.carry_out(self.router.tick(self.now, self.wall_s))
         self.end_turn(tick=True)
@@ -359,6 +369,9 @@ class SimServer(Process):
                 call()
 
         delay_s = self.world.random.uniform(0.0, SLOW_COMMIT_S if self.disk.is_slow else 0.01)
+        if self._pause_s:
+            self.freeze(self._pause_s)
+            delay_s, self._pause_s = delay_s + self._pause_s, 0.0
         self.world.after(delay_s, lambda: alive(written))
         self.world.after(delay_s + 0.001, lambda: alive(lambda: self.when_awake(lambda: alive(self._retry))))
 

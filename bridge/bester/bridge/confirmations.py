@@ -72,15 +72,20 @@ class Delivery:
         return self.pending == 0
 
 
+_ABSENT = object()
+
 MAX_ROWS = 100_000
 """Failures in one confirmation: as many as one delivery may have, and fewer than a fabric message may list."""
 
 
 class Confirmations:
-    """Confirmations of the deliveries of one link; their serials rise."""
+    """Confirmations of the deliveries of one link. Serials rise, but for those of deliveries that were postponed.
+    `is_lost`: the link is gone, and nothing is confirmed any more."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[int, Delivery] = OrderedDict()
+        self.is_lost = False
+        self._open: OrderedDict[int, Delivery | None] = OrderedDict()  # by serial, in order; None: postponed
+        self._postponed = 0
         self._highest = 0
         self._ended: list[int] = []
         self._failed: dict[int, list[list[Any]]] = {}
@@ -94,16 +99,28 @@ class Confirmations:
         return len(self._open)
 
     def at_once(self, serials: Sequence[int]) -> None:
-        """Count deliveries that ended as soon as they came."""
-        self._highest = serials[-1]
+        """Count deliveries that ended as soon as they came, or as they were begun after all."""
+        if serials[-1] > self._highest:
+            self._highest = serials[-1]
         self._due = True
         if self._open:
+            if self._postponed:
+                self._postponed -= sum(self._open.pop(serial, _ABSENT) is None for serial in serials)
             self._ended += serials
+
+    def postpone(self, serial: int) -> None:
+        """Count a delivery as under way that is begun, or ends at once, later."""
+        self._highest = serial
+        self._open[serial] = None
+        self._postponed += 1
 
     def begin(self, serial: int, token: int | None, message: str | None) -> Delivery:
         """Start a delivery; call `end` when it has ended."""
-        self._highest = serial
-        delivery = self._open[serial] = Delivery(self, serial, token, message)
+        if serial > self._highest:
+            self._highest = serial
+        elif serial in self._open:
+            self._postponed -= 1
+        delivery = self._open[serial] = Delivery(self, serial, token, message)  # a postponed one keeps its place
         return delivery
 
     def end(self, delivery: Delivery) -> None:

@@ -193,5 +193,5 @@ def _reset_at_close(transport: asyncio.Transport) -> None:
     connection: Any = transport.get_extra_info("socket")
     try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    except (AttributeError, OSError, ValueError):  # it is closed
+    except (AttributeError, OSError, ValueError):  # a closed socket
         return

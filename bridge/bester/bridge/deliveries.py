@@ -13,36 +13,38 @@ from typing import Any
 
 from bester.bridge import native
 from bester.bridge.acks import Acks
+from bester.bridge.brokers import Broker
 from bester.bridge.confirmations import UNCONFIRMED, Confirmations, Delivery
 from bester.bridge.limits import Limits
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.submissions import State, Submission
-from bester.broker.wire.messages import Confirm, Deliver
+from bester.broker.wire.messages import Deliver
 
 Reporter = Callable[[int, int, str | None, str | None, dict[str, str] | None, float], None]
 """Function that writes a report: token, status, reason, message, recipients, now."""
 
 
+_SENT = State.SENT
+
+
 class _Answers:
-    """Run of answers for the session of one connection, the `owner`, which has `room` for so many bytes: frames that
-    are not written yet, the serials of their deliveries, and the size of the messages that they report."""
+    """Answers for one connection, the `owner`, that are not written yet: the pieces of their frames, and count and size
+    of the messages that they report. There is `room` for so many more bytes."""
 
-    __slots__ = ("frames", "owner", "room", "serials", "session", "size_bytes", "submitted_bytes")
+    __slots__ = ("count", "owner", "pieces", "room", "submitted_bytes")
 
-    def __init__(self, owner: ClientConnection, session: int, room: int) -> None:
+    def __init__(self, owner: ClientConnection, room: int) -> None:
         self.owner = owner
-        self.session = session
         self.room = room
-        self.frames: list[bytes] = []
-        self.serials: list[int] = []
-        self.size_bytes = self.submitted_bytes = 0
+        self.pieces: list[bytes] = []
+        self.count = self.submitted_bytes = 0
 
 
 class Deliveries:
-    """Frames to be delivered. `targets` are the connections by session, `unreported` the messages without a report, by
-    token.
+    """Frames to be delivered. `targets` are the connections by session, `broker` the one whose deliveries are handled
+    first; `unreported` are its messages without a report, by token.
 
     `report` writes a report; `reported` lets a connection go on after reports that were written here. `wake` makes
     `confirm` follow at the end of this turn.
@@ -52,7 +54,7 @@ class Deliveries:
         self,
         limits: Limits,
         targets: Mapping[int, ClientConnection],
-        unreported: MutableMapping[int, Submission],
+        broker: Broker,
         outbound: Outbound,
         report: Reporter,
         reported: Callable[[ClientConnection, float], None],
@@ -61,7 +63,6 @@ class Deliveries:
         reached: Counter[str],
     ) -> None:
         self._targets = targets
-        self._unreported = unreported
         self._offer = outbound.offer
         self._offer_to_others = outbound.offer_to_others
         self._room, self._push_run = outbound.room, outbound.push_run
@@ -70,18 +71,17 @@ class Deliveries:
         self._report, self._reported = report, reported
         self._wake = wake
         self._clock = clock
-        self._alike: tuple[Any, ...] | None = None  # the latest type, origin and mark, and what is around the bodies
-        self._around = (b"", b"")
-        self._confirmations = Confirmations()
+        self._type: str | None = None  # of the latest answer, with its origin and its mark
+        self._origin: Any = None
+        self._mark: Any = None
+        self._template = native.Answer("", {})
         self._acks = Acks(limits, reached)
+        self.turn_to(broker)
 
-    def on_link_lost(self) -> None:
-        """Confirm no delivery of a lost link any more."""
-        self._confirmations = Confirmations()
-
-    def confirm(self) -> list[Confirm]:
-        """Return the confirmations that are due."""
-        return self._confirmations.confirm()
+    def turn_to(self, broker: Broker) -> None:
+        """Handle the deliveries of a broker from now on, or of its new link."""
+        self._confirmations: Confirmations = broker.confirmations
+        self._unreported: MutableMapping[int, Submission] = broker.submissions.by_token
 
     def on_reports(self, reports: int) -> None:
         """Count reports of the broker; the next confirmation lets the broker forget them."""
@@ -92,64 +92,74 @@ class Deliveries:
         """Write the frames of a run of deliveries, in order, until `budget` copies were made for connections, of
         deliveries to several. Return the number of deliveries handled, and what is left of the budget.
 
-        Answers that go to their senders alone are written together, as long as they are for one connection: each frame
-        with the good report behind it."""
+        Answers that go to their senders alone are written together, one piece for each connection: each frame with the
+        good report behind it."""
         unreported = self._unreported
-        answers: _Answers | None = None
+        answers: dict[int, _Answers] = {}  # by session
+        serials: list[int] = []  # of these answers
         for number, message in enumerate(run, 1):
-            _, _, _, _, targets, token, _ = message
+            token = message[5]
             submission = None if token is None else unreported.get(token)
-            if submission is not None and len(targets) == 1 and targets[0][1:] == [submission.session]:
-                if answers is None or answers.session != submission.session:
-                    if answers is not None:
-                        self._write_answers(answers, now)
-                    answers = self._begin_answers(submission.session)
-                if answers is not None and self._answer(message, submission, answers):
+            targets = message[4]
+            if (
+                submission is not None and len(targets) == 1 and len(targets[0]) == 2
+                and targets[0][1] == submission.session
+            ):  # fmt: skip
+                of_one = answers.get(submission.session) or self._begin_answers(submission.session, answers)
+                if of_one is not None and self._answer(message, submission, of_one):
+                    serials.append(message[0])
                     continue
-            if answers is not None:
-                self._write_answers(answers, now)
-                answers = None
+            if answers:
+                self._write_answers(answers, serials, now)
+                answers, serials = {}, []
             budget -= self._deliver(message, submission, now)
             if budget <= 0:
                 return number, budget
-        if answers is not None:
-            self._write_answers(answers, now)
+        if answers:
+            self._write_answers(answers, serials, now)
         return len(run), budget
 
-    def _begin_answers(self, session: int) -> _Answers | None:
-        """Begin a run of answers for a session; None where its frames must be written one by one."""
+    def _begin_answers(self, session: int, answers: dict[int, _Answers]) -> _Answers | None:
+        """Begin the answers for a session; None where its frames must be written one by one."""
         owner = self._targets.get(session)
-        return None if owner is None or owner.session.acks else _Answers(owner, session, self._room(owner))
+        if owner is None or owner.session.acks:
+            return None
+        begun = answers[session] = _Answers(owner, self._room(owner))
+        return begun
 
     def _answer(self, message: Deliver, submission: Submission, answers: _Answers) -> bool:
-        """Add an answer to its sender to the run, if there is room for it. Such a frame needs no mark: the order of the
-        stream is confirmation enough, unless the client may ask for the report on another connection."""
-        if submission.state is not State.SENT or "dedup" in submission.submit[4]:
+        """Add an answer to its sender to those before it, if there is room for it. Such a frame needs no mark: the
+        order of the stream is confirmation enough, unless the client may ask for the report on another connection."""
+        _, id_, type_, body, targets, token, meta = message
+        message_id = meta.get("message")
+        if submission.state is not _SENT or "dedup" in submission.submit[4] or message_id is None:
             return False
-        serial, id_, type_, body, targets, token, meta = message
-        alike = type_, meta.get("origin"), meta.get("redelivered")
-        if alike != self._alike:
-            self._alike, self._around = alike, native.around_body(type_, meta)
-        frames = native.answered(id_, targets[0][0], self._around, body, submission.id, meta.get("message"))
-        size_bytes = answers.size_bytes + len(frames)
-        if size_bytes > answers.room:
+        origin, mark = meta.get("origin"), meta.get("redelivered")
+        if type_ != self._type or origin != self._origin or mark is not self._mark:
+            self._type, self._origin, self._mark = type_, origin, mark
+            self._template = native.Answer(type_, meta)
+        room = self._template.write(
+            answers.pieces, answers.room, f"{id_}.{targets[0][0]}", body, submission.id, message_id
+        )
+        if room < 0:
             return False
         assert token is not None
         del self._unreported[token]
-        answers.size_bytes = size_bytes
+        answers.room = room
+        answers.count += 1
         answers.submitted_bytes += submission.size
-        answers.serials.append(serial)
-        answers.frames.append(frames)
         return True
 
-    def _write_answers(self, answers: _Answers, now: float) -> None:
-        """Write a run of answers, unless none was added to it, and count their messages as reported."""
-        owner, serials, size_bytes = answers.owner, answers.serials, answers.submitted_bytes
+    def _write_answers(self, answers: dict[int, _Answers], serials: list[int], now: float) -> None:
+        """Write answers, in one piece for each connection, and count their messages as reported; `serials` are those of
+        their deliveries."""
         if serials:
             self._confirmations.at_once(serials)
-            owner.session.window.count_out(len(serials), size_bytes, size_bytes)
-            self._push_run(owner, answers.frames, answers.size_bytes)
-            self._reported(owner, now)
+        for each in answers.values():
+            if each.count:
+                each.owner.session.window.count_out(each.count, each.submitted_bytes, each.submitted_bytes)
+                self._push_run(each.owner, b"".join(each.pieces))
+                self._reported(each.owner, now)
 
     def _deliver(self, message: Deliver, submission: Submission | None, now: float) -> int:
         """Write a delivery's frames; return the number of copies that were made for connections, where there are
@@ -261,7 +271,7 @@ class Deliveries:
     def on_delivery_ended(self, delivery: Delivery) -> None:
         """Confirm a delivery that has ended at the end of the turn, and report the message that it completes."""
         delivery.confirmations.end(delivery)
-        if delivery.confirmations is not self._confirmations:
+        if delivery.confirmations.is_lost:
             return
         self._wake()
         if delivery.token is not None and not delivery.failed:

@@ -81,7 +81,7 @@ class _Conversation(asyncio.Protocol):
         self._looking: asyncio.TimerHandle | None = None
         self._parted = False
         self.fault: TlsError | None = None
-        self._foreign = False  # what came is not the native protocol: a peaceful end proves nothing
+        self._foreign = False  # the peer does not speak the native protocol: a peaceful end proves nothing
         self._others = 0  # frames that were no report
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -416,7 +416,7 @@ def is_own(address: str) -> bool:
     """Return whether an IP address is one of this machine's own: the system would send from it to itself."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:  # nothing is sent: the system chooses a way
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:  # sends nothing: the system chooses a way
             probe.connect((address, 9))
             return str(probe.getsockname()[0]) == address
     except OSError:

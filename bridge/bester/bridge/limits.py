@@ -58,11 +58,17 @@ class Limits:
     out_pause: int = 256 * KIB
     """Bytes in a connection's queue above which the connection is not read from: a peer that does not read is not read
     from."""
-    write_chunk: int = 256 * KIB
-    """Handed to the socket at once; the bridge learns chunk by chunk which bytes have left the process."""
+    write_chunk: int = 128 * KIB
+    """Handed to the socket at once; the bridge learns chunk by chunk which bytes have left the process. One or two
+    milliseconds of a turn, and above the 64 KiB up to which short frames are joined: behind a longer chunk others
+    have their turn."""
     turn_bytes: int = 4 * MIB
     """Written to all connections in one turn of the loop, each write counted as 8 KiB more: some 500 short frames, or
-    16 chunks, which take a few milliseconds. What is left is first in the next turn."""
+    30 chunks. What is left is for the next turns, in which senders take turns."""
+    turn_write_s: float = 0.002
+    """Time for these writes, a quarter of it more for large ones, and as much for the deliveries that a turn has left
+    to the next ones. A write may cost 20 µs a KiB where machine and reader are busy: `turn_bytes` alone would be 80 ms,
+    and a message waits for four or five turns."""
     turn_frames: int = 2_000
     """Frames of deliveries to several connections that are queued in one turn, some milliseconds; one delivery always
     passes. The broker's next messages wait."""
@@ -87,8 +93,9 @@ class Limits:
     milliseconds of work. What is more waits for the next turn, and its connection is not read from."""
     turn_quantum: int = 32
     """The same of one sender, before the next sender's turn where several wait."""
-    turn_s: float = 0.01
-    """Time for frames that have waited in one turn of the loop, should they be costly."""
+    turn_s: float = 0.005
+    """Time for frames that have waited in one turn of the loop, should they be costly: 20 µs for each of the turn's
+    units, as most cost."""
     gone_messages: int = 65_536
     """Messages of clients that have gone, kept until their report in case the broker dies; messages above the bound are
     not submitted again. A server's whole load for a second, and no client waits for these."""

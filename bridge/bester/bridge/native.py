@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Raw
 
-from bester.bridge.frames import frame
+from bester.bridge.frames import HEADER_BYTES, frame
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.json_text import DEPTH_LIMIT, TOO_DEEP, UNPAIRED, is_utf8, too_deep, with_unpaired
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TOKEN, MAX_TTL_S, Meta
@@ -24,10 +24,9 @@ SHALLOW_BYTES = 2 * DEPTH_LIMIT
 """JSON text that is no longer cannot nest deeper than DEPTH_LIMIT: every level has two brackets."""
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _text = msgspec.json.Encoder().encode
-_new = tuple.__new__  # in half the time of the class itself
 
 
-class Sent(NamedTuple):
+class Sent(msgspec.Struct, frozen=True, gc=False):  # a Struct, since every frame has one
     """Message as its sender wrote it: `data` is JSON text, `id` a JSON string or `null` as in the frame.
 
     `meta`: the client's options, as a Submit has them: `dedup`, `ttl_s`, `outcome`, `resent`, `traceparent`.
@@ -155,7 +154,7 @@ def later(body: bytes) -> Sent | Fault:
             meta = _options(payload)
         if header is not None and header.traceparent is not None and (parent := sound(header.traceparent)) is not None:
             meta = meta | {"traceparent": parent}
-        return _new(Sent, (payload.type, data, id_, meta))
+        return Sent(payload.type, data, id_, meta)
     except _BAD_JSON:
         return _unreadable(body)
 
@@ -481,17 +480,36 @@ def delivered(head: bytes, target: int, tail: bytes) -> tuple[bytes, ...]:
     return (b"".join((length, head, number, tail)),)
 
 
-def answered(
-    id_: str, target: int, around: tuple[bytes, bytes], body: bytes, sent_id: bytes, message: str | None
-) -> bytes:
-    """Return the receivedMessage frame of a delivery to one target, with the parts of `around_body`, and behind it the
-    good report on the message that the delivery completes."""
-    before, behind = around
-    id_text = _text(id_)[:-1]
-    number = b".%d" % target
-    length = len(_RECEIVED) + len(id_text) + len(number) + len(before) + len(body) + len(behind)
-    good = report(sent_id, 0, None, message)
-    return b"".join((length.to_bytes(4, "little"), _RECEIVED, id_text, number, before, body, behind, good))
+_GOOD_MESSAGE = b',"message":'
+_END = b"}}"
+_GOOD_BYTES = len(_GOOD) + len(_GOOD_MESSAGE) + len(_END)
+
+
+class Answer:
+    """Template of answers of one type, origin and mark: a receivedMessage frame of a delivery to one target, and behind
+    it the good report on the message that the delivery completes."""
+
+    __slots__ = ("_after_id", "_behind", "_received_bytes", "_size_bytes")
+
+    def __init__(self, type_: str, meta: Meta) -> None:
+        before, self._behind = around_body(type_, meta)
+        self._after_id = before[1:]  # its quote ends the text of the id
+        self._received_bytes = len(_RECEIVED) + len(self._after_id) + len(self._behind)
+        self._size_bytes = self._received_bytes + _GOOD_BYTES + 2 * HEADER_BYTES
+
+    def write(self, pieces: list[bytes], room: int, id_: str, body: bytes, sent_id: bytes, message: str) -> int:
+        """Add an answer to `pieces`, where it is no longer than `room`; return what is left of the room, below 0 where
+        it is longer. `id_` is that of the delivery and its target."""
+        id_text, message_text = _text(id_), _text(message)
+        received, good = len(id_text) + len(body), len(sent_id) + len(message_text)
+        left = room - self._size_bytes - received - good
+        if left >= 0:
+            pieces += (
+                (self._received_bytes + received).to_bytes(4, "little"), _RECEIVED, id_text, self._after_id, body,
+                self._behind, (_GOOD_BYTES + good).to_bytes(4, "little"), _GOOD, sent_id, _GOOD_MESSAGE, message_text,
+                _END,
+            )  # fmt: skip
+        return left
 
 
 def to_server(token: int, type_: str, body: bytes, meta: Meta) -> bytes:

@@ -1,7 +1,8 @@
 """Frames on their way out to connections: bounds, slow readers, one write a turn of the loop. Pure.
 
 A turn writes to all connections with little to write, then a chunk at a time to those with much, in turn; both within a
-budget. The remainder is first in the next turn: a large message to many connections delays nobody by more than a turn.
+budget of bytes and of time. The remainder is for the next turns, in which senders take turns: a large message to many
+connections delays nobody else by more than a turn.
 
 The slow-consumer policy: frames of others to a reader who is too slow are refused; a reader who takes nothing, or whose
 queue stays full, is cut in the end. Nobody waits for a slow reader meanwhile.
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
+from bester.bridge.in_turn import InTurn
 from bester.bridge.limits import KIB, Limits
 from bester.bridge.outqueue import JOIN_BYTES
 from bester.bridge.ports import ClientConnection, Waiting
@@ -21,6 +23,8 @@ WRITE_COST = 8 * KIB
 """Cost of a write, however short, in bytes of a long one: the call of the system, and its answer."""
 MUCH_SHARE = 4
 """Connections with much to write have this part of a turn at least (a quarter), however many have little."""
+LOOK_BYTES = 64 * KIB
+"""Bytes between two looks at the clock, in the count of a turn: some 30 short writes, or one chunk."""
 
 FEW = 8
 """Connections of a user up to which each gets its own copy of a frame: a log for so few costs more than it saves."""
@@ -55,7 +59,8 @@ class Outbound:
         self._wake = wake
         self._groups: dict[int, _Group] = {}  # by the first session of the user
         self._dirty: deque[ClientConnection] = deque()
-        self._much: deque[ClientConnection] = deque()  # dirty ones with more than a small chunk to write
+        self._late = InTurn()  # dirty ones that an earlier turn has left
+        self._much = InTurn()  # dirty ones with more than a small chunk to write
         self._blocked: set[ClientConnection] = set()
         self._blocked_bytes = 0  # queued for blocked connections; exact at each tick, never too low in between
         self._full: dict[ClientConnection, float] = {}  # since when a connection's full queue has refused frames
@@ -94,9 +99,9 @@ class Outbound:
             out.catch_up()
         return min(self._limits.out_queue, self._limits.out_answers) - out.pushed_bytes + out.sent_bytes
 
-    def push_run(self, connection: ClientConnection, frames: Sequence[bytes], size_bytes: int) -> None:
-        """Queue frames for which there is `room`."""
-        connection.out.push_run(frames, size_bytes)
+    def push_run(self, connection: ClientConnection, frames: bytes) -> None:
+        """Queue frames, in one piece, for which there is `room`."""
+        connection.out.push(frames)
         if not connection.dirty:
             self.touch(connection)
 
@@ -214,7 +219,7 @@ class Outbound:
     @property
     def has_more(self) -> bool:
         """Return whether there is something to write in the next turn."""
-        return bool(self._dirty or self._much)
+        return bool(self._dirty or self._late.by_sender or self._much.by_sender)
 
     def flush(self, written: Callable[[ClientConnection], None]) -> None:
         """Write once to each connection, within the budget of a turn; `written` gets those whose socket did not take
@@ -222,26 +227,50 @@ class Outbound:
         if self._groups:
             for group in list(self._groups.values()):
                 self._close(group)
-        room, dirty = self._limits.turn_bytes, self._dirty
-        while dirty and room > 0:
-            connection = dirty.popleft()
-            out = connection.out
-            size = out.pushed_bytes - out.sent_bytes
-            if size > JOIN_BYTES:
-                self._much.append(connection)
-                continue
-            room -= size + WRITE_COST
-            connection.dirty = False
-            if connection.flush():
-                self._write_again(connection)
-            elif out.taken_bytes != out.sent_bytes:
-                written(connection)
-        if self._much:
-            self._flush_much(max(room, self._limits.turn_bytes // MUCH_SHARE), written)
+        dirty: deque[ClientConnection] | InTurn = self._dirty
+        if self._late.by_sender:  # all of them in turn
+            self._late.extend(self._dirty)
+            self._dirty.clear()
+            dirty = self._late
+        room = self._write_dirty(dirty, written)
+        if self._dirty:
+            self._late.extend(self._dirty)
+            self._dirty.clear()
+        if self._much.by_sender:
+            self._write_much(max(room, self._limits.turn_bytes // MUCH_SHARE), written)
 
-    def _flush_much(self, room: int, written: Callable[[ClientConnection], None]) -> None:
-        """Write a chunk to each connection with much to write, in turn, as far as there is room."""
-        while self._much and room > 0:
+    def _write_dirty(self, dirty: deque[ClientConnection] | InTurn, written: Callable[[ClientConnection], None]) -> int:
+        """Write to connections with little to write, as far as there is room and time; return the bytes of room left,
+        0 where the time is used up. Connections with more are left to `_write_much`."""
+        room = self._limits.turn_bytes
+        enough: float | None = None
+        while True:
+            look = max(room - LOOK_BYTES, 0)
+            while dirty and room > look:
+                connection = dirty.popleft()
+                out = connection.out
+                size = out.pushed_bytes - out.sent_bytes
+                if size > JOIN_BYTES:
+                    self._much.append(connection)
+                    continue
+                room -= size + WRITE_COST
+                connection.dirty = False
+                if connection.flush():
+                    self._write_again(connection)
+                elif out.taken_bytes != out.sent_bytes:
+                    written(connection)
+            if not dirty or room <= 0:
+                return room
+            now = self._clock()
+            if enough is None:
+                enough = now + self._limits.turn_write_s
+            elif now >= enough:
+                return 0
+
+    def _write_much(self, room: int, written: Callable[[ClientConnection], None]) -> None:
+        """Write a chunk to each connection with much to write, in turn, as far as there is room and time."""
+        enough = self._clock() + self._limits.turn_write_s / MUCH_SHARE
+        while self._much.by_sender and room > 0:
             connection = self._much.popleft()
             out = connection.out
             before = out.taken_bytes
@@ -251,6 +280,8 @@ class Outbound:
             elif out.in_flight:
                 written(connection)
             room -= out.taken_bytes - before + WRITE_COST
+            if self._clock() >= enough:
+                return
 
     def _write_again(self, connection: ClientConnection) -> None:
         """Write more to a connection when its turn comes again."""

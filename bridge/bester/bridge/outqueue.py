@@ -7,7 +7,6 @@ been sent, never earlier. A queue may follow a log of frames that it shares with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from bester.bridge.shared_log import SharedLog
@@ -58,11 +57,6 @@ class OutQueue(Generic[T]):
         """Append a frame."""
         self._frames.append(frame)
         self.pushed_bytes += len(frame)
-
-    def push_run(self, frames: Sequence[bytes], size_bytes: int) -> None:
-        """Append frames, of `size_bytes` together."""
-        self._frames += frames
-        self.pushed_bytes += size_bytes
 
     def follow(self, log: SharedLog[T] | None) -> None:
         """Take what is appended to a log from now on; None: follow none any more."""

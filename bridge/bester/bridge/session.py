@@ -25,6 +25,8 @@ from bester.broker.wire.messages import MAX_TYPE, RESERVED_TYPES, Close, Login, 
 
 ALL = 1 << 62
 """Ration without a bound."""
+CUT_BYTES = 8_192
+"""Bytes of waiting input that are cut into frames at a time: about a sender's turn of small messages."""
 UNIT_BYTES_LOG2 = 12
 """Each 4 KiB of a frame cost as much as a frame: a large body is copied, decoded and written."""
 UNIX_HOST = "unix"
@@ -172,7 +174,10 @@ class Session:
 
     @property
     def is_ready(self) -> bool:
-        """Return whether bytes or frames wait that may be handled now, by `proceed`."""
+        """Return whether bytes or frames wait that may be handled now, by `proceed`. Frames come first: bytes behind
+        frames that wait for room wait, too."""
+        if self._held and self.state is _OPEN and not self.acks:
+            return not self.window.is_full
         return bool(self._parked) or (bool(self._held) and self.state is _OPEN and not self.window.is_full)
 
     @property
@@ -199,8 +204,15 @@ class Session:
 
     def on_bytes(self, data: bytes, now: float, ration: int = ALL) -> Step:
         """Handle bytes of the peer."""
-        self.spent = len(data) >> UNIT_BYTES_LOG2
         step = _nothing()
+        if self._parked or (len(data) > CUT_BYTES and self.state is _OPEN):
+            self.spent = 0
+            waited = bool(self._parked)
+            self.park(data)
+            if not waited:
+                self._read_parked(step, now, ration)
+            return step
+        self.spent = len(data) >> UNIT_BYTES_LOG2
         if not self._stopping:
             self._read(data, step, now, ration)
         return step
@@ -230,11 +242,23 @@ class Session:
             self._stop(native.Fault(native.NULL, True, "", reason), step, now)
 
     def _read_parked(self, step: Step, now: float, ration: int = 0) -> None:
-        """Read the parked bytes; their frames are handled as far as the ration goes, or held."""
+        """Read the parked bytes; their frames are handled as far as the ration goes, or held.
+
+        Where the ration is what ends the reading, bytes stay parked: frames that are cut long before their turn
+        cost more memory than their bytes, and have left the processor's caches when they are handled."""
         data, self._parked = self._parked, b""
-        if data and not self._stopping:
-            self.spent += len(data) >> UNIT_BYTES_LOG2
-            self._read(data, step, now, ration)
+        start, end = 0, len(data)
+        while start < end and not self._stopping:
+            stop = end
+            if ration and self.state is _OPEN and not self.acks:
+                if self._held is not None or self.spent >= ration:
+                    self._parked = data[start:] if start else data
+                    return
+                stop = min(end, start + max(CUT_BYTES, self.splitter.needed_bytes - self.splitter.waiting_bytes))
+            piece = data[start:stop] if stop - start < end else data
+            self.spent += len(piece) >> UNIT_BYTES_LOG2
+            self._read(piece, step, now, ration)
+            start = stop
 
     def on_peer_ended(self, now: float) -> Step:
         """Handle the end of the peer's stream; the peer may still read."""
@@ -373,9 +397,10 @@ class Session:
         step = _nothing()
         if self._held is not None:
             self._continue(step, now, ration)
-        if self._parked:
-            self._read_parked(step, now, max(ration - self.spent, 0))
-        elif self._held is None and not self.window and self.state is not State.OPEN:
+        has_ration = ration > self.spent
+        if self._parked and (has_ration or self.acks or self.state is not _OPEN):
+            self._read_parked(step, now, ration if has_ration else 0)
+        elif not self._parked and self._held is None and not self.window and self.state is not State.OPEN:
             self._leave("finished", step, now)
         return step
 
@@ -401,7 +426,7 @@ class Session:
             meta: Meta = {**frame.claims, "scope": "server", "address": self.address}
             if self.certificate is not None:
                 meta["certificate"] = list(self.certificate)
-            type_, data, id_, _ = frame.sent
+            type_, data, id_ = frame.sent.type, frame.sent.data, frame.sent.id
             submit = Submit(next(self._tokens), None, type_, data, meta)
             size = len(data) + len(id_) + len(type_) + OVERHEAD_BYTES
             self.window.table[submit.token] = Submission(submit, id_, size, now, self.number)
@@ -482,14 +507,14 @@ class Session:
         count = size_bytes = handled = 0  # count and size of the run, which is not counted in the window yet
         room, room_bytes = window.room() if len(bodies) > 1 else (1, 1)
         for body in bodies:
-            if count >= room or size_bytes >= room_bytes:  # there may be room for no more
+            if count >= room or size_bytes >= room_bytes:  # the window may be full
                 window.enter(count, size_bytes)
                 count = size_bytes = 0
                 room, room_bytes = window.room()
             if window.is_full or (window.stuck and self._must_wait(body)):
                 break
             sent = native.later(body)
-            if type(sent) is not _Sent or (type_ := sent[0]) in RESERVED_TYPES or len(type_) > MAX_TYPE:
+            if type(sent) is not _Sent or (type_ := sent.type) in RESERVED_TYPES or len(type_) > MAX_TYPE:
                 window.enter(count, size_bytes)
                 count = size_bytes = 0
                 if not self._other(sent, step, now):
@@ -498,12 +523,12 @@ class Session:
                 room, room_bytes = window.room()
                 continue
             handled += 1
-            _, data, id_, meta = sent
+            data, id_ = sent.data, sent.id
             if self._rates is not None and not self._rates.take(self.user or "", now):
                 step.write.append(native.report(id_, 1, "overloaded"))
                 continue
             token = next(self._tokens)
-            submit = _new(Submit, (token, number, type_, data, meta))
+            submit = _new(Submit, (token, number, type_, data, sent.meta))
             size = len(data) + len(id_) + len(type_) + OVERHEAD_BYTES
             table[token] = Submission(submit, id_, size, now, number)
             order.append(token)

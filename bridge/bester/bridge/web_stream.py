@@ -55,7 +55,7 @@ class Unended:
 
 
 class WebStream(Layer):
-    """One WebSocket connection. `origins` are the pages that may connect beside those of this host ("*": every page);
+    """WebSocket connection. `origins` are the pages that may connect beside those of this host ("*": every page);
     `max_frame` is the length above which a message is not kept until its end, `unended` the bounds of those that have
     begun. `refused` is called with the reason why a request was refused, or the connection ended.
 
@@ -75,12 +75,12 @@ class WebStream(Layer):
         super().__init__()
         self._above = above
         self._socket = WSConnection(ConnectionType.SERVER)
-        self._frames = Splitter(2**31, 2**31)  # of `above`, whose chunks may begin and end within a frame
+        self._frames = Splitter(2**31, 2**31)  # frames of `above`, whose chunks may begin and end within a frame
         self._origins = frozenset(origins)
         self._max_frame = max_frame
         self._refused = refused
         self._unended = unended
-        self._came = bytearray()  # of a message that has not ended
+        self._came = bytearray()  # bytes of a message that has not ended
         self._deadline: asyncio.TimerHandle | None = None
         self._over = False  # the rest of a message that is too long is dropped
         self._open = False
@@ -135,11 +135,11 @@ class WebStream(Layer):
         elif isinstance(event, TextMessage | BytesMessage):
             self._on_part(event)
         elif isinstance(event, Ping):
-            if not self.get_write_buffer_size():  # who asks and does not read gets no answers without end
+            if not self.get_write_buffer_size():  # a peer that pings and does not read gets no endless answers
                 self._send(event.response())
         elif isinstance(event, CloseConnection):
             self._open = False
-            with contextlib.suppress(LocalProtocolError):  # this side has ended the stream before
+            with contextlib.suppress(LocalProtocolError):  # raised if this side has ended the stream before
                 self._send(event.response())
             if self._below is not None:
                 self._below.close()

@@ -104,6 +104,31 @@ def password_fault(password: str) -> str | None:
     return f"a password has {PASSWORD_LIMIT_BYTES} bytes at most" if size > PASSWORD_LIMIT_BYTES else None
 
 
+def check_name(name: str) -> None:
+    """Raise BesterError for an unusable user name."""
+    fault = name_fault(name)
+    if fault:
+        raise BesterError("malformed", fault)
+
+
+def hashed(password: str) -> str:
+    """Return the hash of a new password. Raises BesterError for an unusable password."""
+    fault = password_fault(password)
+    if fault:
+        raise BesterError("malformed", fault)
+    return HASHER.hash(password)
+
+
+def name_taken(name: str) -> BesterError:
+    """Return the error for a new account with the name of another."""
+    return BesterError("not-allowed", f"there is a user {name} already; `bester user passwd` changes the password")
+
+
+def no_account(name: str) -> BesterError:
+    """Return the error for the change of an account that does not exist."""
+    return BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
+
+
 class OpenAccounts:
     """Logins of `auth = "open"`: any name with any password is admitted, and no user is known beforehand."""
 
@@ -180,22 +205,15 @@ class Accounts:
 
     def add(self, name: str, password: str) -> None:
         """Create an account. Raises BesterError for a name that is taken, or an unusable name or password."""
-        fault = name_fault(name) or password_fault(password)
-        if fault:
-            raise BesterError("malformed", fault)
-        row = (name, HASHER.hash(password), time.time())  # the fraction tells two accounts of one name apart
+        check_name(name)
+        row = (name, hashed(password), time.time())  # the fraction tells two accounts of one name apart
         if not self._change("INSERT INTO account VALUES (?, ?, ?) ON CONFLICT DO NOTHING", row):
-            raise BesterError(
-                "not-allowed", f"there is a user {name} already; `bester user passwd` changes the password"
-            )
+            raise name_taken(name)
 
     def passwd(self, name: str, password: str) -> None:
         """Change a password. Raises BesterError for an unknown account or an unusable password."""
-        fault = password_fault(password)
-        if fault:
-            raise BesterError("malformed", fault)
-        if not self._change("UPDATE account SET hash = ? WHERE name = ?", (HASHER.hash(password), name)):
-            raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
+        if not self._change("UPDATE account SET hash = ? WHERE name = ?", (hashed(password), name)):
+            raise no_account(name)
 
     def remove(self, name: str) -> None:
         """Remove an account and record the removal. Raises BesterError for an unknown account."""
@@ -205,19 +223,19 @@ class Accounts:
             "DELETE FROM disabled WHERE name = ?",
         )
         if not self._all((first, *others), name):
-            raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
+            raise no_account(name)
 
     def disable(self, name: str) -> None:
         """Let nobody log in to an account, and change nothing else. Raises BesterError for an unknown account."""
         known = "UPDATE account SET name = name WHERE name = ?"
         if not self._all((known, "INSERT OR IGNORE INTO disabled VALUES (?)"), name):
-            raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
+            raise no_account(name)
 
     def enable(self, name: str) -> None:
         """Let its user log in to an account again. Raises BesterError for an unknown account."""
         known = "UPDATE account SET name = name WHERE name = ?"
         if not self._all((known, "DELETE FROM disabled WHERE name = ?"), name):
-            raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
+            raise no_account(name)
 
     def list(self) -> list[Account]:
         """Return all accounts, ordered by name."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 
 from bester.broker import postgres
-from bester.broker.accounts import Account, name_fault, password_fault
+from bester.broker.accounts import Account, check_name, hashed, name_fault, name_taken, no_account, password_fault
 from bester.broker.logs import facts
 from bester.broker.postgres import Database
 from bester.broker.postgres_schema import ACCOUNTS_CHANGED, migrate
@@ -104,20 +104,13 @@ class PostgresAccounts:
 
     def add(self, name: str, password: str) -> None:
         """Create an account. Raises BesterError for a name that is taken, or an unusable name or password."""
-        fault = name_fault(name) or password_fault(password)
-        if fault:
-            raise BesterError("malformed", fault)
-        if not self._change(_ADD, name, HASHER.hash(password), time.time()):
-            raise BesterError(
-                "not-allowed", f"there is a user {name} already; `bester user passwd` changes the password"
-            )
+        check_name(name)
+        if not self._change(_ADD, name, hashed(password), time.time()):
+            raise name_taken(name)
 
     def passwd(self, name: str, password: str) -> None:
         """Change a password. Raises BesterError for an unknown account or an unusable password."""
-        fault = password_fault(password)
-        if fault:
-            raise BesterError("malformed", fault)
-        self._known(self._change(_PASSWD, name, HASHER.hash(password)), name)
+        self._known(self._change(_PASSWD, name, hashed(password)), name)
 
     def remove(self, name: str) -> None:
         """Remove an account and record the removal. Raises BesterError for an unknown account."""
@@ -150,7 +143,7 @@ class PostgresAccounts:
     @staticmethod
     def _known(changed: bool, name: str) -> None:
         if not changed:
-            raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
+            raise no_account(name)
 
 
 class _Known(NamedTuple):

@@ -91,7 +91,7 @@ def write_secret(path: Path, secret: str) -> None:
     """Write a new key file, whole or not at all. Raises FileExistsError where there is one, ConfigError where none can
     be written."""
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # of mode 0600
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # made with mode 0600
         try:
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
                 file.write(f"{secret}\n")

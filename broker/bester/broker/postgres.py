@@ -33,6 +33,8 @@ MIGRATION_MS = 600_000
 TEXT_LIMIT = 300
 """Characters of a fault's text."""
 NEEDS = 'PostgreSQL needs the library psycopg, which is not installed: pip install "psycopg[binary]>=3.2"'
+SECRET_VARIABLES = ("PGPASSWORD",)
+"""Variables of libpq that hold a secret of the server's own."""
 _SECRETS = ("password", "sslpassword", "oauth_client_secret")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")

@@ -199,7 +199,10 @@ _VIEWS = (
     """,
 )
 
-STEPS: tuple[tuple[str, ...], ...] = ((*_TABLES, *_VIEWS),)
+# Brokers on different machines have store's times of their own, which the database's clock compares.
+_SAVED_AT = ("ALTER TABLE clock ADD COLUMN saved_at TIMESTAMPTZ",)
+
+STEPS: tuple[tuple[str, ...], ...] = ((*_TABLES, *_VIEWS), _SAVED_AT)
 """Step n makes version n + 1 of version n. A released step is never changed: steps are only added."""
 
 

@@ -52,8 +52,10 @@ from bester.broker.log_limits import PACED, WARNINGS, LogLimits
 from bester.broker.logs import bare_facts, facts, with_facts
 from bester.broker.processes import exists, is_stopped
 from bester.broker.removed_accounts import RemovedAccounts
+from bester.broker.slices import Slices
 from bester.broker.store import Store
 from bester.broker.store_driver import RETRY_S, StoreDriver
+from bester.broker.turn import Turn
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codec import batches
@@ -71,8 +73,13 @@ TICK_S = 0.1
 """Interval at which the core is given the time."""
 LOGIN_EVENTS: dict[str | None, NoticeEvent] = {"authentication-failed": "login-failed", "try-later": "login-slowed"}
 """Log events of refused logins, by their codes."""
+IO_THREADS = 2
+"""Threads of ZeroMQ: one for parties on this machine, and one for those on tcp, so that the bytes of an ipc socket wait
+for no flood that is decrypted."""
 BACKLOG = 1024
 """Waiting ipc connections: all handlers of a busy machine at once, at its start."""
+MAX_LINKS = 20_000
+"""Links of one socket that are remembered by their routing ids; above the bound all are made anew. Memory."""
 MAX_LOGINS = 8192
 """Logins whose check was begun: far more than the queue of checks, which chooses whom it turns away. Memory."""
 
@@ -105,8 +112,10 @@ class Broker:
         *,
         pair: KeyPair | None = None,
         curve: bool = False,
+        turn: Turn | None = None,
     ) -> None:
-        """`pair` are this server's keys, for links that are encrypted; with `curve`, those on loopback are, too."""
+        """`pair` are this server's keys, for links that are encrypted; with `curve`, those on loopback are, too. `turn`
+        is that of a bridge in this process."""
         self._listen = listen
         self._pair = pair
         self._curve = curve
@@ -135,21 +144,23 @@ class Broker:
         """Callback that restarts a handler's process, with the reason; returns False for a process that the caller did
         not start."""
         self.operator_address: str | None = None
-        """Where the operator's page is, as `host:port`; None where there is none."""
+        """Address of the operator's page, as `host:port`; None without a page."""
         self.store_file: Path | None = None
         """The store's file, whose size the figures show."""
         self._store = store
         self._measure_at = 0.0
         self._driver = StoreDriver(self.router, store, self._carry_out, aside=self._aside)
         self._retry_handle: asyncio.TimerHandle | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self._sockets: list[FabricSocket] = []
-        self._reading: list[ReadUntil] = []  # of these sockets
+        self._reading: list[ReadUntil] = []  # readers of the sockets
+        self._slices: dict[bytes, Slices] = {}  # of the encrypted sockets, by door
         self._bound: list[UnixSocket] = []
         self._direct: dict[Link, Receiver] = {}
         self._servers: dict[Link, FabricLink] = {}
         self._outgoing: dict[Link, list[Message]] = {}
-        self._flush_handle: asyncio.Handle | None = None
+        self._turn = turn or Turn()
+        self._flushes = False  # at the end of this turn
         self._tick_handle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
@@ -179,10 +190,11 @@ class Broker:
 
     async def __aexit__(self, *exc: object) -> None:
         """Send GOODBYE to every peer and close. Call `drain` first to let messages finish."""
+        for slices in self._slices.values():
+            slices.drop()
         self._carry_out(self.router.dismiss("the broker ends"))
         self._driver.finish()
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
+        self._turn.forget(self._flush)
         self._flush()
         if self._tick_handle is not None:
             self._tick_handle.cancel()
@@ -196,10 +208,12 @@ class Broker:
         self._close_sockets()
 
     async def drain(self, timeout_s: float) -> bool:
-        """Accept no new messages and wait, at most `timeout_s`, until none is unreported; return whether none is."""
+        """Accept no new messages and wait, at most `timeout_s`, until none is unreported; return whether none is.
+
+        A broker whose store another process has taken ends at once: its bridges submit again elsewhere."""
         self.router.drain()
         deadline = time.monotonic() + timeout_s
-        while not self.router.idle and time.monotonic() < deadline:  # noqa: ASYNC110 (the core has no events to wait for)
+        while not (self.router.idle or self._store.fenced) and time.monotonic() < deadline:  # noqa: ASYNC110 (the core has no events to wait for)
             await asyncio.sleep(TICK_S / 4)
         return self.router.idle
 
@@ -228,18 +242,27 @@ class Broker:
         where = parse_endpoint(endpoint)
         door = b"%d:" % len(self._sockets)
 
+        links: dict[bytes, Link] = {}  # by routing id
+
         def received(frames: Frames) -> None:
-            self._received(Link(where.transport, door + frames[0]), frames[1:])
+            identity, *rest = frames
+            link = links.get(identity)
+            if link is None:
+                if len(links) >= MAX_LINKS:
+                    links.clear()
+                link = links[identity] = Link(where.transport, door + identity)
+            self._received(link, rest)
 
         socket: FabricSocket
         if where.transport == "tcp" and (self._curve or not where.local):
             socket = self._curve_socket(door)
         else:
-            socket = FabricSocket(self._context, zmq.ROUTER, received)
+            socket = FabricSocket(self._context, zmq.ROUTER, received, self._turn)
         self._sockets.append(socket)
         self._reading.append(ReadUntil(time.monotonic()))
         socket.socket.router_mandatory = 1
         socket.socket.ipv6 = "[" in endpoint
+        socket.socket.affinity = 1 << (where.transport != "ipc")
         if where.transport == "ipc":
             # Bound here, as ZeroMQ would remove any file at the path first, and at its end any file that is there then.
             bound = unix_socket.listen(f"[fabric] listen: {endpoint}", where.path, backlog=BACKLOG, mode=0o600)
@@ -260,19 +283,32 @@ class Broker:
         if self._zap is None:
             self._zap = Zap(self._context, self.router.settings.grants, self._on_refused)
 
+        def take(link: Link, messages: Sequence[Message | Malformed]) -> None:
+            self._carry_out(self.router.receive_all(link, messages, time.monotonic()))
+            if link in self._outgoing:  # perhaps held back until now
+                self._flush_soon()
+
         def received(frames: Frames) -> None:
             identity, key, *rest = frames
-            self._received(Link("curve", door + identity, key.decode()), rest)
+            slices.take_in(Link("curve", door + identity, key.decode()), rest)
 
         def gone(identity: bytes, key: bytes) -> None:
-            link = Link("curve", door + identity, key.decode())
+            slices.on_ended(Link("curve", door + identity, key.decode()))
+
+        def end(link: Link) -> None:
             unsent, now = self._outgoing.pop(link, None), time.monotonic()
             if unsent:
                 self._carry_out(self.router.on_undeliverable(link, unsent[0], now, unsent[1:]))
             else:
                 self._carry_out(self.router.on_link_lost(link, "the connection has ended", now))
 
-        return CurveSocket(self._context, self._pair, received, gone, self._on_refused)
+        def cut(link: Link, why: str) -> None:
+            socket.cut(link.key.removeprefix(door), link.party, why)
+
+        socket = CurveSocket(self._context, self._pair, received, gone, self._on_refused, self._turn)
+        slices = Slices(read, take, end=end, cut=cut, clock=time.monotonic, soon=self._loop.call_soon)
+        self._slices[door] = slices
+        return socket
 
     def _on_refused(self, address: str, key: str, why: str) -> None:
         self._carry_out(self.router.on_refused(address, key, why, time.monotonic()))
@@ -301,9 +337,13 @@ class Broker:
         return self._sockets[int(index)].process_of(identity)
 
     def _read_until(self, link: Link) -> float:
-        """Return the time up to which everything that had arrived on a link was read."""
+        """Return the time up to which everything that had arrived on a link was handled."""
         index, colon, _ = link.key.partition(b":")
-        return self._reading[int(index)].until if colon else math.inf  # a direct link needs no reading
+        if not colon:
+            return math.inf  # a direct link needs no reading
+        until, slices = self._reading[int(index)].until, self._slices.get(index + colon)
+        waits_since = slices.waits_since(link.party) if slices is not None else None
+        return until if waits_since is None else min(until, waits_since)
 
     def _connect(self, route: Route) -> None:
         """Open the link to a server of the fabric; a server that is reached otherwise has none."""
@@ -330,12 +370,12 @@ class Broker:
             on_ready=lambda: self._carry_out(self.router.on_server_ready(name, time.monotonic())),
             on_lost=lambda why: self._carry_out(self.router.on_server_lost(name, why, time.monotonic())),
             on_unsendable=self._log_unsendable,
+            turn=self._turn,
         )
         fabric.start()
 
     def _close_sockets(self) -> None:
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
+        self._turn.forget(self._flush)
         for bound in self._bound:
             bound.remove()
         for socket in self._sockets:
@@ -450,6 +490,7 @@ class Broker:
             self._driver.add(effects.writes, effects.reads)
             if self._driver.due:
                 self._flush_soon()
+                self._turn.wait()  # one commit for all that comes in this turn
         for link, messages in effects.messages.items():
             queued = self._outgoing.get(link)
             if queued is None:
@@ -483,8 +524,9 @@ class Broker:
                 self._start_again(call)
 
     def _flush_soon(self) -> None:
-        if self._flush_handle is None:
-            self._flush_handle = self._loop.call_soon(self._flush)
+        if not self._flushes:
+            self._flushes = True
+            self._turn.soon(self._flush)
 
     def _write(self, notice: Notice) -> None:
         passed_over = self._notices.admit(notice.event, time.monotonic())
@@ -522,11 +564,15 @@ class Broker:
 
     def _flush(self) -> None:
         """Write and read, then send the messages of this turn of the loop, one batch a destination."""
-        self._flush_handle = None
+        self._flushes = False
         if self._driver.due:
             self._driver.run()
             self._retry_later()
         outgoing, self._outgoing = self._outgoing, {}
+        for slices in self._slices.values():
+            for link in slices.halfway:
+                if link in outgoing:
+                    self._outgoing[link] = outgoing.pop(link)
         for link, messages in outgoing.items():
             if link.door == "direct":
                 self._direct[link](messages)
@@ -535,7 +581,7 @@ class Broker:
             else:
                 self._send(link, messages)
         for socket in self._sockets:
-            socket.look_again()
+            socket.look_after_sending()
         if self._driver.due:
             self._flush_soon()
 

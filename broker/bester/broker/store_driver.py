@@ -120,7 +120,7 @@ class StoreDriver:
         self._questions = Questions()
         self._held_back = False  # the store may hold back writes of a group that failed
         self._pending: _Pending | None = None
-        self._waiting_bytes = 0  # of what came since a group is pending
+        self._waiting_bytes = 0  # bytes of writes that came since a group is pending
         self._away = False  # a group was pending for too long, and nothing was written since
         self._slow = 0  # commits that are still made beside the loop
 
@@ -302,7 +302,12 @@ class StoreDriver:
             self.retry()
 
     def _conclude(self, group: Sequence[Write], result: Committed) -> None:
-        """Hand the result of a group to the core. A group that was busy for too long has failed."""
+        """Hand the result of a group to the core. A group that was busy for too long has failed.
+
+        Nothing follows from a group that another process has fenced off, neither a report nor a delivery: that process
+        goes on with what is stored, and this one ends."""
+        if self._store.fenced:
+            return
         if result.busy:
             result = result._replace(kept=self._store.hold_back(group))
         self._away = self._away and not result.ok

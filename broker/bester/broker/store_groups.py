@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Sequence
 
 from bester.broker.store_requests import (
+    Adopt,
     Bury,
     End,
     Enqueue,
     Fetch,
+    FindAbandoned,
     FindDeadLetters,
     FindOutcomes,
     Read,
@@ -56,7 +58,7 @@ class Groups:
         self._waiting: deque[tuple[Enqueue, int]] = deque()  # with their sizes
         self._waiting_bytes = 0
         self._named: set[int | str] = set()  # numbers and ids of those
-        self._body: bytes | None = None  # of the latest message: the next one of the same command takes no body more
+        self._body: bytes | None = None  # body of the latest message: the next message of the same command adds no body
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -103,7 +105,7 @@ class Groups:
 
     def concerns(self, read: Read) -> bool:
         """Return whether the answer to a read may depend on a message that waits."""
-        if not self._waiting or isinstance(read, FindDeadLetters):
+        if not self._waiting or isinstance(read, FindDeadLetters | FindAbandoned | Adopt):
             return False
         entries = (write.entry for write, _ in self._waiting)
         if isinstance(read, Fetch):

@@ -286,10 +286,15 @@ class FindExpired(NamedTuple):
 
 class FindEntry(NamedTuple):
     """Ask for the entry of this id in a lane to this server, without its body: `(Entry, outcome or None) | None`; the
-    outcome is None where the message has not ended."""
+    outcome is None where the message has not ended.
+
+    In a shared store another broker may have sent the message, and its later outcome may come here. An entry of another
+    broker that has ended, or is queued at the server, is moved to this namespace under `number`, which the core has
+    reserved: the outcomes of a message are counted by one broker."""
 
     id: str
     server: str
+    number: int = 0
 
 
 class FindOutcomes(NamedTuple):
@@ -331,9 +336,28 @@ class FindOldest(NamedTuple):
     read is empty."""
 
 
-Read = Fetch | FindExpired | FindEntry | FindOutcomes | FindDeadLetters | FindOldest
-Question = FindOutcomes | FindDeadLetters | FindOldest
-"""Reads on behalf of a user or operator: their answer is None where the store cannot be read."""
+class FindAbandoned(NamedTuple):
+    """Ask for a namespace of the same server that holds anything and whose lease has run out: the name of its broker,
+    empty where there is none. A store of one namespace finds none."""
+
+
+class Adopt(NamedTuple):
+    """Move what an abandoned namespace holds into one's own: `Adopted`.
+
+    At most `limit` messages and outcomes are moved at once, lowest number first; they get numbers from `first` on,
+    which the core has reserved, so that they come after what their queues hold already. `stored_s` is the asker's own
+    store's time, to which their expiries are moved. A request of the same `first` is the same adoption: where the first
+    one was carried out and its answer lost, nothing more is moved.
+    """
+
+    first: int
+    limit: int
+    stored_s: float
+
+
+Read = Fetch | FindExpired | FindEntry | FindOutcomes | FindDeadLetters | FindOldest | FindAbandoned | Adopt
+Question = FindOutcomes | FindDeadLetters | FindOldest | FindAbandoned | Adopt
+"""Reads whose asker may ask again: their answer is None where the store cannot be read."""
 
 
 # --- at the start ---------------------------------------------------------------------------------------------------
@@ -359,7 +383,8 @@ class Snapshot:
     message after a restart. `dead` counts the dead letters. `names` are those the server has had, `peers` says by
     address whether native servers report. `held` are the servers to which messages are held
     back, `remote` counts the notes of messages that are queued at a server, `disowned` has number and time of each
-    `Disown` by user. `full` says why nothing can be written now, None where it can.
+    `Disown` by user. `full` says why nothing can be written now, None where it can. `is_shared`: the store has
+    namespaces of other brokers of this server, which may have to be adopted.
     """
 
     epoch: str = "none"
@@ -377,6 +402,32 @@ class Snapshot:
     remote: Mapping[str, int] = field(default_factory=dict)
     disowned: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     full: str | None = None
+    is_shared: bool = False
+
+
+class Adopted(NamedTuple):
+    """Contents that were moved from the namespace of a `broker`, empty where there was nothing to move.
+
+    `snapshot` has the moved part alone: its queues, shares, types, names, and what else a broker reads at its start;
+    its `lanes` are those of this namespace, united with the other's. `outcomes` counts the moved messages that had
+    ended, `is_more` says that the other namespace still holds some.
+    """
+
+    broker: str = ""
+    snapshot: Snapshot = Snapshot()
+    outcomes: int = 0
+    is_more: bool = False
+
+
+def united(mine: SaveLane | None, theirs: SaveLane) -> SaveLane:
+    """Return an inbound lane with the outcomes of both; of two epochs of the other server mine, which is in use."""
+    if mine is None:
+        return theirs
+    if mine.epoch != theirs.epoch:
+        return mine
+    floor = max(mine.floor, theirs.floor)
+    outcomes = {number: each for number, each in {**theirs.outcomes, **mine.outcomes}.items() if number >= floor}
+    return mine._replace(floor=floor, outcomes=outcomes)
 
 
 class Held(NamedTuple):

@@ -85,7 +85,7 @@ def load_pair(context: ssl.SSLContext, pair: Pair, now: float) -> Validity:
     validity = _validity_of(cert, pair.cert, now)
     _check_key(key, pair.key)
     try:
-        context.load_cert_chain(pair.cert, pair.key, password="")  # one with a passphrase was refused
+        context.load_cert_chain(pair.cert, pair.key, password="")  # a key with a passphrase was refused
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             why = "is not the certificate of that key; name a pair, with this server's own certificate first"

@@ -34,7 +34,7 @@ P = TypeVar("P", bound=asyncio.Protocol)
 class Phase(Enum):
     SHAKING = "shaking"  # the handshake is under way
     OPEN = "open"  # both directions carry data
-    ENDED = "ended"  # this side has ended the stream: bytes that arrive are dropped
+    ENDED = "ended"  # ended by this side: bytes that arrive are dropped
 
 
 def _ignore(_: object) -> None:
@@ -42,7 +42,7 @@ def _ignore(_: object) -> None:
 
 
 class TlsStream(Layer):
-    """One TLS connection. `host` is the name that the server's certificate must have; None at the server's side.
+    """TLS connection. `host` is the name that the server's certificate must have; None at the server's side.
 
     At the server's side `above` gets its connection before the handshake, and what it writes before the end of the
     handshake ends the connection; at the client's side `above` gets its connection after the handshake. `opened` is
@@ -304,7 +304,7 @@ async def connect_tls(
         made[:] = [above]
         stream = TlsStream(above, context, host=host.rstrip("."))
         stream.waiter = loop.create_future()
-        stream.waiter.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait any more
+        stream.waiter.add_done_callback(lambda done: done.cancelled() or done.exception())  # a waiter may give up
         return stream
 
     stream = await connect(make, addresses, port, timeout_s)

@@ -48,7 +48,7 @@ AWAY = Verdict("unreachable")
 
 
 class UndecidedError(Exception):
-    """Nobody has decided whether a password is right."""
+    """Error: no decision was reached on a password."""
 
 
 Check = Callable[[str, str, str], Awaitable[bool]]
@@ -85,7 +85,7 @@ class Verifying:
         self._lockout = Lockout(known_s)
         self._queue: CheckQueue[asyncio.Future[bool]] = CheckQueue()
         self._free = at_once
-        self._pools: set[ThreadPoolExecutor] = set()  # of one thread each, so that one without a thread can be dropped
+        self._pools: set[ThreadPoolExecutor] = set()  # one thread each: a pool without a thread can be dropped
         self._idle: list[ThreadPoolExecutor] = []
 
     @property
@@ -190,7 +190,7 @@ def _matches(stored: str | None, password: str) -> bool:
     try:
         HASHER.verify(stored or NO_PASSWORD, password)
     except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError) as error:
-        if str(error) == _NO_MEMORY:  # it may well be the right one
+        if str(error) == _NO_MEMORY:  # the password may well be right
             raise MemoryError(_NO_MEMORY) from None
         return False
     return stored is not None

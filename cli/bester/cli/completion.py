@@ -6,14 +6,16 @@ The scripts are click's; they ask `bester` itself, so that an update of Bester n
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import click
 from click.shell_completion import get_completion_class
 
 from bester.cli.output import done, out
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 SHELLS = ("bash", "zsh", "fish")
 VARIABLE = "_BESTER_COMPLETE"
@@ -96,7 +98,7 @@ def _append(file: Path, line: str) -> bool:
     wanted = os.fsencode(line)
     if wanted in text.split(b"\n"):
         return False
-    with file.open("ab") as target:  # one write: a full disk leaves no half of a line before the rest
+    with file.open("ab") as target:  # a single write: a full disk leaves no half of a line before the rest
         target.write((b"" if not text or text.endswith(b"\n") else b"\n") + wanted + b"\n")
     return True
 
@@ -109,24 +111,23 @@ def show(context: click.Context, _: click.Parameter, value: str | None) -> None:
     context.exit()
 
 
-_kinds = click.Choice(["auto", *SHELLS])
-install_option = click.option(
-    "--install-completion",
-    type=_kinds,
-    is_flag=False,
-    flag_value="auto",
-    expose_value=False,
-    is_eager=True,
-    callback=install,
-    help="Make the Tab key complete in this shell, or in the one named.",
+def _option(
+    flag: str, callback: Callable[[click.Context, click.Parameter, str | None], None], text: str
+) -> Callable[[F], F]:
+    """Return an option with the name of a shell, or without one for the shell in use."""
+    return click.option(
+        flag,
+        type=click.Choice(["auto", *SHELLS]),
+        is_flag=False,
+        flag_value="auto",
+        expose_value=False,
+        is_eager=True,
+        callback=callback,
+        help=text,
+    )
+
+
+install_option = _option(
+    "--install-completion", install, "Make the Tab key complete in this shell, or in the one named."
 )
-show_option = click.option(
-    "--show-completion",
-    type=_kinds,
-    is_flag=False,
-    flag_value="auto",
-    expose_value=False,
-    is_eager=True,
-    callback=show,
-    help="Print the script for that.",
-)
+show_option = _option("--show-completion", show, "Print the script for that.")

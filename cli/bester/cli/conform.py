@@ -186,7 +186,7 @@ def _guarded() -> Iterator[Callable[[str, int], None]]:
         pipe = process.stdin
 
         def watch(word: str, pid: int) -> None:
-            with suppress(OSError):  # somebody has killed it
+            with suppress(OSError):  # the watcher was killed
                 pipe.write(f"{word}{pid}\n".encode())
                 pipe.flush()
 

@@ -57,7 +57,7 @@ def replay(
         before = os.environ.get(DATA)
         os.environ[DATA] = str(state)
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # what a handler prints is no part of the result
+            with contextlib.redirect_stdout(sys.stderr):  # output of a handler is no part of the result
                 loaded = _load(app, recorded)
                 results = asyncio.run(_replay(loaded, recorded, clients, ignored, strict))
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,14 @@ class Case:
     def required(self) -> bool:
         """Return whether a failure makes the whole run fail."""
         return self.severity == "required"
+
+
+def one_verb(step: Step, verbs: Collection[str], options: Collection[str]) -> str:
+    """Return the verb of a step. Raises ValueError for a step with no verb, with several, or with an unknown key."""
+    found = [key for key in step if key in verbs]
+    if len(found) != 1 or any(key not in verbs and key not in options for key in step):
+        raise ValueError(f"a step has one verb and known options: {dict(step)}")
+    return found[0]
 
 
 def directory(side: str) -> Path:

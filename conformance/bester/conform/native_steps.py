@@ -13,7 +13,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from bester.conform.cases import Case, Step
+from bester.conform.cases import Case, Step, one_verb
 from bester.conform.match import fault, shown
 from bester.conform.native import Connection, framed
 from bester.conform.result import Unseen
@@ -243,9 +243,5 @@ OPTIONS = frozenset({
 
 
 def verb_of(step: Step) -> str:
-    """Return the verb of a step. Raises ValueError for a step with no verb, with several, or with an unknown key."""
-    verbs = [key for key in step if key in STEPS]
-    wrong = [key for key in step if key not in STEPS and key not in OPTIONS]
-    if len(verbs) != 1 or wrong:
-        raise ValueError(f"a step has one verb and known options: {dict(step)}")
-    return verbs[0]
+    """Return the verb of a step of a native case. Raises ValueError for a step that is not well-formed."""
+    return one_verb(step, STEPS, OPTIONS)

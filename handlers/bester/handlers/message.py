@@ -80,7 +80,7 @@ class Message:
 
     @property
     def shadow(self) -> bool:
-        """Whether this is a copy for a shadow, whose effects outside of its commands should not happen."""
+        """True for a copy that a shadow gets, whose effects outside of its commands should not happen."""
         return self._request.meta.get("shadow") is True
 
     @property

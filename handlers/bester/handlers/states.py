@@ -84,7 +84,7 @@ class States:
             return function()
         kind = inspect.get_annotations(inspect.unwrap(function), eval_str=True).get(needed[0].name, object)
         fitting = [value for value in self._values if not isinstance(kind, type) or isinstance(value, kind)]
-        return function(fitting[0]) if fitting else None  # its start hook has failed: nothing to end
+        return function(fitting[0]) if fitting else None  # without one the start hook has failed: nothing to end
 
 
 def _needed(function: Callable[..., Any]) -> list[inspect.Parameter]:

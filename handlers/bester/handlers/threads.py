@@ -24,7 +24,7 @@ from bester.handlers.stacks import position_of
 from bester.handlers.task_pool import Job, NotBegunError
 
 NO_THREAD = "the system has no thread for it: too many run, or memory is short"
-"""How a request ends that nothing can carry out."""
+"""Fault of a request for which no thread can be started."""
 JUST_S = 1.0
 """Seconds for which an ended function may be the one that kept all other threads from running."""
 

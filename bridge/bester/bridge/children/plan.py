@@ -8,12 +8,13 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from bester.broker.config import Config, HandlerConfig
+from bester.broker.postgres import SECRET_VARIABLES
 from bester.broker.wire.codes import ConfigError
 
 TYPES = "BESTER_TYPES"
@@ -25,11 +26,11 @@ SHADOW = "BESTER_SHADOW"
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """Process to keep running: `argv` with these variables added to the environment.
+    """Process to keep running: `argv` with these variables added to the environment, and without those `withheld`.
 
     With `lifeline` its standard input is a pipe that ends when this process does, else empty. `serves` is the Unix
     socket that the child will serve: the child is not started while another process serves that socket.
-    Messages never wait for a `shadow`.
+    Messages never wait for a `shadow`. A child `elsewhere` serves another broker than this process.
     """
 
     name: str
@@ -38,6 +39,8 @@ class Child:
     lifeline: bool = False
     shadow: bool = False
     serves: Path | None = None
+    withheld: Collection[str] = ()
+    elsewhere: bool = False
 
     @property
     def types(self) -> frozenset[str]:
@@ -46,27 +49,43 @@ class Child:
 
 
 def plan(config: Config, fabric: str) -> list[Child]:
-    """Return a child for each worker of each handler; `fabric` is the URL that they connect to.
+    """Return a child for each worker of each handler. They connect to `fabric`, the URL of this broker, or to all
+    brokers of `[fabric] connect` where the server has several: Bester's own program is linked to all of them, this one
+    first, and of any other program, which may know one URL alone, a process runs for each broker.
 
     Raises ConfigError for a command whose program is missing, and for an app whose module is missing.
     """
-    children = []
+    children: list[Child] = []
+    several = len(config.fabric.connect) > 1
+    brokers = sorted(config.fabric.connect, key=lambda broker: broker != fabric) if several else [fabric]
+    # Without a store in PostgreSQL such a variable is meant for the handlers.
+    withheld = SECRET_VARIABLES if config.store.database is not None else ()
     for handler in config.handlers:
         command = _command(config, handler)
         _look_for_module(config, handler)
         for index, name in enumerate(handler.process_names):
             environment = {
-                "BESTER_FABRIC": fabric,
+                "BESTER_FABRIC": ",".join(brokers),
                 TYPES: ",".join(handler.types),
                 "BESTER_NAME": name,
                 "BESTER_DATA": str(config.server.data_dir.absolute() / "handlers" / handler.name),
             }
             if handler.shadow:
                 environment[SHADOW] = "1"
-            argv = command or _python(handler, index)
-            children.append(Child(name, argv, environment, lifeline=not command, shadow=handler.shadow))
+            if several and config.fabric.server_key is not None:
+                environment |= {"BESTER_KEY": str(config.key_file), "BESTER_SERVER_KEY": config.fabric.server_key}
+            shadow = handler.shadow
+            if not command:
+                argv = _python(handler, index)
+                children.append(Child(name, argv, environment, lifeline=True, shadow=shadow, withheld=withheld))
+                continue
+            for number, broker in enumerate(brokers, 1):
+                known = environment | {"BESTER_FABRIC": broker}
+                label, elsewhere = (name, False) if number == 1 else (f"{name}@{number}", True)
+                children.append(Child(label, command, known, shadow=shadow, withheld=withheld, elsewhere=elsewhere))
         if handler.program:
-            children.append(Child(f"{handler.name}.program", handler.program, {}, serves=handler.socket))
+            name = f"{handler.name}.program"
+            children.append(Child(name, handler.program, {}, serves=handler.socket, withheld=withheld))
     return children
 
 

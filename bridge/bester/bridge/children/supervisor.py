@@ -100,8 +100,9 @@ class Children:
 
         The name identifies the child. A handler with a name of its own may be any child that serves one of the types.
         """
-        named = [child for child in self._children if child.name == name]
-        for child in named or [child for child in self._children if not child.types.isdisjoint(types)]:
+        here = [child for child in self._children if not child.elsewhere]
+        named = [child for child in here if child.name == name]
+        for child in named or [child for child in here if not child.types.isdisjoint(types)]:
             if self.lives[child.name].served():
                 _log.info("handler %s is back", child.name, extra=facts("handler-back", handler=child.name))
                 self._report_given_up()
@@ -109,7 +110,7 @@ class Children:
     def _report_given_up(self) -> None:
         gone: set[str] = set()
         left: set[str] = set()
-        for child in [child for child in self._children if not child.shadow]:
+        for child in [child for child in self._children if not (child.shadow or child.elsewhere)]:
             (gone if self.lives[child.name].state is State.GIVEN_UP else left).update(child.types)
         self.on_given_up(frozenset(gone - left))
 
@@ -232,8 +233,7 @@ class Children:
                     stdout=pipes.stdout,
                     stderr=pipes.stdout,
                     cwd=self._directory,
-                    # The output of a Python program is to be seen when it is printed.
-                    env={"PYTHONUNBUFFERED": "1", **os.environ, **child.environment},
+                    env=_environment(child),
                     start_new_session=True,
                 )
             except OSError as error:
@@ -272,6 +272,12 @@ class Children:
     def _tell_guard(self, sign: bytes, pid: int) -> None:
         if self._guard is not None and self._guard.stdin is not None and not self._guard.stdin.is_closing():
             self._guard.stdin.write(b"%b%d\n" % (sign, pid))
+
+
+def _environment(child: Child) -> dict[str, str]:
+    """Return the environment of a child; without a buffer the output of a Python program is seen when it is printed."""
+    ours = {name: value for name, value in os.environ.items() if name not in child.withheld}
+    return {"PYTHONUNBUFFERED": "1", **ours, **child.environment}
 
 
 def _signal_name(number: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from bester.broker.core.adoption import Adoption
 from bester.broker.core.auth import AuthHandlers
 from bester.broker.core.cases import Reports
 from bester.broker.core.clock import Clock
@@ -63,7 +64,7 @@ class Surroundings(NamedTuple):
 
     epoch: str
     first_token: int
-    names: frozenset[str]
+    names: set[str]
     chance: Callable[[], float]
     is_account: Callable[[str], bool]
     process_of: Callable[[Link], int | None]
@@ -103,6 +104,7 @@ class Units:
     stuck_types: StuckTypes
     auth: AuthHandlers
     following: Following
+    adoption: Adoption
 
 
 def assemble(
@@ -126,7 +128,9 @@ def assemble(
     queues = Queues(settings, out, reports, clock, snapshot, now)
     transfers = Transfers(limits.max_lane)
     notes = RemoteNotes(out, snapshot.remote, settings.bounds.server_outcomes)
-    late_outcomes = LateOutcomes(settings, queues, transfers, reports, out, notes, snapshot.disowned, now)
+    late_outcomes = LateOutcomes(
+        settings, queues, transfers, reports, out, notes, snapshot.disowned, now, is_shared=snapshot.is_shared
+    )
     mailboxes = Mailboxes(queues, directory, deliveries, out, late_outcomes.on_ended, trace)
     reporters = Reporters(out, snapshot.peers)
     standing = Standing(out, settings.routes, snapshot.held, now)
@@ -153,7 +157,7 @@ def assemble(
         return dispatcher.knows_type(type_)
 
     commands = Commands(
-        settings, out, trace, queues, directory, deliveries, mailboxes, relays, dispatch, around.is_account,
+        settings, out, trace, reports, queues, directory, deliveries, mailboxes, relays, dispatch, around.is_account,
     )  # fmt: skip
     dead_letters = DeadLetters(
         settings,
@@ -193,9 +197,14 @@ def assemble(
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
     following = Following(settings, trace, relays.links, out)
+    adoption = Adoption(
+        limits, out, clock, figures.store, around.names, queues=queues, dispatcher=dispatcher,
+        inbound_lanes=inbound_lanes, notes=notes, reporters=reporters, standing=standing, late_outcomes=late_outcomes,
+        now=now, is_shared=snapshot.is_shared,
+    )  # fmt: skip
     return Units(
         dispatcher, ingress, inbound_lanes, peers, answers, contracts, restarts, questions, reports, directory, workers,
         deliveries, queues, mailboxes, relays, reporters, dead_letters, late_outcomes, notes, standing,
         Cockpit(settings, out, queues, relays, standing, notes), figures, recordings, shadows, credit,
-        StuckTypes(limits), auth, following,
+        StuckTypes(limits), auth, following, adoption,
     )  # fmt: skip

@@ -6,6 +6,7 @@ counted out at its end. The last one ends the case.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Protocol
 
@@ -73,7 +74,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     id: str
     root: str
     pending: int = 0
-    recipients: dict[str, str] = {}
+    recipients: dict[str, str] | None = None  # made for the first: most cases name nobody
     names_size: int = 0
     worst: str = DELIVERED
     reason: str | None = None
@@ -105,6 +106,8 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
         With too many names already, the outcome counts and the name is left out.
         """
         if name is not None:
+            if self.recipients is None:
+                self.recipients = {}
             before = self.recipients.get(name)
             if before is None:
                 self.names_size += len(name) + NAME_COST
@@ -136,7 +139,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
             if self.note is not None:
                 meta["note"] = self.note
             return Relayed(token, self.worst, meta)
-        recipients = {} if self.worst == DELIVERED else self.recipients
+        recipients = {} if self.worst == DELIVERED or self.recipients is None else self.recipients
         if self.kind is Kind.EMIT:
             return Outcome(token, status, recipients, self.reason, self.note)
         reason = MAY_HAVE_ARRIVED if self.resubmitted and not self.carried and self.reason in AGAIN else self.reason
@@ -175,17 +178,26 @@ class Reports:
         case.record(name, outcome, note)
         self.settle_one(case)
 
-    def settle_one(self, case: Case, *, silent: bool = False) -> None:
-        """Count one pending result as done; the last one sends the report, unless the bridge has done so already
-        (`silent`)."""
+    def settle_one(self, case: Case) -> None:
+        """Count one pending result as done; the last one sends the report."""
         case.pending = pending = case.pending - 1
         if pending == 0:
             self.open -= 1
             if case.figures is not None:
                 case.figures.lasted.append(self.now - case.since)
-            silent = silent and case.reason is None
-            if not silent or case.watchers or case.other_askers is not None:
-                self._end(case, silent=silent)
+            self._end(case, silent=False)
+
+    def settle_reported(self, cases: Sequence[Case]) -> None:
+        """Count one pending result of each case as done, which was reported by its bridge if it was the last."""
+        now = self.now
+        for case in cases:
+            case.pending = pending = case.pending - 1
+            if pending == 0:
+                self.open -= 1
+                if case.figures is not None:
+                    case.figures.lasted.append(now - case.since)
+                if case.reason is not None or case.watchers or case.other_askers is not None:
+                    self._end(case, silent=case.reason is None)
 
     def add_asker(self, case: Case, link: Link, token: int) -> None:
         """Send the report also to the sender of a duplicate: at once, if the case has ended."""
@@ -211,4 +223,4 @@ class Reports:
             for watcher in watchers:
                 watcher.on_case_ended(case, answer)
         if case.names_size > MAX_KEPT:  # a long list of names is sent once; a duplicate's report comes without
-            case.recipients = {}
+            case.recipients = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from bester.broker.core import policy
+from bester.broker.core.cases import Reports
 from bester.broker.core.deliveries import Deliveries, Delivery, Share
 from bester.broker.core.directory import CROWD, Directory
 from bester.broker.core.effects import Effects, Link
@@ -73,6 +74,7 @@ class Commands:
         settings: Settings,
         out: Effects,
         trace: Trace,
+        reports: Reports,
         queues: Queues,
         directory: Directory,
         deliveries: Deliveries,
@@ -85,6 +87,7 @@ class Commands:
         self._deliveries = deliveries
         self._mailboxes = mailboxes
         self._relays = relays
+        self._reports = reports
         self._queues = queues
         self._settings = settings
         self._limits = settings.limits
@@ -94,30 +97,42 @@ class Commands:
         self._dispatch = dispatch
         self._is_account = is_account
 
-    def carry_out(self, job: Job, commands: list[Command], now: float) -> None:
-        """Begin every result of a reply that `fault` has found sound."""
-        for number, command in enumerate(commands):
-            kind = command.command
-            if kind == "sendClients":
-                self._to_clients(job, number, command, now, alone=len(commands) == 1)
-            elif kind == "sendServers":
-                self._to_servers(job, number, command, now)
-            elif kind == "sendHandler":
-                self._to_handler(job, number, command, now)
-            else:
-                raise AssertionError(f"{kind} was found sound, and nobody carries it out")
+    def carry_out(self, replies: Iterable[tuple[Job, list[Command]]], now: float) -> None:
+        """Begin every result of a run of replies that `fault` has found sound, and count their messages as done. The
+        count of a message whose only result is one delivery passes to the delivery."""
+        place_of = self._places
+        for job, commands in replies:
+            job.is_settled = True
+            command = commands[0] if len(commands) == 1 else None
+            if command is not None and command.command == "sendClients" and len(command.targets) == 1:
+                name = command.targets[0]
+                places = place_of(name)
+                if (
+                    places is not None and len(places) == 1
+                    and not (self._queues.messages and self._must_queue(job, name))
+                ):  # fmt: skip
+                    ((link, sessions),) = places.items()  # most messages: one user on one bridge
+                    target = [0, *sessions] if len(sessions) <= CROWD else self._crowd(name, link, sessions)
+                    self._deliver(job, 0, command, link, [target], None, now, completes=job.case.completes_on(link))
+                    continue
+            for number, command in enumerate(commands):
+                self._begin(job, number, command, now, alone=len(commands) == 1)
+            self._reports.settle_one(job.case)
+
+    def _begin(self, job: Job, number: int, command: Command, now: float, *, alone: bool) -> None:
+        """Begin the results of a command; `alone`: there is no other command."""
+        kind = command.command
+        if kind == "sendClients":
+            self._to_clients(job, number, command, now, alone=alone)
+        elif kind == "sendServers":
+            self._to_servers(job, number, command, now)
+        elif kind == "sendHandler":
+            self._to_handler(job, number, command, now)
+        else:
+            raise AssertionError(f"{kind} was found sound, and nobody carries it out")
 
     def _to_clients(self, job: Job, number: int, command: Command, now: float, *, alone: bool) -> None:
         names = command.targets
-        if (
-            len(names) == 1 and (places := self._places(names[0])) is not None and len(places) == 1
-            and not (self._queues.messages and self._must_queue(job, names[0]))
-        ):  # fmt: skip
-            ((link, sessions),) = places.items()  # most messages: one user on one bridge
-            few = len(sessions) <= CROWD
-            target = [0, *sessions] if few else self._crowd(names[0], link, sessions)
-            self._deliver(job, number, command, link, [target], None, alone, now)
-            return
         case = job.case
         by_link: dict[Link, list[list[int]]] = {}
         shares: dict[int, Share] | None = None
@@ -137,8 +152,11 @@ class Commands:
                 shares[t] = Share(len(places))
             for link, sessions in places.items():
                 by_link.setdefault(link, []).append([t, *sessions])
+        alone = alone and len(by_link) == 1
         for link, targets in by_link.items():
-            self._deliver(job, number, command, link, targets, shares, alone and len(by_link) == 1, now)
+            completes = alone and case.completes_on(link)
+            case.pending += 1
+            self._deliver(job, number, command, link, targets, shares, now, completes=completes)
 
     def _must_queue(self, job: Job, user: str) -> bool:
         """Return whether a result must go behind messages queued for the user. A duplicate must where any are queued,
@@ -147,21 +165,20 @@ class Commands:
 
     def _deliver(
         self, job: Job, number: int, command: Command, link: Link, targets: list[list[int]],
-        shares: dict[int, Share] | None, alone: bool, now: float,
+        shares: dict[int, Share] | None, now: float, *, completes: bool,
     ) -> None:  # fmt: skip
-        """Have a bridge deliver to those of a command's targets that are connected to it. The bridge reports by itself
-        where the message leads to this delivery `alone`."""
-        case = job.case
+        """Have a bridge deliver to those of a command's targets that are connected to it; the caller counts the
+        delivery as pending. The bridge reports by itself where the delivery `completes` the case."""
         id_ = f"{job.id}.{number}"
-        token = None
+        token: int | None = None
         meta: Meta = {"origin": job.origin}
         if job.repeated:
             meta["redelivered"] = True
-        if alone and case.completes_on(link):
+        if completes:
+            case = job.case
             token, meta["message"] = case.token, case.id
-        case.pending += 1
         first = self._queues.reserve_numbers(len(command.targets))  # should they be queued: before later ones
-        serial = self._deliveries.add(link, Delivery(job, command, id_, targets, shares, token is not None, first, now))
+        serial = self._deliveries.add(link, Delivery(job, command, id_, targets, shares, completes, first, now))
         self._out.messages[link].append(_new(Deliver, (serial, id_, job.type, command.body, targets, token, meta)))
 
     def _to_absent(self, job: Job, number: int, command: Command, t: int, now: float) -> None:

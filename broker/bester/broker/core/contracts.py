@@ -37,7 +37,7 @@ class ContractError(Exception):
 
 
 class Contract:
-    """One compiled schema."""
+    """Compiled schema of one message type."""
 
     __slots__ = ("_errors", "_is_valid", "schema", "text")
 

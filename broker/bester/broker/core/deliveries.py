@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+
 from msgspec import Struct
 
 from bester.broker.core.effects import Link
@@ -94,25 +97,18 @@ class Deliveries:
         book.out[serial] = delivery
         return serial
 
-    def confirm(self, link: Link, upto: int, done: list[int]) -> list[tuple[int, AnyDelivery]]:
-        """Return the deliveries that a CONFIRM ends, each once, whatever serials the CONFIRM repeats or makes up."""
+    def confirm(self, link: Link, upto: int, done: list[int]) -> Iterable[tuple[int, AnyDelivery | None]]:
+        """Take out the deliveries that a CONFIRM ends, each once, whatever serials the CONFIRM repeats or makes up;
+        return them by serial, None for serials of none."""
         book = self._by_link.get(link)
         if book is None:
-            return []
-        out = book.out
-        ended: list[tuple[int, AnyDelivery]] = []
-        first, last = book.confirmed + 1, min(upto, book.last)
-        if last >= first:
-            book.confirmed = last
-            for serial in range(first, last + 1):
-                delivery = out.pop(serial, None)
-                if delivery is not None:
-                    ended.append((serial, delivery))
-        for serial in done:
-            delivery = out.pop(serial, None)
-            if delivery is not None:
-                ended.append((serial, delivery))
-        return ended
+            return ()
+        serials: Sequence[int] = range(book.confirmed + 1, min(upto, book.last) + 1)
+        if serials:
+            book.confirmed = serials[-1]
+        if done:
+            serials = [*serials, *done]
+        return zip(serials, list(map(book.out.pop, serials, repeat(None))), strict=True)
 
     def drop_link(self, link: Link) -> list[AnyDelivery]:
         """Return and forget the unconfirmed deliveries of a lost link."""

@@ -26,7 +26,7 @@ MAX_SHOWN = 200
 MAX_DIGITS = 20
 """Characters of the longest integer that may be a time."""
 DAY_S = 86_400.0
-"""How far from its message's time a number may be that counts as a time."""
+"""Seconds between a message's time and a number in it, up to which the number counts as a time."""
 LEAST_TIME = 1e9
 """Seconds, of the year 2001: no smaller number is a time, whatever a wrong clock says."""
 UNITS = (1.0, 1e3, 1e6, 1e9)
@@ -137,7 +137,7 @@ def _at(commands: list[Command], number: int) -> Command | None:
 
 
 class _Run:
-    """One comparison; `differences` and `passed_over` grow with it."""
+    """Comparison of two values; `differences` and `passed_over` grow with it."""
 
     def __init__(self, before_s: float, after_s: float, ignored: frozenset[str], strict: bool) -> None:
         self.differences: list[Difference] = []

@@ -8,7 +8,7 @@ jobs of a lost worker and the deliveries of a lost bridge are settled here.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from bester.broker.core import policy
@@ -45,6 +45,9 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.notes import safe_note
 from bester.broker.wire.outcomes import DELIVERED, failed, reason_of
+
+MAX_FED = 512
+"""Waiting messages that a worker is assigned at once, some 10 ms: a worker may have credit for 65,536."""
 
 
 class Dispatcher:
@@ -86,7 +89,8 @@ class Dispatcher:
         self._relays = relays
         self._bridges = bridges
         self._dead_letters = dead_letters
-        self._unsent: set[Job] = set()  # of a worker that is about to be lost: jobs whose REQUEST was not sent
+        self._hungry: dict[Worker, None] = {}  # with credit, perhaps, for more than they were assigned at once
+        self._unsent: set[Job] = set()  # jobs of a worker that is about to be lost, whose REQUEST was not sent
         self._budget = Budget(None, settings.limits.attempts)
         self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *known_types])
         self._learned = set(known_types)  # seen types that the store knows; a declared one may be gone tomorrow
@@ -129,8 +133,7 @@ class Dispatcher:
         if wrong is not None:
             self._end(job, failed(wrong[0]))
             return
-        self._commands.carry_out(job, commands, now)
-        self._end(job, None)
+        self._commands.carry_out(((job, commands),), now)
 
     def figures_of(self, type_: str) -> TypeFigures:
         """Return the figures of a type; those of a type that nobody has served are with others'."""
@@ -141,9 +144,11 @@ class Dispatcher:
 
     def dispatch(self, jobs: Sequence[Job], now: float) -> None:
         """Assign each job of a run of one type to a worker, queue it for one, or end it with the reason why it can do
-        neither."""
+        neither. A run for which there is room is assigned as a whole."""
         limits, type_ = self._limits, jobs[0].type
         check = self._faults.get(type_) if self._faults else None
+        if len(jobs) > 1 and check is None and self._assign_whole(jobs, now):
+            return
         worker: Worker | None = None
         given: list[Job] = []  # jobs for this worker, which has `room` for more
         room = 0
@@ -183,22 +188,48 @@ class Dispatcher:
         if worker is not None and given:
             self._assign(worker, given, now)
 
+    def _assign_whole(self, jobs: Sequence[Job], now: float) -> bool:
+        """Assign a run of jobs of one type where a single worker gets all of them, all may be held, and none has come
+        far. Returns whether they were assigned."""
+        limits, size_bytes = self._limits, sum([len(job.body) for job in jobs])
+        if (
+            self._held + len(jobs) > limits.max_held or self._held_bytes + size_bytes > limits.max_held_bytes
+            or [job for job in jobs if job.path]
+        ):  # fmt: skip
+            return False
+        worker = self._workers.choose(jobs[0])
+        if worker is None or self._workers.room(worker, jobs[0].type) < len(jobs):
+            return False
+        self._held += len(jobs)
+        self._held_bytes += size_bytes
+        self._assign(worker, jobs, now)
+        return True
+
     def _refuse(self, job: Job, wrong: str, now: float) -> None:
         """End a job whose payload breaks the contract of its type; `wrong` is the sentence for the sender."""
         self._notice_failure(job, "schema", wrong)
         self._trace.add((now, job.root, job.id, "schema", job.type, 0.0))
         self._end(job, failed("schema"), wrong)
 
-    def _assign_waiting(self, worker: Worker, job: Job, now: float) -> None:
-        """Assign a job that has waited. The contract of its type may be newer than the job."""
-        if self._faults and job.since <= self._contracts.since.get(job.type, -math.inf):
-            wrong = self._faults[job.type](job.body)
-            if wrong is not None:
-                self._workers.release_group(job)
-                self._let_go(job)
-                self._refuse(job, wrong, now)
-                return
-        self._assign(worker, (job,), now)
+    def _assign_waiting(self, worker: Worker, jobs: list[Job], now: float) -> None:
+        """Assign a run of jobs that have waited. The contract of their type may be newer than the jobs."""
+        if self._faults:
+            changed = self._contracts.since.get(jobs[0].type, -math.inf)
+            for job in [job for job in jobs if job.since <= changed]:
+                wrong = self._faults[job.type](job.body)
+                if wrong is not None:
+                    jobs.remove(job)
+                    self._workers.release_group(job)
+                    self._let_go(job)
+                    self._refuse(job, wrong, now)
+        self._assign(worker, jobs, now)
+
+    def adopt_types(self, types: Iterable[str]) -> None:
+        """Take in types that another broker of this server has seen."""
+        for type_ in types:
+            if len(self._learned) < self._limits.max_types:
+                self._learned.add(type_)
+                self._seen_types[type_] = None
 
     def knows_type(self, type_: str) -> bool:
         """Return whether the type is served now, or ever was."""
@@ -224,9 +255,11 @@ class Dispatcher:
 
     def _assign(self, worker: Worker, jobs: Sequence[Job], now: float) -> None:
         """Give a run of jobs of one type to a worker that has credit for them; end those that have expired."""
-        inflight, trace = worker.inflight, self._trace.add
+        inflight, trace, timed = worker.inflight, self._trace.add, self._timed
+        first = self._token
+        self._token = first + len(jobs)  # tokens rise; those of expired jobs are left out
         given, requests = jobs, []
-        for job in jobs:
+        for token, job in enumerate(jobs, first + 1):
             expires = job.case.expires
             if expires is not None and now >= expires:
                 given = [each for each in given if each is not job]
@@ -235,7 +268,6 @@ class Dispatcher:
                 trace((now, job.root, job.id, "expired", job.type, job.since))
                 self._end(job, failed("expired"))
                 continue
-            self._token = token = self._token + 1
             inflight[token] = job
             job.attempt = attempt = job.attempt + 1
             if attempt > 1:
@@ -243,7 +275,7 @@ class Dispatcher:
             trace((now, job.root, job.id, HANDLER, job.type, job.since))
             job.since = now
             request = job.request(token)
-            if self._timed or expires is not None:
+            if timed or expires is not None:
                 deadline_ms = self._timeouts.deadline_ms(worker, job.type, None if expires is None else expires - now)
                 if deadline_ms is not None:
                     request.meta["deadline_ms"] = deadline_ms
@@ -260,9 +292,16 @@ class Dispatcher:
             self._share_out(now)
 
     def _fill(self, worker: Worker, now: float) -> None:
-        """Assign waiting messages to a worker up to its credit."""
-        while (job := self._workers.next_for(worker)) is not None:
-            self._assign_waiting(worker, job, now)
+        """Assign waiting messages to a worker up to its credit, MAX_FED at once; more with its next messages, or the
+        next tick."""
+        left = MAX_FED
+        while left > 0:
+            jobs = self._workers.next_run(worker, left)
+            if not jobs:
+                return
+            self._assign_waiting(worker, jobs, now)
+            left -= len(jobs)
+        self._hungry[worker] = None
 
     def _share_out(self, now: float) -> None:
         """Assign requeued messages to free workers, in turn."""
@@ -276,7 +315,7 @@ class Dispatcher:
             type_, _ = workers.requeued.popitem()
             while workers.has_queue(type_) and (worker := workers.idle(type_)) is not None:
                 while (job := workers.next_for(worker)) is not None:
-                    self._assign_waiting(worker, job, now)
+                    self._assign_waiting(worker, [job], now)
                     if not worker.groups:  # a worker goes on with a message group bound to it, up to its credit
                         break
 
@@ -340,12 +379,16 @@ class Dispatcher:
         The worker has credit again, and there is room for other jobs, at the end of the run, and before each reply that
         may look at workers or dispatch a job.
         """
-        workers, inflight, figures = self._workers, worker.inflight, None
-        type_: str | None = None
+        inflight, figures = worker.inflight, None
+        carry_out, limited = self._commands.carry_out, worker.limited
+        type_ = ""
         answered = size_bytes = 0
+        good: list[tuple[Job, list[Command]]] = []  # replies that are not carried out yet
         for reply in replies:
             job = inflight.pop(reply.token, None)
             if job is None:
+                carry_out(good, now)
+                good = []
                 yield reply, ("unknown-token", "no request with this token waits on this link")
                 continue
             commands = reply.commands
@@ -353,38 +396,53 @@ class Dispatcher:
                 type_ = job.type
                 figures = self._types.get(type_) or self._figures.of(type_)
             figures.took.append(now - job.since)
-            if job.is_settled:
+            is_usual = (
+                len(commands) == 1 and commands[0].command == "sendClients" and job.group is None
+                and not job.is_settled and not self._observers
+            )  # fmt: skip
+            if is_usual:
+                answered += 1
+                size_bytes += len(job.body)
+            else:
                 figures.more_results += len(commands) - 1
+                carry_out(good, now)
                 self._give_back(worker, answered, size_bytes)
-                answered = size_bytes = 0
-                workers.free(worker, 1)
-                workers.leave_group(job)
-                self._on_late_answer(worker)
-                continue
-            answered += 1
-            size_bytes += len(job.body)
-            if len(commands) != 1 or commands[0].command != "sendClients" or job.group is not None:
-                figures.more_results += len(commands) - 1
-                self._give_back(worker, answered, size_bytes)
-                answered = size_bytes = 0
-                workers.leave_group(job)
-            if self._observers:
-                for observe in self._observers.get(type_, ()):
-                    observe(job, reply, now)
-            if reply.status != DONE:
-                self._on_failed(worker, job, reply, now)
-            elif (wrong := fault(commands, job.body)) is not None or (
-                worker.limited and (wrong := self.may_not_command(worker, type_, commands)) is not None
-            ):
-                self._trace.add((now, job.root, job.id, wrong[0], job.type, 0.0))
+                good, answered, size_bytes = [], 0, 0
+                if not self._take_alone(worker, job, reply, now):
+                    continue
+            is_done = reply.status == DONE
+            wrong = fault(commands, job.body) if is_done else None
+            if limited and is_done and wrong is None:
+                wrong = self.may_not_command(worker, type_, commands)
+            if is_done and wrong is None:
+                good.append((job, commands))
+                if is_usual:
+                    continue
+            carry_out(good, now)
+            good = []
+            if wrong is not None:
+                self._trace.add((now, job.root, job.id, wrong[0], type_, 0.0))
                 self._end(job, failed(wrong[0]))
                 yield reply, wrong
-            else:
-                if not commands:
-                    self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
-                self._commands.carry_out(job, commands, now)
-                self._end(job, None)
+            elif not is_done:
+                self._on_failed(worker, job, reply, now)
+        carry_out(good, now)
         self._give_back(worker, answered, size_bytes)
+
+    def _take_alone(self, worker: Worker, job: Job, reply: Reply, now: float) -> bool:
+        """Take in a reply that may look at workers, or that somebody observes: the worker has its credit again before
+        the reply is carried out. Returns whether anybody waits for the reply."""
+        self._workers.free(worker, 1)
+        self._workers.leave_group(job)
+        if job.is_settled:
+            self._on_late_answer(worker)
+            return False
+        self._let_go(job)
+        for observe in self._observers.get(job.type, ()) if self._observers else ():
+            observe(job, reply, now)
+        if reply.status == DONE and not reply.commands:
+            self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
+        return True
 
     def _give_back(self, worker: Worker, answered: int, size_bytes: int) -> None:
         """Give a worker credit for answered jobs, of `size_bytes` together, and stop counting them against what may be
@@ -510,20 +568,28 @@ class Dispatcher:
         failures: dict[int, dict[int, str]] = {}
         for serial, t, reason in confirm.failed:
             failures.setdefault(serial, {})[t] = reason if reason in CODES or reason == UNCONFIRMED else "not-connected"
+        reported: list[Case] = []  # cases that end here, and of which nobody asks for the outcomes
+        trace = self._trace.add
         for serial, delivery in self._deliveries.confirm(link, confirm.upto, confirm.done):
             reasons = failures.get(serial) if failures else None
+            if type(delivery) is Delivery and delivery.reported and not reasons:
+                case, names = delivery.job.case, delivery.command.targets
+                for target in delivery.targets:
+                    trace((now, case.root, delivery.id, DELIVERED, names[target[0]], delivery.since))
+                reported.append(case)
+                continue
+            if reported:
+                self._reports.settle_reported(reported)
+                reported = []
             if type(delivery) is Delivery:
                 self._delivered(delivery, reasons, now)
             elif type(delivery) is MailDelivery:
                 self._mailboxes.on_delivered(delivery, next(iter(reasons.values())) if reasons else None, now)
+        self._reports.settle_reported(reported)
 
     def _delivered(self, delivery: Delivery, failures: dict[int, str] | None, now: float) -> None:
+        """Record the outcomes of a delivery that its bridge has not reported by itself."""
         case, shares, names = delivery.job.case, delivery.shares, delivery.command.targets
-        if delivery.reported and not failures:  # the case ends here, and nobody asks for its outcomes
-            for target in delivery.targets:
-                self._trace.add((now, case.root, delivery.id, DELIVERED, names[target[0]], delivery.since))
-            self._reports.settle_one(case, silent=True)
-            return
         for target in delivery.targets:
             t = target[0]
             reason = failures.get(t) if failures else None
@@ -536,7 +602,7 @@ class Dispatcher:
             if outcome:
                 case.record(names[t], outcome)
                 self._trace.add((now, case.root, delivery.id, outcome, names[t], delivery.since))
-        self._reports.settle_one(case, silent=delivery.reported and not failures)
+        self._reports.settle_one(case)
 
     def on_bridge_lost(self, link: Link, now: float) -> None:
         """Forget a bridge and its sessions; its unconfirmed deliveries may have been made."""
@@ -573,6 +639,11 @@ class Dispatcher:
                 self._give_up(self._workers.overdue_for(worker, waits_since), now)
             self._end_late(worker, now)
         self._share_out(now)
+        if self._hungry:
+            hungry, self._hungry = self._hungry, {}
+            for worker in workers:
+                if worker in hungry:
+                    self._fill(worker, now)
         self._mailboxes.tick(now)
         self._relays.tick(now)
         self._queues.tick(now)

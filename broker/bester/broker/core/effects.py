@@ -35,6 +35,7 @@ class Verify(NamedTuple):
 
 
 NoticeEvent = Literal[
+    "adopted",
     "clock-jumped",
     "contracts-differ",
     "damaged",

@@ -75,6 +75,10 @@ class FairQueue(Generic[T]):
         self._count -= 1
         return item
 
+    def take(self, most: int) -> list[T]:
+        """Take the next items, `most` of them or as many as there are."""
+        return [self.popleft() for _ in range(min(most, self._count))]
+
     def remove(self, item: T) -> None:
         """Take an item out. Raises ValueError where it is not in the queue."""
         if item in self._head:

@@ -177,6 +177,19 @@ class InboundLanes:
                 self._out.writes.append(SaveLane(*key, lane.epoch, lane.floor, ended))
         self._due.clear()
 
+    def adopt(self, saved: Iterable[SaveLane]) -> None:
+        """Take in the lanes of another broker of this server: a message that it has answered is recognized here."""
+        for each in saved:
+            key = each.peer, each.type
+            lane = self._lanes.get(key)
+            if lane is None:
+                self._lanes[key] = _Lane(each.epoch, each.floor, sorted(each.outcomes.items()))
+            elif lane.epoch == each.epoch:
+                lane.outcomes = OrderedDict(sorted({**each.outcomes, **lane.outcomes}.items()))
+                self._raise(lane, max(lane.floor, each.floor))
+            if len(self._lanes) > MAX_LANES:
+                del self._lanes[next(iter(self._lanes))]
+
     def _raise(self, lane: _Lane, floor: int) -> None:
         lane.floor = floor
         outcomes = lane.outcomes

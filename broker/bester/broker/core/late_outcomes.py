@@ -45,12 +45,13 @@ class LateOutcomes:
     """Late outcomes, of messages queued here and of messages queued at other servers.
 
     `_counted` has, by number, how many outcomes of a message are still to come, and the worst so far. The disk may be
-    behind: one turn brings several outcomes, and a full disk takes none of them for a while.
+    behind: one turn brings several outcomes, and a full disk takes none of them for a while. `_unknown` are messages
+    that another broker of this server may have in flight, where the store is shared.
     """
 
     def __init__(
         self, settings: Settings, queues: Queues, transfers: Transfers, reports: Reports, out: Effects,
-        notes: RemoteNotes, disowned: Mapping[str, tuple[int, float]], now: float,
+        notes: RemoteNotes, disowned: Mapping[str, tuple[int, float]], now: float, *, is_shared: bool = False,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._notes = notes
@@ -61,6 +62,8 @@ class LateOutcomes:
         self._reports = reports
         self._out = out
         self._counted: OrderedDict[int, tuple[int, str]] = OrderedDict()
+        self._is_shared = is_shared
+        self._unknown: OrderedDict[tuple[str, str], float] = OrderedDict()  # servers and ids, and since when
 
     def on_ended(self, entry: Entry, outcome: str, now: float, *, amended: bool = False) -> None:
         """Send the outcome of a queued message that has ended to its recipient; bury a message that a server
@@ -97,6 +100,14 @@ class LateOutcomes:
         if self._disowned.get(user, (-1, 0.0))[0] != upto:
             self._disowned[user] = upto, at_s
             self._out.writes.append(Disown(user, upto, at_s))
+
+    def adopt(self, disowned: Mapping[str, tuple[int, float]], now: float) -> None:
+        """Take in the removed accounts of another broker of this server. Its messages may still be submitted again
+        here, and outcomes of those that are not known yet are to be sent again for a while."""
+        for user, (upto, at_s) in disowned.items():
+            known = self._disowned.get(user, (upto, at_s))
+            self._disowned[user] = known[0], max(known[1], at_s)
+        self._started = now
 
     def _owns(self, entry: Entry) -> bool:
         """Return whether the sender of a message has the account with which the message was sent."""
@@ -149,7 +160,7 @@ class LateOutcomes:
         if not is_final(outcome):
             return "malformed"
         self._out.read(
-            FindEntry(message, peer),
+            FindEntry(message, peer, self._queues.reserve_numbers(1) if self._is_shared else 0),
             lambda answer, now: self._reports.settle(
                 case, None, self._on_entry_found(peer, message, outcome, answer, now)
             ),
@@ -174,7 +185,8 @@ class LateOutcomes:
             # Soon after a start the message may still be submitted again: then all of its outcomes count.
             young = now < self._started + self._settings.limits.restart_s
             early = self._transfers.is_inflight(id_) or self._queues.is_recording(id_)
-            return failed("overloaded") if young or early else DELIVERED
+            return failed("overloaded") if young or early or self._may_be_known(peer, id_, now) else DELIVERED
+        self._unknown.pop((peer, id_), None)
         entry, state = answer
         if state is None:  # the answer `queued` has not come yet
             return failed("overloaded")
@@ -194,3 +206,13 @@ class LateOutcomes:
             self._out.writes.append(End(entry.number, so_far))
             self.on_ended(entry, so_far, now)
         return DELIVERED
+
+    def _may_be_known(self, peer: str, id_: str, now: float) -> bool:
+        """Return whether another broker of this server may have sent the message, and not recorded it yet: for as long
+        as a server may take to answer, since the outcome came for the first time."""
+        if not self._is_shared:
+            return False
+        since = self._unknown.setdefault((peer, id_), now)  # which stays: a message has several outcomes
+        if len(self._unknown) > MAX_COUNTED:
+            self._unknown.popitem(last=False)
+        return now - since < self._settings.limits.relay_s

@@ -174,6 +174,7 @@ class Peers:
         welcome = self._welcome_options(options)
         if hello.role == "bridge":
             welcome |= self._credit.join(link, hello.options)
+            welcome |= {"broker": self._settings.broker} if self._settings.broker else {}
         self._out.send(link, Welcome(VERSION, self._settings.name, welcome))
         if options is not None:
             peer.version, peer.software = (_fact(hello.options.get(key)) for key in ("version", "software"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 from bester.broker.core.directory import Directory
@@ -19,9 +19,7 @@ class Questions:
     """Answers from the broker's memory, and for `outcome` from the store. `names` are those that ids of this server's
     messages may begin with."""
 
-    def __init__(
-        self, settings: Settings, names: frozenset[str], directory: Directory, trace: Trace, out: Effects
-    ) -> None:
+    def __init__(self, settings: Settings, names: Set[str], directory: Directory, trace: Trace, out: Effects) -> None:
         self._settings = settings
         self._names = names
         self._directory = directory

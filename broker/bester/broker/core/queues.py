@@ -130,6 +130,7 @@ class Queues:
 
     `messages` counts the messages of all queues, in flight or not. `on_ready` is called with a queue in which a message
     may be next. `next_number` is the number of the next message, `epoch` the name of the store that numbers belong to.
+    No lane's floor may be above `floor_limit`, the first number of messages that are being adopted.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class Queues:
         self._full_until = now
         self._full_code: str = "storage-full"
         self._marking: dict[int, tuple[Queue, set[int], OnMarked]] = {}  # by the number up to which a queue is marked
+        self.floor_limit: int | None = None
 
     # --- asking ---
 
@@ -513,6 +515,27 @@ class Queues:
             self._drop(queue)
 
     # --- counting ---
+
+    def adopt(self, snapshot: Snapshot, now: float) -> None:
+        """Take in messages of another broker that were moved to this store, behind those of the same queues."""
+        for key, state in snapshot.queues.items():
+            queue = self._queues.get(key)
+            if queue is None:
+                self._add(Queue(key, state))
+            else:
+                # Later numbers may have been fetched while these were moved.
+                queue.cursor = min(queue.cursor, state.lowest - 1)
+                self._count(queue, state.messages, state.size_bytes)
+        for key, senders in snapshot.shares.items():
+            for sharer, (messages, size) in senders.items():
+                self._shares.count(key, sharer, messages, size)
+        next_s = snapshot.next_expiry_s
+        if next_s is not None and (self._next_expiry_s is None or next_s < self._next_expiry_s):
+            self._next_expiry_s = next_s
+        for key in snapshot.queues:
+            queue = self._queues.get(key)
+            if queue is not None:
+                self.on_ready(queue, now)
 
     def _add(self, queue: Queue) -> Queue:
         """Enter a queue that is not empty, or is about to have its first message."""

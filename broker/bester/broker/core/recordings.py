@@ -30,7 +30,7 @@ FORGET_S = 30.0
 
 
 class Recording:
-    """One recording: `rows` and their `size_bytes` are not fetched yet, `dropped` counts what had no room."""
+    """Recording of an operator: `rows` that were not fetched yet, their `size_bytes`, and the number `dropped`."""
 
     __slots__ = ("asked", "count", "dropped", "rows", "size_bytes")
 

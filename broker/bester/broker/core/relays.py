@@ -157,6 +157,8 @@ class Relays:
             floor = self.transfers.floor(entry.queue)
             if queue is not None:
                 floor = min(floor, self._queues.ack_floor(queue))
+            if self._queues.floor_limit is not None:  # the server must not take adopted messages for settled ones
+                floor = min(floor, self._queues.floor_limit)
             meta["lane"] = [self._queues.epoch, entry.number, floor]
         else:
             meta["stranger"] = True  # the bridge looks at the addresses of its name

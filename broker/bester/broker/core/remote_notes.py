@@ -36,6 +36,12 @@ class RemoteNotes:
             self._out.writes.append(ForgetRemote(server, keep))
         self.counts[server] = count
 
+    def adopt(self, counts: Mapping[str, int]) -> None:
+        """Count notes that were moved here from another broker of this server; the next one of a server that has more
+        than the bound has the oldest forgotten."""
+        for server, count in counts.items():
+            self.counts[server] = self.counts.get(server, 0) + count
+
     def remove(self, server: str) -> None:
         """Count a note less: its message has ended over there."""
         count = self.counts.get(server, 0) - 1

@@ -48,7 +48,7 @@ class Reporters:
         self._known = dict(known)
         self._strangers: OrderedDict[str, None] = OrderedDict()
         self._silent: OrderedDict[str, tuple[int, int]] = OrderedDict()  # silent ends running, by the message's id
-        self._reports: dict[str, int] = {}  # of configured servers, by address: ends are counted anew from each report
+        self._reports: dict[str, int] = {}  # reports of configured servers, by address: ends are counted anew from each
 
     def judge(self, route: Route, id_: str, outcome: str, meta: Meta) -> str:
         """Return the outcome of message `id_` at a native server, given the `outcome` and meta of its FORWARDED."""
@@ -67,6 +67,10 @@ class Reporters:
         if self._known.get(address) is False:
             return SENT
         return self._silent_end(route, address, id_)
+
+    def adopt(self, known: Mapping[str, bool]) -> None:
+        """Take in the findings of another broker of this server, on servers of which nothing is known here."""
+        self._known = {**known, **self._known}
 
     def inspect(self) -> ReportersState:
         """Return how many findings there are."""

@@ -40,7 +40,7 @@ class BridgeResume:
 
     def inspect(self) -> ResumeState:
         """Return how much is remembered for the bridge."""
-        recipients = sum(len(case.recipients) for case in self._cases.values())
+        recipients = sum(len(case.recipients or ()) for case in self._cases.values())
         return ResumeState(self.link is not None, len(self._cases), len(self._sent), len(self._unacked), recipients)
 
     def add(self, token: int, case: Case) -> None:

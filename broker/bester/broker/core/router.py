@@ -37,6 +37,7 @@ from bester.broker.core.symptoms import busiest, refused_lately
 from bester.broker.core.types_state import types_of
 from bester.broker.hosts import Hosts
 from bester.broker.store_requests import (
+    Adopted,
     Committed,
     SaveClock,
     SaveName,
@@ -153,7 +154,7 @@ class Router:
             for role, kinds in policy.MAY_SEND.items()
         }
 
-    def _take_name(self, known: Sequence[str]) -> frozenset[str]:
+    def _take_name(self, known: Sequence[str]) -> set[str]:
         """Return every name that this server has or had: ids of its messages begin with one of them. Save a new
         name."""
         name = self.settings.name
@@ -161,7 +162,7 @@ class Router:
             self._out.writes.append(SaveName(name))
             if known:
                 self._out.notice("renamed", before=known[-1], now=name)
-        return frozenset((name, *known))
+        return {name, *known}
 
     # --- in ---
 
@@ -403,6 +404,7 @@ class Router:
         self._share_credit(now)
         self._units.cockpit.tick(now)
         self._units.following.tick(now)
+        self._units.adoption.tick(now)
         if now >= self._fold_at:
             self._fold_at = now + FOLD_S
             self._units.figures.fold()
@@ -412,8 +414,10 @@ class Router:
     def _share_credit(self, now: float) -> None:
         """Tell the bridges how much more this broker can take, where that has changed."""
         workers = self._units.workers
-        stuck = self._units.stuck_types.look(workers.waiting_by_type(), workers.front, now)
-        for link, options in self._units.credit.share(stuck):
+        waiting = workers.waiting_by_type()
+        stuck = self._units.stuck_types.look(waiting, workers.front, now)
+        count = sum(count for type_, (count, _) in waiting.items() if type_ not in stuck)
+        for link, options in self._units.credit.share(stuck, count):
             self._send(link, Heartbeat(options))
 
     # --- the store ---
@@ -432,6 +436,12 @@ class Router:
         """Hand the store's answer to the unit that wanted it."""
         self._reports.now = now
         read.on_answer(answer, now)
+        return self._take()
+
+    def on_adopted(self, adopted: Adopted, now: float) -> Effects:
+        """Take in what another broker of this server has left, and the store has moved to this one's namespace."""
+        self._reports.now = now
+        self._units.adoption.on_adopted(adopted, now)
         return self._take()
 
     def dismiss(self, reason: str) -> Effects:

@@ -35,7 +35,7 @@ class Route(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What a public key is good for: one role; for a server its name, for a handler its types.
+    """Rights of a public key: one role; for a server its name, for a handler its types.
 
     `name` is the party's name in the configuration. `commands` are those that a handler may use, None: every command.
     """
@@ -71,6 +71,10 @@ class Limits:
     merely stopped, or busy for too long, is back by then."""
     max_fallen: int = 1_024
     """Such processes remembered; the oldest is forgotten first."""
+    adoption_look_s: float = 3.0
+    """Time between two looks for what another broker of this server has left in a shared store: a third of a lease."""
+    adopted_at_once: int = 10_000
+    """Messages and outcomes that are adopted in one transaction, some 0.1 ms each: commits wait behind it."""
     report_s: float = 5.0
     """Time in which a server may answer a message before the message is queued on disk, and its sender gets
     `queued`."""
@@ -120,8 +124,8 @@ class Limits:
     stuck_waiting_s: float = 1.0
     """Time without any movement after which a type counts as stuck: a handler that is merely busy moves some."""
     max_frames: int = 20_000
-    """Frames that one command may become, targets times their connections: as many as are written in one turn of the
-    loop."""
+    """Frames that one command may become, targets times their connections: one for each connection that a bridge may
+    have."""
     max_lane: int = 10_000
     """Messages of one type in transfer to one server."""
     max_lanes: int = 4_096
@@ -184,6 +188,7 @@ COUNTED = (
 class Settings:
     """Identity of this broker, and everything configured.
 
+    `broker` is this broker's name among those of the server, empty where there is no other.
     `hosts` maps an IP address to the names of the native servers there, and `unknown_hosts` are the servers whose
     address is not known, both at the start (see `hosts.Hosts`). `budgets` are the configured timeouts and attempts by
     type. `type_users` are the users who may send a type, by type; any user may send a type without an entry.
@@ -196,6 +201,7 @@ class Settings:
     """
 
     name: str
+    broker: str = ""
     open_accounts: bool = False
     accept: str = "listed"
     routes: Mapping[str, Route] = field(default_factory=dict)

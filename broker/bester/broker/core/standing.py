@@ -72,6 +72,12 @@ class Standing:
         if type(clock_ms) is int and 0 <= clock_ms <= MAX_CLOCK_MS:
             self.of(name, now).clock_off_s = clock_ms / 1000 - wall_s
 
+    def adopt(self, held: frozenset[str]) -> None:
+        """Hold messages back where another broker of this server was told to: some of its messages are here now."""
+        for name in sorted(held - self.held):
+            self.held.add(name)
+            self._out.notice("server-held", server=name)
+
     def hold(self, name: str, *, held: bool) -> None:
         """Hold messages to a server back, or release them; the messages themselves are the caller's matter."""
         if held != (name in self.held):

@@ -125,5 +125,5 @@ class Strangers:
         self._bytes -= len(stranger.submit.body)
         if stranger.resume is not None:
             stranger.resume.remove(stranger.submit.token)
-        self._reports.settle_one(stranger.case, silent=True)
+        self._reports.settle_reported((stranger.case,))
         return stranger

@@ -24,7 +24,7 @@ class StuckTypes:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._seen: dict[str, tuple[Front, float]] = {}  # types with much waiting: their front, and since when
-        self._stuck: dict[str, int] = {}  # how many messages waited when the type got stuck
+        self._stuck: dict[str, int] = {}  # messages that waited when the type got stuck
 
     def look(self, waiting: Mapping[str, tuple[int, int]], front: Callable[[str], Front], now: float) -> list[str]:
         """Return the stuck types. `waiting` are messages and bytes that wait, by type."""

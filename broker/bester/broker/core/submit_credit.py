@@ -5,6 +5,10 @@ much to do slows clients down instead of refusing their messages. The credit of 
 total, even while credit moves from one to another: what one bridge gives up counts until that bridge has confirmed the
 lower number, and is given to others only then.
 
+Messages that wait at the broker are served no sooner than those that wait in their clients' sockets, and thousands of
+them slow the service of each: they have left the processor's caches when their turn comes. So the total follows the
+work: twice the messages in work (at handlers, at other servers, on the way to readers), and some that wait.
+
 A bridge tells in its HELLO the most that it will use. A bridge that tells nothing knows no credit, and gets none: its
 own bounds hold, and the broker's refusals.
 """
@@ -22,7 +26,10 @@ from bester.broker.wire.messages import Meta
 LEAST = 64
 """Share of a bridge that has nothing to send: enough to begin at once."""
 SPARE = 8
-"""One part in SPARE of the total is left for bridges that come while the others have all the rest."""
+"""Divisor: one part in SPARE of the total is left for bridges that come while the others have all the rest."""
+ROOM = 1_024
+"""Messages that may wait beside those in work: 20 ms of a fast server, so that handlers never run dry between two looks
+at the total."""
 COARSE = 8
 """A share that would change by less than one part in COARSE is left as it is: fewer messages to bridges."""
 
@@ -54,9 +61,15 @@ class Pot:
         self._shared = total - total // SPARE
         self.accounts: dict[Link, _Account] = {}
 
+    def follow(self, waiting: int) -> None:
+        """Share as much as the work needs: `waiting` messages of bridges wait, the others are in work."""
+        in_work = max(sum(account.held for account in self.accounts.values()) - waiting, 0)
+        room = ROOM + self._least * len(self.accounts)
+        self._shared = min(self.total - self.total // SPARE, 2 * in_work + room)
+
     @property
     def reserved(self) -> int:
-        """What all bridges may make use of now."""
+        """Sum of the messages, or bytes, that the bridges may use now."""
         return sum(account.reserved for account in self.accounts.values())
 
     def join(self, link: Link, most: int) -> None:
@@ -117,6 +130,7 @@ class SubmitCredit:
 
     def __init__(self, limits: Limits) -> None:
         self._messages = Pot(min(limits.max_held * 3 // 4, limits.max_waiting // 2), LEAST)
+        self._messages.follow(0)
         most_bytes = min(limits.max_held_bytes * 3 // 4, limits.max_waiting_bytes // 2)
         self._bytes = Pot(most_bytes, min(LEAST * 1024 * 1024, most_bytes // LEAST))
         self._numbers: dict[Link, int] = {}
@@ -151,8 +165,10 @@ class SubmitCredit:
         if not confirmed:
             self._behind[link] = None
 
-    def share(self, stuck: list[str]) -> list[tuple[Link, Meta]]:
-        """Share the credit anew, and tell which types are stuck; return what is to be sent to bridges."""
+    def share(self, stuck: list[str], waiting: int) -> list[tuple[Link, Meta]]:
+        """Share the credit anew, and tell which types are stuck; return what is to be sent to bridges. `waiting`
+        messages wait for handlers, without those of stuck types."""
+        self._messages.follow(waiting)
         changed = dict.fromkeys([*self._messages.share(), *self._bytes.share()])
         if stuck != self._stuck:
             self._stuck = stuck

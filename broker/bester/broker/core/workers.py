@@ -500,6 +500,28 @@ class Workers:
         self._count_out(job.type, 1, len(job.body))
         return job
 
+    def next_run(self, worker: Worker, most: int) -> list[Job]:
+        """Return the next waiting jobs for this worker, of one type, as many as there is credit for, and at most
+        `most`; none where the worker is full or no job waits for it. A single job where queues take turns, or a job
+        changes which is next."""
+        job = self.next_for(worker)
+        if job is None:
+            return []
+        queue, room = self._queues.get(job.type), min(worker.free, most) - 1
+        if (
+            queue is None or not room or worker.groups or worker.is_isolated or job.type in self._ordered
+            or len(worker.pool.queued_types) > 1
+        ):  # fmt: skip
+            return [job]
+        run = [job]
+        for item in queue.take(room):
+            assert type(item) is Job  # there are message groups of ordered types alone
+            run.append(item)
+        if not queue:
+            self._drop_queue(job.type)
+        self._count_out(job.type, len(run) - 1, sum([len(each.body) for each in run]) - len(job.body))
+        return run
+
     def _next_group(self, worker: Worker) -> MessageGroup | None:
         """Return the next message group bound to a worker. A group that begins with a suspect waits until the worker
         holds none of the group's messages, and is free then."""

@@ -67,7 +67,7 @@ class Connections:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, whose bytes go to the protocol `http`. `busy` while a request is in hand."""
+    """Connection of a browser or tool; the bytes go to the protocol `http`. `busy` while a request is in hand."""
 
     def __init__(self, all_: Connections, http: asyncio.Protocol) -> None:
         self.http = http

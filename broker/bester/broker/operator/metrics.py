@@ -77,6 +77,7 @@ class _Collector:
         yield GaugeMetricFamily("bester_mailboxes", "Mailboxes with messages.", queued["mailboxes"])
         store = status["store"]
         yield CounterMetricFamily("bester_store_commits", "Commits of the store.", store["commits"])
+        yield CounterMetricFamily("bester_store_adopted", "Messages taken over from other brokers.", store["adopted"])
         yield CounterMetricFamily("bester_store_commit_seconds", "Seconds in commits.", store["commit_s"])
         sync = HistogramMetricFamily("bester_store_fsync_seconds", "Time that a commit waited for the disk.")
         _add_times(sync, [], store["sync_buckets_s"], store["sync"], store["sync_s"])

@@ -67,6 +67,7 @@ STATUS = record(
     ),
     queued=COUNTS,
     store=record(
+        adopted=COUNT,
         commits=COUNT,
         failures=COUNT,
         commit_s=NUMBER,

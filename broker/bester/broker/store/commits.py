@@ -74,7 +74,7 @@ class Commits(ABC):
     """
 
     is_remote = False
-    """Whether commits and reads go over a network, and so belong beside the loop that asks for them."""
+    """True where commits and reads go over a network, and so belong beside the loop that asks for them."""
 
     def __init__(self) -> None:
         self._sync_s: float | None = None  # time that the last transaction waited for the disk
@@ -86,7 +86,7 @@ class Commits(ABC):
         self.fenced = ""
         """Why this process may write nothing any more, where another one has taken the store."""
         self._held_back: dict[Hashable, Write] = {}
-        self._growing: dict[Hashable, int] = {}  # those that take room, oldest first, with the sizes of their bodies
+        self._growing: dict[Hashable, int] = {}  # writes that take room, oldest first, with the sizes of their bodies
         self._growing_bytes = 0
         self._promised: set[Hashable] = set()  # the promises among those
         self._tied: dict[Hashable, Hashable] = {}  # an End, and the growing write without which it is not written

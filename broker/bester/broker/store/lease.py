@@ -62,15 +62,6 @@ def take(connection: Connection, name: str) -> Lease | Held:
     return Lease(ns, epoch + 1, commits)
 
 
-def others(connection: Connection, ns: int) -> list[tuple[str, int]]:
-    """Return the other namespaces with queued messages that no living broker serves, and how many each has."""
-    return connection.execute(
-        "SELECT b.name, count(*) FROM broker b JOIN entry e USING (ns) WHERE b.ns <> %s AND e.outcome IS NULL "
-        "AND b.until < clock_timestamp() GROUP BY b.name ORDER BY b.name LIMIT 10",
-        (ns,),
-    ).fetchall()
-
-
 def this_process() -> str:
     """Return a text that names this process among those of all machines."""
     pid = os.getpid()

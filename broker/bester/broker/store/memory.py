@@ -20,6 +20,8 @@ from bester.broker.store_requests import (
     LETTER_BYTES,
     NAMES,
     READ_BYTES,
+    Adopt,
+    Adopted,
     Bury,
     ClockState,
     DeadLetter,
@@ -29,6 +31,7 @@ from bester.broker.store_requests import (
     Enqueue,
     Entry,
     Fetch,
+    FindAbandoned,
     FindDeadLetters,
     FindEntry,
     FindExpired,
@@ -347,23 +350,16 @@ class MemoryStore(Commits):
                     if row.entry.id == id_ and row.entry.queue.startswith(begin):
                         return row.bare(), row.outcome
                 return None
-            case FindOutcomes(message, sender):
-                begin = message + "."
-                mine = [
-                    row
-                    for row in self._results_of(begin + "0")
-                    if row.entry.sender == sender
-                    and row.entry.number > self._disowned.get(sender, (0, 0.0))[0]
-                    and row.entry.id.startswith(begin)
-                    and _RESULT.match(row.entry.id, len(message))
-                ]
-                return summed_up((row.entry.target, row.outcome) for row in mine)
+            case FindOutcomes():
+                return summed_up((target, outcome) for _, target, outcome in self.outcomes_of(read))
             case FindOldest():
                 return {
                     key: self._rows[numbers[0]].whole().meta
                     for key, numbers in self._ready.items()
                     if key.startswith("lane/")
                 }
+            case FindAbandoned() | Adopt():  # there is one namespace
+                return "" if isinstance(read, FindAbandoned) else Adopted()
             case FindDeadLetters():
                 return self._page(read) if read.oldest_first else self._dead(read, reversed(self._letters.values()))
 
@@ -383,6 +379,19 @@ class MemoryStore(Commits):
         ]
         sizes = accumulate(len(letter.body) for letter in found[: read.limit])
         return found[: max(1, sum(size <= READ_BYTES for size in sizes))]
+
+    def outcomes_of(self, read: FindOutcomes) -> list[tuple[str, str, str | None]]:
+        """Return key, target and outcome of each result of a user's message."""
+        message, sender = read
+        begin = message + "."
+        return [
+            (row.entry.queue + row.entry.id, row.entry.target, row.outcome)
+            for row in self._results_of(begin + "0")
+            if row.entry.sender == sender
+            and row.entry.number > self._disowned.get(sender, (0, 0.0))[0]
+            and row.entry.id.startswith(begin)
+            and _RESULT.match(row.entry.id, len(message))
+        ]
 
     def _results_of(self, id_: str) -> list[_Row]:
         return [self._rows[number] for number in sorted(self._results.get(_message_of(id_), ()))]

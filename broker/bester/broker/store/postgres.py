@@ -22,13 +22,25 @@ from bester.broker import postgres, postgres_schema
 from bester.broker.logs import facts
 from bester.broker.postgres import Database
 from bester.broker.store import lease as leases
-from bester.broker.store import postgres_reading
+from bester.broker.store import postgres_adoption, postgres_reading
 from bester.broker.store.commits import BusyError, Commits, UnwritableError
 from bester.broker.store.lease import LEASE_S, RENEW_S, Lease
 from bester.broker.store.postgres_reading import rows
 from bester.broker.store.postgres_writing import Group, Statement, key_of_entry
 from bester.broker.store.reading import outcome_of
-from bester.broker.store_requests import End, Enqueue, Held, Read, RecordRemote, Snapshot, Write
+from bester.broker.store_requests import (
+    Adopt,
+    Adopted,
+    End,
+    Enqueue,
+    FindAbandoned,
+    FindEntry,
+    Held,
+    Read,
+    RecordRemote,
+    Snapshot,
+    Write,
+)
 from bester.broker.wire.codes import BesterError
 
 if TYPE_CHECKING:
@@ -84,6 +96,7 @@ class PostgresStore(Commits):
         self._serial = 0
         self._sharing = False
         self._to_forget: tuple[float, int] | None = None
+        self._adopting: int | None = None  # first number of an adoption that may be committed, and was not answered
         self._renewed_at = 0.0
         self._measure_at = 0.0
         self._again_at = 0.0
@@ -163,19 +176,15 @@ class PostgresStore(Commits):
         self._serial, self._sharing = (last or 0) + 1, last is not None
         self._to_forget = None
         self._is_open = True
-        self._warn(connection, ns)
+        self._warn(connection)
         return found
 
-    def _warn(self, connection: Connection, ns: int) -> None:
+    def _warn(self, connection: Connection) -> None:
         """Log what an operator may have overlooked."""
         (fsync,) = connection.execute("SHOW fsync").fetchone() or ("on",)
         if fsync == "off":
             text = f"{self.database.where}: fsync is off in PostgreSQL; a power cut may destroy what is kept there"
             _log.warning("%s", text, extra=facts("store-unsafe", why=text))
-        for name, messages in leases.others(connection, ns):
-            text = f"{self.database.where}: {messages:,} messages are queued at broker {name!r}, which is not running"
-            text += f'; [server] broker = "{name}" goes on with them'
-            _log.warning("%s", text, extra=facts("store-others", broker=name, messages=messages))
 
     def _connect(self) -> Connection:
         connection = postgres.connect(self.database, f"bester broker {self.broker}"[:60])
@@ -433,8 +442,14 @@ class PostgresStore(Commits):
             connection = self._connected()
             assert self._lease is not None
             try:
+                if isinstance(read, Adopt):
+                    return self._adopt(connection, read)
                 with connection.pipeline():
                     connection.execute("SELECT held(%b, %b)", (self._lease.ns, self._lease.epoch))
+                    if isinstance(read, FindAbandoned):
+                        return postgres_adoption.find(connection, self._lease.ns)
+                    if isinstance(read, FindEntry) and read.number:
+                        return postgres_adoption.find_entry(connection, self._lease.ns, self._lease.epoch, read)
                     return postgres_reading.answer(connection, self._lease.ns, read)
             except psycopg.Error as error:
                 if connection.closed or connection.broken:
@@ -445,6 +460,45 @@ class PostgresStore(Commits):
             except ValueError as error:
                 text = f"{self.database.where}: damaged ({error}); restore a backup of the schema"
                 raise BesterError("storage-unavailable", text) from None
+
+    def _adopt(self, connection: Connection, adopt: Adopt) -> Adopted:
+        """Move what another broker has left into this namespace. Raises psycopg.Error, and BesterError.
+
+        Where the connection breaks in the middle, the count of commits tells whether the move was done."""
+        lease = self._lease
+        assert lease is not None
+        if self._adopting == adopt.first:
+            return self._adopted(postgres_adoption.told_again(connection, lease.ns, adopt))
+        move = postgres_adoption.Move(connection, lease.ns, self._serial, self._dead_letters)
+        try:
+            with connection.transaction():
+                connection.execute("SELECT hold(%b, %b, %b, %b)", (lease.ns, lease.epoch, self._commits + 1, LEASE_S))
+                adopted = move.carry_out(adopt)
+                self._adopting = adopt.first
+        except psycopg.Error as error:
+            if not connection.closed and not connection.broken:
+                self._adopting = None
+                raise
+            self._lose(" ".join(str(error).split())[: postgres.TEXT_LIMIT])
+            connection, was_committed = self._settle()
+            if not was_committed:
+                self._adopting = None
+                raise postgres.unavailable(self.database, error) from None
+            self._count_move(move)
+            adopted = postgres_adoption.told_again(connection, lease.ns, adopt)
+        else:
+            self._count_move(move)
+        return self._adopted(adopted)
+
+    def _count_move(self, move: postgres_adoption.Move) -> None:
+        self._commits += 1
+        self._renewed_at = time.monotonic()
+        self._sharing = self._sharing or move.serial > self._serial
+        self._serial = move.serial
+
+    def _adopted(self, adopted: Adopted) -> Adopted:
+        self._adopting = None
+        return adopted
 
 
 def _is_sound(connection: Connection) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bester.broker.store.postgres_writing import ID_PART, beginning, key_of_letter, written
 from bester.broker.store.reading import Row, entry_of, letters_of, outcome_of
-from bester.broker.store.rows import read_text, summed_shares, summed_up, unpack
+from bester.broker.store.rows import of_all_brokers, read_text, summed_shares, unpack
 from bester.broker.store_requests import (
     READ_BYTES,
     ClockState,
@@ -43,6 +43,16 @@ _COLUMNS = _BARE.replace("''::bytea", _BODY)
 _IN_LANE = "id = %b AND left(id, %b) = left(%b, %b) AND box >= %b AND box < %b"
 
 
+FIND_ENTRY = f"SELECT {_BARE}, outcome FROM entry e WHERE ns = %b AND {_IN_LANE} LIMIT 1"  # noqa: S608 (own words)
+ELSEWHERE = f"SELECT ns, number, outcome FROM entry e WHERE ns IN (SELECT ns FROM broker WHERE ns <> %b) AND {_IN_LANE}"  # noqa: S608 (own words)
+
+
+def in_lane(read: FindEntry) -> tuple[str | int, ...]:
+    """Return the values of a query for an entry in the lanes to a server, behind that of the namespace."""
+    id_ = written(read.id)
+    return id_, ID_PART, id_, ID_PART, *beginning(lane(read.server, ""))
+
+
 def answer(connection: Connection, ns: int, read: Read) -> Any:
     """Return the answer to a read. Raises psycopg.Error, and ValueError for contents that no store has written."""
     match read:
@@ -53,7 +63,7 @@ def answer(connection: Connection, ns: int, read: Read) -> Any:
         case FindEntry():
             return _find_entry(connection, ns, read)
         case FindOutcomes():
-            return _outcomes(connection, ns, read)
+            return _outcomes(connection, read)
         case FindDeadLetters():
             return _find_dead_letters(connection, ns, read)
         case FindOldest():
@@ -104,25 +114,22 @@ def _expired(connection: Connection, ns: int, read: FindExpired) -> tuple[list[E
 
 
 def _find_entry(connection: Connection, ns: int, read: FindEntry) -> tuple[Entry, str | None] | None:
-    id_ = written(read.id)
-    found = rows(
-        connection,
-        f"SELECT {_BARE}, outcome FROM entry e WHERE ns = %b AND {_IN_LANE} LIMIT 1",  # noqa: S608 (own words)
-        ns, id_, ID_PART, id_, ID_PART, *beginning(lane(read.server, "")),
-    )  # fmt: skip
+    found = rows(connection, FIND_ENTRY, ns, *in_lane(read))
     return (_entry(found[0][:-1]), outcome_of(found[0][-1])) if found else None
 
 
-def _outcomes(connection: Connection, ns: int, read: FindOutcomes) -> dict[str, str]:
+def _outcomes(connection: Connection, read: FindOutcomes) -> dict[str, str]:
+    """Return the outcomes of a message, of all brokers of the server: the message may have been sent through another
+    one, or some of its outcomes adopted by one."""
     low, high, sender = written(read.message + ".0"), written(read.message + ".:"), written(read.sender)  # a number
     found = rows(
         connection,
-        "SELECT target, outcome FROM entry WHERE ns = %b AND left(id, %b) >= left(%b, %b) AND "
-        "left(id, %b) <= left(%b, %b) AND id >= %b AND id < %b AND sender = %b AND number > "
-        "coalesce((SELECT upto FROM disowned WHERE ns = %b AND name = %b), 0) ORDER BY number",
-        ns, ID_PART, low, ID_PART, ID_PART, high, ID_PART, low, high, sender, ns, sender,
+        "SELECT box, id, target, outcome FROM entry e WHERE ns IN (SELECT ns FROM broker) AND "
+        "left(id, %b) >= left(%b, %b) AND left(id, %b) <= left(%b, %b) AND id >= %b AND id < %b AND sender = %b AND "
+        "number > coalesce((SELECT upto FROM disowned d WHERE d.ns = e.ns AND name = %b), 0) ORDER BY number",
+        ID_PART, low, ID_PART, ID_PART, high, ID_PART, low, high, sender, sender,
     )  # fmt: skip
-    return summed_up((read_text(target), outcome_of(outcome)) for target, outcome in found)
+    return of_all_brokers((box + id_, read_text(target), outcome_of(outcome)) for box, id_, target, outcome in found)
 
 
 def _oldest(connection: Connection, ns: int) -> dict[str, dict[Any, Any]]:
@@ -173,16 +180,20 @@ def _letters(
     return rows(connection, query, *values, limit, READ_BYTES)
 
 
-def snapshot(connection: Connection, ns: int, epoch: str, life: int) -> Snapshot:
-    """Return the contents of a namespace. Raises psycopg.Error, and ValueError for contents that no store has
-    written."""
+def snapshot(
+    connection: Connection, ns: int, epoch: str, life: int, numbers: tuple[int, int] | None = None
+) -> Snapshot:
+    """Return the contents of a namespace; with `numbers` the messages from the first to below the second alone.
+
+    Raises psycopg.Error, and ValueError for contents that no store has written."""
+    among = "" if numbers is None else f" AND number >= {int(numbers[0])} AND number < {int(numbers[1])}"
 
     def all_of(statement: str) -> list[Row]:
         return rows(connection, statement, ns)
 
     handed: dict[str, int] = dict(all_of("SELECT box, upto FROM handed WHERE ns = %b"))
     clock = all_of("SELECT stored_s, skew_s, boot, boot_s FROM clock WHERE ns = %b")
-    waiting = "FROM entry WHERE ns = %b AND outcome IS NULL"
+    waiting = f"FROM entry WHERE ns = %b AND outcome IS NULL{among}"
     in_mailbox = f"{waiting} AND box >= 'user/' AND box < 'user0' AND sender IS"
     return Snapshot(
         epoch=epoch,
@@ -216,11 +227,14 @@ def snapshot(connection: Connection, ns: int, epoch: str, life: int) -> Snapshot
             for address, reports in all_of("SELECT address, reports FROM native_peer WHERE ns = %b")
         },
         held=frozenset(_names(all_of("SELECT name FROM held_server WHERE ns = %b"))),
-        remote=_summed(all_of("SELECT box, count(*) FROM entry WHERE ns = %b AND outcome = 'queued' GROUP BY box")),
+        remote=_summed(
+            all_of(f"SELECT box, count(*) FROM entry WHERE ns = %b AND outcome = 'queued'{among} GROUP BY box")  # noqa: S608 (numbers)
+        ),
         disowned={
             read_text(name): (upto, at_s)
             for name, upto, at_s in all_of("SELECT name, upto, at_s FROM disowned WHERE ns = %b")
         },
+        is_shared=True,
     )
 
 

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bester.broker.store.rows import pack, text
-from bester.broker.store.writing import shared_bodies
+from bester.broker.store.writing import REMEMBERED, shared_bodies
 from bester.broker.store_requests import (
     LETTER_BYTES,
     NAMES,
@@ -115,9 +115,10 @@ INSERT INTO seen_type (ns, name) SELECT %b, name FROM unnest(%b::text[]) WITH OR
 ON CONFLICT (ns, name) DO NOTHING
 """
 _CLOCK = """
-INSERT INTO clock (ns, stored_s, skew_s, boot, boot_s) VALUES (%b, %b::float8, %b::float8, %b, %b::float8)
-ON CONFLICT (ns) DO UPDATE
-SET stored_s = excluded.stored_s, skew_s = excluded.skew_s, boot = excluded.boot, boot_s = excluded.boot_s
+INSERT INTO clock (ns, stored_s, skew_s, boot, boot_s, saved_at)
+VALUES (%b, %b::float8, %b::float8, %b, %b::float8, clock_timestamp())
+ON CONFLICT (ns) DO UPDATE SET stored_s = excluded.stored_s, skew_s = excluded.skew_s, boot = excluded.boot,
+boot_s = excluded.boot_s, saved_at = excluded.saved_at
 """
 _DROP_NAMES = "DELETE FROM server_name WHERE ns = %b AND name = ANY(%b::text[])"
 _NAMES = """
@@ -144,15 +145,14 @@ _FORGET_DISOWNED = """
 DELETE FROM disowned WHERE ns = %b AND upto < (SELECT min(number) FROM entry WHERE ns = %b)
 AND at_s < (SELECT min(at_s) FROM letter WHERE ns = %b)
 """
-_REMEMBERED = "outcome IS NOT NULL AND outcome <> 'queued'"  # the words of an index
 _FORGET_OVER = """
 DELETE FROM entry WHERE ns = %b AND number IN
 (SELECT number FROM entry WHERE ns = %b AND outcome IS NOT NULL AND expires_s < %b::float8 ORDER BY expires_s LIMIT %b)
 """
-_TOO_MANY = f"(SELECT number FROM entry WHERE ns = %b AND {_REMEMBERED} ORDER BY number DESC LIMIT 1 OFFSET %b)"  # noqa: S608 (own words)
+_TOO_MANY = f"(SELECT number FROM entry WHERE ns = %b AND {REMEMBERED} ORDER BY number DESC LIMIT 1 OFFSET %b)"  # noqa: S608 (own words)
 _FORGET_OLDEST = f"""
 DELETE FROM entry WHERE ns = %b AND number IN
-(SELECT number FROM entry WHERE ns = %b AND {_REMEMBERED} AND number <= UPTO ORDER BY number LIMIT %b)
+(SELECT number FROM entry WHERE ns = %b AND {REMEMBERED} AND number <= UPTO ORDER BY number LIMIT %b)
 """  # noqa: S608 (own words)
 FORGOTTEN_AT_ONCE = 1_000
 """Old outcomes of either kind deleted with one commit; the rest is left to the next commits."""

@@ -10,10 +10,13 @@ from bester.broker.store.rows import read_text, summed_up, text, unpack
 from bester.broker.store_requests import (
     DAMAGED,
     READ_BYTES,
+    Adopt,
+    Adopted,
     DeadLetter,
     DeadLetterPage,
     Entry,
     Fetch,
+    FindAbandoned,
     FindDeadLetters,
     FindEntry,
     FindExpired,
@@ -31,7 +34,7 @@ _AS_BYTES = (
     f"{_BODY}, CAST(sender AS BLOB), expires_s, meta"
 )
 _TEXT_PLACES = (1, 2, 3, 4, 6)
-_DECODE = (ValueError, TypeError, AttributeError)  # of a column that is no text, or no packed map
+_DECODE = (ValueError, TypeError, AttributeError)  # raised by a column that is no text, or no packed map
 
 Row = tuple[Any, ...]
 
@@ -51,6 +54,10 @@ def answer(db: sqlite3.Connection, read: Read) -> Any:
             return _find_dead_letters(db, read)
         case FindOldest():
             return _oldest(db)
+        case FindAbandoned():  # a file has one namespace
+            return ""
+        case Adopt():
+            return Adopted()
 
 
 def _fetched(db: sqlite3.Connection, read: Fetch) -> list[Entry]:

@@ -89,3 +89,13 @@ def summed_up(outcomes: Iterable[tuple[str, str | None]]) -> dict[str, str]:
         if before is None or severity(outcome) > severity(before):
             found[target] = outcome
     return found
+
+
+def of_all_brokers(outcomes: Iterable[tuple[str, str, str | None]]) -> dict[str, str]:
+    """Return the outcome of each target, of (id, target, outcome) in several namespaces: a message that was submitted
+    at two brokers is in both, and has ended where it has ended in one."""
+    found: dict[str, tuple[str, str | None]] = {}
+    for id_, target, outcome in outcomes:
+        if id_ not in found or found[id_][1] in (None, QUEUED):
+            found[id_] = target, outcome
+    return summed_up(found.values())

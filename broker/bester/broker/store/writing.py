@@ -37,6 +37,9 @@ SHARED_LEAST_BYTES = 1024
 """Least length of a body that is held once for all entries of a group: below it, a row of its own costs more than the
 copies."""
 
+REMEMBERED = "outcome IS NOT NULL AND outcome <> 'queued'"
+"""Condition of the entries that are kept for their outcome alone, in the words of an index of both kinds of store."""
+
 _INSERT = (
     "INSERT INTO entry (number, box, id, target, type, sender, expires_s, outcome, meta, size, body) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, box) DO NOTHING"
@@ -53,15 +56,14 @@ _DROP_HEAVY = (
     "DELETE FROM letter WHERE serial IN (SELECT serial FROM "
     "(SELECT serial, sum(length(body)) OVER (ORDER BY serial DESC) AS size FROM letter) WHERE size > ?)"
 )
-_REMEMBERED = "outcome IS NOT NULL AND outcome <> 'queued'"  # the words of an index
-_TOO_MANY = f"SELECT number FROM entry WHERE {_REMEMBERED} ORDER BY number DESC LIMIT 1 OFFSET ?"  # noqa: S608 (own words)
+_TOO_MANY = f"SELECT number FROM entry WHERE {REMEMBERED} ORDER BY number DESC LIMIT 1 OFFSET ?"  # noqa: S608 (own words)
 _FORGET_OVER = (
     "DELETE FROM entry WHERE number IN "
     "(SELECT number FROM entry WHERE outcome IS NOT NULL AND expires_s < ? ORDER BY expires_s LIMIT ?)"
 )
 _FORGET_OLDEST = (
     "DELETE FROM entry WHERE number IN "  # noqa: S608 (own words)
-    f"(SELECT number FROM entry WHERE {_REMEMBERED} AND number <= ? ORDER BY number LIMIT ?)"
+    f"(SELECT number FROM entry WHERE {REMEMBERED} AND number <= ? ORDER BY number LIMIT ?)"
 )
 _FORGET_REMOTE = (
     "DELETE FROM entry WHERE number IN (SELECT number FROM entry "

@@ -63,7 +63,7 @@ def encode(messages: Sequence[Message], inline_bytes: int = INLINE_BYTES) -> lis
     """
     rows: list[Any] = []
     frames: list[bytes] = [b""]
-    message: Any  # of a class in _LAYOUTS
+    message: Any  # instance of a class in _LAYOUTS
     for message in messages:
         op, body, commands, rare = _LAYOUTS[type(message)]
         if body is not None and len(message[body]) > inline_bytes:

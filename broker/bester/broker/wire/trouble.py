@@ -1,4 +1,4 @@
-"""What became of one attempt to connect, from the events of its socket: why there is no link, in a sentence. Pure."""
+"""Outcome of one attempt to connect, from the events of its socket: why there is no link, in a sentence. Pure."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def is_of_keys(why: str) -> bool:
 
 class Found(Enum):
     SILENT = "silent"  # no answer at all to the attempt to connect
-    REFUSED = "refused"  # nothing listens
+    REFUSED = "refused"  # no program listens there
     OPEN = "open"  # connected; no handshake yet
     SECURED = "secured"  # the handshake is complete
     CUT = "cut"  # the other side has ended the connection in the handshake
     UNKNOWN_KEY = "unknown key"  # the other side does not know our key
     OTHER_KEY = "other key"  # the other side has another key than the one configured
-    OTHER_SECURITY = "other security"  # one side encrypts, and the other does not
+    OTHER_SECURITY = "other security"  # only one of the sides encrypts
     FOREIGN = "foreign"  # no ZeroMQ
 
 
 Event = Literal["connected", "refused", "secured", "ended", "cut", "auth", "mechanism", "protocol", "curve", "foreign"]
 
-# What is known after an event. An event that is not listed changes nothing.
+# State of knowledge after an event. An event that is not listed changes nothing.
 #
 #   event      connected  the transport is connected
 #              refused    nothing listens there
@@ -68,7 +68,7 @@ FINAL = frozenset({Found.UNKNOWN_KEY, Found.OTHER_KEY, Found.OTHER_SECURITY, Fou
 
 
 class Attempt:
-    """One socket's attempt to connect.
+    """Attempt of one socket to connect.
 
     `called` is the other side's name for people. `own` and `other` are the public keys of an encrypted link, None where
     the link is not encrypted.

@@ -1,0 +1,233 @@
+"""Stores in memory that the brokers of one server share, by the rules of PostgreSQL: a namespace for each broker, held
+by a lease with an epoch that fences earlier holders, and adoption of what an abandoned namespace holds.
+
+For simulations: brokers in one process that share a database can be played with their pauses and deaths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from bester.broker.store.lease import LEASE_S, RENEW_S
+from bester.broker.store.memory import MemoryStore
+from bester.broker.store.rows import of_all_brokers
+from bester.broker.store_requests import (
+    Adopt,
+    Adopted,
+    Entry,
+    FindAbandoned,
+    FindEntry,
+    FindOutcomes,
+    Read,
+    SaveClock,
+    Snapshot,
+    StoredQueue,
+    Write,
+    sharer_of,
+    united,
+)
+from bester.broker.wire.codes import BesterError
+from bester.broker.wire.outcomes import QUEUED
+
+TAKEN = "another process has taken the lease"
+
+
+class SharedMemory:
+    """The namespaces of one server, by their brokers. `clock` is the database's own, in seconds."""
+
+    def __init__(self, clock: Callable[[], float], *, lease_s: float = LEASE_S) -> None:
+        self.clock = clock
+        self.lease_s = lease_s
+        self.namespaces: dict[str, SharedMemoryStore] = {}
+
+    def namespace(self, broker: str, *, dead_letters: int = 10_000) -> SharedMemoryStore:
+        """Return the namespace of a broker, a new one where the broker has none."""
+        found = self.namespaces.get(broker)
+        if found is None:
+            found = self.namespaces[broker] = SharedMemoryStore(self, broker, dead_letters=dead_letters)
+        return found
+
+
+class SharedMemoryStore(MemoryStore):
+    """The namespace of one broker, and at the same time the store of the process that has opened it last.
+
+    `lease_epoch` counts the holders of the lease, which ends at `until_s`. `held` is the epoch under which this process
+    has opened the namespace: with another one the process can write and read nothing.
+    """
+
+    def __init__(self, database: SharedMemory, broker: str, *, dead_letters: int) -> None:
+        super().__init__(epoch=f"{broker}-disk", dead_letters=dead_letters)
+        self.database = database
+        self.broker = broker
+        self.lease_epoch = 0
+        self.held = 0
+        self.until_s = 0.0
+        self._clock_saved_s = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Return whether the lease is to be renewed, by a commit that may be empty."""
+        return not self.fenced and self.until_s - self.database.clock() < self.database.lease_s - RENEW_S
+
+    def open(self) -> Snapshot:
+        """Take the lease, count this life and return the contents."""
+        self.lease_epoch += 1
+        self.held = self.lease_epoch
+        self.fenced = ""
+        self._renew()
+        return super().open()
+
+    def inspect(self) -> Snapshot:
+        """Return the contents as `open` does, without counting a life."""
+        return replace(super().inspect(), is_shared=True)
+
+    def _renew(self) -> None:
+        self.until_s = self.database.clock() + self.database.lease_s
+
+    def check_lease(self) -> None:
+        """Raise BesterError where the lease was taken."""
+        if self.held != self.lease_epoch:
+            self.fenced = TAKEN
+            raise BesterError("storage-unavailable", TAKEN)
+
+    def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
+        self.check_lease()
+        repeated = super()._write(writes)
+        self._renew()
+        if any(type(write) is SaveClock for write in writes):
+            self._clock_saved_s = self.database.clock()
+        return repeated
+
+    def _answer(self, read: Read) -> Any:
+        self.check_lease()
+        match read:
+            case FindAbandoned():
+                other = self._abandoned()
+                return "" if other is None else other.broker
+            case Adopt():
+                return self.adopt(read)
+            case FindEntry():
+                return super()._answer(read) or self._find_elsewhere(read)
+            case FindOutcomes():
+                return of_all_brokers(found for each in self._all() for found in each.outcomes_of(read))
+        return super()._answer(read)
+
+    def entry_of(self, read: FindEntry) -> tuple[Entry, str | None] | None:
+        """Return the entry that this namespace has."""
+        found: tuple[Entry, str | None] | None = super()._answer(read)
+        return found
+
+    def _find_elsewhere(self, read: FindEntry) -> tuple[Entry, str | None] | None:
+        for other in self._all():
+            found = other.entry_of(read) if other is not self else None
+            if found is None:
+                continue
+            entry, outcome = found
+            if outcome is not None:
+                other._end(entry.number, "", True)
+                sender = None if self._is_disowned(other, entry.number, entry) else entry.sender
+                entry = entry._replace(number=read.number, sender=sender)
+                self._insert(entry, outcome, {})
+            return entry, outcome
+        return None
+
+    def _all(self) -> list[SharedMemoryStore]:
+        return list(self.database.namespaces.values())
+
+    # --- adoption ---
+
+    def _abandoned(self) -> SharedMemoryStore | None:
+        now = self.database.clock()
+        for other in self._all():
+            if other is not self and other.until_s < now and (other._rows or other._lanes or other._letters):
+                return other
+        return None
+
+    def adopt(self, adopt: Adopt) -> Adopted:
+        """Move the next part of an abandoned namespace here, and fence the process that held it."""
+        if self.broken:
+            raise BesterError("storage-unavailable", "the store in memory is told to be full; make room in it")
+        other = self._abandoned()
+        if other is None:
+            return Adopted()
+        other.lease_epoch += 1
+        later_s = 0.0
+        if other._clock is not None:
+            later_s = adopt.stored_s - (other._clock.stored_s + self.database.clock() - other._clock_saved_s)
+        for key, theirs in other._lanes.items():
+            self._lanes[key] = united(self._lanes.get(key), theirs)
+        for id_, letter in other._letters.items():
+            if id_ not in self._letters:
+                self._serial += 1
+                self._letters[id_], self._serials[id_] = letter, self._serial
+        while len(self._letters) > self._dead_letters:
+            self._unbury(next(iter(self._letters)))
+        moved = self._move(other, adopt, later_s)
+        self._types = {**self._types, **other._types}
+        self._peers = {**other._peers, **self._peers}
+        self._held |= other._held
+        for user, (_, at_s) in other._disowned.items():
+            self._disowned.setdefault(user, (0, at_s))
+        self._names = {**other._names, **self._names}
+        other._lanes.clear()
+        other._letters.clear()
+        other._serials.clear()
+        if not other._rows:
+            other._disowned.clear()
+            other._sent_upto.clear()
+        self._renew()
+        snapshot = self._moved(moved)
+        waiting = sum(queue.messages for queue in snapshot.queues.values())
+        return Adopted(other.broker, snapshot, len(moved) - waiting, bool(other._rows))
+
+    def _move(self, other: SharedMemoryStore, adopt: Adopt, later_s: float) -> list[int]:
+        """Move messages and outcomes, and return their new numbers."""
+        moved: list[int] = []
+        for at, number in enumerate(sorted(other._rows)[: adopt.limit]):
+            row = other._rows[number]
+            entry, outcome = row.whole(), row.outcome
+            may_be_there = outcome is None and number <= other._sent_upto.get(entry.queue, 0)
+            other._end(number, "", True)
+            there = self._numbers.get((entry.id, entry.queue))
+            meta = entry.meta | {"repeated": True} if may_be_there or there is not None else entry.meta
+            entry = entry._replace(
+                number=adopt.first + at, expires_s=entry.expires_s + later_s, meta=meta,
+                sender=None if self._is_disowned(other, number, entry) else entry.sender,
+            )  # fmt: skip
+            self._insert(entry, outcome, {})
+            if there is None:
+                moved.append(entry.number)
+        return moved
+
+    def _is_disowned(self, other: SharedMemoryStore, number: int, entry: Entry) -> bool:
+        """Return whether the account with which a message was sent is removed, perhaps while its broker was away."""
+        if entry.sender in other._disowned:
+            return number <= other._disowned[entry.sender][0]
+        return entry.sender in self._disowned
+
+    def _moved(self, numbers: Sequence[int]) -> Snapshot:
+        """Return the contents of this namespace, but of its messages those of these numbers alone."""
+        queues: dict[str, StoredQueue] = {}
+        shares: dict[str, dict[str, tuple[int, int]]] = {}
+        remote: dict[str, int] = {}
+        expiries: list[float] = []
+        whole = self.inspect()
+        for number in numbers:
+            row = self._rows[number]
+            entry, size = row.whole(), len(row.entry.body)
+            if row.outcome == QUEUED:
+                server = entry.queue.split("/")[1]
+                remote[server] = remote.get(server, 0) + 1
+            if row.outcome is not None:
+                continue
+            before = queues.get(entry.queue, StoredQueue(0, 0, number, 0))
+            queues[entry.queue] = StoredQueue(before.messages + 1, before.size_bytes + size, before.lowest, 0)
+            expiries.append(entry.expires_s)
+            sharer = sharer_of(entry.queue, entry.sender, entry.meta.get("peer"))
+            if sharer is not None:
+                senders = shares.setdefault(entry.queue, {})
+                held = senders.get(sharer, (0, 0))
+                senders[sharer] = held[0] + 1, held[1] + size
+        return replace(whole, queues=queues, shares=shares, remote=remote, next_expiry_s=min(expiries, default=None))

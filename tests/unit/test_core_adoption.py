@@ -1,0 +1,236 @@
+"""A broker that adopts: two brokers of one server, whose stores share a memory, and the first of them ends."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+import pytest
+
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Limits, Route, Settings
+from bester.broker.store.memory_shared import SharedMemory
+from bester.broker.store_requests import Adopt, Adopted, FindAbandoned, mailbox
+from bester.broker.wire.messages import Deliver, Relay, Relayed
+from bester.broker.wire.outcomes import OUTCOME_TYPE
+from tests.unit.core_post import Post, bodies_of
+from tests.unit.core_stand import START, Stand, clients, servers
+from tests.world.clock import World
+
+LOOK_S = Limits().adoption_look_s
+BOB = mailbox("bob")
+
+
+class Server:
+    """The brokers `one` and `two` of server s1, which knows the server s2."""
+
+    def __init__(self, **limits: Any) -> None:
+        world = World(start_s=START)
+        self.shared = SharedMemory(lambda: world.now)
+        routes = {"s2": Route("s2", fabric="ipc:///s2")}
+        settings = Settings("s1", routes=routes, limits=Limits(**limits))
+        self.one, self.two = (
+            Stand(
+                settings, accounts=frozenset({"alice", "bob", "carol"}), world=world, store=self.shared.namespace(name)
+            )
+            for name in ("b1", "b2")
+        )
+        self.two.now = self.one.now = START + 5.0
+        self.two.restart("f")
+        self.two.link()  # the epochs of its bridges, and so the ids of its messages, are others
+
+    def end(self) -> None:
+        """Kill the first broker and let its lease run out."""
+        self.one.gone()
+        self.one.store.until_s = 0.0  # type: ignore[attr-defined]  # a namespace of shared memory
+
+    def adopt(self) -> None:
+        """Let the second broker look."""
+        self.two.now += LOOK_S
+        self.two.tick()
+
+
+def adoptions(stand: Stand) -> list[dict[str, Any]]:
+    return [notice.fields for notice in stand.notices if notice.event == "adopted"]
+
+
+def test_mailbox_is_delivered_to_a_user_who_is_here() -> None:
+    server = Server()
+    Post(server.one).queues(b"1", b"2")
+    bridge = server.two.bridge("bob")
+    server.end()
+    assert server.two.heard_of(bridge, Deliver) == []
+    server.adopt()
+    came = server.two.heard_of(bridge, Deliver)
+    assert bodies_of(came) == [b"1", b"2"]
+    assert not any("redelivered" in deliver.meta for deliver in came)
+    assert adoptions(server.two) == [{"broker": "b1", "messages": 2, "outcomes": 0}]
+    assert server.two.router.status(server.two.now)["store"]["adopted"] == 2
+
+
+def test_delivery_that_was_not_confirmed_is_marked() -> None:
+    server = Server()
+    post = Post(server.one)
+    post.queues(b"1")
+    server.one.bridge("bob", name="c")
+    server.end()
+    bridge = server.two.bridge("bob")
+    server.adopt()
+    (deliver,) = server.two.heard_of(bridge, Deliver)
+    assert deliver.meta["redelivered"] is True
+
+
+def test_adopted_messages_go_behind_older_ones_and_before_new_ones() -> None:
+    server = Server()
+    Post(server.one).queues(b"1", b"2")
+    post = Post(server.two)
+    post.queues(b"0")
+    server.end()
+    server.adopt()
+    post.queues(b"3")
+    assert server.two.mail("bob") == [b"0", b"1", b"2", b"3"]
+    bridge = server.two.bridge("bob", name="c")
+    assert bodies_of(server.two.heard_of(bridge, Deliver)) == [b"0", b"1", b"2", b"3"]
+
+
+def test_counts_bounds_and_shares_hold_for_what_was_adopted() -> None:
+    server = Server()
+    Post(server.one).queues(b"1", b"2")
+    Post(server.two).queues(b"0")
+    server.end()
+    server.adopt()
+    state = server.two.state.queues
+    assert (state.table[BOB].messages, state.messages, state.size_bytes) == (3, 3, 3)
+    assert state.shares == {BOB: {mailbox("alice"): (3, 3)}}
+
+
+def test_large_namespace_is_adopted_in_parts_without_a_pause() -> None:
+    server = Server(adopted_at_once=2)
+    Post(server.one).queues(*(b"%d" % number for number in range(5)))
+    server.end()
+    server.adopt()
+    assert server.two.mail("bob") == [b"%d" % number for number in range(5)]
+    assert [each["messages"] for each in adoptions(server.two)] == [2, 2, 1]
+
+
+def test_message_of_a_server_is_recognized_by_the_adopter() -> None:
+    server = Server()
+    chat, link = server.one.handler("chat"), server.one.server("s2")
+    server.one.relay(link, "chat", id="s2/b/1", lane=["e2", 7, 7], again=True)
+    server.one.answer(chat, clients("bob"))
+    assert server.one.one(link, Relayed).outcome == "queued"
+    server.end()
+    chat, link = server.two.handler("chat"), server.two.server("s2")
+    server.adopt()
+    token = server.two.relay(link, "chat", id="s2/b/1", lane=["e2", 7, 7], again=True)
+    assert server.two.one(link, Relayed) == Relayed(token, "queued", {"queued": 1})
+    assert len(server.two.mail("bob")) == 1
+
+
+def test_lane_to_a_server_goes_on_under_new_numbers_above_its_floor() -> None:
+    server = Server()
+    post = Post(server.one)
+    for _ in range(2):
+        token = server.one.submit(post.bridge, "chat")
+        server.one.answer(post.chat, servers("s2", as_type="t"))
+        assert server.one.report(post.bridge, token).recipients == {"s2": "queued"}
+    server.end()
+    two = server.two
+    two.take(two.router.on_server_ready("s2", two.now))
+    post = Post(two)
+    two.commits = False
+    two.now += LOOK_S
+    two.tick()
+    looks = [read for read in two.reads if isinstance(read.request, FindAbandoned)]
+    two.reads.clear()
+    two.take(two.router.on_read(looks[0], "b1", two.now))
+    (adoption,) = two.reads
+    two.reads.clear()
+    two.commits = True
+    floors: list[tuple[int, int]] = []
+
+    def relayed() -> None:
+        for link in [link for link in two.inbox if link.door == "server"]:
+            floors.extend((each.meta["lane"][1], each.meta["lane"][2]) for each in two.heard_of(link, Relay))
+
+    two.submit(post.bridge, "chat")
+    two.answer(post.chat, servers("s2", as_type="t"))
+    relayed()
+    assert len(floors) == 1
+    two.take(two.router.on_read(adoption, two.store.read(adoption.request), two.now))
+    relayed()
+    numbers = [number for number, _ in floors]
+    assert len(numbers) == 3
+    assert all(floor <= min(numbers) for _, floor in floors)
+    assert numbers[0] > max(numbers[1:])
+
+
+def test_later_outcome_comes_to_the_other_broker() -> None:
+    server = Server(relay_s=30.0, restart_s=1.0)
+    one, two = server.one, server.two
+    two.now = one.now = one.now + 60.0
+    body = b'{"message":"s1/a-x0/1.0.0","outcome":"delivered"}'
+    peer = two.server("s2")
+    outcomes = count(1)
+
+    def told() -> str:
+        number = next(outcomes)
+        two.relay(peer, OUTCOME_TYPE, body, id=f"o{number}", lane=["e2", number, number])
+        return two.one(peer, Relayed).outcome
+
+    assert told() == "failed:overloaded"  # the first broker may have it in flight
+    post = Post(one)
+    one.take(one.router.on_server_ready("s2", one.now))
+    token = one.submit(post.bridge, "chat")
+    one.answer(post.chat, servers("s2", as_type="t"))
+    assert token == 1
+    (relay,) = one.heard_of(Link("server", b"s2"), Relay)
+    assert relay.meta["id"] == "s1/a-x0/1.0.0"
+    assert told() == "failed:overloaded"
+    one.relayed("s2", relay.token, "queued")
+    assert one.report(post.bridge, token).recipients == {"s2": "queued"}
+    assert told() == "delivered"
+    assert one.ask(post.bridge, "outcome", [1, "s1/a-x0/1"]).value == {"s2": "delivered"}
+
+
+def test_later_outcome_of_a_message_that_nobody_knows_is_taken_in_the_end() -> None:
+    server = Server(relay_s=30.0, restart_s=1.0)
+    two = server.two
+    two.now += 60.0
+    peer = two.server("s2")
+    body = b'{"message":"s1/x/1.0.0","outcome":"delivered"}'
+    found = []
+    for number, later_s in ((1, 31.0), (2, 0.0), (3, 0.0)):
+        two.relay(peer, OUTCOME_TYPE, body, id=f"o{number}", lane=["e2", number, number])
+        found.append(two.one(peer, Relayed).outcome)
+        two.now += later_s
+    assert found == ["failed:overloaded", "delivered", "delivered"]
+
+
+@pytest.mark.parametrize("answer", [None, Adopted()])
+def test_adoption_without_an_answer_is_asked_for_again_under_its_numbers(answer: Adopted | None) -> None:
+    server = Server()
+    Post(server.one).queues(b"1")
+    server.end()
+    two = server.two
+    two.commits = False
+    firsts: list[int] = []
+    for _ in range(2):
+        two.now += LOOK_S
+        two.tick()
+        while two.reads:
+            read = two.reads.pop(0)
+            if isinstance(read.request, FindAbandoned):
+                two.take(two.router.on_read(read, "b1", two.now))
+            elif isinstance(read.request, Adopt):
+                firsts.append(read.request.first)
+                two.take(two.router.on_read(read, answer, two.now))
+    assert (firsts[0] == firsts[1]) is (answer is None)
+
+
+def test_broker_with_a_store_of_its_own_never_looks() -> None:
+    stand = Stand()
+    stand.commits = False
+    stand.reads.clear()
+    stand.wait(3 * LOOK_S)
+    assert not any(isinstance(read.request, FindAbandoned) for read in stand.reads)

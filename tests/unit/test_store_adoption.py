@@ -1,0 +1,282 @@
+"""Adoption in stores that brokers share: what a broker without a lease has left is moved, once and whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import count
+from typing import Any
+
+import pytest
+
+from bester.broker.postgres import Database
+from bester.broker.store.memory_shared import SharedMemory
+from bester.broker.store.postgres import PostgresStore
+from bester.broker.store_requests import (
+    Adopt,
+    Adopted,
+    Bury,
+    ClockState,
+    Disown,
+    End,
+    Fetch,
+    FindAbandoned,
+    FindEntry,
+    MarkSent,
+    RecordRemote,
+    RecordType,
+    SaveClock,
+    SaveHeld,
+    SaveLane,
+    SaveName,
+    SavePeer,
+    Snapshot,
+    Write,
+    lane,
+    mailbox,
+)
+from bester.broker.wire.codes import BesterError
+from tests.postgres_server import Cluster
+from tests.unit.postgres_cable import Cable
+from tests.unit.store_stand import BOB, LETTERS, LOTS, NOW_S, asked, dead, entry, keep, letter, outcomes
+
+FIRST = 1_000
+CAT = mailbox("cat")
+
+
+class Pair:
+    """Two brokers of one server; `run_out` lets the lease of the first one run out."""
+
+    def __init__(self, one: Any, two: Any, run_out: Callable[[Any], None]) -> None:
+        self.one, self.two, self.run_out = one, two, run_out
+        self.firsts = count(FIRST, 10_000)
+        one.open()
+        self.snapshot: Snapshot = two.open()
+        clock = SaveClock(ClockState(NOW_S, 0.0, "", 0.0))
+        for store in (one, two):
+            self.write(store, clock)
+
+    def write(self, store: Any, *writes: Write) -> dict[int, str | None]:
+        result = store.commit(writes)
+        assert result.ok, result.why
+        return dict(result.repeated)
+
+    def adopt(self, limit: int = 100, *, first: int | None = None) -> Adopted:
+        found: Adopted = self.two.read(Adopt(next(self.firsts) if first is None else first, limit, NOW_S))
+        return found
+
+    def end(self) -> None:
+        for store in (self.one, self.two):
+            store.close()
+
+
+@pytest.fixture(params=["memory", "postgresql"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    if request.param == "memory":
+        now = [0.0]
+        shared = SharedMemory(lambda: now[0])
+
+        def run_out(store: Any) -> None:
+            store.until_s = -1.0
+
+        found = Pair(
+            shared.namespace("b1", dead_letters=LETTERS), shared.namespace("b2", dead_letters=LETTERS), run_out
+        )
+    else:
+        database: Database = request.getfixturevalue("cluster").database()
+
+        def stop(store: Any) -> None:
+            asked(store, "UPDATE broker SET until = clock_timestamp() WHERE ns = :ns")
+
+        one, two = (PostgresStore(database, name, dead_letters=LETTERS) for name in ("b1", "b2"))
+        found = Pair(one, two, stop)
+    yield found
+    found.end()
+
+
+def of(store: Any, box: str = BOB) -> list[Any]:
+    """Return the ready messages of a queue."""
+    found: list[Any] = store.read(Fetch(box, 0, LOTS, LOTS))
+    return found
+
+
+def test_living_broker_is_left_alone(pair: Pair) -> None:
+    pair.write(pair.one, keep(1))
+    assert pair.snapshot.is_shared
+    assert pair.two.read(FindAbandoned()) == ""
+    assert pair.adopt() == Adopted()
+    assert [each.number for each in of(pair.one)] == [1]
+
+
+def test_empty_namespace_is_not_adopted(pair: Pair) -> None:
+    pair.run_out(pair.one)
+    assert pair.two.read(FindAbandoned()) == ""
+    assert pair.adopt() == Adopted()
+    pair.write(pair.one, keep(1))  # its lease was not taken
+
+
+def test_messages_come_behind_those_of_their_queue_and_in_order(pair: Pair) -> None:
+    pair.write(pair.one, *(keep(number, body=b"%d" % number, id=f"s1/a/{number}.0.0") for number in (3, 1, 2)))
+    pair.write(pair.one, keep(4, CAT, body=b"shared", id="x.0.0"), keep(5, BOB, body=b"shared", id="x.0.1"))
+    pair.write(pair.two, keep(9, body=b"9"))
+    pair.run_out(pair.one)
+    assert pair.two.read(FindAbandoned()) == "b1"
+    adopted = pair.adopt()
+    assert (adopted.broker, adopted.outcomes, adopted.is_more) == ("b1", 0, False)
+    assert [(each.number >= FIRST, each.body) for each in of(pair.two)] == [
+        (False, b"9"), (True, b"1"), (True, b"2"), (True, b"3"), (True, b"shared"),
+    ]  # fmt: skip
+    assert [each.body for each in of(pair.two, CAT)] == [b"shared"]
+    moved = adopted.snapshot
+    assert {key: (state.messages, state.size_bytes, state.sent_upto) for key, state in moved.queues.items()} == {
+        BOB: (4, 9, 0), CAT: (1, 6, 0),
+    }  # fmt: skip
+    assert moved.queues[BOB].lowest == of(pair.two)[1].number
+    assert moved.shares[BOB] == {mailbox("alice"): (4, 9)}
+    assert moved.next_expiry_s == pytest.approx(NOW_S + 1, abs=60)
+    assert pair.adopt() == Adopted()
+
+
+def test_process_that_was_stopped_for_long_can_write_and_read_nothing(pair: Pair) -> None:
+    pair.write(pair.one, keep(1))
+    pair.run_out(pair.one)
+    pair.adopt()
+    assert not pair.one.commit([keep(2)]).ok
+    assert pair.one.fenced
+    with pytest.raises(BesterError, match="another process has taken the lease"):
+        of(pair.one)
+    assert [each.id for each in of(pair.two)] == ["s1/b/1.0.0"]
+
+
+def test_broker_that_comes_back_finds_an_empty_namespace_with_its_epoch(pair: Pair) -> None:
+    pair.write(pair.one, keep(1), MarkSent(BOB, 1), RecordType("chat"), SaveName("s1"))
+    pair.run_out(pair.one)
+    pair.adopt()
+    pair.one.close()
+    snapshot = pair.one.open()
+    assert (snapshot.queues, snapshot.lanes, snapshot.life) == ({}, (), 2)
+    assert (snapshot.types, snapshot.names) == (("chat",), ("s1",))
+    pair.write(pair.one, keep(1))
+    assert [len(of(store)) for store in (pair.one, pair.two)] == [1, 1]
+
+
+@pytest.mark.parametrize("sent", [0, 2, 3])
+def test_messages_that_may_have_been_sent_are_marked(pair: Pair, sent: int) -> None:
+    pair.write(pair.one, keep(1), keep(2), keep(3, meta={"repeated": True}), MarkSent(BOB, sent))
+    pair.run_out(pair.one)
+    pair.adopt()
+    assert [each.meta.get("repeated", False) for each in of(pair.two)] == [sent >= 1, sent >= 2, True]
+
+
+def test_message_that_both_have_is_kept_once_and_marked(pair: Pair) -> None:
+    pair.write(pair.one, keep(1, id="a.0.0"), keep(2, id="b.0.0"), keep(3, id="c.0.0"), End(2, "delivered"))
+    pair.write(pair.two, keep(7, id="a.0.0"), keep(8, id="b.0.0"), keep(9, id="c.0.0"), End(9, "delivered"))
+    pair.run_out(pair.one)
+    adopted = pair.adopt()
+    assert (adopted.snapshot.queues, adopted.outcomes) == ({}, 0)
+    assert [(each.number, each.meta.get("repeated")) for each in of(pair.two)] == [(7, True), (8, True)]
+    assert pair.adopt() == Adopted()
+
+
+def test_large_namespace_is_moved_in_parts(pair: Pair) -> None:
+    body = b"the same for all"
+    pair.write(pair.one, *(keep(number, body=body) for number in range(1, 8)), SaveLane("s2", "t", "e", 3, {4: "x"}))
+    pair.run_out(pair.one)
+    first = pair.adopt(5)
+    assert (first.is_more, len(of(pair.two))) == (True, 5)
+    assert first.snapshot.lanes == (SaveLane("s2", "t", "e", 3, {4: "x"}),)
+    second = pair.adopt(5)
+    assert (second.is_more, second.snapshot.queues[BOB].messages) == (False, 2)
+    assert [each.id for each in of(pair.two)] == [f"s1/b/{number}.0.0" for number in range(1, 8)]
+    assert {each.body for each in of(pair.two)} == {body}
+
+
+def test_inbound_lanes_are_united(pair: Pair) -> None:
+    pair.write(pair.one, SaveLane("s2", "t", "e", 3, {3: "delivered", 5: "queued 1"}), SaveLane("s2", "u", "e", 0, {}))
+    pair.write(pair.one, SaveLane("s3", "t", "old", 9, {9: "delivered"}))
+    pair.write(pair.two, SaveLane("s2", "t", "e", 4, {6: "delivered"}), SaveLane("s3", "t", "new", 1, {1: "sent"}))
+    pair.run_out(pair.one)
+    assert pair.two.read(FindAbandoned()) == "b1"
+    adopted = pair.adopt()
+    assert sorted(adopted.snapshot.lanes) == [
+        SaveLane("s2", "t", "e", 4, {5: "queued 1", 6: "delivered"}),
+        SaveLane("s2", "u", "e", 0, {}),
+        SaveLane("s3", "t", "new", 1, {1: "sent"}),
+    ]
+    pair.two.close()
+    assert sorted(pair.two.open().lanes) == sorted(adopted.snapshot.lanes)
+
+
+def test_outcomes_notes_and_dead_letters_go_along(pair: Pair) -> None:
+    note = RecordRemote(entry(3, lane("s2", "t"), id="n.0.0", target="s2"), "queued")
+    pair.write(pair.one, keep(1, id="m.0.0"), keep(2, id="m.0.1", target="cat"), End(1, "failed:expired"), note)
+    pair.write(pair.one, Bury(letter("a")), Bury(letter("b")), SavePeer("h:1", True), SaveHeld("s9", True))
+    pair.write(pair.two, Bury(letter("a")), SavePeer("h:1", False))
+    assert pair.two.read(outcomes("m")) == {"bob": "failed:expired", "cat": "queued"}  # of whichever broker
+    pair.run_out(pair.one)
+    adopted = pair.adopt()
+    assert (adopted.outcomes, adopted.snapshot.remote) == (2, {"s2": 1})
+    assert adopted.snapshot.held == frozenset({"s9"})
+    assert dict(adopted.snapshot.peers) == {"h:1": False}
+    assert pair.two.read(outcomes("m")) == {"bob": "failed:expired", "cat": "queued"}
+    assert pair.two.read(FindEntry("n.0.0", "s2"))[1] == "queued"
+    assert sorted(each.id for each in pair.two.read(dead())) == ["a", "b"]
+    assert pair.adopt() == Adopted()
+
+
+def test_note_of_another_broker_is_moved_to_the_one_that_gets_the_outcome(pair: Pair) -> None:
+    queue = lane("s2", "t")
+    pair.write(pair.one, RecordRemote(entry(1, queue, id="n.0.0"), "queued"), keep(2, queue, id="w.0.0"))
+    assert pair.two.read(FindEntry("x.0.0", "s2", 90)) is None
+    assert pair.two.read(FindEntry("n.0.0", "s3", 91)) is None
+    found, outcome = pair.two.read(FindEntry("n.0.0", "s2", 92))
+    assert (found.number, found.id, found.sender, outcome) == (92, "n.0.0", "alice", "queued")
+    assert pair.two.read(FindEntry("n.0.0", "s2", 93))[0].number == 92
+    found, outcome = pair.two.read(FindEntry("w.0.0", "s2", 94))  # which the first one still has to send
+    assert (found.id, outcome) == ("w.0.0", None)
+    assert [each.number for each in of(pair.one, queue)] == [2]
+    pair.write(pair.two, End(92, "delivered"))
+    pair.write(pair.one, RecordRemote(entry(5, queue, id="n.0.0"), "queued"))  # submitted at both
+    for store in (pair.one, pair.two):
+        assert store.read(outcomes("n")) == {"bob": "delivered"}
+
+
+def test_expiry_is_moved_to_the_time_of_the_store(pair: Pair) -> None:
+    pair.write(pair.one, SaveClock(ClockState(NOW_S - 5_000, 0.0, "", 0.0)), keep(1))
+    pair.run_out(pair.one)
+    pair.adopt()
+    (kept,) = of(pair.two)
+    assert kept.expires_s == pytest.approx(NOW_S + 1 + 5_000, abs=60)
+
+
+def test_sender_whose_account_was_removed_stays_disowned(pair: Pair) -> None:
+    pair.write(pair.one, keep(1, id="a.0.0"), keep(2, id="b.0.0", sender="cat"), keep(3, id="c.0.0", sender="dan"))
+    pair.write(pair.one, Disown("alice", 1, NOW_S), keep(4, id="d.0.0"))
+    pair.write(pair.two, Disown("cat", 5, NOW_S), Disown("alice", 5, NOW_S))  # the first broker was away
+    pair.run_out(pair.one)
+    adopted = pair.adopt()
+    assert [each.sender for each in of(pair.two)] == [None, None, "dan", "alice"]
+    assert {name: at_s for name, (_, at_s) in adopted.snapshot.disowned.items()} == {"alice": NOW_S, "cat": NOW_S}
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_adoption_whose_connection_broke_is_done_once(cluster: Cluster, cut: str) -> None:
+    database = cluster.database()
+    with closing(PostgresStore(database, "b1")) as one:
+        one.open()
+        one.commit([keep(1), keep(2), SaveLane("s2", "t", "e", 0, {1: "x"})])
+        asked(one, "UPDATE broker SET until = clock_timestamp() WHERE ns = :ns")
+        cable = Cable(database)
+        with closing(cable), closing(PostgresStore(cable.database, "b2")) as two:
+            two.open()
+            adopt = Adopt(FIRST, 9, NOW_S)
+            cable.cut = cut
+            if cut == "before":
+                with pytest.raises(BesterError):
+                    two.read(adopt)
+            found = two.read(adopt)
+            assert cable.cut == "", "the connection was cut"
+            assert found.snapshot.queues[BOB].messages == 2
+            assert found.snapshot.lanes == (SaveLane("s2", "t", "e", 0, {1: "x"}),)
+            assert two.commit([keep(5)]).ok
+            assert [each.number for each in of(two)] == [5, FIRST, FIRST + 1]
