@@ -7,7 +7,9 @@
 #   make fuzz MINUTES=10             anything, sent by anybody, to what reads and decides: does a rule break? [SEED=name:n: one story]
 #   make lossy MESSAGES=10000        two hosts, as root, and a link between them that loses, is deaf, is cut: is anything lost?
 #   make hostile SECONDS=60          a hostile user, handler and server, in turn, each at its worst beside honest traffic
+#   make test-stores                 the store's and the delivery contract's tests on SQLite, memory and PostgreSQL
 #   make chaos MINUTES=10 [SEED=n]   kill, freeze and mislead real processes for so long: is anything lost?
+#                                    ARGS="--layout cluster": one server has two brokers, two bridges, a PostgreSQL
 # ARGS="…" is passed on to the program behind run, demo, bench, hostile and others.
 
 PYTHON3 ?= python3
@@ -28,7 +30,7 @@ MESSAGES ?= 10000
 SECONDS ?= 60
 SEED ?=
 
-.PHONY: setup run demo test check format bench simulate fuzz lossy hostile chaos clean
+.PHONY: setup run demo test test-stores check format bench simulate fuzz lossy hostile chaos clean
 .DEFAULT_GOAL := setup
 # Two installations at once would spoil each other.
 .NOTPARALLEL:
@@ -43,6 +45,11 @@ demo: $(SERVES)
 
 test: $(COMPLETE)
 	@$(BIN)/python -m pytest -q -n $(WORKERS) $(TESTS)
+
+# Each of these tests in full on each store; `make test` has the cheap ones of them.
+test-stores: $(COMPLETE)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) tests/unit/test_store*.py
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --stores all -m stores tests/e2e
 
 check: $(COMPLETE)
 	@$(BIN)/ruff format --check --quiet . || { echo "make format puts these files into shape" >&2; exit 1; }

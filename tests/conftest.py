@@ -16,8 +16,9 @@ import pytest
 import uvloop
 
 from tests.postgres_server import cluster, postgres
+from tests.stores import USUAL, parametrize, store_kind
 
-__all__ = ["cluster", "postgres"]  # fixtures of every test
+__all__ = ["cluster", "postgres", "store_kind"]  # fixtures of every test
 
 PROC = Path("/proc/self")
 """The process's entries in /proc; on a system without /proc nothing is checked."""
@@ -100,6 +101,17 @@ async def _no_task_left() -> AsyncIterator[None]:
         await asyncio.sleep(STEP_S)
     if left:
         pytest.fail(f"tasks left behind: {left}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that chooses the stores of the tests marked `stores`."""
+    text = "stores of the tests marked `stores`: all, or sqlite, memory and postgresql with commas"
+    parser.addoption("--stores", default=USUAL, metavar="KIND,KIND", help=text)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on each of its stores."""
+    parametrize(metafunc)
 
 
 def pytest_configure(config: pytest.Config) -> None:

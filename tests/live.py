@@ -24,6 +24,8 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 import zmq
 import zmq.asyncio
 
+from tests.stores import with_store
+
 DEADLINE_S = 20.0
 """For anything that is waited for; never waited out on a good day."""
 LAYOUTS = ("up", "apart")
@@ -126,7 +128,7 @@ class LiveServer:
             for module in handlers:
                 name = module.partition(":")[0].rpartition(".")[2]
                 text += f'\n[handlers.{name}]\napp = "{module}"\n'
-        (directory / "bester.toml").write_text(text)
+        (directory / "bester.toml").write_text(with_store(text, directory))
         processes: list[Process] = []
         try:
             if layout == "up":
@@ -252,15 +254,15 @@ class RawClient:
         head = json.dumps({"type": type_, "id": id_})[:-1].encode()
         self.send(b'{"header":null,"payload":' + head + b',"data":' + text + b"}}")
 
-    async def receive_bytes(self) -> bytes:
+    async def receive_bytes(self, within_s: float = DEADLINE_S) -> bytes:
         """Return the body of the next frame."""
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(within_s):
             (length,) = struct.unpack("<I", await self.reader.readexactly(4))
             return await self.reader.readexactly(length)
 
-    async def receive(self) -> Any:
+    async def receive(self, within_s: float = DEADLINE_S) -> Any:
         """Return the next frame, decoded."""
-        return json.loads(await self.receive_bytes())
+        return json.loads(await self.receive_bytes(within_s))
 
     async def until_report(self, id_: str | None) -> tuple[Any, list[Any]]:
         """Return the report of a message and the frames that came before it."""

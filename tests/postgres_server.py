@@ -70,7 +70,27 @@ class Cluster:
 
     def database(self) -> Database:
         """Return a database with a schema of its own, which is not there yet."""
-        return Database(self.url(), f"test_{os.getpid()}_{next(_schemas)}_{time.monotonic_ns()}")
+        return Database(self.url(), self.schema())
+
+    @staticmethod
+    def schema() -> str:
+        """Return the name of a schema that is not there yet."""
+        return f"test_{os.getpid()}_{next(_schemas)}_{time.monotonic_ns()}"
+
+    @property
+    def user(self) -> str | None:
+        """The system's user that owns the server, None for the present one."""
+        return self._user
+
+    @property
+    def folder(self) -> Path:
+        """The folder of data and socket."""
+        return self._directory
+
+    def follow_synchronously(self) -> None:
+        """Have each commit wait for the standbys."""
+        self._run("psql", "--command=ALTER SYSTEM SET synchronous_standby_names = '*'", database=True)
+        self._run("pg_ctl", "reload")
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
@@ -91,12 +111,48 @@ class Cluster:
         finally:
             shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _run(self, program: str, *arguments: str) -> None:
+    def _run(self, program: str, *arguments: str, database: bool = False) -> None:
+        """Run a program on the server's data, or as a client of its database."""
+        own = [f"--pgdata={self._directory / 'data'}"]
+        if database:
+            own = [f"--host={self._directory}", "--username=bester", "--dbname=postgres"]
         subprocess.run(
-            [self._programs / program, f"--pgdata={self._directory / 'data'}", *arguments],
+            [self._programs / program, *own, *arguments],
             check=True, user=self._user, cwd=self._directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, timeout=2 * DEADLINE_S, env={"PATH": os.defpath, "LC_ALL": "C"},
         )  # fmt: skip
+
+
+class Standby(Cluster):
+    """A synchronous standby of a server: a commit there is on the disk here, too, before it is acknowledged."""
+
+    def __init__(self, primary: Cluster) -> None:
+        programs = binaries()
+        assert programs is not None
+        self._programs = programs
+        self._directory = Path(tempfile.mkdtemp(prefix="b-pg-", dir="/tmp"))
+        self._user = primary.user
+        self._settings = ("listen_addresses=''", f"unix_socket_directories='{self._directory}'")
+        if self._user is not None:
+            os.chown(self._directory, pwd.getpwnam(self._user).pw_uid, -1)
+        try:
+            subprocess.run(["sh", "-c", _GUARD, "sh", str(os.getpid()), self._directory], check=True, cwd="/")
+            self._run("pg_basebackup", f"--host={primary.folder}", "--username=bester", "--write-recovery-conf")
+            self.start()
+            primary.follow_synchronously()
+        except BaseException:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
+
+    def promote(self) -> None:
+        """Make the standby the primary, and wait until it is."""
+        self._run("pg_ctl", "promote", "--wait", f"--timeout={DEADLINE_S}")
+
+
+def either(first: Cluster, second: Cluster) -> Database:
+    """Return a database that is reached at whichever of two servers takes writes."""
+    hosts = f"{first.folder},{second.folder}"
+    return Database(f"postgresql://bester@/postgres?host={hosts}&target_session_attrs=read-write", first.schema())
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from tests.benchmarks import encrypted, idle, kit, overload, page, path_cost, report, results
+from tests.benchmarks import encrypted, growth, idle, kit, overload, page, path_cost, report, results
 from tests.benchmarks.comparison import compare, jobs, makers, result_of
 from tests.benchmarks.overload_plan import FULL, SHORT, Cell, Honest
 from tests.benchmarks.programs import BenchmarkError, load_generator, nats_server, rabbitmq_server, require_clients
@@ -82,6 +82,14 @@ def measure_kit(*, short: bool, told: Told) -> results.Kit:
         return results.Kit(described, figures.handlers, figures.contracts)
 
 
+def measure_growth(*, short: bool, told: Told) -> results.Growth:
+    """Measure the cost of a message beside more of everything."""
+    described = report.machine()
+    with report.short_folder() as name:
+        found = growth.measure(Path(name), growth.SHORT_GROWTH if short else growth.GrowthPlan(), told)
+        return results.Growth(described, *found)
+
+
 def measure_encrypted(*, short: bool, told: Told) -> results.Comparison:
     """Measure TLS and CURVE beside plain."""
     described = report.machine()
@@ -103,6 +111,7 @@ def finish(name: str, result: msgspec.Struct, folder: Path) -> None:
 @click.option("--path", "tracing", is_flag=True, help="Measure a message's path by stage.")
 @click.option("--kit", "kitting", is_flag=True, help="Measure the kit beside a loop, and contracts.")
 @click.option("--encrypted", "encrypting", is_flag=True, help="Measure TLS and CURVE beside plain.")
+@click.option("--growth", "growing", is_flag=True, help="Measure a message beside more brokers, users, types, workers.")
 @click.option("--page", "publishing", is_flag=True, help="Rewrite docs/benchmarks.md and its plots from the results.")
 @click.option("--apart", is_flag=True, help="--overload: measure broker, bridge and handler apart, too.")
 @click.option("--short", is_flag=True, help="All but --compare: a first look.")
@@ -114,9 +123,9 @@ def finish(name: str, result: msgspec.Struct, folder: Path) -> None:
 @click.option("--split", is_flag=True, help="Compare broker, bridge and handler in three processes, too.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print every run as JSON instead of a table.")
 def main(
-    comparing: bool, overloading: bool, idling: bool, tracing: bool, kitting: bool, encrypting: bool, publishing: bool,
-    apart: bool, short: bool, folder: Path, messages: int | None, runs: int | None, payload: tuple[str, ...],
-    quick: bool, split: bool, json_wanted: bool,
+    comparing: bool, overloading: bool, idling: bool, tracing: bool, kitting: bool, encrypting: bool, growing: bool,
+    publishing: bool, apart: bool, short: bool, folder: Path, messages: int | None, runs: int | None,
+    payload: tuple[str, ...], quick: bool, split: bool, json_wanted: bool,
 ) -> None:  # fmt: skip
     """Measure Bester: beside its peers, under overload, with idle clients, along a path, the kit, or encrypted."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that everything started is ended
@@ -134,7 +143,10 @@ def main(
                 finish("kit", measure_kit(short=short, told=status.update), folder)
             if encrypting:
                 finish("encrypted", measure_encrypted(short=short, told=status.update), folder)
-            if comparing or not (overloading or idling or tracing or kitting or encrypting or publishing):
+            if growing:
+                finish("growth", measure_growth(short=short, told=status.update), folder)
+            chosen = (overloading, idling, tracing, kitting, encrypting, growing, publishing)
+            if comparing or not any(chosen):
                 measure_sides(messages, runs, payload, folder, status.update, quick=quick, split=split, raw=json_wanted)
         if publishing:
             click.echo(f"docs/benchmarks.md: {', '.join(page.rewrite(folder))}", err=True)

@@ -7,7 +7,6 @@ generator. All sides run in turn.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -25,14 +24,13 @@ from tests.benchmarks import sides
 from tests.benchmarks.comparison import measure as measure_side
 from tests.benchmarks.figures import Job, Part
 from tests.benchmarks.kit_handlers import CREDIT
-from tests.benchmarks.processes import Running, free_port
+from tests.benchmarks.processes import Running, cpu_s, free_port
 from tests.benchmarks.programs import BenchmarkError, load_generator
 
 BATCH = 64
 """Messages of a batch; CREDIT of them are in flight."""
 PATIENCE_MS = 30_000
 HEARTBEAT_S = 2.0
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 SCRIPT = str(Path(__file__).with_name("kit_handlers.py"))
 HANDLERS: dict[str, Callable[[str], list[str]]] = {
     "loop": lambda endpoint: [sys.executable, SCRIPT, endpoint],
@@ -127,12 +125,6 @@ class Script:
         """Close the socket."""
         self._socket.close()
         self._context.term()
-
-
-def cpu_s(pid: int) -> float:
-    """Return the seconds of CPU that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICK_S
 
 
 def handlers(folder: Path, plan: KitPlan, told: Callable[[str], None]) -> list[Part]:

@@ -22,10 +22,15 @@ static void bester_template(struct connection *c)
     c->number_at[1] = id_at;
 }
 
+/* Of several generators at one server each has users of its own: what is echoed goes to every connection of a user. */
+#ifndef USER
+#define USER "load"
+#endif
+
 static size_t bester_hello(struct connection *c, char *at)
 {
     int bytes = sprintf(at + 4,
-                        "{\"header\":{\"scope\":\"client\",\"authentication\":{\"username\":\"load%u\",\"password\":"
+                        "{\"header\":{\"scope\":\"client\",\"authentication\":{\"username\":\"" USER "%u\",\"password\":"
                         "\"load\"}},\"payload\":{\"data\":null,\"type\":\"dummy\"}}",
                         c->index);
     put_length(at, (size_t)bytes);

@@ -17,7 +17,7 @@ from tests.benchmarks.overload_plan import Cell, Honest
 from tests.benchmarks.path_rig import STAGES
 from tests.benchmarks.plot import Line, bars, lines
 from tests.benchmarks.programs import ROOT, BenchmarkError
-from tests.benchmarks.results import KINDS, MEASURED, PUBLISHED, Comparison, Idle, Kit, Overload, PathCost, read
+from tests.benchmarks.results import KINDS, MEASURED, PUBLISHED, Comparison, Growth, Idle, Kit, Overload, PathCost, read
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 GOAL_KEPT = 0.8
@@ -282,6 +282,116 @@ def kit_plots(result: Kit) -> dict[str, str]:
     return {}
 
 
+# --- growth ----------------------------------------------------------------------------------------------------------
+
+
+def growth_text(result: Growth) -> str:
+    """Return the tables of the benchmark of growth."""
+    return "\n\n".join(
+        [
+            *_layout_tables(result),
+            *_series_tables(result),
+            _commits(result),
+            *_idle_tables(result),
+            machine_line(result.machine),
+        ]
+    )
+
+
+def _layout_tables(result: Growth) -> list[str]:
+    """Return the table of brokers and bridges; each row is compared with the one broker of its depth."""
+    rows = []
+    for layout in result.layouts:
+        one = next(each for each in result.layouts if each.depth == layout.depth)
+        ratio = "" if layout is one else f"{layout.cpu_us() / one.cpu_us():.2f} ×"
+        parts = [f"{layout.cpu_us(part):.1f}" for part in layout.runs[0]]
+        several = layout.brokers > 1
+        name = f"{layout.brokers} brokers, {layout.brokers} bridges" if several else "1 broker, 1 bridge"
+        rows.append(
+            [
+                name,
+                f"8 × {layout.depth} a bridge",
+                *parts,
+                f"{layout.cpu_us():.1f}",
+                ratio,
+                "≤ 1.15 ×" if several else "",
+            ]
+        )
+    kinds = list(result.layouts[0].runs[0]) if result.layouts else []
+    heading = ["processes", "in flight", *(f"{kind} µs" for kind in kinds), "together", "against one", "goal"]
+    return [table(heading, rows)] if rows else []
+
+
+def _series_tables(result: Growth) -> list[str]:
+    found = []
+    for name, points in result.series.items():
+        linear = "target" in name
+        heading = [name, "CPU µs a message", *(["µs a target"] if linear else ["against one"])]
+        first = points[0].cpu_us
+        rows = []
+        for point in points:
+            each = f"{point.cpu_us / point.size:,.1f}" if linear else f"{point.cpu_us / first:.2f} ×"
+            rows.append([f"{point.size:,}", f"{point.cpu_us:,.1f}", each])
+        goal = "Goal: linear in the number of targets." if linear else "Goal: at most 1.2 ×."
+        found += [table(heading, rows), goal]
+    return found
+
+
+def _commits(result: Growth) -> str:
+    rows = [
+        [each.store, str(each.messages), f"{each.ms:.1f}", f"{each.broker_us:.1f}", f"{each.database_us:.1f}"]
+        for each in result.commits
+    ]
+    heading = ["store", "messages a commit", "median ms", "broker CPU µs a message", "database CPU µs a message"]
+    sessions = result.sessions
+    check, announced = f"{sessions['password'] / 1000:,.1f} ms", f"{sessions['announced']:.1f} µs"
+    text = f"CPU to check a password: {check}; of a broker, for a session that a bridge announces to it: {announced}."
+    return f"{table(heading, rows)}\n\n{text}"
+
+
+def _idle_tables(result: Growth) -> list[str]:
+    skipped = [
+        f"{cell.clients:,} idle clients were not measured: {cell.skipped}." for cell in result.idle if cell.skipped
+    ]
+    bare, *others = result.idle or [IdleCell(0)]
+    rows = [
+        [
+            f"{cell.clients:,}", *(f"{each / 1024:.1f}" for each in result.idle_bytes.values()), _ms(cell.quiet.p99_us),
+            f"{cell.quiet.p99_us / bare.quiet.p99_us:.2f} ×",
+        ]
+        for cell in others
+        if cell.quiet is not None and bare.quiet is not None
+    ]  # fmt: skip
+    kinds = [f"{kind} KiB each" for kind in result.idle_bytes]
+    heading = ["idle clients", *kinds, "honest p99 ms", "against none"]
+    goal = "Goals: at most 4 KiB each in the bridge, and 2 × the p99."
+    return [*([table(heading, rows), goal] if rows else []), *skipped]
+
+
+def growth_plots(result: Growth) -> dict[str, str]:
+    """Return the plots of growth, by name of the file: one of everything that should be flat, one of targets."""
+    places = sorted({point.size for points in result.series.values() for point in points})
+    flat: list[Line] = []
+    linear: list[Line] = []
+    for colour, (name, points) in enumerate(result.series.items()):
+        costs = {point.size: point.cpu_us for point in points}
+        of = [costs.get(place) for place in places]
+        (linear if "target" in name else flat).append(Line(name, of, colour))
+    names = [f"{place:,}" for place in places]
+    layouts = {
+        f"{layout.brokers} × broker, bridge": [
+            each.cpu_us() for each in result.layouts if each.brokers == layout.brokers
+        ]
+        for layout in result.layouts
+    }
+    depths = [f"8 × {depth}" for depth in dict.fromkeys(layout.depth for layout in result.layouts)]
+    return {
+        "growth-brokers.svg": bars("CPU a message, all processes", "µs", depths, layouts),
+        "growth-flat.svg": lines("CPU a message beside so many types, workers, users", "µs", names, flat),
+        "growth-targets.svg": lines("CPU of a message to so many users", "µs", names, linear, log=True),
+    }
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 TEXTS: dict[str, Any] = {
@@ -291,6 +401,7 @@ TEXTS: dict[str, Any] = {
     "idle": idle_text,
     "path": path_text,
     "kit": kit_text,
+    "growth": growth_text,
 }
 PLOTS: dict[str, Any] = {
     "compare": compare_plots,
@@ -299,6 +410,7 @@ PLOTS: dict[str, Any] = {
     "idle": idle_plots,
     "path": path_plots,
     "kit": kit_plots,
+    "growth": growth_plots,
 }
 
 
@@ -308,12 +420,13 @@ def text_of(name: str, result: msgspec.Struct) -> str:
     return text
 
 
-def replaced(page: str, name: str, section: str) -> str:
-    """Return a page with another section between the markers of that name; raise BenchmarkError without markers."""
+def replaced(page: str, name: str, section: str, file: str = "benchmarks.md") -> str:
+    """Return a page with another section between the markers of that name; raise BenchmarkError without markers, with
+    the name of the page's file in docs."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if len(pattern.findall(page)) != 1:
-        raise BenchmarkError(f"docs/benchmarks.md needs the markers {begin} and {end} once, in that order")
+        raise BenchmarkError(f"docs/{file} needs the markers {begin} and {end} once, in that order")
     return pattern.sub(lambda _: f"{begin}\n{section}\n{end}", page)
 
 

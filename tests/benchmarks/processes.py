@@ -21,6 +21,7 @@ from tests.benchmarks.programs import BenchmarkError
 STOP_TIMEOUT_S = 15.0  # a server drains for 10 s at most
 START_TIMEOUT_S = 30.0  # imports and a first handshake on a loaded machine
 LAST_WORDS = 300  # characters of a log line that explain enough
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PAUSE_S = 0.02  # between two looks at a process that is starting
 
 
@@ -45,6 +46,12 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
+
+
+def cpu_s(pid: int) -> float:
+    """Return the seconds of CPU that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * TICK_S
 
 
 def peak_memory_bytes(pid: int) -> int:

@@ -7,7 +7,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from tests.benchmarks.commits import Commit
 from tests.benchmarks.figures import Part
+from tests.benchmarks.growth import Layout
+from tests.benchmarks.growth_rig import Point
 from tests.benchmarks.idle import IdleCell
 from tests.benchmarks.overload_plan import Cell, Honest
 from tests.benchmarks.path_cost import Batch
@@ -78,6 +81,18 @@ class Comparison(msgspec.Struct, frozen=True):
     sides: list[Compared]
 
 
+class Growth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Result of the benchmark of growth, as `growth.Figures`."""
+
+    machine: dict[str, str]
+    layouts: list[Layout]
+    series: dict[str, list[Point]]
+    commits: list[Commit]
+    sessions: dict[str, float]
+    idle_bytes: dict[str, float]
+    idle: list[IdleCell]
+
+
 KINDS: dict[str, type[Any]] = {
     "compare": Comparison,
     "encrypted": Comparison,
@@ -85,6 +100,7 @@ KINDS: dict[str, type[Any]] = {
     "idle": Idle,
     "path": PathCost,
     "kit": Kit,
+    "growth": Growth,
 }
 
 

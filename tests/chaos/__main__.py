@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tests.chaos.breakages import BREAKAGES
+from tests.chaos.cluster import LAYOUTS
 from tests.chaos.course import Result, StuckError, play
 
 SHOWN = 20
@@ -52,6 +53,7 @@ def main() -> int:
         "--break", dest="breakage", default="", choices=sorted(BREAKAGES), help="break this, to see that it is found"
     )
     parser.add_argument("--flood", action="store_true", help="let a user of each server flood it meanwhile")
+    parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="make one of the servers a cluster")
     options = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
     if options.keep is not None:
@@ -61,7 +63,7 @@ def main() -> int:
     try:
         result = play(
             seed, options.minutes * 60, lambda text: print(text, flush=True), options.keep, options.breakage,
-            flood=options.flood,
+            flood=options.flood, layout=options.layout,
         )  # fmt: skip
     except StuckError as error:
         print(error)
@@ -82,6 +84,7 @@ def told(result: Result) -> list[str]:
         f"{verdict.unclaimed} were not reported on: their sender was killed, or gave them up",
         f"{verdict.expired} expired; {verdict.poison} killed their handlers, {verdict.deaths} times in all",
         f"{result.silences.count} handlers taken for dead, {len(result.silences.wrong)} of them alive",
+        f"{result.compared} more messages without faults: {len(result.differing)} differences to the servers' figures",
         f"{result.freezes} times frozen, {others or 'nothing else'}; drained in {result.drained_s:.1f} s",
     ]
     for number, user in verdict.lost[:SHOWN]:

@@ -18,9 +18,11 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+from tests.chaos import calm
 from tests.chaos.breakages import named
+from tests.chaos.cluster import ServerCluster
 from tests.chaos.faults import Target, Weather
-from tests.chaos.happened import Happened
+from tests.chaos.happened import DATABASE, Happened
 from tests.chaos.journal import Closed, Journal, Journals, now_s
 from tests.chaos.ledger import Ledger, Verdict
 from tests.chaos.letters import dead_letters
@@ -55,7 +57,8 @@ class StuckError(Exception):
 @dataclass(frozen=True)
 class Result:
     """The result of a run. `counts`: events beside kills and freezes, and how often; `story`: the faults, by the clock
-    of the journals."""
+    of the journals. `compared`: messages of the calm time at the end, by which the servers' figures were compared with
+    the ledger; `differing`: the differences (see `calm`)."""
 
     seed: int
     verdict: Verdict
@@ -66,6 +69,8 @@ class Result:
     story: list[tuple[float, str]]
     ledger: Ledger
     silences: Silences
+    compared: int
+    differing: list[str]
 
     @property
     def line(self) -> str:
@@ -108,7 +113,7 @@ class Clients:
         users = list(SERVERS[self._server.name][LISTENING:])
         if manner == "steady":  # reports and outcomes that the senders had left before they came
             users.insert(0, SENDERS[self._server.name])
-        arguments = (self._server.address, str(journal), f"{self._seed}/{life}", manner, *users)
+        arguments = (self._server.receiving, str(journal), f"{self._seed}/{life}", manner, *users)
         self.receiving.start(*python("tests.chaos.receiver", *arguments))
 
 
@@ -117,7 +122,7 @@ class Course:
 
     def __init__(
         self, seed: int, duration_s: float, directory: Path, parts: Parts, say: Callable[[str], None], breakage: str,
-        flood: bool = False,
+        flood: bool = False, layout: str = "usual",
     ) -> None:  # fmt: skip
         self._seed = seed
         self._duration_s = duration_s
@@ -136,21 +141,32 @@ class Course:
             for name in SERVERS
         }
         more = {"BESTER_TEST_IMPORTS": named(breakage)} if breakage else {}
-        self._servers = make_servers(parts, directory, machines, self._natives.all, more)
+        self.cluster: ServerCluster | None = None
+
+        def make_cluster(natives: str) -> Server:
+            self.cluster = ServerCluster(parts, directory, machines["s2"], more, natives, directory / "s1" / "data")
+            return self.cluster.server
+
+        self._servers = make_servers(
+            parts, directory, machines, self._natives.all, more, make_cluster if layout == "cluster" else None
+        )
         self._clients = [
             Clients(parts, directory, server, seed, first) for first, server in enumerate(self._servers, start=1)
         ]
         self._silences = Silences()
+        self._differing: list[str] = []
+        self._compared = 0
         self._weather = Weather(self._targets(), self._happened, Random(f"{seed}/weather"), self._silences)
 
     def _targets(self) -> list[Target]:
         s1, s2 = self._servers
-        (up,), (broker, bridge, quick, slow) = s1.programs, s2.programs
-        all_of_s2 = (broker, bridge, quick, slow)
+        (up,), (*others, quick, slow) = s1.programs, s2.programs
+        all_of_s2 = (*others, quick, slow)
+        brokers, bridges = others[: len(others) // 2], others[len(others) // 2 :]
         targets = [
             _whole("s1", 4, [s1], up),
-            _part("broker of s2", 4, ["s2"], broker),
-            _part("bridge of s2", 4, [], bridge),
+            *(_part(f"{broker.part.name} of s2", 4, ["s2"], broker) for broker in brokers),
+            *(_part(f"{bridge.part.name} of s2", 4, [], bridge) for bridge in bridges),
             _whole("all of s2", 1, [s2], *all_of_s2),
             _part("quick handlers of s2", 1, ["s2"], quick),
             _part("slow handlers of s2", 1, ["s2"], slow),
@@ -163,6 +179,9 @@ class Course:
         for clients in self._clients:
             targets.append(Target(clients.sending.name, [clients.sending], clients.start_sending, 2))
             targets.append(Target(clients.receiving.name, [clients.receiving], clients.start_receiving, 2))
+        if self.cluster is not None:
+            database = self.cluster.database_part
+            targets.append(Target("database of s2", [database], database.back, 3, [DATABASE]))
         for native in self._natives.all:
             back = partial(self._natives.come_back, native)
             targets.append(Target(native.name, [native.part], back, 3, [native.name]))
@@ -191,7 +210,7 @@ class Course:
         self._read()
         return Result(
             self._seed, self._ledger.verdict(), weather.kills, weather.freezes, weather.counts + around.counts,
-            drained_s, sorted(weather.story), self._ledger, self._silences,
+            drained_s, sorted(weather.story), self._ledger, self._silences, self._compared, self._differing,
         )  # fmt: skip
 
     async def _listened_to(self, listeners: list[Receiver], around: Surroundings) -> float:
@@ -201,10 +220,13 @@ class Course:
             async with asyncio.TaskGroup() as group:
                 for listener in listeners:
                     group.create_task(listener.run())
-                watching = group.create_task(watch(self._silences, programs))
+                watching = [group.create_task(watch(self._silences, programs))]
+                if self.cluster is not None:
+                    watching.append(group.create_task(self.cluster.keep_up(self._weather.is_hit)))
                 await self._rage(around)
                 drained_s = await self._drain(listeners)
-                watching.cancel()
+                for task in watching:
+                    task.cancel()
                 for listener in listeners:
                     listener.enough.set()
         except* StuckError as stuck:
@@ -215,7 +237,7 @@ class Course:
 
     def _listener(self, server: Server, user: str, stack: AsyncExitStack) -> Receiver:
         journal = stack.enter_context(Journal(self._directory / f"listener-{user}.journal"))
-        return Receiver(user, server.address, journal, Random(f"{self._seed}/{user}"), acks=False)
+        return Receiver(user, server.receiving, journal, Random(f"{self._seed}/{user}"), acks=False)
 
     async def _rage(self, around: Surroundings) -> None:
         for clients in self._clients:
@@ -253,7 +275,24 @@ class Course:
                 self._ledger.take(clients.sending_journal, Closed(now_s()))
         drained_s = now_s() - began_s
         await asyncio.sleep(SETTLE_S)
+        await self._calm()
         return drained_s
+
+    async def _calm(self) -> None:
+        """Let the senders live once more without faults, and compare the servers' figures with the ledger."""
+        homes = [self._directory / server.name for server in self._servers]
+        before = [await calm.counts_of(home) for home in homes]
+        for clients in self._clients:
+            clients.start_sending()
+        await asyncio.sleep(calm.CALM_S)
+        for clients in self._clients:
+            clients.sending.ask_to_end()
+        senders = [clients.sending for clients in self._clients]
+        await _until(lambda: not any(part.alive for part in senders) and self._paid(), DRAIN_S, None)
+        for home, counts, clients in zip(homes, before, self._clients, strict=True):
+            sent = [each for each in self._ledger.entries.values() if each.journal == clients.sending_journal]
+            self._compared += len(sent)
+            self._differing += await calm.settled(home, counts, sent)
 
     def _read(self) -> None:
         for journal, record in self._journals.news():
@@ -310,19 +349,27 @@ async def _until(true: Callable[[], bool], deadline_s: float, complaint: Callabl
 
 def play(
     seed: int, duration_s: float, say: Callable[[str], None], keep: Path | None = None, breakage: str = "", *,
-    flood: bool = False,
+    flood: bool = False, layout: str = "usual",
 ) -> Result:  # fmt: skip
     """Make a run with so many seconds of faults. `keep`: a directory for its files, which stays. `breakage`: a part of
     the servers to break (see `breakages`), to test that the run finds the fault. `flood`: a user of each server floods
-    it meanwhile."""
+    it meanwhile. `layout` is one of LAYOUTS."""
     with ExitStack() as stack:
         if keep is None:
             keep = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b-", dir="/tmp")))
         with Parts() as parts:
-            result = asyncio.run(Course(seed, duration_s, keep, parts, say, breakage, flood).run())
-        letters = [letter for name in SERVERS for letter in dead_letters(keep / name, name)]
+            course = Course(seed, duration_s, keep, parts, say, breakage, flood, layout)
+            cluster = course.cluster
+            if cluster is not None:
+                stack.callback(cluster.close)
+            result = asyncio.run(course.run())
+        names = [name for name in SERVERS if cluster is None or name != cluster.server.name]
+        letters = [letter for name in names for letter in dead_letters(keep / name, name)]
+        letters += cluster.dead_letters() if cluster is not None else []
         verdict = result.ledger.verdict(letters)
-        verdict.wrong.extend(wrong for name in SERVERS for wrong in waiting(keep / name, name))
+        verdict.wrong.extend(wrong for name in names for wrong in waiting(keep / name, name))
+        verdict.wrong.extend(cluster.waiting() if cluster is not None else [])
         verdict.wrong.extend(crashes(keep))
         verdict.wrong.extend(result.silences.wrong)
+        verdict.wrong.extend(result.differing)
         return replace(result, verdict=verdict)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.chaos.happened import Happened
+from tests.chaos.happened import DATABASE, Happened
 from tests.chaos.journal import Died, GivenUp, Got, Later, Sent, Told
 from tests.chaos.traffic import ATTEMPTS, NATIVES, SERVERS
 
@@ -25,6 +25,8 @@ EARLY_S = 1.0
 """Seconds before its time at which a message may expire: clocks are looked at some times a second."""
 AROUND_S = 1.0
 """Seconds around a message's life in which a process that is hit may have had the message in hand."""
+RECOVERED_S = 3.0
+"""Seconds from a database's return until its brokers can keep messages again: they try twice a second."""
 MUTE = frozenset(name for name, reports in NATIVES.items() if not reports)
 
 
@@ -103,6 +105,8 @@ class Entry:
             return self.over(report.at_s)
         if report.reason == "handler-lost":
             return self.sent.kills or self.killed_from_outside(report.at_s)
+        if report.reason == "storage-unavailable":
+            return self.happened.frozen_s(DATABASE, self.sent.at_s - RECOVERED_S, report.at_s + AROUND_S) > 0
         return report.reason in NOBODY_THERE
 
     def _outcomes(self) -> Iterator[tuple[str, str]]:

@@ -75,6 +75,10 @@ class Weather:
         if self._tasks:
             await asyncio.gather(*self._tasks)
 
+    def is_hit(self, name: str) -> bool:
+        """Return whether a part is killed or frozen now."""
+        return name in self._hit
+
     def _strike(self) -> None:
         """Begin one fault. The choices don't depend on the parts alive: the same seed chooses alike."""
         target = self._random.choices(self._targets, [target.weight for target in self._targets])[0]

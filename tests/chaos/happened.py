@@ -15,6 +15,10 @@ SILENT_S = 4.0
 """Seconds of a freeze below which no process is taken for dead; above, a process may be, on a slow machine."""
 
 
+DATABASE = "database"
+"""Place of a hit on the database of a cluster: meanwhile nothing can be kept."""
+
+
 @dataclass(frozen=True)
 class Hit:
     """A kill or freeze, from `at_s` until the process was there again. `where`: a server whose handlers may have died

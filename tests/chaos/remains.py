@@ -26,11 +26,13 @@ def waiting(server: Path, name: str) -> list[str]:
     return [
         f"still waits at {name}: {state.messages} in {queue!r}"
         for queue, state in queues.items()
-        if state.messages and not _may_wait(queue, SENDERS[name])
+        if state.messages and not may_wait(queue, SENDERS[name])
     ]
 
 
-def _may_wait(queue: str, sender: str) -> bool:
+def may_wait(queue: str, sender: str) -> bool:
+    """Return whether messages may be left in a queue: later outcomes for the sender or another
+    server."""
     return owner_of(queue) == sender if is_mailbox(queue) else queue == lane(owner_of(queue), OUTCOME_TYPE)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from random import SystemRandom
@@ -44,7 +44,7 @@ app = "tests.chaos.handlers:slow"
 workers = 2
 attempts = {attempts}
 [servers.{peer}]
-fabric = "ipc://{peer_directory}/data/fabric.sock"
+fabric = "ipc://{peer_fabric}/fabric.sock"
 accept_types = ["*"]
 {natives}
 """
@@ -75,6 +75,8 @@ class Server:
     def __init__(self, name: str, address: str, tcp: str, machine: Machine, programs: Sequence[Program]) -> None:
         self.name = name
         self.address = address
+        self.receiving = address
+        """Address for the clients that receive: that of another bridge, where there are several."""
         self.tcp = tcp
         self.machine = machine
         self.programs = programs
@@ -105,18 +107,24 @@ class Known(Protocol):
 
 
 def make_servers(
-    parts: Parts, directory: Path, machines: Mapping[str, Machine], natives: Sequence[Known], more: Mapping[str, str]
-) -> list[Server]:
-    """Write the configurations and accounts; nothing is started. `more`: environment variables of all programs."""
+    parts: Parts, directory: Path, machines: Mapping[str, Machine], natives: Sequence[Known], more: Mapping[str, str],
+    cluster: Callable[[str], Server] | None = None,
+) -> list[Server]:  # fmt: skip
+    """Write the configurations and accounts; nothing is started. `more`: environment variables of all programs.
+    `cluster` makes the second server another way, from the lines on native servers."""
     tcp = {name: f"127.0.0.1:{free_port()}" for name in SERVERS}
     # The first server detects the mute one, the other is configured.
     wishes = {"s1": {"n1": 'order = "type"'}, "s2": {"n2": "reports = false"}}
+    second_server: Server | None = None
     for name, peer in (("s1", "s2"), ("s2", "s1")):
         known = [
             NATIVE.format(name=each.name, host=each.host, port=each.port, more=wishes[name].get(each.name, ""))
             for each in natives
         ]
-        _configure(directory, name, peer, tcp[name], "".join(known))
+        if name == "s2" and cluster is not None:
+            second_server = cluster("".join(known))
+        else:
+            _configure(directory, name, peer, tcp[name], "".join(known), apart=cluster is None)
     together, apart = directory / "s1", directory / "s2"
     fabric = ("--fabric", f"ipc://{apart}/data/fabric.sock", "--workers", "2")
     types = "|".join(f"'{type_}'" for type_ in (*QUICK, "slow"))
@@ -125,6 +133,9 @@ def make_servers(
         return Program(part, machine, more, BESTER, *command)
 
     one = [program(machines["s1"], parts.part("up", together, ready=f" serves |{types}"), "up")]
+    first = Server("s1", tcp["s1"], tcp["s1"], machines["s1"], one)
+    if second_server is not None:
+        return [first, second_server]
     second = machines["s2"]
     several = [
         program(second, parts.part("broker", apart, ready=f"broker |{types}"), "broker"),
@@ -133,16 +144,16 @@ def make_servers(
         program(second, parts.part("slow", apart), "handler", "tests.chaos.handlers:slow", *fabric),
     ]
     return [
-        Server("s1", tcp["s1"], tcp["s1"], machines["s1"], one),
+        first,
         Server("s2", f"unix:{apart}/native", tcp["s2"], second, several),
     ]
 
 
-def _configure(directory: Path, name: str, peer: str, tcp: str, natives: str) -> None:
-    own = directory / name
+def _configure(directory: Path, name: str, peer: str, tcp: str, natives: str, *, apart: bool) -> None:
+    own, fabric = directory / name, directory / peer / ("data" if apart else "b1")
     own.mkdir()
     text = CONFIG.format(
-        name=name, peer=peer, tcp=tcp, peer_directory=directory / peer, ttl_s=TTL_S, attempts=ATTEMPTS, natives=natives,
+        name=name, peer=peer, tcp=tcp, peer_fabric=fabric, ttl_s=TTL_S, attempts=ATTEMPTS, natives=natives,
         quick=json.dumps(QUICK), unix='unix = "native"' if name == "s2" else "",
     )  # fmt: skip
     (own / "bester.toml").write_text(text)

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from bester.broker.accounts import Accounts
 from tests.live import BESTER, LAYOUTS, LiveServer, Process, RawClient, short_directory
+from tests.stores import accounts_of
+
+pytestmark = pytest.mark.stores("sqlite", "postgresql")
 
 DEADLINE_S = 60.0
 TOML = """
@@ -27,7 +29,7 @@ ECHO = "bester.handlers.stock.echo:app"
 @asynccontextmanager
 async def running(layout: str) -> AsyncIterator[LiveServer]:
     async with short_directory() as directory:
-        with closing(Accounts(directory / "data")) as accounts:
+        with closing(accounts_of(directory)) as accounts:
             for user in ("ann", "bob"):
                 accounts.add(user, "secret")
         server = await LiveServer.start(directory, TOML, layout, (ECHO,))
@@ -124,12 +126,12 @@ async def test_bridge_that_outlives_its_broker_drops_removed_users() -> None:
     async with running("apart") as server:
         bridge, broker, handler = server.processes
         names = ("gone", "anew", "off", "stays")
-        with closing(Accounts(server.directory / "data")) as accounts:
+        with closing(accounts_of(server.directory)) as accounts:
             for name in names:
                 accounts.add(name, "secret")
         clients = {name: await RawClient.login(server, name) for name in names}
         await broker.end(9)
-        with closing(Accounts(server.directory / "data")) as accounts:
+        with closing(accounts_of(server.directory)) as accounts:
             accounts.remove("gone")
             accounts.remove("anew")
             accounts.add("anew", "other")

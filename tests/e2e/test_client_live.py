@@ -11,9 +11,13 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
-from bester.broker.accounts import Accounts
+import pytest
+
 from bester.client import Client, Outcome, Report
 from tests.live import BESTER, LiveServer, Process, short_directory
+from tests.stores import accounts_of
+
+pytestmark = pytest.mark.stores
 
 COUNT = 1000
 """Pending messages: far more than are in flight on one connection."""
@@ -39,8 +43,7 @@ async def within(awaitable: Any) -> Any:
 async def serving(layout: str) -> AsyncIterator[LiveServer]:
     """Run a server that knows alice and bob; every process left at the end must exit cleanly."""
     async with short_directory() as directory:
-        (directory / "bester.toml").write_text(FILE)
-        with closing(Accounts(directory / "data")) as accounts:
+        with closing(accounts_of(directory)) as accounts:
             for user in ("alice", "bob"):
                 accounts.add(user, "secret")
         server = await LiveServer.start(directory, FILE, layout, CHAT)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import zmq
 
@@ -188,6 +190,36 @@ async def test_long_batches_are_read_in_order_and_whole() -> None:
         stand.parties.remove(worker)
         worker.close()
         assert await received(1000) == list(range(2000, 3000))
+        await client.close()
+
+
+async def test_link_that_sends_far_more_than_is_handled_is_cut_and_nobody_else() -> None:
+    """A party that floods loses its link, and may come again; another is served meanwhile."""
+    async with curve_server() as stand:
+        worker, other = stand.party(PAIRS["worker"], "a"), stand.party(PAIRS["other"], "b")
+        await worker.hello()
+        await other.hello()
+        client = await RawClient.login(stand.server, "alice")
+        batch = msgpack.packb([[12, n, "a", [["sendClients", ["nobody"], b"1"]], {}] for n in range(40)])
+
+        async def floods() -> None:
+            while True:
+                await worker.socket.send(batch)
+
+        flood = asyncio.create_task(floods())
+        try:
+            for number in range(3):
+                client.submit("b", {"n": 1}, f"m{number}")
+                await other.serve(1, lambda request: [["sendClients", ["alice"], b'"beside"']])
+            assert "127.0.0.1" in await stand.says("it sends more than is handled of it")
+        finally:
+            flood.cancel()
+        stand.parties.remove(worker)
+        worker.close()
+        again = stand.party(PAIRS["worker"], "a")
+        assert (await again.hello())[0] == 2
+        client.submit("a", {"n": 1}, "last")
+        await again.serve(1, lambda request: [["sendClients", ["alice"], b'"served"']])
         await client.close()
 
 

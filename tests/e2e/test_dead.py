@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from bester.broker.accounts import Accounts
 from bester.broker.core.dead_letters import MAX_REPLAYED
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import Bury, DeadLetter
 from tests.live import BESTER, LiveServer, Process, short_directory
+from tests.stores import accounts_of
+
+pytestmark = pytest.mark.stores
 
 DEADLINE_S = 60.0
 FRAGILE = """
@@ -86,7 +88,7 @@ class Scene:
 async def scene() -> AsyncIterator[Scene]:
     async with short_directory() as directory:
         (directory / "handler.py").write_text(FRAGILE)
-        accounts = Accounts(directory / "data")
+        accounts = accounts_of(directory)
         accounts.add("tim", "secret")
         accounts.close()
         scene = Scene(directory, await LiveServer.start(directory, SERVER))
@@ -151,6 +153,7 @@ async def test_dead_letter_that_fails_again_stays(scene: Scene) -> None:
     assert after[0]["at_ms"] > before["at_ms"]
 
 
+@pytest.mark.stores("sqlite")
 async def test_more_dead_letters_than_fit_one_question_are_replayed_oldest_first(scene: Scene) -> None:
     count = MAX_REPLAYED + 3
     await scene.server.stop()
@@ -168,6 +171,7 @@ async def test_more_dead_letters_than_fit_one_question_are_replayed_oldest_first
     assert await scene.letters() == []
 
 
+@pytest.mark.stores("sqlite", "postgresql")
 async def test_dead_letters_survive_a_restart(scene: Scene) -> None:
     assert (await scene.send("fragile", {"n": 1}))[0] == 1
     letters = await scene.letters()

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from bester.broker.accounts import Accounts
 from bester.client import Client
 from tests.live import BESTER, DEADLINE_S, LAYOUTS, LiveServer, Process, RawClient, short_directory
+from tests.stores import accounts_of
+
+pytestmark = pytest.mark.stores
 
 APP = """
 import asyncio, os, signal
@@ -60,7 +62,7 @@ class Killed(LiveServer):
     async def begin(cls, directory: Path, name: str, layout: str = "up", peer: Path | None = None) -> Killed:
         directory.mkdir()
         (directory / "post.py").write_text(APP)
-        with closing(Accounts(directory / "data")) as accounts:
+        with closing(accounts_of(directory)) as accounts:
             for user in ("ann", "bob"):
                 accounts.add(user, "secret")
         return await cls.again(directory, layout, _toml(name, peer))
@@ -150,6 +152,7 @@ async def all_that_waits(client: RawClient) -> list[Any]:
 # --- the server dies --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.stores("sqlite", "postgresql")
 @pytest.mark.parametrize("layout", LAYOUTS)
 async def test_mailbox_of_a_killed_server_is_delivered_once_and_in_order(layout: str) -> None:
     count = 500
@@ -176,6 +179,25 @@ async def test_mailbox_of_a_killed_server_is_delivered_once_and_in_order(layout:
         await ann.close()
 
 
+@pytest.mark.stores("memory")
+async def test_mailbox_in_memory_is_lost_with_its_server_as_the_start_warns() -> None:
+    async with _servers() as servers:
+        server = await servers.begin("s1")
+        await server.processes[0].says("memory")
+        bob = await RawClient.login(server, "bob")
+        (report,) = await submit_all(bob, "post", [{"to": ["ann"], "number": 1}])
+        assert report["payload"]["recipients"] == {"ann": "queued"}
+        await bob.close()
+        await server.dies()
+        server = await servers.returns(server)
+        bob, ann = await RawClient.login(server, "bob"), await RawClient.login(server, "ann")
+        assert (await submit_all(bob, "post", [{"to": ["ann"], "number": 2}]))[0]["header"]["status"] == "good"
+        assert [frame["payload"]["data"] for frame in await all_that_waits(ann)] == [2]
+        await ann.close()
+        await bob.close()
+
+
+@pytest.mark.stores("sqlite", "postgresql")
 async def test_lane_to_a_dead_server_is_delivered_though_ours_dies_too() -> None:
     count = 200
     async with _servers() as servers:
@@ -246,6 +268,7 @@ async def _listen(client: Client, came: dict[int, list[Any]]) -> None:
 # --- a handler dies ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.stores(always=True)
 async def test_message_of_a_killed_handler_goes_to_the_next() -> None:
     async with _servers() as servers:
         server = await servers.begin("s1")
@@ -259,6 +282,7 @@ async def test_message_of_a_killed_handler_goes_to_the_next() -> None:
         await bob.close()
 
 
+@pytest.mark.stores("sqlite", "postgresql")
 async def test_message_that_kills_every_handler_is_a_dead_letter_with_commands() -> None:
     async with _servers() as servers:
         server = await servers.begin("s1")

@@ -9,7 +9,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.live import BESTER, LiveServer, Process, RawClient, short_directory
+
+pytestmark = pytest.mark.stores
 
 DEADLINE_S = 60.0
 ONWARD = """

@@ -64,10 +64,10 @@ class Servers:
 
 
 @asynccontextmanager
-async def servers_on(cluster: Cluster) -> AsyncIterator[Servers]:
-    """Run servers; at the end, all are killed, and none has shown a password or a traceback."""
+async def servers_on(cluster: Cluster | Database) -> AsyncIterator[Servers]:
+    """Run servers on a database; at the end, all are killed, and none has shown a password or a traceback."""
     async with short_directory() as directory:
-        servers = Servers(directory, cluster.database())
+        servers = Servers(directory, cluster if isinstance(cluster, Database) else cluster.database())
         try:
             yield servers
         finally:

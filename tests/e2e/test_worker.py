@@ -125,10 +125,9 @@ async def test_plain_functions_run_concurrently_in_threads(endpoint: str) -> Non
 
     async with running(app, endpoint) as (broker, _):
         broker.send(*(request(token, b"1", "slow") for token in range(3)))
-        for _ in range(3):
-            question = await broker.expect(Ask)
-            assert question[1:] == ("isClient", "g")
-            broker.send(Answer(question.token, 0, True))
+        questions = [await broker.expect(Ask) for _ in range(3)]
+        assert [question[1:] for question in questions] == [("isClient", "g")] * 3
+        broker.send(*(Answer(question.token, 0, True) for question in questions))
         replies = await broker.replies(3)
         assert {reply.commands[0].body for reply in replies.values()} == {b"true"}
 

@@ -140,7 +140,7 @@ def _last_object(body: bytes) -> Any:
 def _session() -> Session:
     submissions = Submissions(LIMITS, BrokerLink(LIMITS, count(1), lambda text: None), lambda: None)
     return Session(
-        1, "10.0.0.7", LIMITS, count(1), Window(LIMITS, submissions, Sender("alice")), 0.0, LIMITS.first_frame
+        1, "10.0.0.7", LIMITS, count(1), Window(LIMITS, submissions, Sender(("user", "alice"))), 0.0, LIMITS.first_frame
     )
 
 

@@ -448,15 +448,21 @@ def _news(odd: Odd) -> tuple[bytes, bytes]:
 
 
 def _end(world: World) -> None:
-    """Check the end: the evil parties live on in silence, then leave. Every honest party has its reports."""
+    """Check the end: the evil parties live on in silence, then leave. Every honest party has its reports.
+
+    A bridge is trusted to confirm its deliveries, which have no deadline: a bridge knows its clients, and ends those
+    that read nothing. So a report waits for the end of an evil bridge where an evil handler has sent to users of that
+    bridge. No other report does: as many deliveries are unconfirmed as reports are due, and none of an honest handler's
+    messages is among these.
+    """
     world.told("the others say nothing more")
     world.honest.turn()
     world.wait(GRACE_S, evil=True)
     world.honest.turn()
-    # A bridge is trusted to confirm: what an evil handler sends to users of an evil bridge waits for its end.
-    trusted = any("bridge" in party.roles for party in world.parties.values())
-    waiting = {key: type_ for key, type_ in world.honest.waiting.items() if type_ == GOOD or not trusted}
-    must(not waiting, f"everybody honest has a report: {waiting}")
+    waiting = world.honest.waiting
+    must(GOOD not in waiting.values(), f"everybody honest has a report: {waiting}")
+    unconfirmed = world.router.inspect().deliveries
+    must(len(waiting) <= unconfirmed, f"reports wait for evil bridges alone: {waiting}, {unconfirmed} deliveries")
     _look(world, "while the others live")
     world.told("the others are gone")
     world.wait(2 * GRACE_S, evil=False)

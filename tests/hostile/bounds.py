@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from bester.bridge.limits import Limits as BridgeLimits
 from bester.broker.core.settings import Limits as BrokerLimits
+from bester.broker.slices import MOST_BYTES as AHEAD_BYTES
 from bester.broker.unread import MOST_BYTES
 
 BRIDGE, BROKER = BridgeLimits(), BrokerLimits()
@@ -42,6 +43,7 @@ BOUNDS: dict[str, tuple[Bound, ...]] = {
         Bound("max_waiting_bytes", BROKER.max_waiting_bytes),
         Bound("max_waiting", BROKER.max_waiting * MESSAGE_BYTES),
         Bound("messages without an end", MOST_BYTES),
+        Bound("messages read ahead", AHEAD_BYTES),
         Bound("half of held_bytes", BRIDGE.held_bytes // 2),
         *_KEPT,
     ),
@@ -49,6 +51,7 @@ BOUNDS: dict[str, tuple[Bound, ...]] = {
         Bound("max_waiting_bytes", BROKER.max_waiting_bytes),
         Bound("max_relayed", BROKER.max_relayed * REMEMBERED_BYTES),
         Bound("messages without an end", MOST_BYTES),
+        Bound("messages read ahead", AHEAD_BYTES),
         *_KEPT,
     ),
 }

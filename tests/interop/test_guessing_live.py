@@ -6,11 +6,12 @@ import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import pytest
 
+from bester.broker.accounts import Accounts
 from bester.client import AuthenticationFailed, Client, ServerRefused
 from tests.live import BESTER, DEADLINE_S, LAYOUTS, LiveServer, Process, short_directory
 
@@ -26,11 +27,9 @@ async def guarded(layout: str = "up") -> AsyncIterator[LiveServer]:
     """A server with the users alice and bob, whose passwords are their names."""
     async with short_directory() as directory:
         (directory / "bester.toml").write_text(FILE)
-        for user in ("alice", "bob"):
-            command = f"printf {user} | {BESTER} user add --password-stdin {user}"
-            adding = await Process.start("sh", "-c", command, cwd=directory)
-            await adding.process.wait()
-            assert await adding.end() == 0, adding.lines
+        with closing(Accounts(directory / "data")) as accounts:
+            for user in ("alice", "bob"):
+                accounts.add(user, user)
         server = await LiveServer.start(directory, FILE, layout)
         try:
             yield server

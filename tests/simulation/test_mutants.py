@@ -294,7 +294,7 @@ def test_share_by_connection_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def alone(self: Senders, key: Any) -> Sender:
-    sender = Sender((key, next(NUMBERS)))
+    sender = Sender((*key, str(next(NUMBERS))))
     self._by_key[sender.key] = sender
     sender.connections = 1
     return sender

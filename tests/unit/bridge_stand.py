@@ -83,7 +83,9 @@ class ListConnection:
 
 
 class Scene:
-    """Bridge with a broker port that is a list, and a clock that stands still."""
+    """Bridge with a broker port that is a list, and a clock that stands still. `places` are those of its brokers."""
+
+    places: Sequence[str] = ("",)
 
     def __init__(self, **limits: Any) -> None:
         self.now = 0.0
@@ -95,8 +97,12 @@ class Scene:
         self.limits = replace(Limits(), **limits)
         self.bridge = Bridge(
             self.limits, clock=lambda: self.now, soon=self._soon.append, notice=self.notices.append,
-            ended=lambda session, why: self.ended.append((session.number, why)),
+            ended=lambda session, why: self.ended.append((session.number, why)), brokers=self.places,
         )  # fmt: skip
+        self.begin()
+
+    def begin(self) -> None:
+        """Link the bridge to its broker."""
         self.bridge.connect(self)
         self.bridge.on_link_ready()
 

@@ -160,6 +160,7 @@ def test_a_bridge_that_counts_no_reports_has_the_oldest_forgotten(relinks: bool)
         way: size for way, size in census(stand.router, (Settings, MemoryStore, Disk)).items() if way.endswith("._sent")
     }
     assert set(kept.values()) == {0 if relinks else 3}
+    assert stand.state.reached == {"max_unacked": 3}
     life.goes()
     life.comes()
     for token in range(1, 7):

@@ -125,6 +125,14 @@ def test_welcome_names_the_server_and_its_limits() -> None:
     assert stand.heard(other) == [Welcome(1, "s1", options)]
 
 
+def test_welcome_of_a_bridge_names_one_of_several_brokers() -> None:
+    stand = Stand(Settings("s1", open_accounts=True, broker="b1"))
+    for role, hello in (("bridge", {}), ("handler", HANDLER)):
+        link = stand.link()
+        stand.say(link, Hello(1, role, "x", hello))
+        assert stand.one(link, Welcome).options.get("broker") == ("b1" if role == "bridge" else None)
+
+
 @pytest.mark.parametrize(
     ("options", "code"),
     [

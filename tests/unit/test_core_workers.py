@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from random import Random
 
+import pytest
 from hypothesis import Phase
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -50,6 +52,13 @@ class Crew:
     def give(self, worker: Worker, job: Job) -> None:
         worker.inflight[next(self.tokens)] = job
         self.workers.assign(worker, [job])
+
+    def next_jobs(self, worker: Worker, *, together: bool) -> list[Job]:
+        """Return a run of waiting jobs, or the next one alone."""
+        if together:
+            return self.workers.next_run(worker, 1_000)
+        job = self.workers.next_for(worker)
+        return [] if job is None else [job]
 
     def finish(self, worker: Worker) -> Job:
         """Let the worker answer its oldest message, and give it waiting ones."""
@@ -546,3 +555,33 @@ Crews.TestCase.settings = hypothesis_settings(
     max_examples=100, stateful_step_count=40, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate)
 )
 TestCrews = Crews.TestCase
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_run_of_waiting_jobs_equals_the_jobs_one_by_one(seed: int) -> None:
+    random = Random(seed)
+    types = random.choice(["t", "t", "t o", "t v"])
+    credits_ = [random.choice([1, 2, 5, 30]) for _ in range(random.randint(1, 3))]
+    together, apart = (Crew(*credits_, types=types, ordered="o") for _ in range(2))
+    for number in range(120):
+        chance, of = random.random(), random.randrange(len(credits_))
+        if chance < 0.6:
+            type_, user = random.choice(types.split()), random.choice(["a", "b", "c"])
+            for crew in (together, apart):
+                crew.come(job(type_, user, f"m{number}"))
+        for crew in (together, apart):
+            worker = crew.crew[of]
+            if chance >= 0.6:
+                for _ in range(min(5, len(worker.inflight))):
+                    crew.workers.complete(worker, next(iter(worker.inflight)))
+            while run := crew.next_jobs(worker, together=crew is together):
+                for each in run:
+                    worker.inflight[next(crew.tokens)] = each
+                crew.workers.assign(worker, run)
+        assert crew_state(together) == crew_state(apart), (seed, number)
+
+
+def crew_state(crew: Crew) -> list[object]:
+    """Return what the workers hold, and every count."""
+    held = [([each.id for each in worker.inflight.values()], worker.free) for worker in crew.crew]
+    return [held, crew.workers.inspect(crew.crew), crew.workers.waiting]

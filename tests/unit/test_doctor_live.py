@@ -14,7 +14,7 @@ from bester.broker.core.effects import Link
 from bester.broker.core.settings import Budget, Route, Settings
 from bester.broker.core.symptoms import busiest
 from bester.broker.doctor.findings import CERTIFICATE_S, ROOM_BYTES
-from bester.broker.doctor.live import BEHIND, CLOCK_WARNING_S, FLOOD, LIVE, findings_of
+from bester.broker.doctor.live import BEHIND, CLOCK_WARNING_S, FLOOD, FLOOD_PER_S, LIVE, findings_of
 from bester.broker.operator.metrics import text_of
 from bester.broker.store_requests import Bounds
 from bester.broker.wire.messages import Ask, Heartbeat, Request
@@ -166,6 +166,18 @@ def flood_of_an_ordered_type() -> dict[str, Any]:
     return status(scene)
 
 
+def flood_that_never_waits() -> dict[str, Any]:
+    scene = stand()
+    bridge = scene.bridge("alice", "bob")
+    scene.handler("job")
+    for session in (1, 1, 1, 2):
+        scene.submit(bridge, "job", session=session)
+    for _ in range(12):
+        scene.router.figures.of("job").received += 2 * round(FLOOD_PER_S)
+        scene.wait(1.0)
+    return status(scene)
+
+
 def dead_letters() -> dict[str, Any]:
     scene = stand()
     bridge, chat = scene.bridge("alice"), scene.handler("chat")
@@ -216,6 +228,8 @@ FAULTS = [
           "waiting_of_one_sender"),
     Fault(flood_of_an_ordered_type, "flood", "user alice has", "messages_per_s", "BesterFlood",
           "waiting_of_one_sender"),
+    Fault(flood_that_never_waits, "flood", "user alice sends 1500 of 2000 messages a second", "messages_per_s",
+          "BesterFloodRate", "messages_per_second_of_one_sender"),
     Fault(dead_letters, "dead letters", "1 dead letter of type chat in 10.0 min: handler-lost", "bester dead replay",
           "BesterDeadLetters", "messages_dead_total"),
 ]  # fmt: skip
@@ -334,9 +348,27 @@ def test_flood_of_another_server_names_the_server() -> None:
     assert "messages_per_s" not in finding.remedy, "which bounds users alone"
 
 
+@pytest.mark.parametrize(
+    ("users", "per_s", "of_all"), [(1, 5000.0, 5000.0), (2, FLOOD_PER_S, 1100.0), (2, 5000.0, 9000.0), (9, 0.0, 0.0)]
+)
+def test_busy_sender_is_no_flood(users: int, per_s: float, of_all: float) -> None:
+    scene = stand()
+    scene.bridge("alice")
+    row = {"kind": "user", "sender": "alice", "per_s": per_s}
+    rates = {"window_s": 10.0, "per_s": of_all, "fastest": [row]}
+    assert findings_of(status(scene) | {"users": users, "rates": rates}) == []
+
+
 def test_alerts_have_the_thresholds_of_the_checks() -> None:
     days = f"< {CERTIFICATE_S / 86400:g} * 86400"
-    for threshold in (f"> {FLOOD} ", f"> {BEHIND}\n", f"> {CLOCK_WARNING_S:g} ", f"< {ROOM_BYTES}\n", days):
+    for threshold in (
+        f"> {FLOOD} ",
+        f"> {FLOOD_PER_S:g} ",
+        f"> {BEHIND}\n",
+        f"> {CLOCK_WARNING_S:g} ",
+        f"< {ROOM_BYTES}\n",
+        days,
+    ):
         assert threshold in ALERTS
 
 

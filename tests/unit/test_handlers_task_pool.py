@@ -251,6 +251,30 @@ async def test_late_cancel_of_a_pool_task_harms_no_other_job() -> None:
     await hand.pool.close()
 
 
+async def test_idle_is_called_when_the_queue_is_worked_off() -> None:
+    hand = Hand()
+    seen: list[list[int] | str] = []
+    report = hand.done_all
+
+    def done_all(ends: list[End]) -> None:
+        seen.append([job[0].token for job, _ in ends])
+        report(ends)
+
+    hand.pool = TaskPool(done_all, hand.failed, idle=lambda: seen.append("idle"))
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> None:
+        """Wait for nothing."""
+
+    for tokens in (range(3), range(3, 4)):
+        hand.all_done.clear()
+        hand.give(tokens)
+        async with asyncio.timeout(PATIENCE_S):
+            await hand.all_done.wait()
+    assert seen == [[0, 1, 2], "idle", [3], "idle"]
+    await hand.pool.close()
+
+
 async def test_ends_are_reported_together_in_order_and_in_the_turn_of_a_wait() -> None:
     hand = Hand()
     gate = asyncio.Event()

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bester.bridge.inspection import BridgeState, IntakeState, Refused, SubmissionsState
 from bester.broker.accounts import Accounts
 from bester.broker.core.effects import Link
+from bester.broker.core.rates import LOOKS
 from bester.broker.core.settings import Route, Settings
 from bester.broker.lockout import FAILURES
 from bester.broker.operator.metrics import text_of
@@ -132,6 +133,12 @@ class Scene(Stand):
         self.reach_s2()
         self.say(S2, Heartbeat({"clock_ms": round((self.wall_s + 2) * 1000)}))
 
+    def stream(self) -> None:
+        """Let a message come each second, for longer than rates are taken over."""
+        for _ in range(LOOKS + 1):
+            self.message()
+            self.wait(1.0)
+
     def stick(self) -> None:
         """Let a handler keep all of its credit beyond the time for its messages."""
         self.say(self.chat, Goodbye(None))
@@ -170,6 +177,8 @@ MOVES: dict[str, tuple[Callable[[Scene], object], float]] = {
     "bester_message_seconds": (Scene.echo, 1.0),
     "bester_handlers_stuck": (Scene.stick, 1.0),
     "bester_waiting_of_one_sender": (Scene.without_handler, 1.0),
+    "bester_messages_per_second": (Scene.stream, 1.0),
+    "bester_messages_per_second_of_one_sender": (Scene.stream, 1.0),
     "bester_mailboxes_full": (Scene.mail, 1.0),
     "bester_parties_refused": (lambda scene: scene.router.on_refused("192.0.2.1", "", "no key", scene.now), 1.0),
     "bester_server_key_wrong": (Scene.lose_s2_for_a_key, 1.0),

@@ -11,6 +11,7 @@ from bester.bridge.limits import ALSO_COUNTED, COUNTED, Limits
 from bester.broker.core.settings import COUNTED as BROKER_COUNTED
 from bester.broker.core.status import MAX_FIGURES
 from bester.broker.operator.metrics import text_of
+from bester.broker.store_requests import Committed
 from bester.broker.wire.messages import Deliver
 from bester.cli.status import reached_bounds
 from tests.bounds_page import page
@@ -37,6 +38,17 @@ def test_status_and_metrics_have_every_counter_of_the_broker() -> None:
     text = text_of(status).decode()
     for name in BROKER_COUNTED:
         assert f'bester_bound_reached_total{{bound="{name}"}} 0.0' in text
+
+
+@pytest.mark.parametrize("forgotten", [{"outcomes": 2}, {"dead_letters": 1}, {"outcomes": 3, "dead_letters": 4}])
+def test_counts_of_the_store_are_among_those_of_the_broker(forgotten: dict[str, int]) -> None:
+    stand = Stand()
+    for _ in range(2):
+        stand.take(stand.router.on_committed([], Committed(True, forgotten=forgotten), stand.now))
+    reached = stand.router.status(stand.now)["reached"]
+    assert {name: count for name, count in reached.items() if count} == {
+        name: 2 * count for name, count in forgotten.items()
+    }
 
 
 @pytest.mark.parametrize(

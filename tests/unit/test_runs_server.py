@@ -23,7 +23,7 @@ from bester.broker.wire.messages import (
     Request,
     Submit,
 )
-from bester.broker.wire.runs import MESSAGE_OF, READ_AS, read, write_run
+from bester.broker.wire.runs import MESSAGE_OF, READ_AS, read, read_deliveries, write_run
 from tests.unit.runs_stand import damaged, tokens, values
 
 META = {"id": "s1/b-1/7", "root": "s1/b-1/7", "origin": "s1", "scope": "client", "attempt": 1, "path": []}
@@ -135,6 +135,49 @@ deliveries = st.builds(
 )  # fmt: skip
 def test_what_servers_send_is_written_as_the_codec_writes_them(sent: list[Message]) -> None:
     assert [write_run(sent)] == list(batches(sent))
+
+
+# --- deliveries, as a bridge reads them -------------------------------------------------------------------------
+
+DELIVER = [26, 7, "s1/b-1/7.0", "echo", b"{}", [[0, 3]], 7, {"origin": "s1", "message": "s1/b-1/7"}]
+
+
+def assert_same_deliveries(frame: bytes) -> None:
+    """Check that a frame of deliveries, where a bridge reads one as a run, gives what the codec gives."""
+    run = read_deliveries([frame])
+    if run is not None:
+        found = decode([frame])
+        assert {type(message) for message in (*run, *found)} == {Deliver}
+        assert plain(list(run)) == plain(found)
+
+
+@given(st.lists(deliveries, min_size=1, max_size=5))
+def test_deliveries_are_read_as_a_run(sent: list[Deliver]) -> None:
+    assert plain(list(read_deliveries(encode(sent)) or [])) == plain(sent)
+
+
+@given(st.integers(0, 8), values)
+def test_any_value_in_a_delivery_is_read_as_the_codec_reads_it(index: int, value: Any) -> None:
+    assert_same_deliveries(msgpack.packb([DELIVER, [*DELIVER[:index], value, *DELIVER[index + 1 :]], DELIVER]))
+
+
+@given(st.lists(st.lists(values | st.integers(0, 9), max_size=4) | values, max_size=3))
+def test_any_targets_are_read_as_the_codec_reads_them(targets: list[Any]) -> None:
+    assert_same_deliveries(msgpack.packb([[*DELIVER[:5], targets, *DELIVER[6:]]]))
+
+
+@given(damaged(msgpack.packb([DELIVER, DELIVER])))
+def test_a_damaged_delivery_is_read_as_the_codec_reads_it(frame: bytes) -> None:
+    assert_same_deliveries(frame)
+
+
+def test_other_batches_are_left_to_the_codec() -> None:
+    assert read_deliveries([]) is None
+    assert read_deliveries(encode([Deliver(1, "m", "t", b"x" * (INLINE_BYTES + 1), [[0, 1]])])) is None
+    assert read_deliveries(encode([Heartbeat()])) is None
+    assert read_deliveries([msgpack.packb([DELIVER[:6]])]) is None
+    assert read_deliveries([msgpack.packb([DELIVER] * (MAX_BATCH + 1))]) is None
+    assert read_deliveries([msgpack.packb([[*DELIVER[:5], [[0] * (MAX_ITEMS + 1)], *DELIVER[6:]]])]) is None
 
 
 def test_long_arrays_are_left_to_the_codec() -> None:

@@ -44,7 +44,7 @@ TOO_LARGE = (2001).to_bytes(4, "little")
 def new_session(now: float = 0.0, *, in_doubt: bool = False, **limits: int) -> Session:
     bounds = replace(LIMITS, **limits)
     link = BrokerLink(bounds, count(1), lambda text: None)
-    window = Window(bounds, Submissions(bounds, link, lambda: None), Sender("alice"))
+    window = Window(bounds, Submissions(bounds, link, lambda: None), Sender(("user", "alice")))
     return Session(7, "127.0.0.1", bounds, count(1), window, now, bounds.first_frame, in_doubt=in_doubt)
 
 

@@ -38,7 +38,7 @@ class Side:
 
     def __init__(self, *, acks: bool, rated: bool) -> None:
         self.submissions = Submissions(BOUNDS, BrokerLink(BOUNDS, count(1), lambda text: None), lambda: None)
-        self.sender = Sender("alice")
+        self.sender = Sender(("user", "alice"))
         self.window = Window(BOUNDS, self.submissions, self.sender)
         self.session = Session(
             7, "127.0.0.1", BOUNDS, count(1), self.window, 0.0, BOUNDS.first_frame, meter=Meter(2.0 if rated else 0.0)

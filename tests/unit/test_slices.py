@@ -1,52 +1,53 @@
-"""Long batches of an encrypted door are handled over several turns, each of bounded time."""
+"""Messages of an encrypted door are handled by party in turn, within bounds of time and memory."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from random import Random
 
 import pytest
 
 from bester.broker.core.effects import Link
 from bester.broker.slices import SLICE, SLICE_S, Slices
 
-ONE = Link("curve", b"0:one", "key")
+ONE, OTHER = Link("curve", b"0:one", "key"), Link("curve", b"0:other", "another key")
+MANY = [Link("curve", b"0:%d" % number, "many") for number in range(50)]
+
+
+def rows(*numbers: int) -> list[bytes]:
+    """Return the frames of a message; each row is a frame here."""
+    return [b"%d" % number for number in numbers]
 
 
 class Door:
-    """A door on virtual time, where each message costs `cost_s`; `turns` holds the seconds of each turn."""
+    """A door on virtual time, where each row costs `cost_s`; `turns` holds the seconds of each turn."""
 
-    def __init__(self, cost_s: float) -> None:
+    def __init__(self, cost_s: float, **bounds: int) -> None:
         self.cost_s = cost_s
         self.now = 0.0
-        self.taken: list[int] = []
+        self.taken: list[tuple[Link, int]] = []
+        self.ended: list[Link] = []
+        self.cut: list[Link] = []
         self.turns: list[float] = []
-        self.paused = False
-        self.resumed = 0
         self._soon: deque[Callable[[], None]] = deque()
         self.slices = Slices(
-            self._take, clock=lambda: self.now, soon=self._soon.append, pause=self._pause, resume=self._resume
-        )
+            lambda frames: [int(frame) for frame in frames], self._take, end=self.ended.append,
+            cut=lambda link, why: self.cut.append(link), clock=lambda: self.now, soon=self._soon.append, **bounds,
+        )  # fmt: skip
 
-    def _take(self, link: Link, messages: Sequence[int]) -> None:
-        assert link == ONE
-        self.taken += messages
-        self.now += self.cost_s * len(messages)
+    def _take(self, link: Link, numbers: Sequence[int]) -> None:
+        self.taken += [(link, number) for number in numbers]
+        self.now += self.cost_s * len(numbers)
 
-    def _pause(self, link: Link) -> None:
-        assert link == ONE
-        self.paused = True
+    def of(self, link: Link) -> list[int]:
+        """Return what was handled of a link."""
+        return [number for each, number in self.taken if each == link]
 
-    def _resume(self, link: Link) -> None:
-        assert self.paused and link == ONE
-        self.paused = False
-        self.resumed += 1
-
-    def read(self, *messages: int) -> None:
-        """Read a batch in a turn of its own."""
-        assert not self.paused
+    def read(self, link: Link, *numbers: int) -> None:
+        """Read a message in a turn of its own."""
         began = self.now
-        self.slices.take_in(ONE, messages)
+        self.slices.take_in(link, rows(*numbers))
         self.turns.append(self.now - began)
 
     def turn(self) -> bool:
@@ -68,46 +69,143 @@ class Door:
 @pytest.mark.parametrize("count", [17, 500, 1024])
 def test_turn_is_bounded_and_order_is_kept(cost_s: float, count: int) -> None:
     door = Door(cost_s)
-    door.read(*range(count))
+    door.read(ONE, *range(count))
+    door.read(ONE, count)
     door.run()
-    assert door.taken == list(range(count))
+    assert door.of(ONE) == list(range(count + 1))
     assert max(door.turns) <= SLICE_S + SLICE * cost_s + 1e-9
-    assert not door.paused
-    assert door.resumed == (len(door.turns) > 1)
+    assert (door.slices.count, door.slices.size_bytes) == (0, 0)
 
 
-def test_door_is_read_again_after_the_rest() -> None:
-    door = Door(0.001)
-    door.read(*range(100))
-    assert (door.paused, len(door.taken)) == (True, SLICE)
+def test_costly_rows_make_smaller_slices() -> None:
+    door = Door(0.005)
+    door.read(ONE, *range(200))
     door.run()
-    assert (door.paused, len(door.taken)) == (False, 100)
-    door.read(100)
-    assert door.taken[-1] == 100
-    assert not door.turn()
+    assert sorted(door.turns)[-5] <= 2 * 0.005, "but for the first ones a turn has a row or two"
 
 
 @pytest.mark.parametrize("count", [1, SLICE])
-def test_short_batch_is_handled_whole_and_at_once(count: int) -> None:
+def test_short_message_is_handled_at_once(count: int) -> None:
     door = Door(1.0)
-    door.read(*range(count))
-    assert door.taken == list(range(count))
-    assert not door.paused
+    door.read(ONE, *range(count))
+    assert door.of(ONE) == list(range(count))
     assert not door.turn()
 
 
-def test_cheap_batch_is_handled_in_one_turn() -> None:
-    door = Door(0.0)
-    door.read(*range(1024))
-    assert door.taken == list(range(1024))
-    assert not door.paused
-    assert not door.turn()
-
-
-def test_rest_is_dropped_with_its_door() -> None:
-    door = Door(0.001)
-    door.read(*range(100))
-    door.slices.drop()
+def test_party_does_not_wait_for_the_messages_of_another() -> None:
+    door = Door(0.0001)
+    for link in MANY:
+        door.read(link, *range(1000))
+    door.read(OTHER, 1, 2, 3)
+    door.read(OTHER, 4)
+    for _ in range(3):
+        door.turn()
+    assert door.of(OTHER) == [1, 2, 3, 4]
+    assert len(door.taken) < 1000
     door.run()
-    assert len(door.taken) == SLICE
-    assert door.resumed == 0
+    assert all(door.of(link) == list(range(1000)) for link in MANY)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_each_link_is_handled_in_order(seed: int) -> None:
+    random = Random(seed)
+    door = Door(random.choice((0.0, 0.0001, 0.003)))
+    sent: dict[Link, list[int]] = {link: [] for link in (ONE, OTHER, *MANY[:4])}
+    for _ in range(100):
+        link = random.choice(list(sent))
+        first = len(sent[link])
+        numbers = range(first, first + random.choice((1, 3, 16, 40)))
+        sent[link] += numbers
+        door.read(link, *numbers)
+        if random.random() < 0.5:
+            door.turn()
+    door.run()
+    assert all(door.of(link) == numbers for link, numbers in sent.items())
+    assert door.cut == []
+
+
+def test_link_is_halfway_until_its_message_is_handled() -> None:
+    door = Door(0.001)
+    door.read(ONE, *range(100))
+    door.read(OTHER, *range(3))
+    assert door.slices.halfway == [ONE]
+    while len(door.of(ONE)) < 100:
+        assert door.slices.halfway == [ONE]
+        door.turn()
+    assert door.slices.halfway == []
+
+
+def test_end_of_a_link_comes_behind_its_messages() -> None:
+    door = Door(0.001)
+    door.read(ONE, *range(100))
+    door.slices.on_ended(ONE)
+    door.slices.on_ended(OTHER)
+    assert door.ended == [OTHER]
+    door.run()
+    assert door.of(ONE) == list(range(100))
+    assert door.ended == [OTHER, ONE]
+
+
+@pytest.mark.parametrize("bounds", [{"most_bytes": 5000}, {"most_count": 10}])
+def test_link_of_the_party_with_most_is_cut_at_the_bound(bounds: dict[str, int]) -> None:
+    door = Door(0.01, **bounds)
+    for number in range(40):
+        door.read(MANY[number % 4], *range(1000, 1100))
+        if number == 5:
+            door.read(OTHER, *range(20))
+        assert door.slices.size_bytes <= bounds.get("most_bytes", 1 << 30)
+        assert door.slices.count <= bounds.get("most_count", 1 << 30)
+    assert door.cut and {*door.cut} <= {*MANY}
+    assert door.ended == door.cut, "the core hears at once"
+    handled = {link: door.of(link) for link in door.cut}
+    for link in door.cut:
+        door.read(link, 7)
+    door.run()
+    assert door.of(OTHER) == list(range(20))
+    assert {link: door.of(link) for link in door.cut} == handled, "nothing behind a gap"
+    for link in [*door.cut]:
+        door.slices.on_ended(link)
+        door.read(link, 8)
+    door.run()
+    assert all(door.of(link)[-1] == 8 for link in door.cut), "a new connection with the routing id"
+    assert door.ended == door.cut
+
+
+def test_link_that_has_ended_is_shed_without_a_cut() -> None:
+    door = Door(0.01, most_count=5)
+    for _ in range(4):
+        door.read(MANY[0], *range(100))
+    door.slices.on_ended(MANY[0])
+    door.read(OTHER, *range(20))
+    assert (door.cut, door.ended) == ([], [MANY[0]])
+    door.read(MANY[0], 1)
+    door.run()
+    assert door.of(OTHER) == list(range(20))
+    assert door.of(MANY[0])[-1] == 1
+
+
+def test_first_message_is_as_large_as_it_may_be() -> None:
+    door = Door(0.01, most_bytes=10)
+    door.read(ONE, *range(100, 200))
+    door.run()
+    assert door.of(ONE) == list(range(100, 200))
+
+
+def test_oldest_message_that_waits_is_told() -> None:
+    door = Door(0.001)
+    door.now = 5.0
+    door.read(ONE, *range(100))
+    door.read(ONE, 100)
+    assert door.slices.waits_since("key") == 5.0
+    assert door.slices.waits_since("another key") is None
+    door.run()
+    assert door.slices.waits_since("key") is None
+
+
+def test_what_waits_is_dropped_with_its_door() -> None:
+    door = Door(0.001)
+    door.read(ONE, *range(100))
+    door.slices.drop()
+    before = len(door.taken)
+    door.run()
+    assert len(door.taken) == before

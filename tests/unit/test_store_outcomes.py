@@ -30,7 +30,7 @@ from bester.broker.store_requests import (
     lane,
     mailbox,
 )
-from tests.unit.store_stand import BOB, KINDS, LOTS, NOW_S, Stand, dead, entry, keep, letter, outcomes
+from tests.unit.store_stand import BOB, KINDS, LETTERS, LOTS, NOW_S, Stand, dead, entry, keep, letter, outcomes
 
 STRANGE = "k\ud800l\udfff\ufdd0d800 é\x00'\";--\N{PILE OF POO}"
 """Half surrogate pairs, their written form, and characters with a meaning to databases."""
@@ -125,6 +125,28 @@ def test_latest_outcomes_are_kept_above_the_bound(stand: Stand) -> None:
     stand.write(PurgeOutcomes(NOW_S - 1000, 2))
     known = [number for number in range(1, 8) if stand.read(outcomes(f"s1/b/{number}"))]
     assert known == [5, 6, 7]  # ready messages do not count
+
+
+def test_outcomes_forgotten_at_the_bound_are_counted_and_expired_ones_are_not(stand: Stand) -> None:
+    stand.write(*(keep(number, expires_s=NOW_S + 10 * (number > 1)) for number in range(1, 8)))
+    stand.write(*(End(number, "delivered") for number in range(1, 7)))
+    result = stand.store.commit([PurgeOutcomes(NOW_S + 5, 2)])
+    assert result.forgotten == {"outcomes": 3}
+    assert stand.store.commit([PurgeOutcomes(NOW_S + 5, 2)]).forgotten == {}
+
+
+@pytest.mark.parametrize("more", [1, 2, LETTERS])
+def test_dead_letters_dropped_at_the_bound_are_counted(stand: Stand, more: int) -> None:
+    letters = [Bury(DeadLetter(f"m{number}", "t", b"", "timeout", NOW_S, {})) for number in range(LETTERS + more)]
+    assert stand.store.commit(letters[:LETTERS]).forgotten == {}
+    assert stand.store.commit(letters[LETTERS:]).forgotten == {"dead_letters": more}
+    assert stand.store.commit(letters[-1:]).forgotten == {}
+
+
+def test_time_of_a_commit_is_known_where_there_is_a_disk(stand: Stand) -> None:
+    took_s = stand.store.commit([keep(1)]).sync_s
+    assert (took_s is None) == isinstance(stand.store, MemoryStore)
+    assert took_s is None or took_s > 0
 
 
 def test_oldest_outcome_is_purged_first_whatever_its_time_to_live(stand: Stand) -> None:

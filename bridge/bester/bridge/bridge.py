@@ -1,23 +1,24 @@
 """The bridge's core: everything that concerns more than one connection, or a connection and the broker. Pure.
 
 The core owns the sessions, the tokens of submitted messages and the deliveries. Connections are `ClientConnection`s,
-the broker is a `BrokerPort`, and both may be anything; the core reads no clock and opens no socket. Frames and
+a broker is a `BrokerPort`, and both may be anything; the core reads no clock and opens no socket. Frames and
 confirmations are gathered and leave once a turn of the loop, in `flush`. Invariants: no `good` before the bytes have
 left, and no connection waits for another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from functools import partial
 from itertools import count, groupby
 from typing import Any
 
 from bester.bridge import native
-from bester.bridge.backlog import Backlog
-from bester.bridge.broker_link import UNANSWERED, Answered, BrokerLink, BrokerPort
+from bester.bridge.broker_link import UNANSWERED, Answered, BrokerPort
+from bester.bridge.brokers import Broker, Brokers
 from bester.bridge.deliveries import Deliveries
-from bester.bridge.inspection import BridgeState, Refused
+from bester.bridge.homes import Homes
+from bester.bridge.inspection import BridgeState, Refused, summed
 from bester.bridge.intake import Intake
 from bester.bridge.limits import COUNTED, Limits
 from bester.bridge.meter import Meter
@@ -25,7 +26,7 @@ from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.registry import Registry
-from bester.bridge.senders import STRANGERS, Senders
+from bester.bridge.senders import STRANGERS, Key, Sender, Senders
 from bester.bridge.session import (
     NO_BROKER,
     Acknowledged,
@@ -37,7 +38,7 @@ from bester.bridge.session import (
     refusal,
 )
 from bester.bridge.states import State
-from bester.bridge.submissions import Submissions
+from bester.bridge.submissions import Submission, Submissions
 from bester.bridge.unfinished import Unfinished
 from bester.bridge.window import Question, Window
 from bester.broker.wire.messages import (
@@ -68,7 +69,9 @@ MAKE_WAY = 2
 
 
 class Bridge:
-    """The bridge of one broker. `clock` returns monotonic seconds; `soon` makes a call in the next turn of the loop.
+    """The bridge of one broker, or of several: `brokers` are their places, such as endpoints, all different. `clock`
+    returns monotonic seconds; `soon` makes a call at the end of this turn of the loop, `later` in the next turn (`soon`
+    where it is None).
 
     `first_frame_bytes` returns the largest first frame allowed from a host whose certificate has these names (another
     server's message is its first frame). `in_doubt` returns whether a stranger may be a listed server: a larger frame
@@ -83,19 +86,21 @@ class Bridge:
         *,
         clock: Callable[[], float],
         soon: Callable[[Callable[[], None]], object],
+        later: Callable[[Callable[[], None]], object] | None = None,
         first_frame_bytes: Callable[[str, tuple[str, ...]], int] | None = None,
         in_doubt: Callable[[str], bool] = lambda host: False,
         on_doubt: Callable[[str], None] = lambda host: None,
         ended: Callable[[Session, str], None] = lambda session, why: None,
         forward: Callable[[Forward], None] | None = None,
         notice: Callable[[str], None] = lambda text: None,
+        brokers: Sequence[str] = ("",),
     ) -> None:
         self.limits = limits
         self.on_empty: Callable[[], None] | None = None
         self.more_figures: Callable[[], dict[str, int]] = dict
         """Called for figures of the shell, which the broker is told with those of `inspect`."""
         self._clock = clock
-        self._soon = soon
+        self._soon, self._later = soon, later or soon
         self._first_frame_bytes = first_frame_bytes or (lambda host, certificate: limits.first_frame)
         self._in_doubt, self._on_doubt = in_doubt, on_doubt
         self._ended = ended
@@ -112,16 +117,16 @@ class Bridge:
         self._made_way = self._frames_over = self._frames_late = 0
         self._awake = False
         self.reached = reached = self._meter.reached
-        self._broker_link = BrokerLink(limits, self._tokens, notice, reached)
-        self._submissions = Submissions(limits, self._broker_link, self._wake, reached)
-        self._unreported = self._submissions.by_token
+        self.brokers = Brokers(brokers, limits, self._tokens, notice, self._wake, reached, self._user_of)
         self._senders = Senders()
-        self._intake = Intake(limits, clock, self._submissions, self._handle_waiting, self._wake)
+        self._homes = Homes(self.brokers, self._senders, self._connections)
+        self._forwards: dict[int, tuple[Broker, int]] = {}  # of several brokers: by the bridge's own token
+        self._intake = Intake(limits, clock, self._handle_waiting, self._wake)
         self._outbound = Outbound(limits, clock, self._wake, reached)
         self._deliveries = Deliveries(
             limits,
             self._targets,
-            self._unreported,
+            self.brokers.first,
             self._outbound,
             self._report,
             self._go_on_after_report,
@@ -129,52 +134,76 @@ class Bridge:
             clock,
             reached,
         )
-        self._backlog = Backlog(self._user_of, self._deliveries.postpone)
-        self._push, self._send = self._outbound.push, self._broker_link.send
+        self._push = self._outbound.push
+        self._turn_to(self.brokers.first)
 
-    # --- the link to the broker -----------------------------------------------------------------------------------
+    # --- the links to the brokers ---------------------------------------------------------------------------------
+    # `broker` is the first one, and mostly the only one, where none is given.
 
-    def connect(self, port: BrokerPort) -> None:
-        """Use this way to the broker, from `on_link_ready` on."""
-        self._broker_link.port = port
+    def connect(self, port: BrokerPort, broker: Broker | None = None) -> None:
+        """Use this way to a broker, from `on_link_ready` on."""
+        (broker or self.brokers.first).link.port = port
 
-    def on_link_ready(self, options: Meta = {}) -> None:  # noqa: B006 (it is never written to)
+    def on_link_ready(self, options: Meta = {}, broker: Broker | None = None) -> None:  # noqa: B006 (never written to)
         """Announce the sessions to a broker that has answered (again), and send the held messages. `options` are those
         of its WELCOME."""
-        if self.is_ready:
-            self.on_link_lost("the broker was started again")
-        self._broker_link.on_link_ready()
-        self._on_credit(options)
+        broker = broker or self.brokers.first
+        if broker.link.is_ready:
+            self._lose(broker, "the broker was started again")
+        broker.on_link_ready(options)
+        self._on_credit(broker, options)
         for number, connection in self._targets.items():
             assert connection.session.user is not None
-            self._send(Open(number, connection.session.user, connection.session.account))
-        for announcement in self._submissions.on_link_ready():
-            self._send(announcement)
+            broker.link.send(Open(number, connection.session.user, connection.session.account))
+        for announcement in broker.submissions.on_link_ready():
+            broker.link.send(announcement)
+        for each, announcement in self._homes.on_joined():
+            each.link.send(announcement)
         self._drain_backlog()
 
-    def on_link_lost(self, why: str) -> None:
-        """Hold the unreported messages of a lost link. Clients stay connected; pending logins are refused, and may be
-        tried again."""
-        self._broker_link.on_link_lost(why)
-        self._backlog.clear()  # as if the link had lost them: the broker sends them again
-        self._deliveries.on_link_lost()
-        self._submissions.on_link_lost()
-        self._on_credit({})
-        now = self._clock()
-        logins, self._logins = self._logins, {}
-        for connection in logins.values():
-            self._apply(connection, connection.session.on_login_answer(1, NO_BROKER, now), now)
+    def on_link_lost(self, why: str, broker: Broker | None = None) -> None:
+        """Hold the unreported messages of a lost link, or submit them to another broker. Clients stay connected;
+        pending logins are refused, and may be tried again."""
+        broker = broker or self.brokers.first
+        self._lose(broker, why)
+        if self.brokers.are_several:
+            for each, announcement in self._homes.move_from(broker):
+                each.link.send(announcement)
+            self._intake.on_credit()
+            self._wake()
 
-    def receive(self, messages: Iterable[Message | Malformed]) -> None:
-        """Handle messages of the broker, in order. Deliveries of more copies than a turn may make go on in the next
+    def _lose(self, broker: Broker, why: str) -> None:
+        broker.on_link_lost(why)
+        if broker is self._broker:
+            self._turn_to(broker)
+        self._on_credit(broker, {})
+        now = self._clock()
+        lost = broker.submissions
+        for number, connection in list(self._logins.items()):
+            if connection.session.window.submissions is lost:
+                del self._logins[number]
+                self._apply(connection, connection.session.on_login_answer(1, NO_BROKER, now), now)
+
+    def _turn_to(self, broker: Broker) -> None:
+        """Handle messages of a broker from now on."""
+        self._broker = broker
+        self._submissions: Submissions = broker.submissions
+        self._unreported: MutableMapping[int, Submission] = broker.submissions.by_token
+        self._deliveries.turn_to(broker)
+
+    def receive(self, messages: Iterable[Message | Malformed], broker: Broker | None = None) -> None:
+        """Handle messages of a broker, in order. Deliveries of more copies than a turn may make go on in the next
         turns, where users take turns."""
-        if self._backlog.waits:
-            messages = self._backlog.take_in(messages)
+        if broker is not None and broker is not self._broker:
+            self._turn_to(broker)
+        broker = self._broker
+        if broker.backlog.waits:
+            messages = broker.backlog.take_in(messages)
         now = self._clock()
         left = self._handle(messages, now)
         if left:
-            passing = self._backlog.take_in(left)
-            self._soon(self._go_on)
+            passing = broker.backlog.take_in(left)
+            self._later(partial(self._go_on, broker))
             self._handle(passing, now)
 
     def _handle(self, messages: Iterable[Message | Malformed], now: float) -> list[Message | Malformed]:
@@ -206,9 +235,11 @@ class Bridge:
         if self._submissions.has_held:  # for credit, which there is again
             self._wake()
 
-    def _go_on(self) -> None:
+    def _go_on(self, broker: Broker) -> None:
         """Handle deliveries that an earlier turn has left, within the budget of a turn."""
-        backlog, frames = self._backlog, self.limits.turn_frames
+        if broker is not self._broker:
+            self._turn_to(broker)
+        backlog, frames = broker.backlog, self.limits.turn_frames
         now = self._clock()
         enough = now + self.limits.turn_write_s
         while backlog.is_ready and frames > 0 and self._clock() < enough:
@@ -218,9 +249,9 @@ class Bridge:
             else:
                 self._receive_rarer(message, now)
         if backlog.is_ready:
-            self._soon(self._go_on)
+            self._later(partial(self._go_on, broker))
         else:
-            self.receive(backlog.take_behind())
+            self.receive(backlog.take_behind(), broker)
 
     def _user_of(self, session: int) -> str | None:
         connection = self._targets.get(session)
@@ -231,12 +262,9 @@ class Bridge:
             case LoggedIn():
                 self._on_login_answer(message, now)
             case Answer():
-                self._broker_link.on_answer(message.token, message.status, message.value)
+                self._broker.link.on_answer(message.token, message.status, message.value)
             case Forward():
-                if self.forward is None:
-                    self.on_forwarded(message.token, failed("unreachable"), {"unsent": True})
-                else:
-                    self.forward(message)
+                self._forward(message)
             case Close():
                 connection = self._targets.get(message.session)
                 if connection is not None:
@@ -244,18 +272,18 @@ class Bridge:
             case Error():
                 self._on_error(message, now)
             case Welcome():  # on a direct link; a FabricLink calls `on_link_ready` itself
-                self.on_link_ready(message.options)
+                self.on_link_ready(message.options, self._broker)
             case Goodbye():
-                self.on_link_lost("it sent GOODBYE")
+                self.on_link_lost("it sent GOODBYE", self._broker)
             case Heartbeat():
                 if message.options:
-                    self._on_credit(message.options)
+                    self._on_credit(self._broker, message.options)
             case _:
                 self._notice(f"the broker sent a message that is not for a bridge: {type(message).__name__}")
 
-    def _on_credit(self, options: Meta) -> None:
-        """Take in what the broker tells of its credit; without options, that there is none to keep to."""
-        if self._submissions.on_credit(options):
+    def _on_credit(self, broker: Broker, options: Meta) -> None:
+        """Take in what a broker tells of its credit; without options, that there is none to keep to."""
+        if broker.submissions.on_credit(options):
             self._intake.on_credit()
 
     def _on_error(self, error: Error, now: float) -> None:
@@ -265,18 +293,31 @@ class Bridge:
         elif error.token is not None and error.op == OP_OF[Login]:
             self._on_login_answer(LoggedIn(error.token, 1, error.code), now)
         elif error.token is not None and error.op == OP_OF[Ask]:
-            self._broker_link.on_answer(error.token, 1, None)
+            self._broker.link.on_answer(error.token, 1, None)
         else:
             self._notice(f"the broker refused: {error.code}: {error.text}")
 
     def ask(self, question: str, argument: Any, answered: Answered) -> None:
-        """Ask the broker; `answered` gets status UNANSWERED where there is no broker, or no room on the link."""
-        if not self._broker_link.ask(question, argument, answered):
+        """Ask a broker; `answered` gets status UNANSWERED where there is no broker, or no room on the link."""
+        if not any(broker.link.ask(question, argument, answered) for broker in self.brokers.live):
             answered(UNANSWERED, None)
+
+    def _forward(self, message: Forward) -> None:
+        """Let the forwarder send a message of the broker. Brokers number theirs alike, so that those of several get a
+        token of the bridge's own."""
+        token = message.token
+        if self.brokers.are_several:
+            token = next(self._tokens)
+            self._forwards[token] = self._broker, message.token
+        if self.forward is None:
+            self.on_forwarded(token, failed("unreachable"), {"unsent": True})
+        else:
+            self.forward(message if token == message.token else message._replace(token=token))
 
     def on_forwarded(self, token: int, outcome: str, meta: Meta = {}) -> None:  # noqa: B006 (it is never written to)
         """Send the broker the outcome of a Forward, with the meta of a Forwarded."""
-        self._send(Forwarded(token, outcome, meta))
+        broker, token = self._forwards.pop(token, (self.brokers.first, token))
+        broker.link.send(Forwarded(token, outcome, meta))
 
     # --- connections ----------------------------------------------------------------------------------------------
 
@@ -294,8 +335,9 @@ class Bridge:
             if stranger is not None:
                 self._cut_stranger(stranger)
         first_bytes = self._first_frame_bytes(host, ())
-        sender = self._senders.join(STRANGERS if first_bytes < self.limits.max_frame else ("host", host))
-        window = Window(self.limits, self._submissions, sender)
+        is_listed = first_bytes >= self.limits.max_frame
+        submissions = self._homes.of_address(host, is_listed=is_listed).submissions
+        window = Window(self.limits, submissions, self._join(("host", host) if is_listed else STRANGERS, submissions))
         connection.session = Session(
             next(self._numbers), host, self.limits, self._tokens, window, now, first_bytes,
             in_doubt=first_bytes < self.limits.max_frame and self._in_doubt(host), meter=self._meter,
@@ -350,6 +392,13 @@ class Bridge:
         self._apply(connection, session.proceed(now, ration), now)
         return session.spent
 
+    def _join(self, key: Key, submissions: Submissions) -> Sender:
+        """Return the sender of another connection; a new one sends to the broker with these messages."""
+        sender = self._senders.join(key)
+        if sender.connections == 1:
+            sender.submissions = submissions
+        return sender
+
     def _forget_input(self, connection: ClientConnection) -> None:
         self._intake.remove(connection)
         self._senders.leave(connection.session.window.sender)
@@ -381,10 +430,11 @@ class Bridge:
     def on_connection_lost(self, connection: ClientConnection) -> None:
         """Forget a connection, but for its unreported messages."""
         session = connection.session
-        last_held = self._submissions.on_connection_lost(session.window.submitted, session.user, session.account)
+        submissions = session.window.submissions
+        last_held = submissions.on_connection_lost(session.window.submitted, session.user, session.account)
         for message in session.on_connection_lost().send:
             if type(message) is Close:
-                self._submissions.close(message, last_held)
+                self._close(message, connection, last_held)
         self._registry.remove(session)
         self._logins.pop(session.number, None)
         self._timed.discard(connection)
@@ -410,19 +460,23 @@ class Bridge:
         self._outbound.tick(now)
         self._deliveries.tick(now)
         self._meter.tick(now)
-        for token in self._submissions.overdue(now):
-            self.reached["hold_s"] += 1
-            self._report(token, 1, "unreachable", None, {}, now)
+        self._homes.tick()
+        for broker in self.brokers.all:
+            for token in broker.submissions.overdue(now):
+                self.reached["hold_s"] += 1
+                self._report(token, 1, "unreachable", None, {}, now)
         self._drain_backlog()
-        report = self._submissions.report(more=self._intake.has_more) if self.is_ready else None
-        if report is not None:
-            self._send(Heartbeat(report))
+        for broker in self.brokers.live:
+            report = broker.submissions.report(more=self._intake.has_more)
+            if report is not None:
+                broker.link.send(Heartbeat(report))
 
     def tell_figures(self) -> None:
-        """Tell the broker the counts of this bridge, for its operator; call every few seconds. An older broker refuses
+        """Tell the brokers the counts of this bridge, for its operator; call every few seconds. An older broker refuses
         them."""
         figures = self.inspect().figures() | self.more_figures()
-        self._broker_link.ask("figures", figures, lambda status, value: None)
+        for broker in self.brokers.live:
+            broker.link.ask("figures", figures, lambda status, value: None)
 
     def shut_down(self) -> None:
         """Take no more frames. Unreported messages are still reported; `on_empty` is called after the last
@@ -436,7 +490,8 @@ class Bridge:
     def give_up(self) -> None:
         """Refuse every unreported message, as `timeout` or, without a broker, `unreachable`."""
         now = self._clock()
-        self._on_credit({})  # no type waits any more
+        for broker in self.brokers.all:
+            self._on_credit(broker, {})  # no type waits any more
         reason = "timeout" if self.is_ready else "unreachable"
         for connection in list(self._connections.values()):
             self._apply(connection, connection.session.give_up(reason, now), now)
@@ -449,7 +504,7 @@ class Bridge:
     @property
     def is_ready(self) -> bool:
         """Return whether there is a broker that has answered."""
-        return self._broker_link.is_ready
+        return any(broker.link.is_ready for broker in self.brokers.all)
 
     @property
     def connections(self) -> int:
@@ -476,7 +531,7 @@ class Bridge:
                 self._meter.connections, self._meter.first_frames, self._meter.sessions, self._meter.messages
             ),
             reached={name: self.reached[name] for name in COUNTED},
-            submissions=self._submissions.inspect(),
+            submissions=summed([broker.submissions.inspect() for broker in self.brokers.all]),
             intake=self._intake.inspect(),
         )
 
@@ -492,17 +547,17 @@ class Bridge:
                 continue
             submits = _submits(each.send)
             if submits:
-                self._submissions.submit(submits)
+                connection.session.window.submissions.submit(submits)
             if len(submits) == len(each.send):
                 continue
             for message in each.send:
                 match message:
                     case Login():
                         if not self._login(message, connection):
-                            reason = "overloaded" if self._broker_link.is_ready else NO_BROKER
+                            reason = "overloaded" if self.is_ready else NO_BROKER
                             steps.append(connection.session.on_login_answer(1, reason, now))
                     case Close():
-                        self._send(message)
+                        self._close(message, connection, None)
                     case Doubted() | SpokeTls():
                         self._on_stranger(connection, message)
                     case Acknowledged():
@@ -511,6 +566,12 @@ class Bridge:
                         if not self._ask(connection, message):
                             steps.append(connection.session.on_report(refusal(message.token, "unreachable"), now, 0))
         self._settle(connection)
+
+    def _close(self, message: Close, connection: ClientConnection, behind: int | None) -> None:
+        """Tell every broker that a session has ended, one of them behind the message with the token `behind`."""
+        for broker in self.brokers.all:
+            is_home = broker.submissions is connection.session.window.submissions
+            broker.submissions.close(message, behind if is_home else None)
 
     def _on_stranger(self, connection: ClientConnection, notice: Doubted | SpokeTls) -> None:
         """Pass on what a session has noticed in the first bytes of a stranger."""
@@ -523,14 +584,26 @@ class Bridge:
         """Send the broker a client's question; False where there is no broker, or no room on the link."""
         if isinstance(question, NewPassword):
             return self._change_password(connection, question)
-        token, session, message = question
-        return self._broker_link.ask("outcome", [session, message], partial(self._on_answer, connection, token))
+        home = self.brokers.of(connection.session.window.submissions)
+        return self._ask_outcome(connection, question, [home, *self.brokers.others(home)], "")
+
+    def _ask_outcome(self, connection: ClientConnection, question: Question, brokers: list[Broker], doubt: str) -> bool:
+        """Ask the first of these brokers that takes a question about a message; the others may have had the message.
+        `doubt` is the reason why a broker did not tell, empty where each did."""
+        while brokers:
+            broker = brokers.pop(0)
+            answered = partial(self._on_answer, connection, question, brokers, doubt)
+            if broker.link.ask("outcome", [question.session, question.message], answered):
+                return True
+            doubt = "unreachable"
+        return False
 
     def _change_password(self, connection: ClientConnection, wish: NewPassword) -> bool:
         """Pass a client's wish for another password on; False where there is no broker, or no room on the link."""
         token, session, _ = wish.question
         argument = [session, wish.old, wish.new, wish.address]
-        return self._broker_link.ask("passwd", argument, partial(self._on_password_answer, connection, token))
+        link = self.brokers.of(connection.session.window.submissions).link
+        return link.ask("passwd", argument, partial(self._on_password_answer, connection, token))
 
     def _on_password_answer(self, connection: ClientConnection, token: int, status: int, value: Any) -> None:
         now = self._clock()
@@ -543,14 +616,21 @@ class Bridge:
         reason = "unreachable" if status == UNANSWERED else value[0] if known else "overloaded"
         self._apply(connection, connection.session.on_report(refusal(token, reason), now), now)
 
-    def _on_answer(self, connection: ClientConnection, token: int, status: int, value: Any) -> None:
+    def _on_answer(
+        self, connection: ClientConnection, question: Question, left: list[Broker], doubt: str, status: int, value: Any
+    ) -> None:
+        token = question.token
         now = self._clock()
         if not connection.session.window.is_asking(token):
             return  # gone, or refused because its time was up
         if status == UNANSWERED:
-            self._apply(connection, connection.session.on_report(refusal(token, "unreachable"), now, 0), now)
+            doubt = "unreachable"
         elif status and value == "overloaded":
-            self._apply(connection, connection.session.on_report(refusal(token, "overloaded"), now, 0), now)
+            doubt = "overloaded"
+        if status and left and self._ask_outcome(connection, question, left, doubt):
+            return
+        if status and doubt:
+            self._apply(connection, connection.session.on_report(refusal(token, doubt), now, 0), now)
         else:
             recipients = value if not status and type(value) is dict else None
             self._apply(connection, connection.session.on_answer(token, recipients, now, 0), now)
@@ -559,7 +639,10 @@ class Bridge:
         if len(self._logins) >= self.limits.login_places:
             self.reached["logins_in_flight"] += 1
             return False
-        if not self._broker_link.login(message):
+        broker = self._homes.of_user(message.user)
+        if broker.submissions is not connection.session.window.submissions:
+            connection.session.window.move(broker.submissions)
+        if not broker.link.login(message):
             return False
         self._logins[message.session] = connection
         return True
@@ -568,23 +651,27 @@ class Bridge:
         connection = self._logins.pop(message.session, None)
         if connection is None or connection.session.state is not State.AUTHENTICATING:
             if not message.status:
-                self._send(Close(message.session))
+                self._broker.link.send(Close(message.session))
             return
         status, reason = message.status, message.reason
         connection.session.account = message.account
         if not status and not self._registry.log_in(connection):
             status, reason = 1, "overloaded"
             self._meter.sessions += 1
-            self._send(Close(message.session))
+            self._broker.link.send(Close(message.session))
         if not status:
             self._change_sender(connection)
+            for broker in self.brokers.others(self._broker):
+                broker.link.send(Open(message.session, connection.session.user or "", message.account))
         self._apply(connection, connection.session.on_login_answer(status, reason, now, message.retry_ms, 0), now)
 
     def _change_sender(self, connection: ClientConnection) -> None:
         """Let a connection that logs in share with its user's other connections: it was a stranger's until now."""
         self._forget_input(connection)
         window = connection.session.window
-        window.sender = self._senders.join(("user", connection.session.user))
+        window.sender = sender = self._join(("user", connection.session.user or ""), window.submissions)
+        if window.submissions is not sender.submissions:
+            window.move(sender.submissions)
 
     def _report(
         self,
@@ -596,12 +683,15 @@ class Bridge:
         now: float,
         note: str | None = None,
     ) -> None:
-        submission = self._unreported.pop(token, None)
+        submissions, submission = self._submissions, self._unreported.pop(token, None)
         if submission is None:
-            return  # reported already, by the bridge itself
+            found = self.brokers.take(token)
+            if found is None:
+                return  # reported already, by the bridge itself
+            submissions, submission = found
         connection = self._connections.get(submission.session)
         if connection is None:
-            self._submissions.release(submission)
+            submissions.release(submission)
             return
         session = connection.session
         self._push(connection, session.window.on_report(submission, status, reason, message, recipients, note))
@@ -686,15 +776,17 @@ class Bridge:
             if self._outbound.has_more:
                 self._wake()
         self._drain_backlog()
-        if self._broker_link.keeps_up:
-            for confirm in self._deliveries.confirm():
-                self._send(confirm)
+        for broker in self.brokers.all:
+            if broker.link.keeps_up:
+                for confirm in broker.confirmations.confirm():
+                    broker.link.send(confirm)
         self._intake.serve()
 
     def _drain_backlog(self) -> None:
-        """Send what waited for room on the link."""
-        self._broker_link.flush()
-        self._submissions.send_held()
+        """Send what waited for room on the links."""
+        for broker in self.brokers.all:
+            broker.link.flush()
+            broker.submissions.send_held()
 
 
 def _submits(messages: Sequence[Any]) -> Sequence[Submit]:

@@ -79,9 +79,11 @@ MAX_ROWS = 100_000
 
 
 class Confirmations:
-    """Confirmations of the deliveries of one link. Serials rise, but for those of deliveries that were postponed."""
+    """Confirmations of the deliveries of one link. Serials rise, but for those of deliveries that were postponed.
+    `is_lost`: the link is gone, and nothing is confirmed any more."""
 
     def __init__(self) -> None:
+        self.is_lost = False
         self._open: OrderedDict[int, Delivery | None] = OrderedDict()  # by serial, in order; None: postponed
         self._postponed = 0
         self._highest = 0

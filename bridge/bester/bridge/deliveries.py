@@ -13,13 +13,14 @@ from typing import Any
 
 from bester.bridge import native
 from bester.bridge.acks import Acks
+from bester.bridge.brokers import Broker
 from bester.bridge.confirmations import UNCONFIRMED, Confirmations, Delivery
 from bester.bridge.limits import Limits
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.submissions import State, Submission
-from bester.broker.wire.messages import Confirm, Deliver
+from bester.broker.wire.messages import Deliver
 
 Reporter = Callable[[int, int, str | None, str | None, dict[str, str] | None, float], None]
 """Function that writes a report: token, status, reason, message, recipients, now."""
@@ -29,8 +30,8 @@ _SENT = State.SENT
 
 
 class _Answers:
-    """Answers for one connection, the `owner`, that are not written yet: the pieces of their frames, and the `count` and
-    size of the messages that they report. There is `room` for so many more bytes."""
+    """Answers for one connection, the `owner`, that are not written yet: the pieces of their frames, and count and size
+    of the messages that they report. There is `room` for so many more bytes."""
 
     __slots__ = ("count", "owner", "pieces", "room", "submitted_bytes")
 
@@ -42,8 +43,8 @@ class _Answers:
 
 
 class Deliveries:
-    """Frames to be delivered. `targets` are the connections by session, `unreported` the messages without a report, by
-    token.
+    """Frames to be delivered. `targets` are the connections by session, `broker` the one whose deliveries are handled
+    first; `unreported` are its messages without a report, by token.
 
     `report` writes a report; `reported` lets a connection go on after reports that were written here. `wake` makes
     `confirm` follow at the end of this turn.
@@ -53,7 +54,7 @@ class Deliveries:
         self,
         limits: Limits,
         targets: Mapping[int, ClientConnection],
-        unreported: MutableMapping[int, Submission],
+        broker: Broker,
         outbound: Outbound,
         report: Reporter,
         reported: Callable[[ClientConnection, float], None],
@@ -62,7 +63,6 @@ class Deliveries:
         reached: Counter[str],
     ) -> None:
         self._targets = targets
-        self._unreported = unreported
         self._offer = outbound.offer
         self._offer_to_others = outbound.offer_to_others
         self._room, self._push_run = outbound.room, outbound.push_run
@@ -75,20 +75,13 @@ class Deliveries:
         self._origin: Any = None
         self._mark: Any = None
         self._template = native.Answer("", {})
-        self._confirmations = Confirmations()
         self._acks = Acks(limits, reached)
+        self.turn_to(broker)
 
-    def on_link_lost(self) -> None:
-        """Confirm no delivery of a lost link any more."""
-        self._confirmations = Confirmations()
-
-    def confirm(self) -> list[Confirm]:
-        """Return the confirmations that are due."""
-        return self._confirmations.confirm()
-
-    def postpone(self, message: Deliver) -> None:
-        """Count a delivery as under way until `deliver` gets it, perhaps behind later ones."""
-        self._confirmations.postpone(message.serial)
+    def turn_to(self, broker: Broker) -> None:
+        """Handle the deliveries of a broker from now on, or of its new link."""
+        self._confirmations: Confirmations = broker.confirmations
+        self._unreported: MutableMapping[int, Submission] = broker.submissions.by_token
 
     def on_reports(self, reports: int) -> None:
         """Count reports of the broker; the next confirmation lets the broker forget them."""
@@ -135,8 +128,8 @@ class Deliveries:
         return begun
 
     def _answer(self, message: Deliver, submission: Submission, answers: _Answers) -> bool:
-        """Add an answer to its sender to those before it, if there is room for it. Such a frame needs no mark: the order of the
-        stream is confirmation enough, unless the client may ask for the report on another connection."""
+        """Add an answer to its sender to those before it, if there is room for it. Such a frame needs no mark: the
+        order of the stream is confirmation enough, unless the client may ask for the report on another connection."""
         _, id_, type_, body, targets, token, meta = message
         message_id = meta.get("message")
         if submission.state is not _SENT or "dedup" in submission.submit[4] or message_id is None:
@@ -278,7 +271,7 @@ class Deliveries:
     def on_delivery_ended(self, delivery: Delivery) -> None:
         """Confirm a delivery that has ended at the end of the turn, and report the message that it completes."""
         delivery.confirmations.end(delivery)
-        if delivery.confirmations is not self._confirmations:
+        if delivery.confirmations.is_lost:
             return
         self._wake()
         if delivery.token is not None and not delivery.failed:

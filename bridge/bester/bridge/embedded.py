@@ -18,8 +18,10 @@ from bester.broker import loop
 from bester.broker import service as broker_service
 from bester.broker.config import Config
 from bester.broker.data_dir import about_to_end
+from bester.broker.logs import facts
 from bester.broker.names import Names
 from bester.broker.reload import Reloader
+from bester.broker.turn import Turn
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codes import ConfigError
 
@@ -51,9 +53,22 @@ def run_up(
         raise ConfigError("[fabric] listen is empty; handlers could not reach this server: leave the key out")
 
     endpoint = _endpoint(config.fabric.listen)
-    if config.handlers and (config.fabric.curve or not parse_endpoint(endpoint).local) and endpoint.startswith("tcp:"):
+    several = len(config.fabric.connect) > 1  # then the handlers' endpoints and keys are written in the file
+    if (
+        config.handlers
+        and not several
+        and (config.fabric.curve or not parse_endpoint(endpoint).local)
+        and endpoint.startswith("tcp:")
+    ):
         text = "every listener is encrypted, and declared handlers have no keys"
         raise ConfigError(f'[fabric] listen: {text}; add "ipc://DATA_DIR/fabric.sock" to the list')
+
+    if len(config.fabric.connect) > 1:
+        text = (
+            "the bridge of `bester up` is linked to its own broker alone, so that users of the other brokers are away "
+        )
+        text += "for it: run `bester broker`, `bester bridge` and `bester handler` where a server has several"
+        log.warning(text, extra=facts("several-brokers", brokers=len(config.fabric.connect)))
 
     async def main(stop: asyncio.Event) -> int:
         """Serve until `stop` is set, and finish what is under way."""
@@ -61,8 +76,9 @@ def run_up(
         async with AsyncExitStack() as stack:
             names = Names()
             stack.callback(names.close)
-            broker = await stack.enter_async_context(broker_service.serving(config, names))
-            bridge = await stack.enter_async_context(bridge_service.serving(config, names))
+            turn = Turn()
+            broker = await stack.enter_async_context(broker_service.serving(config, names, turn))
+            bridge = await stack.enter_async_context(bridge_service.serving(config, names, turn))
             bridge.attach(broker.attach(bridge.bridge.receive))
             broker.on_handler = children.served
             children.on_given_up = broker.router.on_types_given_up

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -23,6 +23,11 @@ class SubmissionsState(NamedTuple):
     departed: int
     departed_bytes: int
     unreported_bytes: int
+
+
+def summed(states: Sequence[SubmissionsState]) -> SubmissionsState:
+    """Return the counts of the unreported messages at all brokers together."""
+    return SubmissionsState(*map(sum, zip(*states, strict=True)))
 
 
 class IntakeState(NamedTuple):

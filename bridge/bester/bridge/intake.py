@@ -16,7 +16,6 @@ from bester.bridge.inspection import IntakeState
 from bester.bridge.limits import Limits
 from bester.bridge.ports import ClientConnection
 from bester.bridge.senders import Sender
-from bester.bridge.submissions import Submissions
 
 
 class Intake:
@@ -28,13 +27,12 @@ class Intake:
     """
 
     def __init__(
-        self, limits: Limits, clock: Callable[[], float], submissions: Submissions,
+        self, limits: Limits, clock: Callable[[], float],
         handle: Callable[[ClientConnection, int], int], wake: Callable[[], None],
     ) -> None:  # fmt: skip
         self.left = limits.turn_units
         self._limits = limits
         self._clock = clock
-        self._submissions = submissions
         self._handle = handle
         self._wake = wake
         self._ring: OrderedDict[Sender, None] = OrderedDict()  # senders with ready connections, in turn
@@ -51,7 +49,7 @@ class Intake:
             sender.ready[connection] = None
             self._ring.setdefault(sender)
             self._wake()
-        elif self._submissions.is_over(sender):
+        elif sender.submissions.is_over(sender):
             sender.blocked[connection] = None
             if sender not in self._ring:
                 self._blocked[sender] = None
@@ -115,7 +113,7 @@ class Intake:
         self.left -= used
         if connection.session.has_waiting:
             self.add(connection)
-        if not sender.ready and (not sender.blocked or self._submissions.is_over(sender)):
+        if not sender.ready and (not sender.blocked or sender.submissions.is_over(sender)):
             sender.deficit = min(sender.deficit, 0)  # no share is saved for later
             ring.pop(sender, None)
             if sender.blocked:
@@ -125,10 +123,11 @@ class Intake:
 
     def _unblock(self) -> None:
         """Let senders with room again take their turn: room for several frames, so that they are handled together."""
-        margin = min(self._limits.turn_quantum, self._submissions.most // 8)
-        for sender in [sender for sender in self._blocked if not self._submissions.is_over(sender, margin)]:
-            del self._blocked[sender]
-            self._ring.setdefault(sender)
+        for sender in list(self._blocked):
+            submissions = sender.submissions
+            if not submissions.is_over(sender, min(self._limits.turn_quantum, submissions.most // 8)):
+                del self._blocked[sender]
+                self._ring.setdefault(sender)
 
     def inspect(self) -> IntakeState:
         """Return how many senders and connections wait."""

@@ -61,6 +61,7 @@ class Listener(NamedTuple):
 
 
 TLS_KEY = "[native.tls] listen"
+WEB_KEY = "[native] websocket"
 
 
 def check_plaintext(key: str, address: HostPort, insecure: bool) -> None:
@@ -72,25 +73,44 @@ def check_plaintext(key: str, address: HostPort, insecure: bool) -> None:
         )
 
 
-async def listen_tls(address: HostPort, factory: Factory) -> Listener:
+def family_of(address: HostPort) -> int:
+    """Return the family of the sockets of an address that is no name."""
+    return socket.AF_INET6 if ":" in address.host else socket.AF_INET
+
+
+async def listen_tls(address: HostPort, factory: Factory, *, shared: bool = False) -> Listener:
     """Listen on a TCP address for the protocols of TLS that `factory` makes. Raises ConfigError."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = await listen_tcp(TLS_KEY, address, factory, family=family, insecure=True)
+    listener = await listen_tcp(TLS_KEY, address, factory, family=family_of(address), insecure=True, shared=shared)
     return listener._replace(url=f"tls://{listener.address}")
 
 
-async def listen_web(address: HostPort, factory: Factory, *, secure: bool) -> Listener:
+async def listen_web(address: HostPort, factory: Factory, *, secure: bool, shared: bool = False) -> Listener:
     """Listen on a TCP address for WebSockets, over TLS where `secure`. Raises ConfigError."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = await listen_tcp("[native] websocket", address, factory, family=family, insecure=True)
+    listener = await listen_tcp(WEB_KEY, address, factory, family=family_of(address), insecure=True, shared=shared)
     return listener._replace(url=f"{'wss' if secure else 'ws'}://{listener.address}")
 
 
-async def listen_tcp(key: str, address: HostPort, factory: Factory, *, family: int, insecure: bool = False) -> Listener:
-    """Listen on a TCP address; port 0 takes a free one. `key` is the configuration key, for errors. Raises
+async def listen_tcp(
+    key: str, address: HostPort, factory: Factory, *, family: int, insecure: bool = False, shared: bool = False
+) -> Listener:
+    """Listen on a TCP address; port 0 takes a free one. `key` is the configuration key, for errors. `shared`: other
+    processes of this user may listen there as well, and the system gives each connection to one of them. Raises
     ConfigError."""
     check_plaintext(key, address, insecure)
     loop = asyncio.get_running_loop()
+    sock = await bind_tcp(key, address, family=family, shared=shared)
+    try:
+        server = await loop.create_server(factory, sock=sock, backlog=BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(_why_not(key, address, error)) from None
+    kind = "tcp6" if family == socket.AF_INET6 else "tcp4"
+    return Listener(f"{kind}://{address._replace(port=sock.getsockname()[1])}", server, None)
+
+
+async def bind_tcp(key: str, address: HostPort, *, family: int, shared: bool = False) -> socket.socket:
+    """Return a socket that is bound as `listen_tcp` says, and does not listen yet, but for one that the service manager
+    has passed. Raises ConfigError."""
     try:
         hosts = [host for host in await find(address.host, LOOKUP_S) if (":" in host) is (family == socket.AF_INET6)]
     except OSError:
@@ -109,14 +129,14 @@ async def listen_tcp(key: str, address: HostPort, factory: Factory, *, family: i
             _set_options(sock)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(where)
-        server = await loop.create_server(factory, sock=sock, backlog=BACKLOG)
     except OSError as error:
         if sock is not None:
             sock.close()
         raise ConfigError(_why_not(key, address, error)) from None
-    kind = "tcp6" if family == socket.AF_INET6 else "tcp4"
-    return Listener(f"{kind}://{address._replace(port=sock.getsockname()[1])}", server, None)
+    return sock
 
 
 def _set_options(sock: socket.socket) -> None:

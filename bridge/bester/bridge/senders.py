@@ -5,13 +5,16 @@ A user is one sender, with however many connections; so is a native server's hos
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bester.bridge.ports import ClientConnection
+    from bester.bridge.submissions import Submissions
 
-STRANGERS = ("strangers",)
+Key = tuple[str, ...]
+"""Key of a sender: ("user", name), ("host", address) of a native server, or STRANGERS."""
+STRANGERS: Key = ("strangers",)
 """Key of the one sender that all strangers are."""
 
 
@@ -20,12 +23,15 @@ class Sender:
 
     `ready` are its connections with frames that may be handled now, in turn; `blocked` those whose frames wait until
     the sender has fewer unreported messages. `deficit` is what the sender may still use of its quantum (deficit round
-    robin).
+    robin). `submissions` are the messages at the broker to which this sender's go; whoever adds the sender to a bridge
+    sets them.
     """
 
-    __slots__ = ("blocked", "connections", "count", "deficit", "key", "ready", "size_bytes")
+    __slots__ = ("blocked", "connections", "count", "deficit", "key", "ready", "size_bytes", "submissions")
 
-    def __init__(self, key: Hashable) -> None:
+    submissions: Submissions
+
+    def __init__(self, key: Key) -> None:
         self.key = key
         self.connections = 0
         self.count = 0
@@ -40,12 +46,19 @@ class Senders:
     the connections are."""
 
     def __init__(self) -> None:
-        self._by_key: dict[Hashable, Sender] = {}
+        self._by_key: dict[Key, Sender] = {}
 
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def join(self, key: Hashable) -> Sender:
+    def __iter__(self) -> Iterator[Sender]:
+        return iter(self._by_key.values())
+
+    def find(self, key: Key) -> Sender | None:
+        """Return the sender with a key, None where it has no connection."""
+        return self._by_key.get(key)
+
+    def join(self, key: Key) -> Sender:
         """Return the sender of another connection."""
         sender = self._by_key.get(key)
         if sender is None:

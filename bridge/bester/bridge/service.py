@@ -13,16 +13,19 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from bester.bridge import native
 from bester.bridge.bridge import Bridge
+from bester.bridge.brokers import MAX_BROKERS
 from bester.bridge.certificates import Certificates, Watch
 from bester.bridge.connection import Connection
 from bester.bridge.credit import hello_options
 from bester.bridge.first_frames import FirstFrames
 from bester.bridge.forward import Forwarder
 from bester.bridge.informer import Informer
+from bester.bridge.lifeline import Lifeline
 from bester.bridge.limits import Limits
 from bester.bridge.listeners import (
     Factory,
@@ -44,10 +47,11 @@ from bester.broker.reload import Apply, Prepare, Reloader
 from bester.broker.systemd import service_manager
 from bester.broker.tls_faults import TlsError
 from bester.broker.tls_stream import TlsStream
+from bester.broker.turn import Turn
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import VERSION, Hello, Message
-from bester.broker.wire.runs import write_run
+from bester.broker.wire.runs import read_deliveries, write_run
 
 TICK_S = 0.5
 """Time between two looks of the core at its deadlines, which are seconds long."""
@@ -108,9 +112,10 @@ class Service:
     """The core and its listeners inside `serving`."""
 
     def __init__(
-        self, bridge: Bridge, forwarder: Forwarder, certificates: Certificates, first_frames: FirstFrames
+        self, bridge: Bridge, forwarder: Forwarder, certificates: Certificates, first_frames: FirstFrames, turn: Turn
     ) -> None:
         self.bridge = bridge
+        self._turn = turn
         self.certificates = certificates
         self.first_frames = first_frames
         self.forwarder = forwarder
@@ -120,6 +125,8 @@ class Service:
         self._empty = asyncio.Event()
         self.has_broker = asyncio.Event()
         """Set when a broker has answered for the first time."""
+        self._links: list[FabricLink] = []
+        self._leaving: set[asyncio.Task[None]] = set()
         bridge.on_empty = self._empty.set
 
     @property
@@ -134,7 +141,7 @@ class Service:
 
     def _hello_options(self) -> dict[str, Any]:
         listeners = [listener.url for listener in self.listeners]
-        return {"epoch": self._epoch, "listeners": listeners, **hello_options(self.bridge.limits)}
+        return {"epoch": self._epoch, "listeners": listeners, **hello_options(self.bridge.brokers.limits_of_one)}
 
     def attach(self, send: Callable[[Sequence[Message]], int]) -> None:
         """Use a broker in this process: `send` sends messages to the broker and returns how many were taken.
@@ -144,26 +151,65 @@ class Service:
         self.bridge.connect(_Direct(send))
         send((Hello(VERSION, "bridge", self._name, self._hello_options()),))
 
-    def link(self, endpoint: str, keys: LinkKeys | None = None) -> FabricLink:
+    def link(self, endpoint: str, keys: LinkKeys | None = None, number: int = 0) -> FabricLink:
         """Return a link to the broker at a fabric endpoint; the caller starts and closes the link. `keys` encrypt the
-        link."""
+        link. `number` is that of the broker among several."""
         bridge = self.bridge
+        broker = bridge.brokers.all[number]
 
         def ready() -> None:
-            bridge.on_link_ready(fabric.link_client.options)
+            twin = self._twin(fabric)
+            if twin is not None:
+                self._part(fabric, twin)
+                return
+            bridge.on_link_ready(fabric.link_client.options, broker)
             self.has_broker.set()
 
+        def received(frames: list[bytes]) -> bool:
+            """Take a batch of deliveries alone; return False for any other."""
+            run = read_deliveries(frames)
+            if run is None:
+                return False
+            bridge.receive(run, broker)
+            return True
+
+        def lost(why: str) -> None:
+            bridge.on_link_lost(why, broker)
+
+        several = bridge.brokers.are_several
         fabric = FabricLink(
             endpoint,
             LinkClient("bridge", self._name, self._hello_options()),
-            on_messages=bridge.receive,
+            on_messages=partial(bridge.receive, broker=broker) if several else bridge.receive,
             on_ready=ready,
-            on_lost=bridge.on_link_lost,
+            on_lost=lost,
             keys=keys,
+            on_frames=received,
             pack=write_run,
+            turn=self._turn,
         )
-        bridge.connect(fabric)
+        bridge.connect(fabric, broker)
+        self._links.append(fabric)
         return fabric
+
+    def _twin(self, fabric: FabricLink) -> FabricLink | None:
+        """Return another link to the same life of the same broker, if there is one."""
+        life = fabric.link_client.options.get("life")
+        same = (
+            link
+            for link in self._links
+            if link is not fabric and not link.over.is_set() and link.link_client.options.get("life") == life
+        )
+        return next(same, None) if life is not None else None
+
+    def _part(self, fabric: FabricLink, twin: FabricLink) -> None:
+        """Leave a broker that another link leads to as well: it would give up one of the links for the other."""
+        fields = facts("broker-twice", endpoint=fabric.endpoint, other=twin.endpoint)
+        text = "%s and %s lead to one broker, and the first of them is not used: leave it out of [fabric] connect"
+        log.error(text, fabric.endpoint, twin.endpoint, extra=fields)
+        leaving = asyncio.get_running_loop().create_task(fabric.close(timeout_s=1.0))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
 
     def refuse_new(self) -> None:
         """Accept no more connections."""
@@ -241,14 +287,23 @@ def _notice(text: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(config: Config, names: Names | None = None) -> AsyncIterator[Service]:
-    """Run a bridge with the listeners of the configuration. The bridge has no broker until `attach` or `link`.
+async def serving(
+    config: Config,
+    names: Names | None = None,
+    turn: Turn | None = None,
+    brokers: Sequence[str] = ("",),
+    *,
+    shared: bool = False,
+) -> AsyncIterator[Service]:
+    """Run a bridge with the listeners of the configuration, for as many brokers as there are places in `brokers`. The
+    bridge has none of them until `attach` or `link`. `shared`: other processes listen at the same TCP addresses.
 
-    Listeners open before any name is looked up. `names` is given by a broker in the same process, which looks names up
-    as well. Raises ConfigError where a listener cannot be opened. At the end the remaining connections are cut; call
-    `drain` first to let them finish.
+    Listeners open before any name is looked up. `names` and `turn` are those of a broker in the same process. Raises
+    ConfigError where a listener cannot be opened. At the end the remaining connections are cut; call `drain` first to
+    let them finish.
     """
     loop = asyncio.get_running_loop()
+    turn = turn or Turn()
     certificates = Certificates(config)
     limits = limits_of(config)
     looked_up = names or Names()
@@ -256,25 +311,27 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
     bridge = Bridge(
         limits,
         clock=time.monotonic,  # a uvloop loop's own stands still within a turn, which budgets of a turn measure
-        soon=loop.call_soon,
+        soon=turn.soon,
+        later=loop.call_soon,
         first_frame_bytes=first_frames.limit_bytes,
         in_doubt=first_frames.is_in_doubt,
         on_doubt=first_frames.put_off,
         ended=_on_ended,
         notice=_notice,
+        brokers=brokers,
     )
     forwarder = Forwarder(
         limits, bridge.on_forwarded, looked_up, certificates.of_server, config.reachable, bridge.reached
     )
     bridge.forward = forwarder.forward
     bridge.more_figures = certificates.figures
-    service = Service(bridge, forwarder, certificates, first_frames)
+    service = Service(bridge, forwarder, certificates, first_frames, turn)
     informer = Informer(limits, bridge.ask, lambda: service.urls, bridge.reached)
     async with contextlib.AsyncExitStack() as stack:
         if names is None:
             stack.callback(looked_up.close)
         stack.push_async_callback(service.end)
-        await _listen(config, service, loop)
+        await _listen(config, service, loop, shared=shared)
         if config.informer is not None:
             asking = await listen_unix("[informer] unix", str(config.informer), informer, mode=0o600)
             stack.callback(informer.close)
@@ -287,7 +344,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
         yield service
 
 
-async def _listen(config: Config, service: Service, loop: asyncio.AbstractEventLoop) -> None:
+async def _listen(config: Config, service: Service, loop: asyncio.AbstractEventLoop, *, shared: bool) -> None:
     listeners = config.native
 
     def connection() -> Connection:
@@ -298,15 +355,17 @@ async def _listen(config: Config, service: Service, loop: asyncio.AbstractEventL
         ("[native] tcp6", listeners.tcp6, socket.AF_INET6),
     ):
         if address is not None:
-            listener = await listen_tcp(key, address, connection, family=family, insecure=listeners.insecure)
+            listener = await listen_tcp(
+                key, address, connection, family=family, insecure=listeners.insecure, shared=shared
+            )
             service.listeners.append(listener)
     if listeners.unix is not None:
         service.listeners.append(await listen_unix("[native] unix", str(listeners.unix), connection))
     for address in () if listeners.tls is None else listeners.tls.listen:
-        service.listeners.append(await listen_tls(address, lambda: _secure(service, loop)))
+        service.listeners.append(await listen_tls(address, lambda: _secure(service, loop), shared=shared))
     if listeners.websocket is not None:
         factory, secure = _web(listeners, service, loop), listeners.tls is not None
-        service.listeners.append(await listen_web(listeners.websocket, factory, secure=secure))
+        service.listeners.append(await listen_web(listeners.websocket, factory, secure=secure, shared=shared))
 
 
 def _web(native: NativeConfig, service: Service, loop: asyncio.AbstractEventLoop) -> Factory:
@@ -351,55 +410,86 @@ def _secure(service: Service, loop: asyncio.AbstractEventLoop) -> TlsStream:
     return TlsStream(connection, context, plain_answer=PLAIN_ANSWER, opened=connection.secured, failed=failed)
 
 
+async def _all_over(links: Sequence[FabricLink]) -> None:
+    """Wait until every link has ended for good, and log each refusal but the last."""
+    waits = {asyncio.ensure_future(link.over.wait()): link for link in links}
+    try:
+        while waits:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                link = waits.pop(each)
+                if link.link_client.refusal is not None and waits:
+                    why = link.link_client.refusal.text
+                    text = "the broker at %s refuses this bridge, which goes on with the others: %s"
+                    log.error(text, link.endpoint, why, extra=facts("bridge-refused", broker=link.endpoint, why=why))
+    finally:
+        for each in waits:
+            each.cancel()
+
+
 async def _announce(service: Service, on_ready: Callable[[list[str]], None]) -> None:
     """Call `on_ready` when a broker has answered: until then logins are refused."""
     await service.has_broker.wait()
     on_ready(service.addresses)
 
 
-def keys_to_broker(config: Config) -> LinkKeys | None:
-    """Return the keys of an encrypted link to the broker, None where the link is not encrypted. Raises ConfigError."""
+def keys_to(config: Config, endpoint: str) -> LinkKeys | None:
+    """Return the keys of an encrypted link to a broker at an endpoint, None where the link is not encrypted. Raises
+    ConfigError."""
     fabric = config.fabric
     key = config.key_file if fabric.server_key is not None else fabric.key
     names = ("--key FILE (or [fabric] key)", "--server-key KEY (or [fabric] server_key)")
-    return link_keys(fabric.connect[0], key, fabric.server_key, names)
+    return link_keys(endpoint, key, fabric.server_key, names)
+
+
+def require_listener(config: Config) -> None:
+    """Raise ConfigError where a bridge would listen nowhere."""
+    native_config, tls = config.native, config.native.tls
+    plain = (native_config.tcp4, native_config.tcp6, native_config.unix)
+    if all(each is None for each in plain) and (tls is None or not tls.listen):
+        raise ConfigError('[native] names no listener; set tcp4 = "127.0.0.1:2223", tcp6 or unix')
 
 
 def run_bridge(
     config: Config,
     on_ready: Callable[[list[str]], None] = lambda addresses: None,
     read: Callable[[], Config] | None = None,
+    lifeline: Lifeline | None = None,
 ) -> int:
-    """Serve clients and servers with a broker in another process, until SIGTERM. Return the exit status.
+    """Serve clients and servers with brokers in other processes, until SIGTERM. Return the exit status.
 
-    `on_ready` gets the addresses when the listeners are open. `read` reads the configuration again at SIGHUP. Raises
-    ConfigError.
+    `on_ready` gets the addresses when the listeners are open. `read` reads the configuration again at SIGHUP. With a
+    `lifeline` this process is one of several at the same addresses. Raises ConfigError.
     """
-    if len(config.fabric.connect) != 1:
-        raise ConfigError("[fabric] connect names several brokers; a bridge has one: leave one of them")
-    native_config, tls = config.native, config.native.tls
-    plain = (native_config.tcp4, native_config.tcp6, native_config.unix)
-    if all(each is None for each in plain) and (tls is None or not tls.listen):
-        raise ConfigError('[native] names no listener; set tcp4 = "127.0.0.1:2223", tcp6 or unix')
-
-    keys = keys_to_broker(config)
+    endpoints = config.fabric.connect
+    if len(set(endpoints)) < len(endpoints):
+        raise ConfigError("[fabric] connect names a broker twice; each of the server's brokers stands there once")
+    if len(endpoints) > MAX_BROKERS:
+        raise ConfigError(
+            f"[fabric] connect names {len(endpoints)} brokers; a bridge is linked to at most {MAX_BROKERS}"
+        )
+    require_listener(config)
+    keys = [keys_to(config, endpoint) for endpoint in endpoints]
 
     async def main(stop: asyncio.Event) -> int:
-        """Serve until `stop` is set, or the broker has refused this bridge for good."""
-        async with serving(config) as service:
+        """Serve until `stop` is set, or every broker has refused this bridge for good."""
+        if lifeline is not None:
+            await lifeline.follow(stop)
+        async with serving(config, brokers=endpoints, shared=lifeline is not None) as service:
             reloader = Reloader(config, read)
             reloader.add(*live_part(service))
             reloader.start()
-            link = service.link(config.fabric.connect[0], keys)
-            link.start()
+            links = [service.link(*each, number) for number, each in enumerate(zip(endpoints, keys, strict=True))]
+            for link in links:
+                link.start()
             try:
-                listen, name = ", ".join(service.addresses), link.link_client.hello.name
-                fields = facts("bridge-started", name=name, listen=listen, broker=link.endpoint)
-                log.info("%s on %s, broker at %s", name, listen, link.endpoint, extra=fields)
+                listen, name, at = ", ".join(service.addresses), links[0].link_client.hello.name, ", ".join(endpoints)
+                fields = facts("bridge-started", name=name, listen=listen, broker=at)
+                log.info("%s on %s, broker at %s", name, listen, at, extra=fields)
                 async with asyncio.TaskGroup() as group:
-                    announcing = group.create_task(_announce(service, on_ready))
+                    announcing = group.create_task(_announce(service, lifeline.ready if lifeline else on_ready))
                     stopping = group.create_task(stop.wait())
-                    over = group.create_task(link.over.wait())
+                    over = group.create_task(_all_over(links))
                     await asyncio.wait((stopping, over), return_when=asyncio.FIRST_COMPLETED)
                     for task in (announcing, stopping, over):
                         task.cancel()
@@ -408,9 +498,10 @@ def run_bridge(
                     log.warning("messages were still under way; their senders got `timeout`", extra=fields)
             finally:
                 reloader.close()
-                await link.close(timeout_s=1.0)
-            if link.link_client.refusal is not None and not stop.is_set():
-                why = link.link_client.refusal.text
+                await asyncio.gather(*(link.close(timeout_s=1.0) for link in links))
+            refusals = [link.link_client.refusal.text for link in links if link.link_client.refusal is not None]
+            if refusals and not stop.is_set():
+                why = refusals[-1]
                 log.error("the broker refuses this bridge: %s", why, extra=facts("bridge-refused", why=why))
                 return 1
         return 0

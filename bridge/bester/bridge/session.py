@@ -426,7 +426,7 @@ class Session:
             meta: Meta = {**frame.claims, "scope": "server", "address": self.address}
             if self.certificate is not None:
                 meta["certificate"] = list(self.certificate)
-            type_, data, id_, _ = frame.sent
+            type_, data, id_ = frame.sent.type, frame.sent.data, frame.sent.id
             submit = Submit(next(self._tokens), None, type_, data, meta)
             size = len(data) + len(id_) + len(type_) + OVERHEAD_BYTES
             self.window.table[submit.token] = Submission(submit, id_, size, now, self.number)
@@ -514,7 +514,7 @@ class Session:
             if window.is_full or (window.stuck and self._must_wait(body)):
                 break
             sent = native.later(body)
-            if type(sent) is not _Sent or (type_ := sent[0]) in RESERVED_TYPES or len(type_) > MAX_TYPE:
+            if type(sent) is not _Sent or (type_ := sent.type) in RESERVED_TYPES or len(type_) > MAX_TYPE:
                 window.enter(count, size_bytes)
                 count = size_bytes = 0
                 if not self._other(sent, step, now):
@@ -523,12 +523,12 @@ class Session:
                 room, room_bytes = window.room()
                 continue
             handled += 1
-            _, data, id_, meta = sent
+            data, id_ = sent.data, sent.id
             if self._rates is not None and not self._rates.take(self.user or "", now):
                 step.write.append(native.report(id_, 1, "overloaded"))
                 continue
             token = next(self._tokens)
-            submit = _new(Submit, (token, number, type_, data, meta))
+            submit = _new(Submit, (token, number, type_, data, sent.meta))
             size = len(data) + len(id_) + len(type_) + OVERHEAD_BYTES
             table[token] = Submission(submit, id_, size, now, number)
             order.append(token)

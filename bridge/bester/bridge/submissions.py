@@ -74,6 +74,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 
 _SENT = State.SENT
+_HELD_DEPARTED = State.HELD_DEPARTED
 
 
 class Submission(msgspec.Struct, eq=False, gc=False):  # plain values alone: no cycle to collect
@@ -103,8 +104,9 @@ class Submissions:
     """All unreported messages of a bridge, and the order in which a broker gets them.
 
     `by_token` is the table, in the order of the rising tokens, and `most` the bound of its messages. `size_bytes` is
-    the size of the messages in the table and of the questions in the windows, `most_bytes` its bound. `wake` calls
-    `send_held` at the end of the turn of the loop.
+    the size of the messages in the table and of the questions in the windows, `most_bytes` its bound. `departed_of`
+    counts the messages of users whose connections have gone. `wake` calls `send_held` at the end of the turn of the
+    loop.
     """
 
     __slots__ = (
@@ -126,6 +128,7 @@ class Submissions:
         "_wake",
         "by_token",
         "credit",
+        "departed_of",
         "most",
         "most_bytes",
         "size_bytes",
@@ -151,6 +154,7 @@ class Submissions:
         self._held_bytes = 0
         self._departed: dict[int, Submission] = {}  # messages whose client has gone, by token
         self._departed_bytes = 0
+        self.departed_of: Counter[str] = Counter()
         self._closes: dict[int, Close] = {}  # by the token of the last held message of a session that has gone
 
     def is_over(self, sender: Sender, margin: int = 0) -> bool:
@@ -279,6 +283,7 @@ class Submissions:
             self._held_bytes -= submission.size
         if self._departed.pop(token, None) is not None:
             self._departed_bytes -= submission.size
+            self._count_departed(submission, -1)
         if self._closes and (close := self._closes.pop(token, None)) is not None:
             self._broker_link.send(close)
 
@@ -297,6 +302,7 @@ class Submissions:
                 submission.user, submission.account = user, account
                 self._departed[token] = submission
                 self._departed_bytes += size
+                self._count_departed(submission, 1)
                 if token in self._held:
                     last = token
             else:
@@ -306,6 +312,12 @@ class Submissions:
                 del self.by_token[token]
                 self._forget(submission)
         return last
+
+    def _count_departed(self, submission: Submission, by: int) -> None:
+        if submission.user is not None:
+            self.departed_of[submission.user] += by
+            if not self.departed_of[submission.user]:
+                del self.departed_of[submission.user]
 
     def close(self, message: Close, behind: int | None) -> None:
         """Send the end of a session to the broker, behind the held message with the token `behind`."""
@@ -335,6 +347,37 @@ class Submissions:
                 last[submission.session, submission.user, submission.account] = token
         self._closes = {token: Close(session) for (session, *_), token in last.items()}
         return [Open(*each) for each in last]
+
+    def give(self) -> list[Submission]:
+        """Empty the table, whose link is lost, for brokers that are live; return the messages in order."""
+        given = list(self.by_token.values())
+        self.by_token.clear()
+        self._held.clear()
+        self._departed.clear()
+        self.departed_of.clear()
+        self._held_bytes = self._departed_bytes = 0
+        self.size_bytes -= sum(submission.size for submission in given)
+        return given
+
+    def take(self, given: Sequence[Submission]) -> list[Open]:
+        """Take messages of another broker, which are held, and send them among those held here, in the order of their
+        tokens. Return the sessions that have gone and left some: the broker gets their Opens before the messages."""
+        added = {submission.submit.token: submission for submission in given}
+        whole = sorted((self.by_token | added).items())
+        self.by_token.clear()  # the windows have this table
+        self.by_token.update(whole)
+        self._held = OrderedDict(sorted((self._held | added).items()))
+        departed = {token: submission for token, submission in added.items() if submission.state is _HELD_DEPARTED}
+        self._departed = dict(sorted((self._departed | departed).items()))
+        for submission in given:
+            self.size_bytes += submission.size
+            self._held_bytes += submission.size
+        for submission in departed.values():
+            self._departed_bytes += submission.size
+            self._count_departed(submission, 1)
+        sessions = {submission.session for submission in departed.values()}
+        self._wake()
+        return [opened for opened in self.on_link_ready() if opened.session in sessions]
 
     def send_held(self) -> None:
         """Send held messages, as far as there is room on the link, and credit."""

@@ -47,6 +47,8 @@ class Window:
 
     `stuck` are the types that the broker can take no more of now. `waits_for` is the one of them that the connection's
     next message has: the window is full then, because messages keep their order.
+
+    With several brokers, `submissions` are those at one of them, until `move`.
     """
 
     __slots__ = (
@@ -55,12 +57,12 @@ class Window:
         "_most",
         "_most_bytes",
         "_most_questions",
-        "_submissions",
         "is_full",
         "order",
         "sender",
         "size_bytes",
         "stuck",
+        "submissions",
         "table",
         "waits_for",
     )
@@ -70,7 +72,7 @@ class Window:
         self._most = limits.unreported
         self._most_bytes = limits.unreported_bytes
         self._most_questions = limits.questions
-        self._submissions = submissions
+        self.submissions = submissions
         self.table = submissions.by_token
         self.stuck = submissions.credit.stuck
         self.waits_for: str | None = None
@@ -86,7 +88,7 @@ class Window:
     def room(self) -> tuple[int, int]:
         """Return the messages and the bytes, 1 or more, below which a run of messages certainly leaves room for
         another. (A message counts twice against the bounds for all: at its sender, and among all.)"""
-        submissions, sender = self._submissions, self.sender
+        submissions, sender = self.submissions, self.sender
         messages = (submissions.most - sender.count - len(self.table) + 1) // 2
         size_bytes = (submissions.most_bytes - sender.size_bytes - submissions.size_bytes + 1) // 2
         return (
@@ -96,7 +98,7 @@ class Window:
 
     def enter(self, messages: int, size_bytes: int) -> None:
         """Count a run of messages, of `size_bytes` together, that were put into `table` and `order`."""
-        submissions, sender = self._submissions, self.sender
+        submissions, sender = self.submissions, self.sender
         submissions.size_bytes = total = submissions.size_bytes + size_bytes
         sender.size_bytes = of_sender = sender.size_bytes + size_bytes
         sender.count = sent = sender.count + messages
@@ -115,7 +117,7 @@ class Window:
     def ask(self, question: Question, id_: bytes, size: int) -> None:
         """Count a question."""
         self._asked[question.token] = Asked(question, id_, size)
-        self._submissions.size_bytes += size
+        self.submissions.size_bytes += size
         self.sender.size_bytes += size
         self.sender.count += 1
         self.size_bytes += size
@@ -139,13 +141,13 @@ class Window:
             or self.size_bytes >= self._most_bytes
             or self._count >= self._most
             or len(self._asked) >= self._most_questions
-            or self._submissions.is_over(self.sender)
+            or self.submissions.is_over(self.sender)
         )
 
     def count_out(self, messages: int, size_bytes: int, table_bytes: int) -> None:
         """Count a run of messages out that were just taken from the table, and are reported: `size_bytes` in the window
         and at the sender, `table_bytes` in the table. Where the session's `has_more` is true, its `proceed` follows."""
-        self._submissions.size_bytes -= table_bytes
+        self.submissions.size_bytes -= table_bytes
         sender = self.sender
         sender.size_bytes -= size_bytes
         sender.count -= messages
@@ -166,7 +168,7 @@ class Window:
         if submission.state is _SENT:  # in no index beside the table
             self.count_out(1, size, size)
         else:
-            self._submissions.release(submission)
+            self.submissions.release(submission)
             self.count_out(1, size, 0)
         return native.report(submission.id, status, reason, message, recipients, note)
 
@@ -187,7 +189,7 @@ class Window:
         """Count a question out, and return it; None where the window has none with this token."""
         asked = self._asked.pop(token, None)
         if asked is not None:
-            self._submissions.size_bytes -= asked.size
+            self.submissions.size_bytes -= asked.size
             self.sender.size_bytes -= asked.size
             self.sender.count -= 1
             self.size_bytes -= asked.size
@@ -195,9 +197,17 @@ class Window:
             self.is_full = self._has_no_room()
         return asked
 
+    def move(self, submissions: Submissions) -> None:
+        """Go on with another broker: the unreported messages, if any, are moved to its table by the caller."""
+        size = sum(asked.size for asked in self._asked.values())
+        self.submissions.size_bytes -= size
+        submissions.size_bytes += size
+        self.submissions, self.table, self.stuck = submissions, submissions.by_token, submissions.credit.stuck
+        self.is_full = self._has_no_room()
+
     def clear(self) -> None:
         """Count everything out: the connection is gone, and `submissions` keeps or drops its messages."""
-        self._submissions.size_bytes -= sum(asked.size for asked in self._asked.values())
+        self.submissions.size_bytes -= sum(asked.size for asked in self._asked.values())
         self.sender.size_bytes -= self.size_bytes
         self.sender.count -= self._count
         self.size_bytes = self._count = 0

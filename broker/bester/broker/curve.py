@@ -19,6 +19,7 @@ from zmq.utils import z85
 
 from bester.broker.fabric import FabricSocket, Frames
 from bester.broker.keys import KeyPair
+from bester.broker.turn import Turn
 from bester.broker.unread import Unread
 from bester.broker.wire.messages import MAX_FRAMES
 
@@ -92,8 +93,9 @@ class CurveSocket(FabricSocket):
         on_frames: Callable[[Frames], None],
         on_gone: Callable[[bytes, bytes], None],
         on_refused: OnRefused,
+        turn: Turn | None = None,
     ) -> None:
-        super().__init__(context, zmq.ROUTER, on_frames)
+        super().__init__(context, zmq.ROUTER, on_frames, turn)
         self.socket.curve_server = True
         self.socket.curve_publickey = pair.public.encode()
         self.socket.curve_secretkey = pair.secret.encode()
@@ -107,7 +109,6 @@ class CurveSocket(FabricSocket):
         self._holders: dict[bytes, tuple[bytes, int]] = {}  # key and descriptor of the connection, by routing id
         self._connections: dict[int, bytes] = {}  # routing id by descriptor
         self._ended: dict[bytes, tuple[bytes, int]] = {}  # connections that have ended, until all messages are read
-        self._paused = False
         self._addresses: dict[int, str] = {}  # by descriptor
         self.unread = Unread()
         self._failed: tuple[int, int] | None = None  # event and value of a handshake; its descriptor comes next
@@ -115,6 +116,7 @@ class CurveSocket(FabricSocket):
 
     def send_to(self, identity: bytes, party: str, frames: Frames) -> None:
         """Send to a party, if the connection of its routing id is its own. Raises as `send` does."""
+        self._was_used = True
         self.socket.getsockopt(zmq.EVENTS)  # ends the pipes of connections that have ended ...
         if self._monitor is not None:
             self._monitor.read()  # ... whose ends are in the monitor before
@@ -123,30 +125,9 @@ class CurveSocket(FabricSocket):
             raise zmq.ZMQError(zmq.EHOSTUNREACH)
         self.send([identity, *frames])
 
-    def pause(self) -> None:
-        """Read nothing until `resume` is called: what was read last is still being handled."""
-        self._paused = True
-
-    def resume(self) -> None:
-        """Read again, in the next turn of the loop."""
-        self._paused = False
-        if self._loop is not None and self._again is None:
-            self._again = self._loop.call_soon(self._drain)
-
-    def look_again(self) -> None:
-        """Read in this turn of the loop if messages wait, unless the socket is paused."""
-        if not self._paused:
-            super().look_again()
-
-    def has_unread(self) -> bool:
-        """Return whether input waits, or what was read last is still being handled."""
-        return self._paused or super().has_unread()
-
     def _receive_keyed(self, flags: int) -> Frames:
         """Receive a message with its party's key, as ZAP let it in; an empty list while the rest of a message of too
-        many frames is skipped. Raises zmq.Again where there is none, or the socket is paused."""
-        if self._paused:
-            raise zmq.Again
+        many frames is skipped."""
         if self._skipping and not self._skip():
             return []
         while True:
@@ -183,11 +164,16 @@ class CurveSocket(FabricSocket):
                 why = f"it sent {size_bytes >> 20} MiB of a message that does not end"
                 self._on_refused(address, key.decode(), why)
 
+    def cut(self, identity: bytes, party: str, why: str) -> None:
+        """End the connection of a party's routing id, with a line in the log."""
+        key, descriptor = self._holders.get(identity, (b"", -1))
+        address = self._addresses.get(descriptor, UNSEEN)
+        if key == party.encode() and self.unread.cut(descriptor):
+            self._on_refused(address, party, why)
+
     def _drain(self) -> None:
         super()._drain()
-        if not self._ended or self._paused or self._loop is None:
-            return
-        if not int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if self._ended and self._loop is not None and not self.has_unread():
             ended, self._ended = self._ended, {}
             for identity, connection in ended.items():
                 if self._holders.get(identity) == connection:

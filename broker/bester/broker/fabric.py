@@ -1,10 +1,11 @@
 """ZeroMQ sockets on an asyncio loop: the one shell that the broker, bridges and handlers share.
 
 A socket's file descriptor is registered with the loop. When the descriptor wakes, all messages are read without
-blocking, and all messages sent in one turn of the loop leave as one batch a destination; a handler's answers leave
-before its socket is asked for more. The descriptor is edge-triggered and wakes once when the socket's state changes, so
-the state is checked again after every send. ZeroMQ is given addresses, never names: its lookups would block the thread
-that moves all its bytes, and its end. This module decides nothing: messages go to callbacks.
+blocking, and all messages sent in one turn of the loop leave as one batch a destination, in the turn in which the
+messages before them came; a handler's answers leave before its socket is asked for more. The descriptor is
+edge-triggered and wakes once when the socket's state changes, so the state is checked again after every send. ZeroMQ is
+given addresses, never names: its lookups would block the thread that moves all its bytes, and its end. This module
+decides nothing: messages go to callbacks.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import zmq
+from zmq.backend import zmq_poll
 
 from bester.broker.keys import LinkKeys
 from bester.broker.lookups import PATIENCE_S
 from bester.broker.monitor import CONNECTING, Monitor, OnEvent, event_of, greet
 from bester.broker.names import find, numeric, reason
+from bester.broker.turn import Turn
 from bester.broker.wire.address import HostPort, parse_endpoint
 from bester.broker.wire.codec import batches, decode, fault
 from bester.broker.wire.codes import WireError
@@ -46,9 +50,11 @@ CLOSING_LINGER_MS = 500
 """Time to send the last messages of a link that closes."""
 MAX_MET = 20_000
 """Peers of one socket whose process is remembered; above the bound all are looked up again with their next message."""
-_NOBLOCK, _EVENTS = int(zmq.NOBLOCK), int(zmq.EVENTS)
+_NOBLOCK = int(zmq.NOBLOCK)
 _POLLIN, _RCVMORE = int(zmq.POLLIN), int(zmq.RCVMORE)
-"""As plain integers: each use of an enum's member costs pyzmq half a microsecond and more."""
+_MORE_FOLLOWS = int(zmq.NOBLOCK | zmq.SNDMORE)
+"""As plain integers: each use of an enum's member costs pyzmq half a microsecond and more. So does each option that is
+asked for: a frame received as an object knows whether another one follows, and a poll of one socket tells of input."""
 _NOT_YET = (State.DOWN, State.GREETING)
 
 Frames = list[bytes]
@@ -56,15 +62,27 @@ _HEARTBEAT: Frames = next(iter(batches([Heartbeat()])))
 
 
 class FabricSocket:
-    """ZeroMQ socket on the loop; `on_frames` gets each message."""
+    """ZeroMQ socket on the loop; `on_frames` gets each message. What the callbacks ask of `turn` is done once
+    everything is read that this turn reads."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int, on_frames: Callable[[Frames], None]) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        kind: int,
+        on_frames: Callable[[Frames], None],
+        turn: Turn | None = None,
+    ) -> None:
         self._on_frames = on_frames
+        self._turn = turn or Turn()
         self.socket = context.socket(kind)
+        raw: Any = super(zmq.Socket, self.socket)  # without the options of `Socket.send`, which take as long as it does
+        self._send_frame: Callable[[bytes, int], object] = raw.send
+        self._was_used = False  # since the last look at its input
+        self._polled = [(self.socket, _POLLIN)]
         self.socket.linger = 0
         self.socket.set_hwm(HIGH_WATER_MARK)
         self.socket.maxmsgsize = MAX_FRAME_BYTES
-        self._receive: Callable[[int], Frames] = self._receive_whole
+        self._receive: Callable[[int], Frames] = self._receive_routed if kind == zmq.ROUTER else self._receive_whole
         self._skipping = False  # the rest of a message of too many frames is still to be read
         self.overlong = 0
         """Count of the messages of too many frames, which are cut: `decode` refuses them."""
@@ -101,15 +119,21 @@ class FabricSocket:
 
     def send(self, frames: Frames) -> None:
         """Send one ZeroMQ message now. Raises zmq.Again for a full queue, ZMQError for a peer that has gone."""
-        if len(frames) == 1:
-            self.socket.send(frames[0], _NOBLOCK)
-        else:
-            self.socket.send_multipart(frames, _NOBLOCK)
+        self._was_used = True
+        if len(frames) > 1:
+            for frame in frames[:-1]:
+                self._send_frame(frame, _MORE_FOLLOWS)
+        self._send_frame(frames[-1], _NOBLOCK)
 
     def send_to(self, identity: bytes, party: str, frames: Frames) -> None:
         """Send to one peer of a ROUTER; `party` is its public key, empty on a socket without keys. Raises as `send`
         does."""
-        self.socket.send_multipart([identity, *frames], _NOBLOCK)
+        self._was_used = True
+        self._send_frame(identity, _MORE_FOLLOWS)
+        if len(frames) > 1:
+            for frame in frames[:-1]:
+                self._send_frame(frame, _MORE_FOLLOWS)
+        self._send_frame(frames[-1], _NOBLOCK)
 
     def remember_processes(self) -> None:
         """Ask the kernel for the process of each peer (`process_of`); for a ROUTER bound to an ipc endpoint."""
@@ -124,14 +148,25 @@ class FabricSocket:
         """Receive one message; an empty list while the rest of a message of too many frames is skipped."""
         if self._skipping and not self._skip():
             return []
-        receive, more = self.socket.recv, self.socket.getsockopt
-        frames = [receive(flags)]
-        while more(_RCVMORE):
-            frames.append(receive(flags))
+        return self._receive_rest([], flags)
+
+    def _receive_routed(self, flags: int) -> Frames:
+        """Receive one message of a ROUTER as `_receive_whole` does: behind the identity there is a frame always."""
+        if self._skipping and not self._skip():
+            return []
+        return self._receive_rest([self.socket.recv(flags)], flags)
+
+    def _receive_rest(self, frames: Frames, flags: int) -> Frames:
+        """Receive the next frames up to the end of a message, behind these, and return all."""
+        receive: Any = self.socket.recv  # as objects, by position: a name costs more than the call
+        while True:
+            frame = receive(flags, False)
+            frames.append(frame.bytes)
             if len(frames) > MAX_FRAMES + 1:
                 self._cut()
-                break
-        return frames
+                return frames
+            if not frame.more:
+                return frames
 
     def _cut(self) -> None:
         """Leave the rest of a message of too many frames to later turns of the loop."""
@@ -151,18 +186,14 @@ class FabricSocket:
         """Receive one message as `_receive_whole` does, and look up the process of a new peer."""
         if self._skipping and not self._skip():
             return []
-        receive, more = self.socket.recv, self.socket.getsockopt
-        identity = receive(flags)
+        identity = self.socket.recv(flags)
         assert self._met is not None
         if identity not in self._met or identity[0]:  # an identity chosen by its owner may come from a new process
             return [identity, *self._meet(identity)]
-        frames = [identity]
-        while more(_RCVMORE):
-            frames.append(receive(flags))
-            if len(frames) > MAX_FRAMES + 1:
-                self._cut()
-                break
-        return frames
+        frame = self.socket.recv(flags, copy=False)
+        if not frame.more:
+            return [identity, frame.bytes]
+        return self._receive_rest([identity, frame.bytes], flags)
 
     def _meet(self, identity: bytes) -> Frames:
         """Receive the rest of a message as objects that carry the kernel's data on the sender."""
@@ -180,7 +211,13 @@ class FabricSocket:
 
     def _has_input(self) -> bool:
         """Return whether a message can be read; if not, the descriptor wakes for the next one."""
-        return bool(int(self.socket.getsockopt(_EVENTS)) & _POLLIN)
+        self._was_used = False
+        return bool(zmq_poll(self._polled, 0))
+
+    def look_after_sending(self) -> None:
+        """Look again, unless nothing was sent since the last look."""
+        if self._was_used:
+            self.look_again()
 
     def look_again(self) -> None:
         """Read in this turn of the loop if messages wait, as a send may have consumed the descriptor's wake-up."""
@@ -202,6 +239,7 @@ class FabricSocket:
         receive = self._receive
         enough = time.monotonic() + DRAIN_S
         empty, read = False, 0
+        self._turn.begin()
         try:
             for _ in range(DRAIN_AT_ONCE):
                 frames = receive(_NOBLOCK)
@@ -222,6 +260,7 @@ class FabricSocket:
             self.messages_read += read
             if not empty:  # also after an exception of a callback: the descriptor does not wake for the rest
                 self.look_again()
+            self._turn.end()
 
 
 class SharedSocket(FabricSocket):
@@ -231,15 +270,22 @@ class SharedSocket(FabricSocket):
     lock. Callbacks run outside of the lock, so that a handler which holds the loop does not hold the socket as well.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int, on_frames: Callable[[Frames], None]) -> None:
-        super().__init__(context, kind, on_frames)
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        kind: int,
+        on_frames: Callable[[Frames], None],
+        turn: Turn | None = None,
+    ) -> None:
+        super().__init__(context, kind, on_frames, turn)
         self.guard = threading.Lock()
         self._acquire, self._release = self.guard.acquire, self.guard.release  # half the price of `with`
         self._came: deque[Frames] = deque()
         self._on_read: Callable[[], None] = lambda: None
 
     def send_after_reading(self, send: Callable[[], None]) -> None:
-        """Set a callback that sends the answers to what was read, before the socket is asked for more."""
+        """Set a callback that sends the answers to what was read, before the socket is asked for more. It is called
+        after each callback with frames, also one that has failed."""
         self._on_read = send
 
     def close(self) -> None:
@@ -255,21 +301,16 @@ class SharedSocket(FabricSocket):
         finally:
             self._release()
 
-    def look_again(self) -> None:
-        """Read soon as FabricSocket does, under the lock."""
-        if self._loop is None or self._again is not None:
-            return
+    def _has_input(self) -> bool:
         self._acquire()
         try:
-            has_input = self._has_input()
+            return super()._has_input()
         finally:
             self._release()
-        if has_input:
-            self._again = self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
         """Read one message, call back and send the answers; then read what else waits, so that the lock is taken once,
-        and call back for each.
+        call back for each, and send the answers together.
 
         Most often there is one message. The look at the socket after its answers is needed anyway, and costs a third of
         a receive that fails.
@@ -277,31 +318,17 @@ class SharedSocket(FabricSocket):
         if self._again is not None:
             self._again.cancel()
             self._again = None
+        enough = time.monotonic() + DRAIN_S
         try:
-            self._read_and_answer(time.monotonic() + DRAIN_S)
+            self._read(1)
+            if self._answer(enough) and self._has_input():
+                self._read(DRAIN_AT_ONCE)
+                self._answer(enough)
+                self.look_again()
         except BaseException:  # raised by a callback: the descriptor does not wake for the rest
             if self._loop is not None and self._again is None:
                 self._again = self._loop.call_soon(self._drain)
             raise
-
-    def _read_and_answer(self, enough: float) -> None:
-        self._read(1)
-        if not self._call_back(enough):
-            return
-        self._on_read()
-        if self._loop is None:
-            return
-        self._acquire()
-        try:
-            has_input = self._has_input()
-        finally:
-            self._release()
-        if not has_input:
-            return
-        self._read(DRAIN_AT_ONCE)
-        is_full = len(self._came) >= DRAIN_AT_ONCE
-        if self._call_back(enough) and is_full:
-            self.look_again()
 
     def _read(self, most: int) -> None:
         """Receive so many messages, or as many as there are."""
@@ -315,20 +342,23 @@ class SharedSocket(FabricSocket):
         finally:
             self._release()
 
-    def _call_back(self, enough: float) -> bool:
-        """Call back for each message read; return False where the socket is closed, or the rest is left to a later
-        turn."""
+    def _answer(self, enough: float) -> bool:
+        """Call back for each message read, and send the answers; return False where the socket is closed, or the rest
+        is left to a later turn because the time is over."""
         came = self._came
-        while came:
-            frames = came.popleft()
-            if frames:
-                self._on_frames(frames)
-            if self._loop is None:  # closed by a callback
-                return False
-            if came and time.monotonic() >= enough:
-                self._again = self._loop.call_soon(self._drain)
-                return False
-        return True
+        try:
+            while came:
+                frames = came.popleft()
+                if frames:
+                    self._on_frames(frames)
+                if self._loop is None:  # closed by a callback
+                    return False
+                if came and time.monotonic() >= enough:
+                    self._again = self._loop.call_soon(self._drain)
+                    return False
+        finally:
+            self._on_read()
+        return self._loop is not None
 
     def send_from_another_thread(self, frames: Frames) -> bool:
         """Send one ZeroMQ message if the queue has room; return whether the socket is open. Call `look_again` on the
@@ -365,7 +395,8 @@ class FabricLink:
     With `keys` the link is encrypted. `called` is the broker's name in the words of `trouble`.
 
     `on_frames` gets each ZeroMQ message first, and returns False for one that must be decoded; it takes no message
-    about the link. `pack(queue, most_bytes)` encodes a queue in one ZeroMQ message, or returns None.
+    about the link. `pack(queue, most_bytes)` encodes a queue in one ZeroMQ message, or returns None. `turn` is that of
+    the other parts of this process.
     """
 
     def __init__(
@@ -382,6 +413,7 @@ class FabricLink:
         called: str = "the server",
         on_frames: Callable[[Frames], bool] | None = None,
         pack: Callable[[list[Message], int], Frames | None] | None = None,
+        turn: Turn | None = None,
     ) -> None:
         wrong = fault(link_client.hello)
         if wrong is not None:
@@ -405,7 +437,12 @@ class FabricLink:
         self._probe: asyncio.Task[None] | None = None
         self._queue: list[Message] = []
         self._stuck: deque[Frames] = deque()
-        self._flush_handle: asyncio.Handle | None = None
+        self._turn = turn or Turn()
+        self._flushes = False  # at the end of this turn
+        self._is_reading = False  # `_send_answers` comes
+        self._most_bytes = MAX_FRAME_BYTES
+        """Limit on a body: the broker's for a handler; other roles check bodies where they enter."""
+        self._retry_handle: asyncio.TimerHandle | None = None  # of a flush that has found no room
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._over: asyncio.Event = asyncio.Event()
@@ -423,7 +460,7 @@ class FabricLink:
         if self._socket is None or self.link_client.state in _NOT_YET or len(self._queue) >= MAX_QUEUED:
             return False
         self._queue.append(message)
-        if self._flush_handle is None:
+        if not self._flushes:
             self._flush_soon()
         return True
 
@@ -436,15 +473,14 @@ class FabricLink:
         self._flush_soon()
         return len(taken)
 
+    def flush(self) -> None:
+        """Send what is queued now, rather than at the end of this turn."""
+        if self._flushes:
+            self._flush()
+
     def fault(self, message: Message) -> WireError | None:
         """Return the reason why a message cannot be sent on this link, or None."""
         return fault(message, self._most_bytes)
-
-    @property
-    def _most_bytes(self) -> int:
-        """Limit on a body: the broker's for a handler; other roles check bodies where they enter."""
-        limit = self.link_client.options.get("max_body") if self.link_client.hello.role == "handler" else None
-        return min(limit, MAX_FRAME_BYTES) if type(limit) is int and limit > 0 else MAX_FRAME_BYTES
 
     def vouch(self) -> None:
         """Send a HEARTBEAT from another thread while the loop is held; only for a `shared` link."""
@@ -534,7 +570,7 @@ class FabricLink:
 
     def _open(self, endpoint: str) -> None:
         assert self._context is not None
-        socket = self._kind(self._context, zmq.DEALER, self._received)
+        socket = self._kind(self._context, zmq.DEALER, self._received, self._turn)
         if isinstance(socket, SharedSocket):
             socket.send_after_reading(self._send_answers)
         socket.socket.ipv6 = "[" in endpoint  # required for IPv6 addresses
@@ -567,9 +603,7 @@ class FabricLink:
             self._do(self.link_client.on_handshake_failed(self._loop.time()))
 
     def _shut(self) -> None:
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
-            self._flush_handle = None
+        self._forget_flush()
         self._queue.clear()
         self._stuck.clear()
         if self._socket is not None:
@@ -578,6 +612,7 @@ class FabricLink:
 
     def _received(self, frames: Frames) -> None:
         now = self._loop.time()
+        self._is_reading = self._kind is SharedSocket
         if self._on_frames is not None and self._on_frames(frames):
             self.link_client.on_received(now)
             return
@@ -606,6 +641,8 @@ class FabricLink:
             self._flush()
         if step.event == "welcomed":
             self.trouble = ""
+            limit = self.link_client.options.get("max_body") if self.link_client.hello.role == "handler" else None
+            self._most_bytes = min(limit, MAX_FRAME_BYTES) if type(limit) is int and limit > 0 else MAX_FRAME_BYTES
             self._on_ready()
         elif step.event == "unknown":
             self._on_lost("the broker does not know this link any more")
@@ -654,12 +691,14 @@ class FabricLink:
     # --- sending ---
 
     def _flush_soon(self) -> None:
-        if self._flush_handle is None:
-            self._flush_handle = self._loop.call_soon(self._flush)
+        if not self._is_reading and not self._flushes and self._retry_handle is None:
+            self._flushes = True
+            self._turn.soon(self._flush)
 
     def _send_answers(self) -> None:
         """Send what was queued while messages were read, in the same turn of the loop."""
-        if self._flush_handle is not None and self._socket is not None:
+        self._is_reading = False
+        if self._queue and self._socket is not None:
             self._send_queue()
 
     def _flush(self) -> None:
@@ -670,14 +709,18 @@ class FabricLink:
         self._socket.look_again()
 
     def _forget_flush(self) -> None:
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
-            self._flush_handle = None
+        if self._flushes:
+            self._flushes = False
+            self._turn.forget(self._flush)
+        if self._retry_handle is not None:
+            self._retry_handle.cancel()
+            self._retry_handle = None
 
     def _send_queue(self) -> None:
         self._forget_flush()
         try:
-            self._send_stuck()
+            if self._stuck:
+                self._send_stuck()
             # Only now: while the broker does not read, messages stay where `send` counts them.
             queue, self._queue = self._queue, []
             most_bytes = self._most_bytes
@@ -688,7 +731,7 @@ class FabricLink:
                 self._stuck.extend(batches(queue, self._cannot_send, most_bytes))
             self._send_stuck()
         except zmq.Again:
-            self._flush_handle = self._loop.call_later(STUCK_RETRY_S, self._flush)
+            self._retry_handle = self._loop.call_later(STUCK_RETRY_S, self._flush)
         self.link_client.on_sent(self._loop.time())
 
     def _cannot_send(self, message: Message, error: WireError) -> Message | None:

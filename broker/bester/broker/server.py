@@ -55,6 +55,7 @@ from bester.broker.removed_accounts import RemovedAccounts
 from bester.broker.slices import Slices
 from bester.broker.store import Store
 from bester.broker.store_driver import RETRY_S, StoreDriver
+from bester.broker.turn import Turn
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codec import batches
@@ -77,6 +78,8 @@ IO_THREADS = 2
 for no flood that is decrypted."""
 BACKLOG = 1024
 """Waiting ipc connections: all handlers of a busy machine at once, at its start."""
+MAX_LINKS = 20_000
+"""Links of one socket that are remembered by their routing ids; above the bound all are made anew. Memory."""
 MAX_LOGINS = 8192
 """Logins whose check was begun: far more than the queue of checks, which chooses whom it turns away. Memory."""
 
@@ -109,8 +112,10 @@ class Broker:
         *,
         pair: KeyPair | None = None,
         curve: bool = False,
+        turn: Turn | None = None,
     ) -> None:
-        """`pair` are this server's keys, for links that are encrypted; with `curve`, those on loopback are, too."""
+        """`pair` are this server's keys, for links that are encrypted; with `curve`, those on loopback are, too. `turn`
+        is that of a bridge in this process."""
         self._listen = listen
         self._pair = pair
         self._curve = curve
@@ -149,13 +154,13 @@ class Broker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self._sockets: list[FabricSocket] = []
         self._reading: list[ReadUntil] = []  # readers of the sockets
-        self._slices: list[Slices] = []  # of the encrypted sockets
-        self._halfway: set[Link] = set()  # links with a batch handled in part: nothing is sent to them until its end
+        self._slices: dict[bytes, Slices] = {}  # of the encrypted sockets, by door
         self._bound: list[UnixSocket] = []
         self._direct: dict[Link, Receiver] = {}
         self._servers: dict[Link, FabricLink] = {}
         self._outgoing: dict[Link, list[Message]] = {}
-        self._flush_handle: asyncio.Handle | None = None
+        self._turn = turn or Turn()
+        self._flushes = False  # at the end of this turn
         self._tick_handle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
@@ -185,13 +190,11 @@ class Broker:
 
     async def __aexit__(self, *exc: object) -> None:
         """Send GOODBYE to every peer and close. Call `drain` first to let messages finish."""
-        for slices in self._slices:
+        for slices in self._slices.values():
             slices.drop()
-        self._halfway.clear()  # so that its links get a GOODBYE
         self._carry_out(self.router.dismiss("the broker ends"))
         self._driver.finish()
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
+        self._turn.forget(self._flush)
         self._flush()
         if self._tick_handle is not None:
             self._tick_handle.cancel()
@@ -239,14 +242,22 @@ class Broker:
         where = parse_endpoint(endpoint)
         door = b"%d:" % len(self._sockets)
 
+        links: dict[bytes, Link] = {}  # by routing id
+
         def received(frames: Frames) -> None:
-            self._received(Link(where.transport, door + frames[0]), frames[1:])
+            identity, *rest = frames
+            link = links.get(identity)
+            if link is None:
+                if len(links) >= MAX_LINKS:
+                    links.clear()
+                link = links[identity] = Link(where.transport, door + identity)
+            self._received(link, rest)
 
         socket: FabricSocket
         if where.transport == "tcp" and (self._curve or not where.local):
             socket = self._curve_socket(door)
         else:
-            socket = FabricSocket(self._context, zmq.ROUTER, received)
+            socket = FabricSocket(self._context, zmq.ROUTER, received, self._turn)
         self._sockets.append(socket)
         self._reading.append(ReadUntil(time.monotonic()))
         socket.socket.router_mandatory = 1
@@ -274,31 +285,29 @@ class Broker:
 
         def take(link: Link, messages: Sequence[Message | Malformed]) -> None:
             self._carry_out(self.router.receive_all(link, messages, time.monotonic()))
+            if link in self._outgoing:  # perhaps held back until now
+                self._flush_soon()
 
         def received(frames: Frames) -> None:
             identity, key, *rest = frames
-            slices.take_in(Link("curve", door + identity, key.decode()), read(rest))
+            slices.take_in(Link("curve", door + identity, key.decode()), rest)
 
         def gone(identity: bytes, key: bytes) -> None:
-            link = Link("curve", door + identity, key.decode())
+            slices.on_ended(Link("curve", door + identity, key.decode()))
+
+        def end(link: Link) -> None:
             unsent, now = self._outgoing.pop(link, None), time.monotonic()
             if unsent:
                 self._carry_out(self.router.on_undeliverable(link, unsent[0], now, unsent[1:]))
             else:
                 self._carry_out(self.router.on_link_lost(link, "the connection has ended", now))
 
-        def pause(link: Link) -> None:
-            self._halfway.add(link)
-            socket.pause()
+        def cut(link: Link, why: str) -> None:
+            socket.cut(link.key.removeprefix(door), link.party, why)
 
-        def resume(link: Link) -> None:
-            self._halfway.discard(link)
-            self._flush_soon()
-            socket.resume()
-
-        socket = CurveSocket(self._context, self._pair, received, gone, self._on_refused)
-        slices = Slices(take, clock=time.monotonic, soon=self._loop.call_soon, pause=pause, resume=resume)
-        self._slices.append(slices)
+        socket = CurveSocket(self._context, self._pair, received, gone, self._on_refused, self._turn)
+        slices = Slices(read, take, end=end, cut=cut, clock=time.monotonic, soon=self._loop.call_soon)
+        self._slices[door] = slices
         return socket
 
     def _on_refused(self, address: str, key: str, why: str) -> None:
@@ -328,9 +337,13 @@ class Broker:
         return self._sockets[int(index)].process_of(identity)
 
     def _read_until(self, link: Link) -> float:
-        """Return the time up to which everything that had arrived on a link was read."""
+        """Return the time up to which everything that had arrived on a link was handled."""
         index, colon, _ = link.key.partition(b":")
-        return self._reading[int(index)].until if colon else math.inf  # a direct link needs no reading
+        if not colon:
+            return math.inf  # a direct link needs no reading
+        until, slices = self._reading[int(index)].until, self._slices.get(index + colon)
+        waits_since = slices.waits_since(link.party) if slices is not None else None
+        return until if waits_since is None else min(until, waits_since)
 
     def _connect(self, route: Route) -> None:
         """Open the link to a server of the fabric; a server that is reached otherwise has none."""
@@ -357,12 +370,12 @@ class Broker:
             on_ready=lambda: self._carry_out(self.router.on_server_ready(name, time.monotonic())),
             on_lost=lambda why: self._carry_out(self.router.on_server_lost(name, why, time.monotonic())),
             on_unsendable=self._log_unsendable,
+            turn=self._turn,
         )
         fabric.start()
 
     def _close_sockets(self) -> None:
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
+        self._turn.forget(self._flush)
         for bound in self._bound:
             bound.remove()
         for socket in self._sockets:
@@ -477,6 +490,7 @@ class Broker:
             self._driver.add(effects.writes, effects.reads)
             if self._driver.due:
                 self._flush_soon()
+                self._turn.wait()  # one commit for all that comes in this turn
         for link, messages in effects.messages.items():
             queued = self._outgoing.get(link)
             if queued is None:
@@ -510,8 +524,9 @@ class Broker:
                 self._start_again(call)
 
     def _flush_soon(self) -> None:
-        if self._flush_handle is None:
-            self._flush_handle = self._loop.call_soon(self._flush)
+        if not self._flushes:
+            self._flushes = True
+            self._turn.soon(self._flush)
 
     def _write(self, notice: Notice) -> None:
         passed_over = self._notices.admit(notice.event, time.monotonic())
@@ -549,13 +564,15 @@ class Broker:
 
     def _flush(self) -> None:
         """Write and read, then send the messages of this turn of the loop, one batch a destination."""
-        self._flush_handle = None
+        self._flushes = False
         if self._driver.due:
             self._driver.run()
             self._retry_later()
         outgoing, self._outgoing = self._outgoing, {}
-        if self._halfway:
-            self._outgoing = {link: outgoing.pop(link) for link in self._halfway & outgoing.keys()}
+        for slices in self._slices.values():
+            for link in slices.halfway:
+                if link in outgoing:
+                    self._outgoing[link] = outgoing.pop(link)
         for link, messages in outgoing.items():
             if link.door == "direct":
                 self._direct[link](messages)
@@ -564,7 +581,7 @@ class Broker:
             else:
                 self._send(link, messages)
         for socket in self._sockets:
-            socket.look_again()
+            socket.look_after_sending()
         if self._driver.due:
             self._flush_soon()
 

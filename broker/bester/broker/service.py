@@ -26,6 +26,7 @@ from bester.broker.server import Broker
 from bester.broker.store import Store, open_store
 from bester.broker.store.file import examine
 from bester.broker.systemd import service_manager
+from bester.broker.turn import Turn
 from bester.broker.wire.codes import BesterError, ConfigError
 
 DRAIN_S = 10.0
@@ -75,6 +76,7 @@ def settings_of(config: Config, hosts: Hosts = NOWHERE, *, spans: bool = False) 
     spans are exported."""
     return Settings(
         name=config.server.name,
+        broker="" if config.store.database is None else config.server.broker,
         open_accounts=config.auth == "open",
         accept=config.accept,
         routes=routes_of(config),
@@ -123,10 +125,11 @@ def _budgets(config: Config) -> dict[str, Budget]:
 
 
 @contextlib.asynccontextmanager
-async def serving(config: Config, names: Names | None = None) -> AsyncIterator[Broker]:
+async def serving(config: Config, names: Names | None = None, turn: Turn | None = None) -> AsyncIterator[Broker]:
     """Serve from the configured directory, with its accounts, and release everything at the end.
 
-    The broker listens before any name is looked up. `names` are those of a bridge in the same process, if any.
+    The broker listens before any name is looked up. `names` and `turn` are those of a bridge in the same process, if
+    any.
     """
     with contextlib.ExitStack() as stack:
         await until_ended(config.server.data_dir)
@@ -151,6 +154,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
             store,
             pair=pair,
             curve=config.fabric.curve,
+            turn=turn,
         ) as broker:
             if exporter is not None:
                 broker.export = exporter.export

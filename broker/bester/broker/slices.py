@@ -1,70 +1,200 @@
-"""Slices: the long batches of an encrypted door are handled over several turns of the loop. Pure.
+"""Slices: the messages of an encrypted door are handled by party in turn, a few at a time over several turns. Pure.
 
-A batch holds up to 1,024 messages, and the cost of each is its sender's choice. Without a bound on a turn everybody
-waits for the whole batch, at the other doors as well. So a long batch is handled in slices until the time of the turn
-is used up. Its rest waits for the next turn, and the door is not read meanwhile: order is kept, and at most one batch
-of a door waits. The doors of the same machine have no slices: their parties are trusted with the time that they take.
+ZeroMQ takes one message of each link in turn. A message may be a thousand rows, whose cost is the sender's choice, and
+a party may have many links: whoever sends single rows would wait for all of these. So what has come is read at once,
+and waits here: each party's messages in order, and parties in turn, slice by slice, within a budget of time a turn.
+
+What waits is bounded. Where it is too much, the link that brought it is cut, of the party of which most waits: an
+honest party has only as much under way as its credit and its unanswered messages are. The doors of the same machine
+have no slices: their parties are trusted with the time that they take.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bester.broker.core.effects import Link
 
 SLICE = 16
-"""Messages handled between two looks at the clock: a look costs a hundredth of them where they are cheap."""
+"""Rows handled between two looks at the clock: a look costs a hundredth of them where they are cheap."""
+FIRST = 4
+"""The same of a party of which nothing is known."""
 SLICE_S = 0.002
-"""Seconds of a long batch in one turn of the loop: a message of an honest client takes four or five turns."""
+"""Seconds in one turn of the loop: a message of an honest client takes four or five turns."""
+MOST_BYTES = 320 * 1024 * 1024
+"""Bytes that wait in all. Memory; a handler that answers all requests of the usual credit (256) at once, with a
+megabyte each, is below."""
+MOST_COUNT = 4096
+"""The same in messages of ZeroMQ, for short ones: an honest link brings one a turn of its own loop."""
+
+WHY = "it sends more than is handled of it"
+"""Reason for the log."""
+
+
+class _Batch(NamedTuple):
+    """Message of ZeroMQ that waits since `since`; `frames` is None for the end of the link."""
+
+    link: Link
+    frames: Sequence[bytes] | None
+    size_bytes: int
+    since: float
+
+
+class _Line:
+    """What waits of one party. `rows` are the rest of the first message, once it has been begun; `slice` is how many of
+    them are handled at once: fewer where they have been costly, some more each time that they were not."""
+
+    __slots__ = ("batches", "rows", "size_bytes", "slice")
+
+    def __init__(self) -> None:
+        self.batches: deque[_Batch] = deque()
+        self.rows: Sequence[Any] | None = None
+        self.size_bytes = 0
+        self.slice = FIRST
 
 
 class Slices:
-    """Batches of one door. `take(link, messages)` handles messages; `soon` calls a function in the next turn of the
-    loop. `pause(link)` stops the reading of the door, and the sending on the link whose rest waits; `resume(link)` goes
-    on with both. Answers to a batch leave at its end: a link that cannot be sent to is lost, with its rest.
-    """
+    """Messages of one door. `read(frames)` returns the rows of a message, `take(link, rows)` handles rows, `end(link)`
+    the end of a link; `cut(link, why)` closes the connection of a link. `soon` calls a function in the next turn."""
 
     def __init__(
-        self, take: Callable[[Link, Sequence[Any]], None], *, clock: Callable[[], float],
-        soon: Callable[[Callable[[], None]], object], pause: Callable[[Link], None],
-        resume: Callable[[Link], None],
+        self, read: Callable[[Sequence[bytes]], Sequence[Any]], take: Callable[[Link, Sequence[Any]], None], *,
+        end: Callable[[Link], None], cut: Callable[[Link, str], None], clock: Callable[[], float],
+        soon: Callable[[Callable[[], None]], object], most_bytes: int = MOST_BYTES, most_count: int = MOST_COUNT,
     ) -> None:  # fmt: skip
+        self._read = read
         self._take = take
+        self._end = end
+        self._cut = cut
         self._clock = clock
         self._soon = soon
-        self._pause = pause
-        self._resume = resume
-        self._rest: tuple[Link, Sequence[Any]] | None = None
+        self._most_bytes = most_bytes
+        self._most_count = most_count
+        self._lines: OrderedDict[str, _Line] = OrderedDict()  # by party, in turn
+        self._is_due = False
+        self._cutting: set[Link] = set()  # links that were cut, until their connections have ended
+        self.size_bytes = self.count = 0
+        """What waits."""
 
-    def take_in(self, link: Link, messages: Sequence[Any]) -> None:
-        """Handle a batch: now, or as much of it now as the turn has time for. Not to be called while a rest waits."""
-        if len(messages) <= SLICE:
-            self._take(link, messages)
+    def take_in(self, link: Link, frames: Sequence[bytes]) -> None:
+        """Take in a message: handled now where nothing waits and it is short, else in its turn."""
+        if link in self._cutting:
             return
-        if self._handle_rest(link, messages):
-            self._pause(link)
+        size_bytes = sum(map(len, frames))
+        line = self._lines.get(link.party)
+        if line is None and not self._is_due:
+            rows = self._read(frames)
+            if len(rows) <= SLICE:
+                self._take(link, rows)
+                return
+            line = self._queue(_Batch(link, frames, size_bytes, self._clock()))
+            line.rows = rows
+            self._serve()
+            return
+        while self._lines and (self.size_bytes + size_bytes > self._most_bytes or self.count >= self._most_count):
+            most = max(self._lines.values(), key=lambda each: (each.size_bytes, len(each.batches)))
+            self._shed(link if most is line else most.batches[-1].link)
+            if link in self._cutting:
+                return
+        self._queue(_Batch(link, frames, size_bytes, self._clock()))
+
+    def on_ended(self, link: Link) -> None:
+        """Take in the end of a link, which comes behind its messages."""
+        if link in self._cutting:
+            self._cutting.discard(link)
+        elif link.party in self._lines:
+            self._queue(_Batch(link, None, 0, self._clock()))
+        else:
+            self._end(link)
+
+    def waits_since(self, party: str) -> float | None:
+        """Return when the oldest message that waits of a party came, None where none waits."""
+        line = self._lines.get(party)
+        return line.batches[0].since if line is not None else None
+
+    @property
+    def halfway(self) -> list[Link]:
+        """Links with a message that is handled in part. Their answers have to wait for its end: a link that cannot be
+        sent to is lost, with the rest of the message."""
+        return [line.batches[0].link for line in self._lines.values() if line.rows is not None]
 
     def drop(self) -> None:
-        """Forget the rest of a batch: the door closes."""
-        self._rest = None
+        """Forget everything that waits: the door closes."""
+        self._lines.clear()
+        self.size_bytes = self.count = 0
 
-    def _handle_rest(self, link: Link, messages: Sequence[Any]) -> bool:
-        """Handle slices until the time of the turn is used up; return whether a rest is left to the next turn."""
-        enough = self._clock() + SLICE_S
-        for first in range(0, len(messages), SLICE):
-            if first and self._clock() >= enough:
-                self._rest = link, messages[first:]
-                self._soon(self._go_on)
-                return True
-            self._take(link, messages[first : first + SLICE])
-        self._rest = None
-        return False
+    def _queue(self, batch: _Batch) -> _Line:
+        line = self._lines.get(batch.link.party)
+        if line is None:
+            line = self._lines[batch.link.party] = _Line()
+        line.batches.append(batch)
+        line.size_bytes += batch.size_bytes
+        self.size_bytes += batch.size_bytes
+        self.count += 1
+        self._call_soon()
+        return line
+
+    def _call_soon(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._soon(self._go_on)
+
+    def _shed(self, link: Link) -> None:
+        """Cut a link: what waits of it is lost, and so is what still comes on it."""
+        line = self._lines[link.party]
+        last = next((batch for batch in reversed(line.batches) if batch.link == link), None)
+        has_ended = last is not None and last.frames is None
+        kept = [batch for batch in line.batches if batch.link != link]
+        if line.rows is not None and line.batches[0].link == link:
+            line.rows = None
+        self.count -= len(line.batches) - len(kept)
+        left_bytes = sum(batch.size_bytes for batch in kept)
+        self.size_bytes -= line.size_bytes - left_bytes
+        line.batches, line.size_bytes = deque(kept), left_bytes
+        if not kept:
+            del self._lines[link.party]
+        if not has_ended:
+            self._cutting.add(link)
+            self._cut(link, WHY)
+        self._end(link)
 
     def _go_on(self) -> None:
-        """Handle more of the rest in a later turn, and read the door again after its end."""
-        if self._rest is None:  # dropped
-            return
-        link, messages = self._rest
-        if not self._handle_rest(link, messages):
-            self._resume(link)
+        self._is_due = False
+        self._serve()
+
+    def _serve(self) -> None:
+        """Handle slices of the parties in turn until the time of the turn is used up."""
+        enough = (now := self._clock()) + SLICE_S
+        try:
+            while self._lines and now < enough:
+                party, line = next(iter(self._lines.items()))
+                self._lines.move_to_end(party)
+                self._handle(party, line)
+                before, now = now, self._clock()
+                line.slice = min(line.slice + 1, SLICE) if now - before < SLICE_S / 4 else max(line.slice // 4, 1)
+        finally:  # also after a fault over one message
+            if self._lines:
+                self._call_soon()
+
+    def _handle(self, party: str, line: _Line) -> None:
+        """Handle a slice of the first message of a party."""
+        batch = line.batches[0]
+        rows = line.rows
+        if rows is None and batch.frames is not None:
+            rows = self._read(batch.frames)
+        size = line.slice
+        rest = () if rows is None else rows[size:]
+        line.rows = rest or None
+        if not rest:
+            line.batches.popleft()
+            line.size_bytes -= batch.size_bytes
+            self.size_bytes -= batch.size_bytes
+            self.count -= 1
+            if not line.batches:
+                del self._lines[party]
+        if rows is None:
+            self._end(batch.link)
+        else:
+            self._take(batch.link, rows[:size])

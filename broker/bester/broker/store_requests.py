@@ -406,7 +406,7 @@ class Snapshot:
 
 
 class Adopted(NamedTuple):
-    """What was moved from the namespace of a `broker`, empty where there was nothing to move.
+    """Contents that were moved from the namespace of a `broker`, empty where there was nothing to move.
 
     `snapshot` has the moved part alone: its queues, shares, types, names, and what else a broker reads at its start;
     its `lanes` are those of this namespace, united with the other's. `outcomes` counts the moved messages that had
@@ -483,8 +483,9 @@ class Committed(NamedTuple):
     of them in `late`, where it is on disk, or in `dropped`, where it was given up.
 
     `busy`: another process writes to the store. The store has done nothing with the group, which is to be committed
-    again, or given to `Store.hold_back`. `sync_s` are the seconds that the transaction waited for the disk, None where
-    there is no disk."""
+    again, or given to `Store.hold_back`. `sync_s` are the seconds that the transaction waited for the disk (in
+    PostgreSQL: from its first statement to the answer to COMMIT), None where there is no disk. `forgotten` counts by
+    the name of a bound what was forgotten there since the last result."""
 
     ok: bool
     repeated: Mapping[int, str | None] = {}
@@ -495,3 +496,4 @@ class Committed(NamedTuple):
     late: Sequence[Promise] = ()
     dropped: Sequence[Promise] = ()
     sync_s: float | None = None
+    forgotten: Mapping[str, int] = {}

@@ -101,6 +101,11 @@ class ServiceManager:
                 return sock
         return None
 
+    @property
+    def passes_sockets(self) -> bool:
+        """Return whether there are passed sockets that no listener has taken."""
+        return bool(self._passed)
+
     def check_all_taken(self) -> None:
         """Raise ConfigError where a passed socket belongs to no listener: its clients would wait for ever."""
         if self._passed:

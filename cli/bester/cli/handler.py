@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -15,7 +16,8 @@ from bester.cli.options import config_option, key_option, load, log_level_option
 @click.option(
     "--fabric",
     metavar="URL",
-    help="Address of the broker; by default BESTER_FABRIC, else the configuration.",
+    multiple=True,
+    help="Address of the broker, once for each of several; by default BESTER_FABRIC, else the configuration.",
 )
 @key_option
 @server_key_option
@@ -25,13 +27,13 @@ from bester.cli.options import config_option, key_option, load, log_level_option
 @log_level_option
 @click.argument("app", metavar="MODULE:APP")
 def handler(
-    config_path: Path | None, fabric: str | None, key: str | None, server_key: str | None, workers: int, reload: bool,
-    log_format: str, log_level: str, app: str,
+    config_path: Path | None, fabric: Sequence[str], key: str | None, server_key: str | None, workers: int,
+    reload: bool, log_format: str, log_level: str, app: str,
 ) -> int:  # fmt: skip
     """Run a Python handler: APP is an attribute of MODULE, which may be a file here."""
-    if fabric is None and (config_path is not None or not os.environ.get("BESTER_FABRIC")):
+    if not fabric and (config_path is not None or not os.environ.get("BESTER_FABRIC")):
         config = load(config_path)
-        fabric, server_key = config.fabric.connect[0], server_key or config.fabric.server_key
+        fabric, server_key = config.fabric.connect, server_key or config.fabric.server_key
         if key is None and server_key is not None and not os.environ.get("BESTER_KEY"):
             key = str(config.key_file)
     from bester.handlers.runner import run

@@ -113,49 +113,76 @@ def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
 @click.command()
 @config_option
 @click.option(
-    "--fabric", metavar="URL", help="Address of the broker; by default BESTER_FABRIC, else the configuration."
+    "--fabric",
+    metavar="URL",
+    multiple=True,
+    help="Address of the broker, once for each of several; by default BESTER_FABRIC, else the configuration.",
 )
 @key_option
 @server_key_option
+@click.option("--workers", metavar="N", type=int, default=1, help="Run so many processes, at the same TCP ports.")
+@click.option("--child", metavar="I", type=int, hidden=True)
+@click.option("--ports", metavar="PORTS", hidden=True)
 @log_option
 @log_level_option
 def bridge(
-    config_path: Path | None, fabric: str | None, key: str | None, server_key: str | None, log_format: str,
-    log_level: str,
+    config_path: Path | None, fabric: Sequence[str], key: str | None, server_key: str | None, workers: int,
+    child: int | None, ports: str | None, log_format: str, log_level: str,
 ) -> int:  # fmt: skip
     """Serve clients and other servers; the broker runs elsewhere."""
     _begin(log_format, log_level)
 
-    def read() -> Config:
+    def read_file() -> Config:
         return _elsewhere(load(config_path), fabric, key, server_key)
 
+    def read() -> Config:
+        if child is None:
+            return read_file()
+        from bester.bridge.workers import for_worker
+
+        return for_worker(read_file(), child, [int(port) for port in (ports or "").split(",") if port.isdigit()])
+
     config = read()
+    if child is not None:
+        from bester.bridge.lifeline import Lifeline
+        from bester.bridge.service import run_bridge
+
+        return run_bridge(config, read=read, lifeline=Lifeline())
     _print_notices(config)
-    from bester.bridge.service import run_bridge
 
     def ready(addresses: Sequence[str]) -> None:
         _greet(config, addresses)
         service_manager().ready(banner(config, addresses)[0])
 
+    if workers != 1:
+        from bester.bridge.workers import run_workers
+
+        options = {"--config": config_path, "--key": key, "--server-key": server_key, "--log": log_format}
+        command = [sys.executable, "-m", "bester.cli", "bridge", "--log-level", log_level]
+        command += [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        command += [word for endpoint in fabric for word in ("--fabric", endpoint)]
+        return run_workers(config, workers, command, on_ready=ready)
+    from bester.bridge.service import run_bridge
+
     return run_bridge(config, on_ready=ready, read=read)
 
 
-def _elsewhere(config: Config, fabric: str | None, key: str | None, server_key: str | None) -> Config:
-    """Return the configuration with the broker and the keys that options or the environment name."""
-    from bester.broker.wire.address import parse_endpoint
+def _elsewhere(config: Config, fabric: Sequence[str], key: str | None, server_key: str | None) -> Config:
+    """Return the configuration with the brokers and the keys that options or the environment name."""
+    from bester.broker.wire.address import parse_endpoint, split_endpoints
     from bester.broker.wire.codes import ConfigError
 
-    fabric = fabric or os.environ.get("BESTER_FABRIC")
+    fabric = fabric or [each for each in split_endpoints(os.environ.get("BESTER_FABRIC", "")) if each]
     key = key or os.environ.get("BESTER_KEY")
     server_key = server_key or os.environ.get("BESTER_SERVER_KEY") or config.fabric.server_key
-    if fabric is not None:
+    for endpoint in fabric:
         try:
-            parse_endpoint(fabric)
+            parse_endpoint(endpoint)
         except ValueError as error:
             raise ConfigError(f"--fabric (or BESTER_FABRIC): {error}") from None
     parts = replace(
         config.fabric,
-        connect=(fabric,) if fabric else config.fabric.connect,
+        connect=tuple(fabric) or config.fabric.connect,
         key=Path(key) if key else config.fabric.key,
         server_key=server_key,
     )

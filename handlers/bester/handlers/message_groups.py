@@ -39,10 +39,12 @@ class MessageGroups:
         del self._groups[request.type, request.user]
         return None
 
-    def clear(self) -> None:
-        """Drop all queued requests."""
+    def drop(self, is_wanted: Callable[[Job], bool]) -> None:
+        """Drop the queued requests whose answers no longer count."""
         for group in self._groups.values():
+            wanted = [job for job in group if is_wanted(job)]
             group.clear()
+            group.extend(wanted)
 
     def overdue(self, now: float, due: Callable[[Job], float]) -> list[Job]:
         """Remove and return the queued requests that are overdue."""

@@ -11,11 +11,11 @@ import asyncio
 import inspect
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import Any
 
-from bester.broker.fabric import FabricLink
 from bester.broker.logs import facts
 from bester.broker.wire.messages import REQUEST_MS, Meta
 from bester.handlers.app import Route
@@ -58,9 +58,9 @@ class Overtime:
         self._running_on: dict[int, Job] = {}  # overdue requests whose handlers go on, by id
         self._useless = False
 
-    def attach(self, link: FabricLink, pool: TaskPool, threads: Threads, groups: MessageGroups) -> None:
-        """Set the parts of the worker; none is used before."""
-        self._link = link
+    def attach(self, vouch: Callable[[], None], pool: TaskPool, threads: Threads, groups: MessageGroups) -> None:
+        """Set the parts of the worker; none is used before. `vouch` sends a heartbeat from any thread."""
+        self._vouch = vouch
         self._pool = pool
         self._threads = threads
         self._groups = groups
@@ -95,7 +95,8 @@ class Overtime:
             return now >= job[3] + self._deadlines.limit_s(job[0].type) + USELESS_S
 
         positions = self._threads.hanging(hangs)
-        lost = sum(1 for job in self._running_on.values() if self._is_wanted(job) and hangs(job))
+        lost_on = Counter(job[2] for job in self._running_on.values() if self._is_wanted(job) and hangs(job))
+        lost = max(lost_on.values(), default=0)  # each link has a credit of its own
         if positions is not None:
             why = f"all {len(positions)} threads hang: {'; '.join(sorted(set(positions)))}"
         elif lost >= self._credit:
@@ -147,17 +148,16 @@ class Overtime:
         fields = facts("handler-late", type=request.type, function=name, id=id_)
         log.warning(text, request.type, name, id_, now - job[3], state, extra=fields)
 
-    @property
-    def hung(self) -> int:
-        """Number of requests that hang, or wait for a thread that hangs, and whose answer would count."""
+    def hung(self, is_wanted: Callable[[Job], bool]) -> int:
+        """Return the number of wanted requests that hang, or wait for a thread that hangs."""
         jobs = self._threads.unanswerable() + self._pool.stubborn(math.inf)
-        return sum(map(self._is_wanted, jobs))
+        return sum(map(is_wanted, jobs))
 
     # --- on the watch's thread ---
 
     def vouch(self) -> None:
         """Send a heartbeat in place of the loop, which is held."""
-        self._link.vouch()
+        self._vouch()
 
     def hold_back(self) -> None:
         """Let the loop run before the next handler begins."""

@@ -25,14 +25,15 @@ from typing import Any
 import zmq
 
 from bester.broker import logs
-from bester.broker.keys import link_keys
+from bester.broker.keys import LinkKeys, link_keys
 from bester.broker.streams import forgive, secure
 from bester.broker.terminals import outlive_terminals
-from bester.broker.wire.address import parse_endpoint
+from bester.broker.wire.address import parse_endpoint, split_endpoints
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.messages import spelling_fault
 from bester.broker.wire.notes import describe
 from bester.handlers.app import App
+from bester.handlers.cluster import Cluster
 from bester.handlers.loading import LoadError, load
 from bester.handlers.stacks import line_of
 from bester.handlers.supervising import stop_signals, supervise
@@ -63,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--order", choices=ORDERS, help="of a handler at --socket: each user's messages in order (user)"
     )
-    parser.add_argument("--fabric", metavar="URL", help=f"the server's fabric (BESTER_FABRIC, or {DEFAULT_FABRIC})")
+    parser.add_argument(
+        "--fabric", metavar="URL", action="append",
+        help=f"the server's fabric; once for each of several brokers (BESTER_FABRIC, or {DEFAULT_FABRIC})",
+    )  # fmt: skip
     parser.add_argument("--key", metavar="FILE", help="this handler's secret key, for an encrypted link (BESTER_KEY)")
     parser.add_argument("--server-key", metavar="KEY", help="the server's public key (BESTER_SERVER_KEY)")
     parser.add_argument("--types", metavar="T,T", help="serve these message types (BESTER_TYPES, or all of the app's)")
@@ -78,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.app,
         socket=options.socket,
         order=options.order,
-        fabric=options.fabric,
+        fabric=options.fabric or (),
         key=options.key,
         server_key=options.server_key,
         types=options.types.split(",") if options.types else None,
@@ -96,7 +100,7 @@ def run(
     *,
     socket: str | None = None,
     order: str | None = None,
-    fabric: str | None = None,
+    fabric: Sequence[str] = (),
     key: str | None = None,
     server_key: str | None = None,
     types: Sequence[str] | None = None,
@@ -110,14 +114,14 @@ def run(
 ) -> int:
     """Run the app that `spec` (MODULE:APP) names, or a reference handler at `socket`, until SIGTERM or SIGINT.
 
-    `order` is one of ORDERS and holds for the handler at `socket`; None: the first of ORDERS. `fabric`, `types` and
-    `name` default to the environment: BESTER_FABRIC, BESTER_TYPES (comma-separated), BESTER_NAME; so do `key` (the file
-    of the own secret key) and `server_key`, which encrypt the link: BESTER_KEY, BESTER_SERVER_KEY. With BESTER_SHADOW
-    (any text but 0) the handler is a shadow: it gets copies, and its commands are never carried out. `workers` above 1
-    runs so many processes, restarted when they die. `reload`: the processes are drained and started anew when a Python
-    file of the app changes. `child`: number of this process among them, which ends with its
-    standard input; number 0 alone runs timers and tasks. `log_format` is one of `logs.FORMATS`, `log_level` one of
-    `logs.LEVELS`. Returns the exit status.
+    `order` is one of ORDERS and holds for the handler at `socket`; None: the first of ORDERS. `fabric` (one endpoint a
+    broker), `types` and `name` default to the environment: BESTER_FABRIC, BESTER_TYPES (both comma-separated),
+    BESTER_NAME; so do `key` (the file of the own secret key) and `server_key`, which encrypt the link: BESTER_KEY,
+    BESTER_SERVER_KEY. With BESTER_SHADOW (any text but 0) the handler is a shadow: it gets copies, and its commands are
+    never carried out. `workers` above 1 runs so many processes, restarted when they die. `reload`: the processes are
+    drained and started anew when a Python file of the app changes. `child`: number of this process among them, which
+    ends with its standard input; number 0 alone runs timers and tasks. `log_format` is one of `logs.FORMATS`,
+    `log_level` one of `logs.LEVELS`. Returns the exit status.
     """
     _prepare(log_format, log_level)
     if types is None and environ.get("BESTER_TYPES"):
@@ -126,10 +130,12 @@ def run(
     for type_ in types or ():
         if fault := spelling_fault(type_):
             return _fail(f"--types (or BESTER_TYPES): {fault}")
-    endpoint = fabric or environ.get("BESTER_FABRIC") or DEFAULT_FABRIC
+    named = [text for text in fabric if text] or [environ.get("BESTER_FABRIC") or DEFAULT_FABRIC]
+    endpoints = list(dict.fromkeys(endpoint for text in named for endpoint in split_endpoints(text)))
     name = name or environ.get("BESTER_NAME")
     try:
-        parse_endpoint(endpoint)
+        for endpoint in endpoints:
+            parse_endpoint(endpoint)
     except ValueError as error:
         return _fail(f"--fabric (or BESTER_FABRIC): {error}")
     if reload and spec is None:
@@ -138,7 +144,8 @@ def run(
         return _fail("--reload needs the module 'watchfiles': pip install watchfiles")
     key, server_key = key or environ.get("BESTER_KEY"), server_key or environ.get("BESTER_SERVER_KEY")
     try:
-        keys = link_keys(endpoint, Path(key) if key else None, server_key or None, KEY_NAMES)
+        key_file = Path(key) if key else None
+        links = [(endpoint, link_keys(endpoint, key_file, server_key or None, KEY_NAMES)) for endpoint in endpoints]
     except ConfigError as error:
         return _fail(error.text)
     shadow = environ.get("BESTER_SHADOW", "") not in ("", "0")
@@ -150,7 +157,7 @@ def run(
     try:
         with _slow_import_logged(spec):
             app = _app(spec, socket, order, types)
-        worker = Worker(app, endpoint, name=name, types=types, background=not child, keys=keys, shadow=shadow)
+        worker = _worker(app, links, name, types, not child, shadow)
     except ValueError as error:
         missing = app is not None and bool(app.routes) and not app.routes.keys() >= set(types or ())
         hint = "; name the types to serve: `types` in [handlers.NAME] of bester.toml, --types elsewhere"
@@ -159,7 +166,8 @@ def run(
         return _fail(str(error), error.status)
     if workers == 1 and not reload:
         return _on_loop(lambda: _serve(worker, is_child=child is not None))
-    command = [sys.executable, "-m", "bester.handlers", "--fabric", endpoint]
+    command = [sys.executable, "-m", "bester.handlers"]
+    command += [word for endpoint in endpoints for word in ("--fabric", endpoint)]
     command += [spec] if spec else ["--socket", str(socket), "--order", order or ORDERS[0]]
     command += ["--types", ",".join(types)] if types else []
     command += ["--key", key] if key else []
@@ -167,6 +175,17 @@ def run(
     command += ["--log", log_format, "--log-level", log_level]
     watched = _watched(spec) if reload else None
     return _on_loop(lambda: supervise(command, name or worker.name, workers, watched))
+
+
+def _worker(
+    app: App, links: list[tuple[str, LinkKeys | None]], name: str | None, types: list[str] | None, background: bool,
+    shadow: bool,
+) -> Worker | Cluster:  # fmt: skip
+    """Return the worker of an app for one broker or several. Raises ValueError."""
+    if len(links) > 1:
+        return Cluster(app, links, name=name, types=types, background=background, shadow=shadow)
+    endpoint, keys = links[0]
+    return Worker(app, endpoint, name=name, types=types, background=background, keys=keys, shadow=shadow)
 
 
 def _watched(spec: str | None) -> list[str]:
@@ -306,7 +325,7 @@ def _end_hung(name: str) -> None:
     os._exit(1)  # the loop is held: a gentler end would never run
 
 
-async def _serve(worker: Worker, is_child: bool) -> int:
+async def _serve(worker: Worker | Cluster, is_child: bool) -> int:
     last = _LastResort(worker.name)
     with stop_signals(lambda: last.end_within(LAST_S, 1)) as stop:
         if is_child:

@@ -50,8 +50,9 @@ class NotBegunError(Exception):
 
 class TaskPool:
     """Tasks of one worker. `done(ends)` is called with handlers that have returned, `failed(job, error)` as one raises;
-    both in the order of the ends, in the turn of the loop in which a handler ends or at the start of the next.
-    The queue is bounded by the credit. `due(job)` returns the deadline of a request (monotonic seconds).
+    both in the order of the ends, in the turn of the loop in which a handler ends or at the start of the next. `idle()`
+    is called when the queue is worked off. The queue is bounded by the credit. `due(job)` returns the deadline of a
+    request (monotonic seconds).
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class TaskPool:
         done: Callable[[list[End]], None],
         failed: Callable[[Job, BaseException], None],
         due: Callable[[Job], float] = lambda _: math.inf,
+        idle: Callable[[], None] = lambda: None,
     ) -> None:
         self._done = done
+        self._on_idle = idle
         self._failed = failed
         self._due = due
         self._loop = asyncio.get_running_loop()
@@ -105,15 +108,20 @@ class TaskPool:
         self._members.add(member)
         member.add_done_callback(self._members.discard)
 
-    def cancel_waiting(self) -> list[Job]:
-        """Cancel the waiting handlers of a lost link; return the requests that were not begun."""
+    def cancel_waiting(self, is_wanted: Callable[[Job], bool] = lambda job: False) -> list[Job]:
+        """Cancel the waiting handlers of a lost link, those of wanted requests excepted; return the requests that were
+        not begun."""
         self._look()  # a handler that began to wait in this very turn counts too
-        for member in self._waiting:
-            member.cancel()
+        for member, entry in self._waiting.items():
+            if not is_wanted(entry[0]):
+                member.cancel()
+        unbegun: list[Job] = []
         with self._hold_lock:
-            unbegun = [*self._held_back, *self._queue]
-            self._held_back.clear()
-            self._queue.clear()
+            for jobs in (self._held_back, self._queue):
+                queued = list(jobs)
+                jobs.clear()
+                for job in queued:
+                    (jobs if is_wanted(job) else unbegun).append(job)
         return unbegun
 
     async def close(self) -> bool:
@@ -238,7 +246,10 @@ class TaskPool:
                 self._lead(me)
         self._leader = None
         self._end()
-        self.wake()  # a leader that is not used again may leave requests
+        if queue:
+            self.wake()  # a leader that is not used again may leave requests
+        else:
+            self._on_idle()
         return is_spent
 
     def _ends_member(self, error: BaseException, me: asyncio.Task[None]) -> bool:

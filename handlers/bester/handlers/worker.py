@@ -16,7 +16,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from bester.broker.fabric import FabricLink
 from bester.broker.keys import LinkKeys
@@ -44,15 +44,13 @@ from bester.broker.wire.notes import class_name, describe, safe_note
 from bester.broker.wire.runs import Received, read_requests, write_replies
 from bester.handlers.app import App, Route, Runs
 from bester.handlers.calls import PendingCalls
+from bester.handlers.executor import Ends, Executor
 from bester.handlers.message import Message
-from bester.handlers.message_groups import MessageGroups
-from bester.handlers.overtime import Overtime, was_cancelled
+from bester.handlers.overtime import was_cancelled
 from bester.handlers.reply import ReplyError, commands_of, verdict_on
 from bester.handlers.runtime import Outcome
-from bester.handlers.task_pool import End, Job, NotBegunError, TaskPool
-from bester.handlers.threads import Threads
+from bester.handlers.task_pool import End, Job, NotBegunError
 from bester.handlers.timers import Timers
-from bester.handlers.watch import Watch
 
 log = logging.getLogger("bester.handlers")
 _LOOP, _INLINE = Runs.LOOP, Runs.INLINE
@@ -97,11 +95,21 @@ def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "") -> 
     return options
 
 
+class Share(NamedTuple):
+    """Place of a worker among those of its app, each linked to another broker: number `number` of `of`, from 0 on. The
+    workers have the timers in common, and `unsure`, the emits that perhaps were carried out."""
+
+    number: int
+    of: int
+    timers: Timers
+    unsure: OrderedDict[tuple[str, str], None]
+
+
 class Worker:
     """Runs one app on one link. `types` restricts or renames the served types (see App.serving); `background` False
     leaves the app's timers and tasks to another process; `keys` encrypt the link; a `shadow` gets copies of messages,
-    and its commands are never carried out. Raises ValueError where the app does
-    not serve a type."""
+    and its commands are never carried out. With `share` the worker is one of several of the app (see `cluster`).
+    Raises ValueError where the app does not serve a type."""
 
     def __init__(
         self,
@@ -113,6 +121,7 @@ class Worker:
         background: bool = True,
         keys: LinkKeys | None = None,
         shadow: bool = False,
+        share: Share | None = None,
     ) -> None:
         self.app = app
         self.endpoint = endpoint
@@ -135,18 +144,21 @@ class Worker:
         )
         self.failure: str | None = None
         """Why this worker has become useless; None while it is not."""
-        self._overtime = Overtime(
-            self.name, self._routes, app.credit, self._is_wanted, self._not_begun, self._begin_next, self._on_useless
-        )
+        self.ends = Ends(
+            self._is_wanted, self._done_all, self._done, self._failed, self._not_begun, self._begin_next,
+            self._on_useless, self._link.vouch, self._link.flush,
+        )  # fmt: skip
+        self._on_hung: Callable[[], None] = lambda: None
         self._over = asyncio.Event()
         self._broker_life: Any = None
-        self._timers = Timers(app.timers if background else ())
+        share = share or Share(0, 1, Timers(app.timers if background else ()), OrderedDict())
+        self._timers = share.timers
         self._ready = asyncio.Event()
         self._drained = asyncio.Event()
-        self._unsure: OrderedDict[tuple[str, str], None] = OrderedDict()  # emits without an answer, perhaps carried out
-        self._life = 0
+        self._unsure = share.unsure
+        self._life = share.number
+        self._lives = share.of  # a life's remainder by this count is the worker's number
         self._outstanding = 0
-        self._groups = MessageGroups()
         self._logged_away_at = float("-inf")
         self._logged_why = ""
 
@@ -156,20 +168,29 @@ class Worker:
 
     def start(self) -> None:
         """Connect on the running loop, and serve once the broker answers. Raises zmq.ZMQError for a bad endpoint."""
-        self.loop = asyncio.get_running_loop()
-        due = self._overtime.due
-        self._pool = TaskPool(self._done_all, self._failed, due)
-        self._threads = Threads(self.app.threads, self._is_wanted, self._done, self._failed, due)
-        self._overtime.attach(self._link, self._pool, self._threads, self._groups)
-        self._watch = Watch(self._overtime, self._link.link_client.heartbeat_s)
-        self._calls = PendingCalls(self._link)
+        executor = Executor(self.app, self._routes, self.name, self.ends)
+        executor.overtime.on_hung = self._on_hung
         self.app.attach(self)
+        self.connect(executor)
+        executor.watch.start()
+
+    def connect(self, executor: Executor) -> None:
+        """Connect as `start` does, with an executor that belongs to the caller, as the app does."""
+        self.loop = asyncio.get_running_loop()
+        self._executor = executor
+        self._pool, self._threads, self._groups = executor.pool, executor.threads, executor.groups
+        self._overtime, self._watch = executor.overtime, executor.watch
+        self._calls = PendingCalls(self._link)
         self._link.start()
-        self._watch.start()
 
     async def wait_ready(self) -> None:
         """Wait until the broker has welcomed this worker."""
         await self._ready.wait()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the broker has welcomed this worker, and the link is there."""
+        return self._ready.is_set()
 
     async def wait_over(self) -> None:
         """Wait for the worker's end: stopped, refused by the broker, or useless (`failure`)."""
@@ -187,15 +208,22 @@ class Worker:
 
     def on_hung(self, call: Callable[[], None]) -> None:
         """Set a callback for a loop that hangs; called on a thread of its own."""
-        self._overtime.on_hung = call
+        self._on_hung = call
 
     async def stop(self, drain_s: float = DRAIN_S) -> None:
         """Take no new requests, finish outstanding ones within `drain_s`, close. Hanging requests are not waited
         for."""
+        await self.drain(drain_s)
+        await self._executor.close()
+        await self.close()
+        await end_app(self.app, self.name)
+
+    async def drain(self, drain_s: float) -> None:
+        """Take no new requests, and finish outstanding ones within `drain_s`."""
         deadline = self.loop.time() + drain_s
         await self._timers.stop()
         await self._link.leave(min(drain_s, PARTING_S))
-        while self._outstanding > self._overtime.hung and self.loop.time() < deadline:
+        while self._outstanding > self._overtime.hung(self._is_wanted) and self.loop.time() < deadline:
             self._drained.clear()
             try:
                 async with asyncio.timeout(min(deadline - self.loop.time(), self._link.link_client.heartbeat_s)):
@@ -203,22 +231,15 @@ class Worker:
             except TimeoutError:
                 self._link.send(Heartbeat())  # the broker must know that the requests are still worked on
         if self._outstanding:
-            hung = self._outstanding <= self._overtime.hung
+            hung = self._outstanding <= self._overtime.hung(self._is_wanted)
             why = "they hang, or wait for a thread that hangs" if hung else f"they did not end in {drain_s:g} s"
             fields = facts("drain-timeout", name=self.name, requests=self._outstanding, drain_s=drain_s)
             log.warning("%s: %d requests are outstanding: %s", self.name, self._outstanding, why, extra=fields)
         self._abandon("the worker is stopping")
-        if not await self._pool.close():
-            fields = facts("handlers-left", name=self.name)
-            log.warning("%s: handlers did not end when they were cancelled, and are abandoned", self.name, extra=fields)
-        self._threads.close()
-        self._watch.stop()
+
+    async def close(self) -> None:
+        """Close the link."""
         await self._link.close(0)
-        self.app.detach()
-        try:
-            await self.app.stop()
-        except Exception:
-            log.exception("%s: a stop hook failed", self.name, extra=facts("stop-hook-failed", name=self.name))
 
     # --- the link ---
 
@@ -251,11 +272,11 @@ class Worker:
 
     def _abandon(self, why: str) -> None:
         """Drop all requests and calls of the present link: none will be answered."""
-        self._life += 1
+        self._life += self._lives
         self._outstanding = 0
         self._drained.set()
-        self._groups.clear()
-        for job in self._pool.cancel_waiting():
+        self._groups.drop(self._executor.ends.is_wanted)
+        for job in self._pool.cancel_waiting(self._executor.ends.is_wanted):
             if job[1].by_user:
                 self._begin_next(job)
         self._calls.fail_all(why)
@@ -304,10 +325,10 @@ class Worker:
             why = f"this worker does not serve {type_!r}"
             self._link.send_all([Reply(request.token, FAILED, [], why) for request in requests])
             return
-        self._outstanding += len(requests)
         if route.runs is _INLINE:
             self._call_inline(route, requests, life, now)
             return
+        self._outstanding += len(requests)
         jobs: list[Job] = [(request, route, life, now) for request in requests]
         if route.by_user:
             self._each(self._enter_group, jobs)
@@ -324,31 +345,39 @@ class Worker:
                 self._on_fault("Request", job[0], job[2], error)
 
     def _call_inline(self, route: Route, requests: Sequence[Received], life: int, now: float) -> None:
-        """Call a function of microseconds for each request, and queue the replies together."""
+        """Call a function of microseconds for each request, and queue the replies together. No request is outstanding
+        meanwhile: nothing else runs."""
         call = route.call
         replies: list[WireMessage] = []
         for request in requests:
             try:
                 result = call(Message(request))
             except BaseException as error:  # noqa: BLE001 (any exception of the user's function is its failure)
-                self._answer_all(replies)
+                self._send_all(replies)
+                self._outstanding += 1
                 self._each(partial(self._failed, error=error), [(request, route, life, now)])
             else:
                 if type(result) is Command:  # the usual result, which needs no look
                     replies.append(_new(Reply, (request.token, DONE, [result], None, None)))
                 else:
-                    self._answer_all(replies)
+                    self._send_all(replies)
+                    self._outstanding += 1
                     self._each(partial(self._done, result=result), [(request, route, life, now)])
-        self._answer_all(replies)
+        self._send_all(replies)
 
-    def _answer_all(self, replies: list[WireMessage]) -> None:
-        """Queue replies of the present link, and clear the list."""
+    def _send_all(self, replies: list[WireMessage]) -> None:
+        """Queue replies, and clear the list."""
         if replies:
             self._link.send_all(replies)
+            replies.clear()
+
+    def _answer_all(self, replies: list[WireMessage]) -> None:
+        """Answer outstanding requests of the present link, and clear the list."""
+        if replies:
             self._outstanding -= len(replies)
             if not self._outstanding:
                 self._drained.set()
-            replies.clear()
+            self._send_all(replies)
 
     def _on_fault(self, name: str, request: Received | None, life: int, error: Exception) -> None:
         """End a message (NAME in the log) over which the worker itself has failed, and answer a request."""
@@ -391,7 +420,7 @@ class Worker:
         """Begin the next request of a group; overdue ones are answered unbegun."""
         waiting = self._groups.leave(job)
         while waiting is not None and self._overtime.due(waiting) <= time.monotonic():
-            self._not_begun(waiting)
+            self._executor.ends.not_begun(waiting)
             waiting = self._groups.leave(waiting)
         if waiting is not None:
             self._begin(waiting)
@@ -490,9 +519,7 @@ class Worker:
 
     async def emit(self, type_: str, commands: list[Command], id_: str | None, timeout_s: float) -> Outcome:
         """Emit as App.emit does."""
-        self._check(Emit(0, type_, commands, {"id": id_}))
-        if type_ not in self._routes:
-            raise ValueError(f"an app emits as one of its own types ({', '.join(self._routes)}), not as {type_!r}")
+        self.check_emit(type_, commands, id_)
         if id_ is None:
             return await self._emit(type_, commands, {}, timeout_s)
         key = (type_, id_)
@@ -509,6 +536,12 @@ class Worker:
         self._unsure.pop(key, None)
         return outcome
 
+    def check_emit(self, type_: str, commands: list[Command], id_: str | None) -> None:
+        """Raise ValueError for an emit that cannot be sent."""
+        self._check(Emit(0, type_, commands, {"id": id_}))
+        if type_ not in self._routes:
+            raise ValueError(f"an app emits as one of its own types ({', '.join(self._routes)}), not as {type_!r}")
+
     def _check(self, message: Emit | Ask) -> None:
         wrong = self._link.fault(message)
         if wrong is not None:
@@ -518,10 +551,23 @@ class Worker:
         outcome: Outcome = await self._calls.ask(lambda token: Emit(token, type_, commands, meta), timeout_s)
         return outcome
 
+    def check_ask(self, question: str, argument: Any) -> None:
+        """Raise ValueError for an invalid question."""
+        self._check(Ask(0, question, argument))
+
     async def ask(self, question: str, argument: Any, timeout_s: float) -> Any:
         """Ask the broker. Raises BesterError where no answer comes, ValueError for an invalid question."""
-        self._check(Ask(0, question, argument))
+        self.check_ask(question, argument)
         return await self._calls.ask(lambda token: Ask(token, question, argument), timeout_s)
+
+
+async def end_app(app: App, name: str) -> None:
+    """Detach an app, and run its stop hooks; an exception of a hook is logged."""
+    app.detach()
+    try:
+        await app.stop()
+    except Exception:
+        log.exception("%s: a stop hook failed", name, extra=facts("stop-hook-failed", name=name))
 
 
 def _origin(error: BaseException | None) -> str:

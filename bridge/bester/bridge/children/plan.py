@@ -30,7 +30,7 @@ class Child:
 
     With `lifeline` its standard input is a pipe that ends when this process does, else empty. `serves` is the Unix
     socket that the child will serve: the child is not started while another process serves that socket.
-    Messages never wait for a `shadow`.
+    Messages never wait for a `shadow`. A child `elsewhere` serves another broker than this process.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Child:
     shadow: bool = False
     serves: Path | None = None
     withheld: Collection[str] = ()
+    elsewhere: bool = False
 
     @property
     def types(self) -> frozenset[str]:
@@ -48,11 +49,15 @@ class Child:
 
 
 def plan(config: Config, fabric: str) -> list[Child]:
-    """Return a child for each worker of each handler; `fabric` is the URL that they connect to.
+    """Return a child for each worker of each handler. They connect to `fabric`, the URL of this broker, or to all
+    brokers of `[fabric] connect` where the server has several: Bester's own program is linked to all of them, this one
+    first, and of any other program, which may know one URL alone, a process runs for each broker.
 
     Raises ConfigError for a command whose program is missing, and for an app whose module is missing.
     """
-    children = []
+    children: list[Child] = []
+    several = len(config.fabric.connect) > 1
+    brokers = sorted(config.fabric.connect, key=lambda broker: broker != fabric) if several else [fabric]
     # Without a store in PostgreSQL such a variable is meant for the handlers.
     withheld = SECRET_VARIABLES if config.store.database is not None else ()
     for handler in config.handlers:
@@ -60,16 +65,24 @@ def plan(config: Config, fabric: str) -> list[Child]:
         _look_for_module(config, handler)
         for index, name in enumerate(handler.process_names):
             environment = {
-                "BESTER_FABRIC": fabric,
+                "BESTER_FABRIC": ",".join(brokers),
                 TYPES: ",".join(handler.types),
                 "BESTER_NAME": name,
                 "BESTER_DATA": str(config.server.data_dir.absolute() / "handlers" / handler.name),
             }
             if handler.shadow:
                 environment[SHADOW] = "1"
-            argv = command or _python(handler, index)
+            if several and config.fabric.server_key is not None:
+                environment |= {"BESTER_KEY": str(config.key_file), "BESTER_SERVER_KEY": config.fabric.server_key}
             shadow = handler.shadow
-            children.append(Child(name, argv, environment, lifeline=not command, shadow=shadow, withheld=withheld))
+            if not command:
+                argv = _python(handler, index)
+                children.append(Child(name, argv, environment, lifeline=True, shadow=shadow, withheld=withheld))
+                continue
+            for number, broker in enumerate(brokers, 1):
+                known = environment | {"BESTER_FABRIC": broker}
+                label, elsewhere = (name, False) if number == 1 else (f"{name}@{number}", True)
+                children.append(Child(label, command, known, shadow=shadow, withheld=withheld, elsewhere=elsewhere))
         if handler.program:
             name = f"{handler.name}.program"
             children.append(Child(name, handler.program, {}, serves=handler.socket, withheld=withheld))

@@ -100,8 +100,9 @@ class Children:
 
         The name identifies the child. A handler with a name of its own may be any child that serves one of the types.
         """
-        named = [child for child in self._children if child.name == name]
-        for child in named or [child for child in self._children if not child.types.isdisjoint(types)]:
+        here = [child for child in self._children if not child.elsewhere]
+        named = [child for child in here if child.name == name]
+        for child in named or [child for child in here if not child.types.isdisjoint(types)]:
             if self.lives[child.name].served():
                 _log.info("handler %s is back", child.name, extra=facts("handler-back", handler=child.name))
                 self._report_given_up()
@@ -109,7 +110,7 @@ class Children:
     def _report_given_up(self) -> None:
         gone: set[str] = set()
         left: set[str] = set()
-        for child in [child for child in self._children if not child.shadow]:
+        for child in [child for child in self._children if not (child.shadow or child.elsewhere)]:
             (gone if self.lives[child.name].state is State.GIVEN_UP else left).update(child.types)
         self.on_given_up(frozenset(gone - left))
 

@@ -74,7 +74,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     id: str
     root: str
     pending: int = 0
-    recipients: dict[str, str] = {}
+    recipients: dict[str, str] | None = None  # made for the first: most cases name nobody
     names_size: int = 0
     worst: str = DELIVERED
     reason: str | None = None
@@ -106,6 +106,8 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
         With too many names already, the outcome counts and the name is left out.
         """
         if name is not None:
+            if self.recipients is None:
+                self.recipients = {}
             before = self.recipients.get(name)
             if before is None:
                 self.names_size += len(name) + NAME_COST
@@ -137,7 +139,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
             if self.note is not None:
                 meta["note"] = self.note
             return Relayed(token, self.worst, meta)
-        recipients = {} if self.worst == DELIVERED else self.recipients
+        recipients = {} if self.worst == DELIVERED or self.recipients is None else self.recipients
         if self.kind is Kind.EMIT:
             return Outcome(token, status, recipients, self.reason, self.note)
         reason = MAY_HAVE_ARRIVED if self.resubmitted and not self.carried and self.reason in AGAIN else self.reason
@@ -221,4 +223,4 @@ class Reports:
             for watcher in watchers:
                 watcher.on_case_ended(case, answer)
         if case.names_size > MAX_KEPT:  # a long list of names is sent once; a duplicate's report comes without
-            case.recipients = {}
+            case.recipients = None

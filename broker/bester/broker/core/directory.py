@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from bester.broker.core.effects import Link
 from bester.broker.wire.messages import MAX_USER
@@ -18,6 +18,8 @@ class Directory:
     def __init__(self, max_sessions: int = 1_048_576) -> None:
         self._max_sessions = max_sessions
         self._places: dict[str, dict[Link, dict[int, None]]] = {}
+        self.places: Callable[[str], dict[Link, dict[int, None]] | None] = self._places.get
+        """Function that returns a user's sessions by bridge, oldest first, None where there is none."""
         self._sessions: dict[Link, dict[int, str]] = {}
         self._crowds: dict[tuple[str, Link], list[int]] = {}
 
@@ -68,10 +70,6 @@ class Directory:
     def users_of(self, link: Link) -> Mapping[int, str]:
         """Return the users of a bridge by session."""
         return self._sessions.get(link, _NOBODY)
-
-    def places(self, user: str) -> dict[Link, dict[int, None]] | None:
-        """Return the user's sessions by bridge, oldest first, None where there is none."""
-        return self._places.get(user)
 
     def crowd(self, user: str, link: Link, sessions: dict[int, None]) -> list[int]:
         """Return the only target of a DELIVER to a user with many sessions on a bridge: 0, and these sessions. The list

@@ -144,9 +144,11 @@ class Dispatcher:
 
     def dispatch(self, jobs: Sequence[Job], now: float) -> None:
         """Assign each job of a run of one type to a worker, queue it for one, or end it with the reason why it can do
-        neither."""
+        neither. A run for which there is room is assigned as a whole."""
         limits, type_ = self._limits, jobs[0].type
         check = self._faults.get(type_) if self._faults else None
+        if len(jobs) > 1 and check is None and self._assign_whole(jobs, now):
+            return
         worker: Worker | None = None
         given: list[Job] = []  # jobs for this worker, which has `room` for more
         room = 0
@@ -185,6 +187,23 @@ class Dispatcher:
                 self._workers.enqueue(job)
         if worker is not None and given:
             self._assign(worker, given, now)
+
+    def _assign_whole(self, jobs: Sequence[Job], now: float) -> bool:
+        """Assign a run of jobs of one type where a single worker gets all of them, all may be held, and none has come
+        far. Returns whether they were assigned."""
+        limits, size_bytes = self._limits, sum([len(job.body) for job in jobs])
+        if (
+            self._held + len(jobs) > limits.max_held or self._held_bytes + size_bytes > limits.max_held_bytes
+            or [job for job in jobs if job.path]
+        ):  # fmt: skip
+            return False
+        worker = self._workers.choose(jobs[0])
+        if worker is None or self._workers.room(worker, jobs[0].type) < len(jobs):
+            return False
+        self._held += len(jobs)
+        self._held_bytes += size_bytes
+        self._assign(worker, jobs, now)
+        return True
 
     def _refuse(self, job: Job, wrong: str, now: float) -> None:
         """End a job whose payload breaks the contract of its type; `wrong` is the sentence for the sender."""
@@ -236,9 +255,11 @@ class Dispatcher:
 
     def _assign(self, worker: Worker, jobs: Sequence[Job], now: float) -> None:
         """Give a run of jobs of one type to a worker that has credit for them; end those that have expired."""
-        inflight, trace = worker.inflight, self._trace.add
+        inflight, trace, timed = worker.inflight, self._trace.add, self._timed
+        first = self._token
+        self._token = first + len(jobs)  # tokens rise; those of expired jobs are left out
         given, requests = jobs, []
-        for job in jobs:
+        for token, job in enumerate(jobs, first + 1):
             expires = job.case.expires
             if expires is not None and now >= expires:
                 given = [each for each in given if each is not job]
@@ -247,7 +268,6 @@ class Dispatcher:
                 trace((now, job.root, job.id, "expired", job.type, job.since))
                 self._end(job, failed("expired"))
                 continue
-            self._token = token = self._token + 1
             inflight[token] = job
             job.attempt = attempt = job.attempt + 1
             if attempt > 1:
@@ -255,7 +275,7 @@ class Dispatcher:
             trace((now, job.root, job.id, HANDLER, job.type, job.since))
             job.since = now
             request = job.request(token)
-            if self._timed or expires is not None:
+            if timed or expires is not None:
                 deadline_ms = self._timeouts.deadline_ms(worker, job.type, None if expires is None else expires - now)
                 if deadline_ms is not None:
                     request.meta["deadline_ms"] = deadline_ms
@@ -359,9 +379,9 @@ class Dispatcher:
         The worker has credit again, and there is room for other jobs, at the end of the run, and before each reply that
         may look at workers or dispatch a job.
         """
-        workers, inflight, figures = self._workers, worker.inflight, None
+        inflight, figures = worker.inflight, None
         carry_out, limited = self._commands.carry_out, worker.limited
-        type_: str | None = None
+        type_ = ""
         answered = size_bytes = 0
         good: list[tuple[Job, list[Command]]] = []  # replies that are not carried out yet
         for reply in replies:
@@ -380,47 +400,49 @@ class Dispatcher:
                 len(commands) == 1 and commands[0].command == "sendClients" and job.group is None
                 and not job.is_settled and not self._observers
             )  # fmt: skip
-            if not is_usual:
-                figures.more_results += len(commands) - 1
-                carry_out(good, now)
-                good = []
-                if job.is_settled:
-                    self._give_back(worker, answered, size_bytes)
-                    answered = size_bytes = 0
-                    workers.free(worker, 1)
-                    workers.leave_group(job)
-                    self._on_late_answer(worker)
-                    continue
-                self._give_back(worker, answered + 1, size_bytes + len(job.body))
-                answered = size_bytes = 0
-                workers.leave_group(job)
-                for observe in self._observers.get(job.type, ()) if self._observers else ():
-                    observe(job, reply, now)
-            else:
+            if is_usual:
                 answered += 1
                 size_bytes += len(job.body)
-            wrong: tuple[str, str] | None = None
-            if (
-                reply.status == DONE and (wrong := fault(commands, job.body)) is None
-                and not (limited and (wrong := self.may_not_command(worker, job.type, commands)) is not None)
-            ):  # fmt: skip
+            else:
+                figures.more_results += len(commands) - 1
+                carry_out(good, now)
+                self._give_back(worker, answered, size_bytes)
+                good, answered, size_bytes = [], 0, 0
+                if not self._take_alone(worker, job, reply, now):
+                    continue
+            is_done = reply.status == DONE
+            wrong = fault(commands, job.body) if is_done else None
+            if limited and is_done and wrong is None:
+                wrong = self.may_not_command(worker, type_, commands)
+            if is_done and wrong is None:
                 good.append((job, commands))
-                if not is_usual:
-                    if not commands:
-                        self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
-                    carry_out(good, now)
-                    good = []
-                continue
+                if is_usual:
+                    continue
             carry_out(good, now)
             good = []
-            if wrong is None:
-                self._on_failed(worker, job, reply, now)
-            else:
-                self._trace.add((now, job.root, job.id, wrong[0], job.type, 0.0))
+            if wrong is not None:
+                self._trace.add((now, job.root, job.id, wrong[0], type_, 0.0))
                 self._end(job, failed(wrong[0]))
                 yield reply, wrong
+            elif not is_done:
+                self._on_failed(worker, job, reply, now)
         carry_out(good, now)
         self._give_back(worker, answered, size_bytes)
+
+    def _take_alone(self, worker: Worker, job: Job, reply: Reply, now: float) -> bool:
+        """Take in a reply that may look at workers, or that somebody observes: the worker has its credit again before
+        the reply is carried out. Returns whether anybody waits for the reply."""
+        self._workers.free(worker, 1)
+        self._workers.leave_group(job)
+        if job.is_settled:
+            self._on_late_answer(worker)
+            return False
+        self._let_go(job)
+        for observe in self._observers.get(job.type, ()) if self._observers else ():
+            observe(job, reply, now)
+        if reply.status == DONE and not reply.commands:
+            self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
+        return True
 
     def _give_back(self, worker: Worker, answered: int, size_bytes: int) -> None:
         """Give a worker credit for answered jobs, of `size_bytes` together, and stop counting them against what may be

@@ -138,6 +138,10 @@ class Figures:
             found = self.types.setdefault(key, TypeFigures())
         return found
 
+    def received(self) -> dict[str, int]:
+        """Return how many messages of each type have entered."""
+        return {type_: figures.received for type_, figures in self.types.items()}
+
     def fold(self) -> None:
         """Count the times that have come since the last call; to be called about once a second, for memory."""
         for figures in self.types.values():

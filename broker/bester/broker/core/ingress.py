@@ -16,7 +16,7 @@ from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inbound_lanes import NOT_NOW, InboundLanes, LanePosition
 from bester.broker.core.inspection import Bound, DedupState
-from bester.broker.core.jobs import Job, attempt_of
+from bester.broker.core.jobs import NO_PATH, Job, attempt_of
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.peer import Peer
 from bester.broker.core.relays import Relays
@@ -112,7 +112,7 @@ class Ingress:
         link, prefix, resume = peer.link, peer.prefix, peer.resume
         users: Mapping[Any, str] = {} if self.draining else self._directory.users_of(link)
         jobs: list[Job] = []  # jobs of one type, not entered yet
-        of, figures = None, None
+        of, figures, origin = None, None, self._settings.name
         for submit in submits:
             type_, user = submit.type, users.get(submit.session)
             is_usual = user is not None and not submit.meta and type_ not in self._guarded
@@ -129,7 +129,7 @@ class Ingress:
             case = Case(_SUBMIT, link, token, id_, id_, 1, sender=user, figures=figures, since=now)
             if resume is not None:
                 resume.add(token, case)
-            jobs.append(Job(case, id_, id_, type_, submit.body, "client", self._settings.name, user))
+            jobs.append(Job(case, id_, id_, type_, submit.body, "client", origin, user, None, NO_PATH))
         if jobs:
             self._dispatcher.enter(jobs, now)
 

@@ -174,6 +174,7 @@ class Peers:
         welcome = self._welcome_options(options)
         if hello.role == "bridge":
             welcome |= self._credit.join(link, hello.options)
+            welcome |= {"broker": self._settings.broker} if self._settings.broker else {}
         self._out.send(link, Welcome(VERSION, self._settings.name, welcome))
         if options is not None:
             peer.version, peer.software = (_fact(hello.options.get(key)) for key in ("version", "software"))
@@ -217,7 +218,9 @@ class Peers:
             resume = self.resumes.get(prefix)
             if resume is None:
                 limits = self._settings.limits
-                resume = self.resumes[prefix] = BridgeResume(link, limits.sweep_at, limits.max_unacked)
+                resume = self.resumes[prefix] = BridgeResume(
+                    link, limits.sweep_at, limits.max_unacked, self._out.reached
+                )
             else:
                 resume.relink(link, now)
                 self._unlinked.pop(prefix, None)

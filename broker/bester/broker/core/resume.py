@@ -6,7 +6,7 @@ that is still processed is not processed again, and a report that was lost with 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from bester.broker.core.cases import Case
@@ -22,10 +22,12 @@ class BridgeResume:
     `link` is None between two links; `since` is when the link was lost, or when reports of an earlier link began to be
     remembered. A bridge counts the reports on a link, so only the unacknowledged ones are remembered. Cases that have
     ended are swept out together, once there are `sweep_at` or more: taking out each as it ends would cost every message
-    more. At most `max_unacked` reports are remembered for a bridge that counts none: the oldest are forgotten.
+    more. At most `max_unacked` reports are remembered for a bridge that counts none: the oldest are forgotten, and
+    counted in `reached`.
     """
 
-    def __init__(self, link: Link, sweep_at: int, max_unacked: int) -> None:
+    def __init__(self, link: Link, sweep_at: int, max_unacked: int, reached: Counter[str]) -> None:
+        self._reached = reached
         self._max_unacked = max_unacked
         self.link: Link | None = link
         self.since: float | None = None
@@ -38,7 +40,7 @@ class BridgeResume:
 
     def inspect(self) -> ResumeState:
         """Return how much is remembered for the bridge."""
-        recipients = sum(len(case.recipients) for case in self._cases.values())
+        recipients = sum(len(case.recipients or ()) for case in self._cases.values())
         return ResumeState(self.link is not None, len(self._cases), len(self._sent), len(self._unacked), recipients)
 
     def add(self, token: int, case: Case) -> None:
@@ -67,8 +69,9 @@ class BridgeResume:
         reports = [message for message in messages if type(message) is Report]
         self._sent += reports
         self._sent_tokens.update(report.token for report in reports)
-        if len(self._sent) > self._max_unacked:
-            self.on_reports_counted(self._counted + len(self._sent) - self._max_unacked)
+        if (over := len(self._sent) - self._max_unacked) > 0:
+            self._reached["max_unacked"] += over
+            self.on_reports_counted(self._counted + over)
 
     def on_reports_counted(self, reports: int) -> None:
         """Forget the first `reports` reports of this link: the bridge has received as many."""
@@ -93,6 +96,7 @@ class BridgeResume:
 
     def _forget_oldest(self) -> None:
         while len(self._unacked) > self._max_unacked:
+            self._reached["max_unacked"] += 1
             del self._unacked[next(iter(self._unacked))]
 
     def relink(self, link: Link, now: float) -> None:

@@ -28,6 +28,7 @@ from bester.broker.core.figures import Figures
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.pending_answers import ANSWERED_AFTER
+from bester.broker.core.rates import Rates
 from bester.broker.core.refused import LOG_AGAIN_S, Refusal, Refused
 from bester.broker.core.runs import CarryOut, one_by_one, runs
 from bester.broker.core.settings import Grant, Route, Settings
@@ -131,6 +132,7 @@ class Router:
         self._answers = units.answers
         self._reports = units.reports
         self._fold_at = now + FOLD_S
+        self._rates = Rates()
         self._missing: dict[str, tuple[str, float]] = {}  # servers without a link: why, and when it was logged
         self._refused = Refused(self._out)
         if snapshot.queues or snapshot.dead:
@@ -406,6 +408,7 @@ class Router:
         if now >= self._fold_at:
             self._fold_at = now + FOLD_S
             self._units.figures.fold()
+            self._rates.look(self._units.figures.received(), self._units.workers.held(), now)
         return self._take()
 
     def _share_credit(self, now: float) -> None:
@@ -424,6 +427,8 @@ class Router:
         self._reports.now = now
         if not result.ok:
             self._out.notice(result.code, why=result.why)
+        if result.forgotten:
+            self._out.reached.update(result.forgotten)
         self._units.queues.on_committed(writes, result, now)
         return self._take(writes)
 
@@ -503,6 +508,7 @@ class Router:
             "at_s": round(self._clock.wall(now), 3),
             "given_up": sorted(self._dispatcher.given_up),
             "busiest": busiest(self._units.workers.waiting_by_sender()),
+            "rates": self._rates.as_map(),
             "recent_dead": self.figures.recent_dead.as_map(now),
             "refused": refused_lately(self._refused.latest(), now),
         }

@@ -124,8 +124,8 @@ class Limits:
     stuck_waiting_s: float = 1.0
     """Time without any movement after which a type counts as stuck: a handler that is merely busy moves some."""
     max_frames: int = 20_000
-    """Frames that one command may become, targets times their connections: as many as are written in one turn of the
-    loop."""
+    """Frames that one command may become, targets times their connections: one for each connection that a bridge may
+    have."""
     max_lane: int = 10_000
     """Messages of one type in transfer to one server."""
     max_lanes: int = 4_096
@@ -176,8 +176,10 @@ class Budget(NamedTuple):
 COUNTED = (
     "max_held", "max_held_bytes", "max_waiting", "max_waiting_bytes", "max_frames", "max_lane", "max_lanes",
     "max_parties", "max_sessions", "max_logins", "max_copies", "max_copies_bytes", "max_resumes", "max_fallen",
-    "max_strangers", "max_roots", "max_remembered", "max_remembered_of_one", "max_relayed", "server_outcomes",
+    "max_unacked", "max_strangers", "max_roots", "max_remembered", "max_remembered_of_one", "max_relayed",
+    "server_outcomes",
     "user_messages", "user_bytes", "sender_share", "server_messages", "server_bytes", "messages", "total_bytes",
+    "outcomes", "dead_letters",
 )  # fmt: skip
 """Bounds of the core and of the store at which something is refused, dropped or forgotten early: each is counted."""
 
@@ -186,6 +188,7 @@ COUNTED = (
 class Settings:
     """Identity of this broker, and everything configured.
 
+    `broker` is this broker's name among those of the server, empty where there is no other.
     `hosts` maps an IP address to the names of the native servers there, and `unknown_hosts` are the servers whose
     address is not known, both at the start (see `hosts.Hosts`). `budgets` are the configured timeouts and attempts by
     type. `type_users` are the users who may send a type, by type; any user may send a type without an entry.
@@ -198,6 +201,7 @@ class Settings:
     """
 
     name: str
+    broker: str = ""
     open_accounts: bool = False
     accept: str = "listed"
     routes: Mapping[str, Route] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
+from itertools import islice
 
 from bester.broker.core.effects import Link
 from bester.broker.core.fair_queue import FairQueue
@@ -21,6 +22,8 @@ from bester.broker.core.pools import Pool, Worker
 from bester.broker.core.stuck_types import Front
 from bester.broker.core.suspects import Suspects, holds_suspect
 
+HELD_OF_ONE = 64
+"""Messages of one worker that `held` yields: of others, too, whatever the first one holds."""
 MAX_LOOKS = 16
 """Ordered types that are looked at to find one to forget: many messages of one batch may ask for that."""
 
@@ -393,6 +396,13 @@ class Workers:
                     waiting[sender] += count
         return waiting
 
+    def held(self) -> Iterator[tuple[str, Hashable]]:
+        """Yield type and sender of some messages that each worker holds."""
+        for pool in self._pools.values():
+            for worker in pool.workers:
+                for job in islice(worker.inflight.values(), HELD_OF_ONE):
+                    yield job.type, sender_of(job)
+
     def front(self, type_: str) -> Front:
         """Return the messages of a type that are next: in its queue, and in the first message group of the type at each
         worker. Any of them that moves makes another tuple."""
@@ -491,9 +501,9 @@ class Workers:
         return job
 
     def next_run(self, worker: Worker, most: int) -> list[Job]:
-        """Return the next waiting jobs for this worker, of one type, as many as it has credit for, and at most `most`;
-        none where the worker is full or no job waits for it. Where several queues take turns, or each job changes the
-        next one, it is one."""
+        """Return the next waiting jobs for this worker, of one type, as many as there is credit for, and at most
+        `most`; none where the worker is full or no job waits for it. A single job where queues take turns, or a job
+        changes which is next."""
         job = self.next_for(worker)
         if job is None:
             return []

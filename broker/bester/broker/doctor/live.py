@@ -20,8 +20,15 @@ BEHIND = 1_000
 FLOOD = 500
 """Messages of one sender that wait, above which that sender floods, if they are FLOOD_PART of all: half of the
 messages that one connection may have unreported."""
+FLOOD_PER_S = 1_000.0
+"""Messages a second of one sender, over ten seconds, above which that sender floods, if they are FLOOD_PART of all and
+other users are connected: more than a program sends that waits for each report."""
 FLOOD_PART = 2 / 3
-"""Part of all waiting messages: two senders that are as busy flood nobody."""
+"""Part of all messages: two senders that are as busy flood nobody."""
+FLOOD_REMEDY = {
+    "user": "others are still served in turn; bound one user's rate by [native] messages_per_s",
+    "server": "others are still served in turn; hold it back with its operator, or drop it from [servers]",
+}
 CLOCK_WARNING_S, CLOCK_ERROR_S = 10.0, 300.0
 """Difference of two servers' clocks: a heartbeat and a busy machine explain a few seconds, and a certificate or a
 traced path is misread by minutes."""
@@ -172,18 +179,17 @@ def _mailbox_full(status: Status) -> Iterator[Found]:
 
 def _flood(status: Status) -> Iterator[Found]:
     waiting = sum(row["waiting"] for row in status["types"].values())
+    rates = status.get("rates", {"per_s": 0.0, "fastest": ()})
     for row in status.get("busiest", ())[:1]:
         if row["waiting"] > FLOOD and row["waiting"] > FLOOD_PART * waiting:
-            yield (
-                "warning",
-                (
-                    f"{row['kind']} {text_of(row['sender'])} has {row['waiting']} of the {waiting} messages that wait "
-                    "for handlers"
-                ),
-                "others are still served in turn; bound one user's rate by [native] messages_per_s"
-                if row["kind"] == "user"
-                else "others are still served in turn; hold it back with its operator, or drop it from [servers]",
-            )
+            text = f"has {row['waiting']} of the {waiting} messages that wait for handlers"
+            yield "warning", f"{row['kind']} {text_of(row['sender'])} {text}", FLOOD_REMEDY[row["kind"]]
+            return
+    for row in rates["fastest"][:1]:
+        others = status["users"] > 1 or row["kind"] == "server"
+        if others and row["per_s"] > FLOOD_PER_S and row["per_s"] > FLOOD_PART * rates["per_s"]:
+            text = f"sends {row['per_s']:.0f} of {rates['per_s']:.0f} messages a second"
+            yield "warning", f"{row['kind']} {text_of(row['sender'])} {text}", FLOOD_REMEDY[row["kind"]]
 
 
 def _dead_letters(status: Status) -> Iterator[Found]:
@@ -291,9 +297,10 @@ LIVE: tuple[Check[Status], ...] = (
     ),
     Check(
         "flood",
-        f"one sender has more than {FLOOD} of the waiting messages, and two thirds of all",
+        f"one sender has more than {FLOOD} of the waiting messages and two thirds of all, or sends more than "
+        f"{FLOOD_PER_S:.0f} a second and two thirds of all while others are connected",
         "`[native] messages_per_s` bounds a user's rate",
-        "BesterFlood",
+        "BesterFlood, BesterFloodRate",
         _flood,
     ),
     Check(

@@ -62,6 +62,15 @@ class _Collector:
         yield GaugeMetricFamily("bester_mailboxes_full", "Mailboxes at 90 % of their bound, or above.", full)
         most = max((row["waiting"] for row in status["busiest"]), default=0)
         yield GaugeMetricFamily("bester_waiting_of_one_sender", "Waiting messages of the sender with most.", most)
+        rates = status["rates"]
+        yield GaugeMetricFamily(
+            "bester_messages_per_second", "Messages a second of all senders, over ten seconds.", rates["per_s"]
+        )
+        yield GaugeMetricFamily(
+            "bester_messages_per_second_of_one_sender",
+            "The same of the sender with most.",
+            max((row["per_s"] for row in rates["fastest"]), default=0.0),
+        )
         queued = status["queued"]
         yield GaugeMetricFamily("bester_queued_messages", "Messages on disk for users and servers.", queued["messages"])
         yield GaugeMetricFamily("bester_queued_bytes", "Bytes of these messages.", queued["bytes"])

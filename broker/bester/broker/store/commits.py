@@ -10,6 +10,7 @@ and the message delivered again. A write that no disk could take, with any room,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -77,6 +78,7 @@ class Commits(ABC):
 
     def __init__(self) -> None:
         self._sync_s: float | None = None  # time that the last transaction waited for the disk
+        self._forgotten: Counter[str] = Counter()  # by the name of a bound, since the last result
         self.away = ""
         """Why nothing can be kept now, while a store that is remote cannot be reached."""
         self.size_bytes: int | None = None
@@ -132,6 +134,9 @@ class Commits(ABC):
             repeated = {**self._repeated, **result.repeated}
             result = result._replace(repeated=repeated, late=tuple(self._late), dropped=tuple(self._dropped))
             self._late, self._dropped, self._repeated = [], [], {}
+        if self._forgotten:
+            result = result._replace(forgotten=dict(self._forgotten))
+            self._forgotten.clear()
         return result
 
     def hold_back(self, writes: Sequence[Write]) -> frozenset[int]:

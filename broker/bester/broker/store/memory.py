@@ -240,6 +240,7 @@ class MemoryStore(Commits):
                 self._serials[letter.id] = self._serial
                 while len(self._letters) > self._dead_letters:
                     self._unbury(next(iter(self._letters)))
+                    self._forgotten["dead_letters"] += 1
             case Unbury(id_):
                 self._unbury(id_)
             case RecordType(type_):
@@ -278,6 +279,8 @@ class MemoryStore(Commits):
             self._end(number, "", True)
         oldest = self._ended[: max(0, len(self._ended) - most)]
         del self._ended[: len(oldest)]
+        if oldest:
+            self._forgotten["outcomes"] += len(oldest)
         for number in oldest:
             self._end(number, "", True)
         size = 0
@@ -285,6 +288,7 @@ class MemoryStore(Commits):
             size += len(letter.body)
             if size > LETTER_BYTES:
                 self._unbury(id_)
+                self._forgotten["dead_letters"] += 1
 
     def _unbury(self, id_: str) -> None:
         self._letters.pop(id_, None)

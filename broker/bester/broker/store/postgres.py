@@ -341,11 +341,14 @@ class PostgresStore(Commits):
         if now >= self._measure_at:
             self._measure_at = now + MEASURE_S
             group.statements.append(Statement(_SIZE, (self.database.schema,), self._take_size))
+        started = time.perf_counter()
         cursors = self._transact(connection, self._lease, group.statements)
+        self._sync_s = time.perf_counter() - started  # one round trip, in which the COMMIT cannot be timed alone
         for statement, cursor in zip(group.statements, cursors, strict=True):
             if statement.take is not None:
                 statement.take(cursor)
         self._to_forget = group.to_forget
+        self._forgotten += group.forgotten
         return group.repeated
 
     def _take_size(self, cursor: psycopg.Cursor[tuple[Any, ...]]) -> None:

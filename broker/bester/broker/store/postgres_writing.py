@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -199,7 +200,8 @@ class Group:
 
     `repeated` has the numbers of the duplicates once all answers are taken. `serial` is the next one of a shared body;
     with `sharing` there may be shared bodies, and Ends look for them. `to_forget` is what is left of a purge: outcomes
-    that expired before a time, or have a number up to this one.
+    that expired before a time, or have a number up to this one. `forgotten` counts what the group forgets at bounds,
+    once all answers are taken.
     """
 
     def __init__(
@@ -210,6 +212,7 @@ class Group:
         self.serial = serial
         self.sharing = sharing
         self.to_forget = to_forget
+        self.forgotten: Counter[str] = Counter()  # by the name of a bound
         self._ns = ns
         self._dead_letters = dead_letters
 
@@ -300,7 +303,7 @@ class Group:
         ]  # fmt: skip
         self._say(_UNBURY, self._ns, [row[0] for row in rows])
         self._say(_BURY, self._ns, *_columns(rows))
-        self._say(_DROP_OLDEST, self._ns, self._ns, self._dead_letters)
+        self._say(_DROP_OLDEST, self._ns, self._ns, self._dead_letters, take=self._take_dropped)
 
     def _unbury(self, run: list[Unbury]) -> None:
         self._say(_UNBURY, self._ns, [key_of_letter(each.id) for each in run])
@@ -330,7 +333,10 @@ class Group:
             self._say(statement, self._ns, written(server))
 
     def _purge(self, run: list[PurgeOutcomes]) -> None:
-        self._say(_DROP_HEAVY, self._ns, self._ns, LETTER_BYTES)
+        self._say(_DROP_HEAVY, self._ns, self._ns, LETTER_BYTES, take=self._take_dropped)
+
+    def _take_dropped(self, cursor: Cursor) -> None:
+        self.forgotten["dead_letters"] += cursor.rowcount
 
     def _forget_some(self, purge: PurgeOutcomes | None) -> None:
         """Forget some of the outcomes that are to be forgotten; the next groups forget the rest."""
@@ -348,6 +354,7 @@ class Group:
         bound = (upto,) if purge is None else (self._ns, purge.most)
 
         def take(cursor: Cursor) -> None:
+            self.forgotten["outcomes"] += cursor.rowcount
             if max(*counts, cursor.rowcount) < FORGOTTEN_AT_ONCE:
                 self.to_forget = None
 

@@ -105,6 +105,7 @@ class SqliteStore(Commits):
         self.path = path
         self._synchronous = {"full": "FULL", "normal": "NORMAL"}[synchronous]
         self._dead_letters = dead_letters
+        self._letters_dropped = 0  # dead letters above a bound, in this transaction
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._looked_through: tuple[int, int] | None = None  # the file that was checked, which takes up to a second
@@ -295,6 +296,7 @@ class SqliteStore(Commits):
             self._open_as_usual()
         db = self._db
         repeated: dict[int, str | None] = {}
+        self._letters_dropped = 0
         try:
             self._see_file()
             self._see_room(writes)
@@ -303,7 +305,7 @@ class SqliteStore(Commits):
                 db.execute("UPDATE state SET epoch = ?, life = ?", self._unwritten)
             for kind, run in groupby(writes, type):
                 repeated |= self._carry_out(kind, list(run))
-            forgotten = self._forget_some()
+            expired, oldest = self._forget_some()
             started = time.perf_counter()
             db.execute("COMMIT")  # waits for the disk
             self._sync_s = time.perf_counter() - started
@@ -324,7 +326,9 @@ class SqliteStore(Commits):
                 raise
             raise UnwritableError("storage-full", f"{self.path}: {_UNWRITABLE_WHY} ({error!r})") from None
         self._unwritten = None
-        if forgotten < FORGOTTEN_AT_ONCE:
+        if self._letters_dropped or oldest:
+            self._forgotten += Counter(dead_letters=self._letters_dropped, outcomes=oldest)
+        if expired + oldest < FORGOTTEN_AT_ONCE:
             self._to_forget = None
         return repeated
 
@@ -376,17 +380,18 @@ class SqliteStore(Commits):
             return insert(self._db, run)
         if kind is PurgeOutcomes:
             self._to_forget = forget_from(self._db, run[-1])
-            drop_heavy_letters(self._db, LETTER_BYTES)
+            self._letters_dropped += drop_heavy_letters(self._db, LETTER_BYTES)
         else:
             CARRY_OUT[kind](self._db, run)
         if kind is Bury:
-            drop_oldest_letters(self._db, self._dead_letters)
+            self._letters_dropped += drop_oldest_letters(self._db, self._dead_letters)
         return {}
 
-    def _forget_some(self) -> int:
-        """Forget some of the outcomes that are to be forgotten; the next commits forget the rest. Returns how many."""
+    def _forget_some(self) -> tuple[int, int]:
+        """Forget some of the outcomes that are to be forgotten; the next commits forget the rest. Returns how many had
+        expired, and how many were the oldest of too many."""
         if self._to_forget is None:
-            return 0
+            return 0, 0
         return forget_some(self._db, *self._to_forget, FORGOTTEN_AT_ONCE)
 
     def _see_room(self, writes: Sequence[Write]) -> None:

@@ -253,14 +253,15 @@ CARRY_OUT: dict[type[Any], Callable[[sqlite3.Connection, list[Any]], None]] = {
 """The function for each kind of write without an answer."""
 
 
-def drop_oldest_letters(db: sqlite3.Connection, limit: int) -> None:
-    """Drop the oldest dead letters above `limit`."""
-    db.execute(_DROP_OLDEST, (limit,))
+def drop_oldest_letters(db: sqlite3.Connection, limit: int) -> int:
+    """Drop the oldest dead letters above `limit`; return how many were dropped."""
+    return db.execute(_DROP_OLDEST, (limit,)).rowcount
 
 
-def drop_heavy_letters(db: sqlite3.Connection, limit_bytes: int) -> None:
-    """Drop the oldest dead letters, so that the bodies of the others have `limit_bytes` at most."""
-    db.execute(_DROP_HEAVY, (limit_bytes,))
+def drop_heavy_letters(db: sqlite3.Connection, limit_bytes: int) -> int:
+    """Drop the oldest dead letters, so that the bodies of the others have `limit_bytes` at most; return how many were
+    dropped."""
+    return db.execute(_DROP_HEAVY, (limit_bytes,)).rowcount
 
 
 def forget_from(db: sqlite3.Connection, forget: PurgeOutcomes) -> tuple[float, int]:
@@ -270,10 +271,11 @@ def forget_from(db: sqlite3.Connection, forget: PurgeOutcomes) -> tuple[float, i
     return forget.before_s, -1 if row is None else row[0]
 
 
-def forget_some(db: sqlite3.Connection, before_s: float, upto: int, limit: int) -> int:
-    """Forget at most `limit` of these outcomes; return how many were forgotten. The outcome of a message queued at
-    another server is forgotten only when the message has expired, for its end is still to come."""
-    forgotten = db.execute(_FORGET_OVER, (before_s, limit)).rowcount
-    if upto >= 0 and forgotten < limit:
-        forgotten += db.execute(_FORGET_OLDEST, (upto, limit - forgotten)).rowcount
-    return forgotten
+def forget_some(db: sqlite3.Connection, before_s: float, upto: int, limit: int) -> tuple[int, int]:
+    """Forget at most `limit` of these outcomes; return how many had expired, and how many others were forgotten. The
+    outcome of a message queued at another server is forgotten only when the message has expired, for its end is still
+    to come."""
+    expired = db.execute(_FORGET_OVER, (before_s, limit)).rowcount
+    if upto < 0 or expired >= limit:
+        return expired, 0
+    return expired, db.execute(_FORGET_OLDEST, (upto, limit - expired)).rowcount

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import NamedTuple
 
 
@@ -133,6 +134,14 @@ class Endpoint(NamedTuple):
     def local(self) -> bool:
         """Return whether only this machine can reach the endpoint."""
         return self.tcp is None or is_loopback(self.tcp.host)
+
+
+_BETWEEN_ENDPOINTS = re.compile(r",\s*(?=[a-z]+://)")
+
+
+def split_endpoints(text: str) -> list[str]:
+    """Return the endpoints in a text, which commas separate. A comma inside of a path separates nothing."""
+    return [part.strip() for part in _BETWEEN_ENDPOINTS.split(text)]
 
 
 def parse_endpoint(text: str) -> Endpoint:

@@ -1,16 +1,17 @@
 """Runs: messages of one kind that stand together in a batch, read and written in one piece where their shape is usual.
 
-A batch of requests alone, and one of what handlers and bridges send most, is read by msgspec, in C, into values with
-the fields of the messages; a batch of requests, submits, deliveries or replies alone is packed as rows. The functions
-return None for any other batch, and for every batch that holds a fault: `codec` decodes and encodes those, and says
-what is wrong. For the rest the result equals that of `codec`, value for value and byte for byte. Without msgspec, which
-a server always has, only replies are handled here.
+A batch of requests or deliveries alone, and one of what handlers and bridges send most, is read by msgspec, in C, into
+values with the fields of the messages; a batch of requests, submits, deliveries or replies alone is packed as rows. The
+functions return None for any other batch, and for every batch that holds a fault: `codec` decodes and encodes those,
+and says what is wrong. For the rest the result equals that of `codec`, value for value and byte for byte. Without
+msgspec, which a server always has, only replies are handled here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Protocol, Union
+from types import GenericAlias
+from typing import Annotated, Any, Literal, Protocol, Union
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
@@ -40,6 +41,7 @@ except ImportError:  # a handler's machine may have pyzmq and msgpack alone
     msgspec = None
 
 _REPLY = OP_OF[Reply]
+_DELIVER = OP_OF[Deliver]
 _REPLIES = {Reply}
 _BODIES: dict[type[Any], int] = {
     row.message: row.body for row in OPERATIONS if row.body is not None and row.message in (Request, Submit, Deliver)
@@ -71,10 +73,11 @@ def _batch_decoder(shapes: dict[type[Any], type[Any]]) -> Callable[[bytes], list
     return decode_batch
 
 
-def _shapes() -> tuple[dict[type[Any], type[Any]], dict[type[Any], type[Any]]]:
-    """Return the classes by which a handler and a server read messages of the usual shape, by the messages' classes."""
+def _shapes() -> tuple[dict[type[Any], type[Any]], dict[type[Any], type[Any]], Any]:
+    """Return the classes by which a handler and a server read messages of the usual shape, by the messages' classes,
+    and the type of the row by which a bridge reads a delivery."""
     if msgspec is None:
-        return {}, {}
+        return {}, {}, None
     integer = Annotated[int, msgspec.Meta(ge=-MAX_TOKEN, le=MAX_TOKEN)]
     text = str | None
     texts = Annotated[list[str], msgspec.Meta(max_length=MAX_ITEMS)]
@@ -119,15 +122,20 @@ def _shapes() -> tuple[dict[type[Any], type[Any]], dict[type[Any], type[Any]]]:
         ("reports", integer, 0),
     ]
     of_server = {Reply: shape(Reply, reply), Submit: shape(Submit, submit), Confirm: shape(Confirm, confirm)}
-    return {Request: shape(Request, request)}, of_server
+    target = Annotated[list[int], msgspec.Meta(min_length=2, max_length=MAX_ITEMS)]
+    targets = Annotated[list[target], msgspec.Meta(max_length=MAX_ITEMS)]
+    deliver = GenericAlias(tuple, (Literal[_DELIVER], integer, str, str, bytes, targets, integer | None, meta))
+    return {Request: shape(Request, request)}, of_server, deliver
 
 
-_OF_HANDLER, READ_AS = _shapes()
+_OF_HANDLER, READ_AS, _DELIVER_ROW = _shapes()
 """READ_AS: the classes of the values that stand for messages which a server has read as runs, by the messages' own."""
 MESSAGE_OF = {shape: message for message, shape in READ_AS.items()}
 """The classes of the messages, by those of the values that stand for them."""
 _decode_requests = None if msgspec is None else _batch_decoder(_OF_HANDLER)
 _decode_usual = None if msgspec is None else _batch_decoder(READ_AS)
+_decode_deliveries = None if msgspec is None else _batch_decoder({Deliver: _DELIVER_ROW})
+_new = tuple.__new__
 _pack: Callable[[Any], bytes] = (
     msgpack.Packer(autoreset=True).pack if msgspec is None else msgspec.msgpack.Encoder().encode
 )
@@ -139,6 +147,16 @@ def read_requests(frames: Sequence[bytes]) -> Sequence[Received] | None:
         return None
     try:
         return _decode_requests(frames[0])
+    except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
+        return None
+
+
+def read_deliveries(frames: Sequence[bytes]) -> Sequence[Deliver] | None:
+    """Return the deliveries of a ZeroMQ message; None where `codec.decode` must read the message."""
+    if _decode_deliveries is None or len(frames) != 1:
+        return None
+    try:
+        return [_new(Deliver, row[1:]) for row in _decode_deliveries(frames[0])]
     except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
         return None
 

@@ -1,0 +1,205 @@
+"""The benchmark of growth: the CPU of a message beside more of everything. A busy machine makes CPU little dearer.
+
+Brokers and bridges are real processes, a handler linked to every broker among them; types, workers, users and targets
+are counted in one process (`growth_rig`), idle clients as in the benchmark of theirs.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import msgspec
+
+from tests.benchmarks import commits, growth_rig, idle
+from tests.benchmarks.commits import Commit
+from tests.benchmarks.growth_rig import Point
+from tests.benchmarks.idle import IdleCell
+from tests.benchmarks.overload import Generator
+from tests.benchmarks.overload_plan import FULL, SHORT, Plan
+from tests.benchmarks.processes import Running, cpu_s, free_port, memory_bytes
+from tests.benchmarks.programs import BenchmarkError, compiled, load_generator
+from tests.benchmarks.sides import bester, echoes
+
+CONNECTIONS, BODY_BYTES = 8, 100
+DEADLINE_S = 120
+HOLD_MS = 3_600_000
+"""Longest time for which idle clients are held; the generator is ended long before."""
+USERS = ("load", "more")
+"""Users of the two generators, one at each bridge."""
+
+
+class GrowthPlan(msgspec.Struct, frozen=True):
+    """Extent of a measurement; `depths` are messages in flight on each of 8 connections to a bridge."""
+
+    depths: tuple[int, ...] = (50, 1)
+    messages: int = 40_000
+    """Of one run at each bridge; a tenth where one is in flight."""
+    runs: int = 5
+    rig_messages: int = 2_000
+    rig_repeats: int = 7
+    sizes: tuple[int, ...] = (1, 10, 100, 1_000)
+    most: int = 10_000
+    """Users, targets and idle clients."""
+    commits: dict[int, int] = msgspec.field(default_factory=lambda: dict(commits.GROUPS))
+    idle: Plan = FULL
+
+
+SHORT_GROWTH = GrowthPlan((50,), 4_000, 2, 300, 2, (1, 100), 1_000, {16: 20}, SHORT)
+
+
+class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """So many brokers, and as many bridges: µs of CPU a message of each run, by kind of process."""
+
+    brokers: int
+    depth: int
+    runs: list[dict[str, float]]
+
+    def cpu_us(self, part: str | None = None) -> float:
+        """Return the median µs of CPU a message of one kind of process, of all without it."""
+        return median(run[part] if part is not None else sum(run.values()) for run in self.runs)
+
+
+class Figures(NamedTuple):
+    """Findings of one measurement: `series` by the thing that grows, `sessions` as `costs_of_sessions`, `idle_bytes` of
+    an idle client by kind of process (empty where the system allows too few descriptors)."""
+
+    layouts: list[Layout]
+    series: dict[str, list[Point]]
+    commits: list[Commit]
+    sessions: dict[str, float]
+    idle_bytes: dict[str, float]
+    idle: list[IdleCell]
+
+
+class _Cluster(NamedTuple):
+    """A running server: the ports of its bridges, and its processes by kind."""
+
+    ports: list[int]
+    processes: dict[str, list[Running]]
+
+    def cpu_s(self) -> dict[str, float]:
+        return {kind: sum(cpu_s(each.pid) for each in found) for kind, found in self.processes.items()}
+
+
+@contextmanager
+def _cluster(folder: Path, count: int) -> Iterator[_Cluster]:
+    """Run so many brokers and bridges, and a handler; bridges and handler are linked to every broker."""
+    folder.mkdir()
+    endpoints = [f"ipc://{folder}/f{number}" for number in range(count)]
+    named = ", ".join(f'"{endpoint}"' for endpoint in endpoints)
+    ports: list[int] = []
+    processes: dict[str, list[Running]] = {"broker": [], "bridge": [], "handler": []}
+    with ExitStack() as stack:
+
+        def start(kind: str, *arguments: str) -> Running:
+            number = len(processes[kind])
+            running = stack.enter_context(Running(f"{kind} {number}", bester(kind, *arguments), folder))
+            processes[kind].append(running)
+            return running
+
+        for number, endpoint in enumerate(endpoints):
+            file = _written(folder, f"broker{number}", f'[fabric]\nlisten = ["{endpoint}"]\n')
+            start("broker", "-c", file)
+        handler = ["bester.handlers.stock.echo:app"]
+        start("handler", *handler, *(word for endpoint in endpoints for word in ("--fabric", endpoint)))
+        for number in range(count):
+            ports.append(free_port())
+            native = f'[native]\ntcp4 = "127.0.0.1:{ports[-1]}"\n[fabric]\nconnect = [{named}]\n'
+            start("bridge", "-c", _written(folder, f"bridge{number}", native))
+        for port, bridge in zip(ports, processes["bridge"], strict=True):
+            bridge.wait_until(lambda port=port: echoes(port))  # type: ignore[misc]  # mypy knows no default of a lambda
+        yield _Cluster(ports, processes)
+
+
+def _written(folder: Path, name: str, lines: str) -> str:
+    """Write a configuration, and return its path."""
+    file = folder / f"{name}.toml"
+    head = f'[server]\nname = "bench.example"\nbroker = "{name}"\ndata_dir = "{name}"\n[accounts]\nauth = "open"\n'
+    file.write_text(head + lines)
+    return str(file)
+
+
+def _run(cluster: _Cluster, programs: Sequence[Path], depth: int, messages: int) -> dict[str, float]:
+    """Let a generator at each bridge do a run at the same time; return µs of CPU a message by kind of process."""
+    numbers = (CONNECTIONS, depth, messages, messages // 10, BODY_BYTES, DEADLINE_S)
+    before = cluster.cpu_s()
+    running = [
+        subprocess.Popen(
+            [str(program), "bester", str(port), *map(str, numbers)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for program, port in zip(programs, cluster.ports, strict=False)
+    ]
+    try:
+        for each in running:
+            _, said = each.communicate(timeout=2 * DEADLINE_S)
+            if each.returncode != 0:
+                raise BenchmarkError(f"growth: {said.decode().strip()}")
+    finally:
+        for each in running:
+            each.kill()
+            each.wait()
+    sent = len(running) * (messages + messages // 10)
+    return {kind: (after - before[kind]) / sent * 1e6 for kind, after in cluster.cpu_s().items()}
+
+
+def _layouts(folder: Path, plan: GrowthPlan, told: Callable[[str], None]) -> list[Layout]:
+    programs = []
+    for user in USERS:
+        (folder / user).mkdir()
+        programs.append(compiled(folder / user, "loadgen", (f'-DUSER="{user}"',)))
+    with ExitStack() as stack:
+        clusters = {count: stack.enter_context(_cluster(folder / f"c{count}", count)) for count in (1, 2)}
+        found = [Layout(count, depth, []) for depth in plan.depths for count in clusters]
+        for number in range(plan.runs + 1):
+            for layout in found:
+                told(f"run {number} of {plan.runs}: {layout.brokers} broker(s), {CONNECTIONS} × {layout.depth}")
+                messages = max(plan.messages if layout.depth > 1 else plan.messages // 10, 100)
+                cost = _run(clusters[layout.brokers], programs, layout.depth, messages)
+                if number:  # the first run is to warm up
+                    layout.runs.append(cost)
+        return found
+
+
+def _bytes_of_idle(folder: Path, clients: int, told: Callable[[str], None]) -> dict[str, float]:
+    """Return the bytes of each kind of process for each of so many idle clients."""
+    told(f"{clients:,} idle clients: memory")
+    with _cluster(folder / "idle", 1) as cluster:
+        programs = {kind: found[0].pid for kind, found in cluster.processes.items()}
+        before = {kind: memory_bytes(pid) for kind, pid in programs.items()}
+        numbers = (cluster.ports[0], clients, clients, 0, 0, 0, HOLD_MS)
+        with Generator([str(folder / "flood"), *map(str, numbers), "echo:100*1"]) as held:
+            held.wait_until_ready()
+            time.sleep(idle.SETTLE_S)
+            return {kind: (memory_bytes(pid) - before[kind]) / clients for kind, pid in programs.items()}
+
+
+def measure(folder: Path, plan: GrowthPlan, told: Callable[[str], None]) -> Figures:
+    """Measure all that grows."""
+    layouts = _layouts(folder, plan, told)
+    series: dict[str, list[Point]] = {}
+    most = tuple(size for size in plan.sizes if size < plan.most)
+    users = (*most, plan.most)
+    for name, key, sizes, fixed in (
+        ("types", "types", most, {}),
+        ("workers", "workers", most, {}),
+        ("users", "users", users, {}),
+        ("targets of one sendClients", "targets", users, {"users": plan.most}),
+    ):
+        told(f"{name}: {', '.join(f'{size:,}' for size in sizes)}")
+        series[name] = growth_rig.series(key, sizes, plan.rig_messages, plan.rig_repeats, **fixed)
+    for program in ("flood", "honest"):
+        load_generator(folder, program)
+    costs = commits.measure(folder, told, plan.commits)
+    hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    each = {}
+    if idle.too_few_descriptors(plan.most, hard_limit) is None:
+        each = _bytes_of_idle(folder, plan.most, told)
+    cells = list(idle.measure(folder, folder, plan.idle, (0, plan.most), told))
+    return Figures(layouts, series, costs, growth_rig.costs_of_sessions(), each, cells)

@@ -1,0 +1,183 @@
+"""Two real brokers of one server on a real PostgreSQL, with one bridge and a handler linked to both."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+from bester.bridge.brokers import weight
+from bester.broker.accounts_postgres import PostgresAccounts
+from tests.live import BESTER, LiveServer, Process, RawClient, short_directory
+from tests.postgres_server import Cluster
+
+BROKERS = ("b1", "b2")
+DEADLINE_S = 60.0
+APP = """
+import asyncio
+from bester.handlers import App
+app = App("post")
+go_on = asyncio.Event()
+
+@app.handler("post", inline=True)
+def post(message):
+    return message.send_clients(message.data["to"], message.data["number"])
+
+@app.handler("held")
+async def held(message):
+    if message.attempt == 1:
+        print("held", message.data, flush=True)
+        await asyncio.sleep(600)
+    return message.reply([message.data, message.attempt])
+"""
+
+
+def user_of(broker: str) -> str:
+    """Return a user whose home is this broker."""
+    users = (f"user{number}" for number in range(1000))
+    return next(user for user in users if max(BROKERS, key=lambda name: weight(name, user)) == broker)
+
+
+USERS = {broker: user_of(broker) for broker in BROKERS}
+
+
+class TwoBrokers:
+    """Two brokers of one server, a bridge and a handler, each a process; the bridge is found at `server`."""
+
+    def __init__(self, directory: Path, cluster: Cluster) -> None:
+        self.directory = directory
+        self.processes: list[Process] = []
+        self.brokers: dict[str, Process] = {}
+        self.server: LiveServer
+        database = cluster.database()
+        endpoints = [f"ipc://{directory}/{broker}/fabric.sock" for broker in BROKERS]
+        for broker in (*BROKERS, "bridge"):
+            (directory / f"{broker}.toml").write_text(
+                f'[server]\nname = "s1"\nbroker = "{broker}"\ndata_dir = "{directory}/{broker}"\n'
+                '[native]\ntcp4 = "127.0.0.1:0"\n'
+                f"[fabric]\nconnect = {endpoints}\n".replace("'", '"')
+                + f'[store]\nurl = "{database.url}"\nschema = "{database.schema}"\n'
+            )
+        (directory / "post.py").write_text(APP)
+        with closing(PostgresAccounts(database)) as accounts:
+            for user in (*USERS.values(), "away"):
+                accounts.add(user, "secret")
+
+    async def run(self, *arguments: str) -> Process:
+        """Start a program of Bester's."""
+        process = await Process.start(BESTER, *arguments, cwd=self.directory)
+        self.processes.append(process)
+        return process
+
+    async def broker(self, name: str) -> Process:
+        """Start a broker, and wait until it serves."""
+        process = self.brokers[name] = await self.run("broker", "-c", f"{name}.toml")
+        await process.says(f"{name}/fabric.sock")
+        return process
+
+    async def begin(self) -> None:
+        """Start everything, and wait until every broker has the bridge and the handler."""
+        for name in BROKERS:
+            await self.broker(name)
+        self.handler = await self.run("handler", "-c", "bridge.toml", "post:app")
+        bridge = await self.run("bridge", "-c", "bridge.toml")
+        address = (await bridge.says(" serves ")).partition(" serves ")[2].strip()
+        self.server = LiveServer(self.directory, [bridge], address)
+        for name in BROKERS:
+            await self.joined(name)
+
+    async def joined(self, name: str) -> None:
+        """Wait until a broker has the bridge and the handler."""
+        await self.brokers[name].says("bridge-")
+        await self.brokers[name].says("'post'")
+
+
+@asynccontextmanager
+async def two_brokers(cluster: Cluster) -> AsyncIterator[TwoBrokers]:
+    """Run two brokers; at the end all processes are killed, and none has shown a traceback."""
+    async with short_directory() as directory:
+        both = TwoBrokers(directory, cluster)
+        try:
+            await both.begin()
+            yield both
+        finally:
+            for process in both.processes:
+                await process.end(signal.SIGKILL)
+        lines = "\n".join(line for process in both.processes for line in process.lines)
+        assert "Traceback" not in lines, lines
+
+
+async def exchanged(client: RawClient, to: str, number: int) -> Any:
+    """Post a number to a user, and return the outcome."""
+    client.submit("post", {"to": [to], "number": number}, str(number))
+    report, _ = await client.until_report(str(number))
+    return report["payload"].get("recipients", {}).get(to, report["header"]["status"])
+
+
+async def test_users_of_a_killed_broker_go_on_at_the_other_and_come_home_again(cluster: Cluster) -> None:
+    async with two_brokers(cluster) as both, asyncio.timeout(2 * DEADLINE_S):
+        clients = {broker: await RawClient.login(both.server, user) for broker, user in USERS.items()}
+        one, two = clients["b1"], clients["b2"]
+        for sender, to, client in ((one, "b2", two), (two, "b1", one)):  # any broker reaches any user
+            assert await exchanged(sender, USERS[to], 1) == "good"
+            assert (await client.receive())["payload"]["data"] == 1
+        one.submit("held", 1, "held")
+        await both.handler.says("held 1")
+        for number in range(100):
+            one.submit("post", {"to": [USERS["b1"]], "number": number}, str(number))
+        await both.brokers["b1"].end(signal.SIGKILL)
+
+        answer: Any = None
+        numbers: list[int] = []
+        reports: set[str] = set()
+        while len(reports) < 101:
+            frame = await one.receive()
+            if frame["header"].get("messageType") == "receivedMessage":
+                if frame["payload"]["type"] == "held":
+                    answer = frame["payload"]["data"], frame["header"].get("redelivered")
+                else:
+                    numbers.append(frame["payload"]["data"])
+            else:
+                assert frame["header"]["status"] == "good"
+                reports.add(frame["payload"]["id"])
+        assert answer == ([1, 2], True)
+        assert sorted(set(numbers)) == list(range(100))
+        assert await exchanged(one, USERS["b2"], 7) == "good"
+        assert (await two.receive())["payload"]["data"] == 7
+        assert await exchanged(two, "away", 8) == "queued"
+        newcomer = await RawClient.login(both.server, USERS["b1"])
+        await newcomer.close()
+
+        await both.broker("b1")
+        await both.joined("b1")
+        await both.server.processes[0].says("is back (broker b1)")
+        assert await exchanged(one, USERS["b2"], 9) == "good"
+        assert (await two.receive())["payload"]["data"] == 9
+        for client in clients.values():
+            await client.close()
+
+
+async def test_endpoint_that_leads_to_the_same_broker_is_left_out(cluster: Cluster) -> None:
+    async with short_directory() as directory:
+        endpoints = [f"ipc://{directory}/{name}.sock" for name in ("first", "second")]
+        text = f'[server]\nname = "s1"\ndata_dir = "data"\n[fabric]\nlisten = {endpoints}\nconnect = {endpoints}\n'
+        (directory / "bester.toml").write_text(
+            text.replace("'", '"') + '[native]\ntcp4 = "127.0.0.1:0"\n[accounts]\nauth = "open"\n'
+        )
+        broker = await Process.start(BESTER, "broker", cwd=directory)
+        bridge = await Process.start(BESTER, "bridge", cwd=directory)
+        try:
+            address = (await bridge.says(" serves ")).partition(" serves ")[2].strip()
+            await bridge.says("lead to one broker")
+            await bridge.says("is back")  # the other link was given up for this one
+            client = await RawClient.login(LiveServer(directory, [bridge], address), "ann")
+            client.submit("nothing", 1, "i")
+            report, _ = await client.until_report("i")
+            assert report["payload"]["reason"] == "unknown-type"
+            await client.close()
+        finally:
+            statuses = [await process.end() for process in (bridge, broker)]
+        assert statuses == [0, 0]
