@@ -132,6 +132,7 @@ class Cluster:
         self.ledger = Ledger()
         self._numbers = 0
         self._faults = 0
+        self._is_calm = False
         self.rules = Rules(self)  # type: ignore[arg-type]  # it has the parties that the rules look at
         self._build()
         self._plan()
@@ -217,6 +218,9 @@ class Cluster:
         for _ in range(chance.randrange(8)):
             self.world.after(chance.uniform(0.5, TRAFFIC_S), self._come_or_go)
         self._faults = chance.choice((0, 1, 2, 4, 8))
+        self._is_calm = self._faults == 0 and not any(
+            each.loss for each in self.weathers
+        )  # which end when it is healed
         faults = [
             self._pause, self._pause, self._pause, self._pause, self._crash, self._crash, self._crash,
             self._crash_unanswered, self._crash_unanswered, self._crash_bridge,
@@ -229,8 +233,8 @@ class Cluster:
 
     @property
     def calm(self) -> bool:
-        """Return whether the scenario has no faults."""
-        return self._faults == 0 and not any(each.loss for each in self.weathers)
+        """Return whether the scenario has no faults, neither planned nor on any link."""
+        return self._is_calm
 
     def _submit(self) -> None:
         chance = self.random

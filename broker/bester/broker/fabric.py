@@ -258,9 +258,11 @@ class FabricSocket:
             empty = True
         finally:
             self.messages_read += read
-            if not empty:  # also after an exception of a callback: the descriptor does not wake for the rest
-                self.look_again()
-            self._turn.end()
+            try:
+                if not empty:  # also after an exception of a callback: the descriptor does not wake for the rest
+                    self.look_again()
+            finally:
+                self._turn.end()
 
 
 class SharedSocket(FabricSocket):

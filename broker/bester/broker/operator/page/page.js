@@ -57,7 +57,7 @@ function table(id, columns, rows, none) {
   if (focused) for (const each of place.querySelectorAll("button")) if (each.dataset.key === focused) each.focus();
 }
 
-const bytes = (count) => (count == null ? "" : count < 1024 ? count + " B" : count < 1048576 ? (count / 1024).toFixed(1) + " KiB" : (count / 1048576).toFixed(1) + " MiB");
+const bytes = (count) => (count == null ? "" : count < 1024 ? count + " B" : count < 1048576 ? (count / 1024).toFixed(1) + " KiB" : count < 1073741824 ? (count / 1048576).toFixed(1) + " MiB" : (count / 1073741824).toFixed(1) + " GiB");
 const span = (s) => (s < 120 ? s.toFixed(0) + " s" : s < 7200 ? (s / 60).toFixed(0) + " min" : s < 172800 ? (s / 3600).toFixed(1) + " h" : (s / 86400).toFixed(1) + " d");
 const short = (text, most = 22) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 // The time below which 95 of 100 are, as far as the buckets tell; nothing where there is none.
@@ -74,7 +74,8 @@ function p95(counts, ends) {
   }
   return "";
 }
-const time = (s) => (s < 1 ? (s * 1000).toPrecision(2) + " ms" : s.toPrecision(2) + " s");
+const digits = (count) => (count < 99.5 ? count.toPrecision(2) : count.toFixed(0));
+const time = (s) => (s < 1 ? digits(s * 1000) + " ms" : digits(s) + " s");
 const sum = (types, key) => Object.values(types).reduce((all, row) => all + row[key], 0);
 
 async function act(path, body) {
@@ -177,7 +178,7 @@ function lists(status) {
       return { kind: each.state === "down" ? "bad" : each.held ? "warm" : "", cells: [each.name, each.held ? "held, " + each.state : each.state, span(each.since_s), each.queued, each.oldest_s == null ? "" : span(each.oldest_s), each.retries, each.next_try_s == null ? "" : span(each.next_try_s), each.error || "", acts] };
     }), "no other server is listed");
   table("bounds", [["bound"], ["used", "n"], ["most", "n"], ["", "n"]],
-    Object.entries(status.bounds).filter(([, [used]]) => used).sort(([, [a, b]], [, [c, d]]) => c / d - a / b).slice(0, 12).map(([name, [used, most]]) => ({ kind: !most || GRANTED.includes(name) ? "" : used > 0.9 * most ? "bad" : used > 0.7 * most ? "warm" : "", cells: [name, used, most, most ? ((100 * used) / most).toFixed(1) + " %" : ""] })), "nothing is in use");
+    Object.entries(status.bounds).filter(([, [used]]) => used).sort(([, [a, b]], [, [c, d]]) => c / d - a / b).slice(0, 12).map(([name, [used, most]]) => ({ kind: !most || GRANTED.includes(name) ? "" : used > 0.9 * most ? "bad" : used > 0.7 * most ? "warm" : "", cells: [GRANTED.includes(name) ? name + " given out" : name, ...(name.endsWith("bytes") ? [bytes(used), bytes(most)] : [used, most]), most ? ((100 * used) / most).toFixed(1) + " %" : ""] })), "nothing is in use");
 }
 
 async function dead() {
