@@ -127,7 +127,7 @@ async def test_failover_to_a_synchronous_standby_loses_nothing(pair: tuple[Clust
         stop.set()
         await asyncio.wait_for(posting, DEADLINE_S * 2)
         last = await kept_again(ann, len(outcomes))
-        assert set(outcomes.values()) == {"queued", UNAVAILABLE}
+        assert set(outcomes.values()) <= {"queued", UNAVAILABLE}
         kept = [number for number in sorted(outcomes) if outcomes[number] == "queued"]
         assert len(kept) >= 100
         assert await received(server, "bob", len(kept) + 1) == [*kept, last]
