@@ -40,6 +40,7 @@ async def running(app: App, folder: Path, *, count: int = 2) -> AsyncIterator[tu
         worker.start()
         for broker in brokers:
             await broker.expect(Hello)
+        await asyncio.gather(*(each.wait_ready() for each in worker.workers))
         try:
             yield brokers, worker
         finally:

@@ -32,8 +32,8 @@ T = TypeVar("T")
 
 
 class Cluster:
-    """Worker of an app for the brokers at `links`, each an endpoint with the keys of an encrypted link. The other
-    parameters, the methods and their errors are those of Worker."""
+    """Worker of an app for the brokers at `links`, each an endpoint with the keys of an encrypted link: `workers` has
+    one for each broker. The other parameters, the methods and their errors are those of Worker."""
 
     def __init__(
         self,
@@ -51,18 +51,18 @@ class Cluster:
         self._timers = Timers(app.timers if background else ())
         unsure: OrderedDict[tuple[str, str], None] = OrderedDict()
         shares = [Share(number, len(links), self._timers, unsure) for number in range(len(links))]
-        self._workers = [
+        self.workers = [
             Worker(app, endpoint, name=name, types=types, keys=keys, shadow=shadow, share=share)
             for (endpoint, keys), share in zip(links, shares, strict=True)
         ]
-        self.name = self._workers[0].name
+        self.name = self.workers[0].name
         self._routes = app.serving(types)
         self._on_hung: Callable[[], None] = lambda: None
 
     @property
     def endpoint(self) -> str:
         """The brokers' endpoints, for people."""
-        return ", ".join(worker.endpoint for worker in self._workers)
+        return ", ".join(worker.endpoint for worker in self.workers)
 
     async def prepare(self) -> None:
         """Run the app's start hooks, as Worker.prepare does."""
@@ -71,21 +71,21 @@ class Cluster:
     def start(self) -> None:
         """Connect to all brokers on the running loop, and serve each once it answers."""
         self.loop = asyncio.get_running_loop()
-        self._executor = Executor(self.app, self._routes, self.name, joined([worker.ends for worker in self._workers]))
+        self._executor = Executor(self.app, self._routes, self.name, joined([worker.ends for worker in self.workers]))
         self._executor.overtime.on_hung = self._on_hung
         self.app.attach(self)
-        for worker in self._workers:
+        for worker in self.workers:
             worker.connect(self._executor)
         self._executor.watch.start()
 
     async def wait_ready(self) -> None:
         """Wait until any broker has welcomed this worker."""
-        await _first(worker.wait_ready() for worker in self._workers)
+        await _first(worker.wait_ready() for worker in self.workers)
 
     async def wait_over(self) -> None:
         """Wait for the end: stopped, useless (`failure`), or refused by every broker. The refusal of one broker is
         logged, and the others are served."""
-        ends = {asyncio.ensure_future(worker.wait_over()): worker for worker in self._workers}
+        ends = {asyncio.ensure_future(worker.wait_over()): worker for worker in self.workers}
         try:
             while ends and self.failure is None:
                 done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -106,12 +106,12 @@ class Cluster:
     @property
     def failure(self) -> str | None:
         """Why this worker has become useless; None while it is not."""
-        return next((worker.failure for worker in self._workers if worker.failure is not None), None)
+        return next((worker.failure for worker in self.workers if worker.failure is not None), None)
 
     @property
     def refusal(self) -> Error | None:
         """A broker's refusal, where every broker refuses this worker; else None."""
-        refusals = [worker.refusal for worker in self._workers]
+        refusals = [worker.refusal for worker in self.workers]
         return None if None in refusals else refusals[0]
 
     def on_hung(self, call: Callable[[], None]) -> None:
@@ -120,9 +120,9 @@ class Cluster:
 
     async def stop(self, drain_s: float = DRAIN_S) -> None:
         """Take no new requests of any broker, finish outstanding ones within `drain_s`, close."""
-        await asyncio.gather(*(worker.drain(drain_s) for worker in self._workers))
+        await asyncio.gather(*(worker.drain(drain_s) for worker in self.workers))
         await self._executor.close()
-        await asyncio.gather(*(worker.close() for worker in self._workers))
+        await asyncio.gather(*(worker.close() for worker in self.workers))
         await end_app(self.app, self.name)
 
     # --- emits and questions ---
@@ -130,14 +130,14 @@ class Cluster:
     async def emit(self, type_: str, commands: list[Command], id_: str | None, timeout_s: float) -> Outcome:
         """Emit as App.emit does, to one broker. An emit with an id goes to another one where the first is lost before
         its answer, and is marked: the first broker may have carried it out."""
-        self._workers[0].check_emit(type_, commands, id_)
+        self.workers[0].check_emit(type_, commands, id_)
         return await self._by_one(
             lambda worker, left_s: worker.emit(type_, commands, id_, left_s), timeout_s, is_repeatable=id_ is not None
         )
 
     async def ask(self, question: str, argument: Any, timeout_s: float) -> Any:
         """Ask one broker, another one where the first is lost before its answer."""
-        self._workers[0].check_ask(question, argument)
+        self.workers[0].check_ask(question, argument)
         return await self._by_one(
             lambda worker, left_s: worker.ask(question, argument, left_s), timeout_s, is_repeatable=True
         )
@@ -145,14 +145,14 @@ class Cluster:
     async def _by_one(self, call: Callable[[Worker, float], Awaitable[T]], timeout_s: float, is_repeatable: bool) -> T:
         """Return the answer of the first broker that is there. Each broker is asked once at most."""
         deadline = self.loop.time() + timeout_s
-        if not any(worker.is_ready for worker in self._workers):
+        if not any(worker.is_ready for worker in self.workers):
             try:
                 async with asyncio.timeout(timeout_s):
                     await self.wait_ready()
             except TimeoutError:
                 raise BesterError("timeout", f"no broker at {self.endpoint} answered in {timeout_s:g} s") from None
         asked: set[Worker] = set()
-        worker = self._first_ready(asked) or self._workers[0]
+        worker = self._first_ready(asked) or self.workers[0]
         while True:
             try:
                 return await call(worker, max(0.0, deadline - self.loop.time()))
@@ -164,7 +164,7 @@ class Cluster:
                 worker = other
 
     def _first_ready(self, asked: set[Worker]) -> Worker | None:
-        return next((worker for worker in self._workers if worker.is_ready and worker not in asked), None)
+        return next((worker for worker in self.workers if worker.is_ready and worker not in asked), None)
 
 
 async def _first(waits: Any) -> None:
