@@ -70,11 +70,14 @@ async def test_the_deployment_over_three_hosts_and_what_the_link_shows() -> None
                 write_server(host, name, HANDLERS[name], others)
             seen = directory / "frames"
             async with sniffed(hub, seen), running(*each) as servers:
-                await servers[0].says("server-reached")
-                await servers[1].says("server='S3'")
+                for server, name in zip(servers, NAMES, strict=True):
+                    for type_ in HANDLERS[name]:
+                        await server.says(f"types=['{type_}']")
+                await servers[0].says("server-reached server='S2'")
+                await servers[1].says("server-reached server='S3'")
                 password = {"BESTER_PASSWORD": "x"}
                 listener = await each[2].start(BESTER, "listen", "--user", "U2", "--json", env=password)
-                await servers[2].says("'M1'")
+                await listener.says("listening at")
                 data = f'{{"text": "{WORDS}"}}'
                 sent = await asyncio.to_thread(each[0].bester, "send", "--user", "U1", "M1", data, env=password)
                 assert "good" in sent or "delivered" in sent or "queued" in sent, sent
@@ -163,6 +166,7 @@ async def test_the_example_works_as_its_page_says() -> None:
                 await servers[1].says("joined role='server' name='t.example'")
                 await servers[1].says("'english'")
                 listener = await g.start(BESTER, "listen", "--user", "G", env=password)
+                await listener.says("listening at")
                 letter = '{"to": "G@g.example", "text": "Hello, my friend!"}'
                 await asyncio.to_thread(t.bester, "send", "--user", "T", "english", letter, env=password)
                 await listener.says("Hello, my friend!")
