@@ -280,8 +280,7 @@ class Course:
 
     async def _calm(self) -> None:
         """Let the senders live once more without faults, and compare the servers' figures with the ledger."""
-        homes = [self._directory / server.name for server in self._servers]
-        before = [await calm.counts_of(home) for home in homes]
+        before = [await calm.counts_of(server.configs) for server in self._servers]
         for clients in self._clients:
             clients.start_sending()
         await asyncio.sleep(calm.CALM_S)
@@ -289,10 +288,10 @@ class Course:
             clients.sending.ask_to_end()
         senders = [clients.sending for clients in self._clients]
         await _until(lambda: not any(part.alive for part in senders) and self._paid(), DRAIN_S, None)
-        for home, counts, clients in zip(homes, before, self._clients, strict=True):
+        for server, counts, clients in zip(self._servers, before, self._clients, strict=True):
             sent = [each for each in self._ledger.entries.values() if each.journal == clients.sending_journal]
             self._compared += len(sent)
-            self._differing += await calm.settled(home, counts, sent)
+            self._differing += await calm.settled(server, counts, sent)
 
     def _read(self) -> None:
         for journal, record in self._journals.news():
