@@ -81,6 +81,9 @@ class Limits:
     relay_s: float = 60.0
     """Time in which a server may answer at all, before the message is sent again: longer than a handler there may
     take."""
+    record_s: float = 10.0
+    """Time for which the report on a message that is queued at another server waits for a store that is away: longer
+    than a database takes to start again, and shorter than a client waits for a report."""
     first_retry_s: float = 1.0
     last_retry_s: float = 600.0
     """Back-off of messages queued for a server doubles between these two."""
