@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import Enqueue, Entry, lane, mailbox
-from tests.chaos.happened import DATABASE, Happened
+from tests.chaos.happened import CLUSTER_BROKERS, DATABASE, Happened
 from tests.chaos.journal import Closed, Died, GivenUp, Got, Journal, Journals, Later, Record, Sent, Told
 from tests.chaos.ledger import Ledger, Verdict
 from tests.chaos.letters import DeadLetter
@@ -344,6 +344,19 @@ def test_ordered_messages_of_one_user_come_in_order() -> None:
     assert "received by ann after what came later" in one_wrong(overtaken)
     talk = [Sent(number, "talk", {"ann": ["ann"]}, float(number)) for number in (1, 2)]
     assert judged(*talk, replace(first, at_s=4.0), replace(second, at_s=3.0)).clean
+
+
+def test_messages_that_two_brokers_of_a_cluster_took_may_come_in_any_order() -> None:
+    """A sender moves when a broker is hit, and moves back a while later."""
+    for hit_s, is_fault in ((12.0, False), (5.0, False), (30.0, True), (-20.0, True)):
+        happened = Happened()
+        happened.ends(happened.begins(CLUSTER_BROKERS, kills=True, at_s=hit_s), hit_s + 0.5)
+        ledger = Ledger(happened)
+        for number, at_s in ((1, 10.0), (2, 15.0)):
+            ledger.take("sender", Sent(number, "line", {"ann": ["ann"]}, at_s))
+            ledger.take("receiver", Got(number, "ann", f"id-{number}", False, True, "ann#1", 40.0 - number))
+        overtaken = [wrong for wrong in ledger.verdict().wrong if "after what came later" in wrong]
+        assert bool(overtaken) is is_fault, hit_s
 
 
 # --- messages left on disk ---
