@@ -61,7 +61,7 @@ class Disk:
         if self.is_slow:
             self.spent_s += SLOW_COMMIT_S
         result = self.store.commit(writes)
-        self.fenced = self.store.fenced
+        self.away, self.fenced = self.store.away, self.store.fenced
         if result.busy:
             return result
         if result.ok:
@@ -82,7 +82,7 @@ class Disk:
         try:
             answer = self.store.read(read)
         finally:
-            self.fenced = self.store.fenced
+            self.away, self.fenced = self.store.away, self.store.fenced
         self._server.world.tell(self._server.name, "reads", (read, answer))
         return answer
 
