@@ -89,5 +89,12 @@ def _late(entry: Entry, happened: Happened) -> Iterator[str]:
     over_s = told_s + entry.sent.ttl_s
     for user, receipts in entry.got.items():
         for got in receipts:
-            if got.at_s > over_s + LATE_S + BOOT_S * happened.boots(entry.sent.at_s, got.at_s):
-                yield f"received by {user} {got.at_s - over_s:.1f} s after its time was over: {entry.story()}"
+            boots = happened.boots(entry.sent.at_s, got.at_s)
+            if got.at_s > over_s + LATE_S + BOOT_S * boots:
+                down = ", ".join(
+                    f"{name} {happened.frozen_s(name, entry.sent.at_s, got.at_s):.0f} s" for name in SERVERS
+                )
+                yield (
+                    f"received by {user} {got.at_s - over_s:.1f} s after its time was over, with {boots} boots; "
+                    f"down or frozen meanwhile, at most: {down}: {entry.story()}"
+                )
