@@ -407,6 +407,8 @@ class Router:
             self._fold_at = now + FOLD_S
             self._units.figures.fold()
             self._rates.look(self._units.figures.received(), self._units.workers.held(), now)
+            if not self.settings.spans:  # exported spans are those of every message with a traceparent
+                self._units.trace.sample(self._rates.latest())
         return self._take()
 
     def _share_credit(self, now: float) -> None:
