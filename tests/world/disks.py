@@ -89,8 +89,8 @@ class Disk:
         return answer
 
     def _see_fence(self, waited: int) -> None:
-        """Take in whether the store is away, and whether another process has taken it. So many writes had waited in memory for a locked or full
-        store before: this process ends now, and they with it."""
+        """Take in whether the store is away, and whether another process has taken it. So many writes had waited in
+        memory for a locked or full store before: a process that is fenced ends now, and they with it."""
         self.away, self.fenced = self.store.away, self.store.fenced
         if self.fenced and waited:
             self._server.forgot = True
