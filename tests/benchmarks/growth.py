@@ -35,10 +35,24 @@ USERS = ("load", "more")
 """Users of the two generators, one at each bridge."""
 
 
-class GrowthPlan(msgspec.Struct, frozen=True):
-    """Extent of a measurement; `depths` are messages in flight on each of 8 connections to a bridge."""
+class Load(NamedTuple):
+    """So many brokers and as many bridges, with `connections` to each bridge, a user each, and `depth` messages in
+    flight on each connection."""
 
-    depths: tuple[int, ...] = (50, 1)
+    brokers: int
+    connections: int
+    depth: int
+
+
+LOADS = (Load(1, 8, 50), Load(2, 8, 50), Load(1, 8, 1), Load(2, 8, 1), Load(1, 4, 1), Load(2, 16, 1))
+"""The users of a bridge are divided among the brokers, and so are the messages in flight: two brokers with 8 × 1 have
+batches as one broker with 4 × 1, and one broker with 8 × 1 has batches as two with 16 × 1."""
+
+
+class GrowthPlan(msgspec.Struct, frozen=True):
+    """Extent of a measurement."""
+
+    loads: tuple[Load, ...] = LOADS
     messages: int = 40_000
     """Of one run at each bridge; a tenth where one is in flight."""
     runs: int = 5
@@ -51,7 +65,7 @@ class GrowthPlan(msgspec.Struct, frozen=True):
     idle: Plan = FULL
 
 
-SHORT_GROWTH = GrowthPlan((50,), 4_000, 2, 300, 2, (1, 100), 1_000, {16: 20}, SHORT)
+SHORT_GROWTH = GrowthPlan(LOADS[:2], 4_000, 2, 300, 2, (1, 100), 1_000, {16: 20}, SHORT)
 
 
 class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,6 +74,13 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     brokers: int
     depth: int
     runs: list[dict[str, float]]
+    connections: int = CONNECTIONS
+    """Connections to each bridge, a user each."""
+
+    @property
+    def per_link(self) -> float:
+        """Messages in flight on each link of a bridge to a broker: that many are in a batch at most."""
+        return self.connections * self.depth / self.brokers
 
     def cpu_us(self, part: str | None = None) -> float:
         """Return the median µs of CPU a message of one kind of process, of all without it."""
@@ -126,9 +147,9 @@ def _written(folder: Path, name: str, lines: str) -> str:
     return str(file)
 
 
-def _run(cluster: _Cluster, programs: Sequence[Path], depth: int, messages: int) -> dict[str, float]:
+def _run(cluster: _Cluster, programs: Sequence[Path], load: Layout, messages: int) -> dict[str, float]:
     """Let a generator at each bridge do a run at the same time; return µs of CPU a message by kind of process."""
-    numbers = (CONNECTIONS, depth, messages, messages // 10, BODY_BYTES, DEADLINE_S)
+    numbers = (load.connections, load.depth, messages, messages // 10, BODY_BYTES, DEADLINE_S)
     before = cluster.cpu_s()
     running = [
         subprocess.Popen(
@@ -156,12 +177,12 @@ def _layouts(folder: Path, plan: GrowthPlan, told: Callable[[str], None]) -> lis
         programs.append(compiled(folder / user, "loadgen", (f'-DUSER="{user}"',)))
     with ExitStack() as stack:
         clusters = {count: stack.enter_context(_cluster(folder / f"c{count}", count)) for count in (1, 2)}
-        found = [Layout(count, depth, []) for depth in plan.depths for count in clusters]
+        found = [Layout(load.brokers, load.depth, [], load.connections) for load in plan.loads]
         for number in range(plan.runs + 1):
             for layout in found:
-                told(f"run {number} of {plan.runs}: {layout.brokers} broker(s), {CONNECTIONS} × {layout.depth}")
+                told(f"run {number} of {plan.runs}: {layout.brokers} broker(s), {layout.connections} × {layout.depth}")
                 messages = max(plan.messages if layout.depth > 1 else plan.messages // 10, 100)
-                cost = _run(clusters[layout.brokers], programs, layout.depth, messages)
+                cost = _run(clusters[layout.brokers], programs, layout, messages)
                 if number:  # the first run is to warm up
                     layout.runs.append(cost)
         return found

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from tests.benchmarks.figures import Part, ratio_of, spread
+from tests.benchmarks.growth import Layout
 from tests.benchmarks.idle import IdleCell
 from tests.benchmarks.overload_plan import KINDS as FLOODS
 from tests.benchmarks.overload_plan import Cell, Honest
@@ -299,27 +300,30 @@ def growth_text(result: Growth) -> str:
 
 
 def _layout_tables(result: Growth) -> list[str]:
-    """Return the table of brokers and bridges; each row is compared with the one broker of its depth."""
+    """Return the table of brokers and bridges; each row of several is compared with one broker under the same load of a
+    bridge, and with one that has as many messages in flight on a link, and so the same batches."""
     rows = []
     for layout in result.layouts:
-        one = next(each for each in result.layouts if each.depth == layout.depth)
-        ratio = "" if layout is one else f"{layout.cpu_us() / one.cpu_us():.2f} ×"
-        parts = [f"{layout.cpu_us(part):.1f}" for part in layout.runs[0]]
         several = layout.brokers > 1
         name = f"{layout.brokers} brokers, {layout.brokers} bridges" if several else "1 broker, 1 bridge"
+        single = [each for each in result.layouts if each.brokers == 1 and several]
+        load, link = (layout.connections, layout.depth), (layout.per_link, layout.depth)
         rows.append(
             [
-                name,
-                f"8 × {layout.depth} a bridge",
-                *parts,
-                f"{layout.cpu_us():.1f}",
-                ratio,
-                "≤ 1.15 ×" if several else "",
+                name, f"{layout.connections} × {layout.depth} a bridge", f"{layout.per_link:.0f}",
+                *(f"{layout.cpu_us(part):.1f}" for part in layout.runs[0]), f"{layout.cpu_us():.1f}",
+                _against(layout, [each for each in single if (each.connections, each.depth) == load]),
+                _against(layout, [each for each in single if (each.per_link, each.depth) == link]),
             ]
-        )
+        )  # fmt: skip
     kinds = list(result.layouts[0].runs[0]) if result.layouts else []
-    heading = ["processes", "in flight", *(f"{kind} µs" for kind in kinds), "together", "against one", "goal"]
-    return [table(heading, rows)] if rows else []
+    heading = ["processes", "in flight", "on a link", *(f"{kind} µs" for kind in kinds), "together"]
+    heading += ["against one, same load of a bridge", "against one, same batches"]
+    return [table(heading, rows), "Goal: at most 1.15 ×."] if rows else []
+
+
+def _against(layout: Layout, others: list[Layout]) -> str:
+    return f"{layout.cpu_us() / others[0].cpu_us():.2f} ×" if others else ""
 
 
 def _series_tables(result: Growth) -> list[str]:
@@ -378,13 +382,12 @@ def growth_plots(result: Growth) -> dict[str, str]:
         of = [costs.get(place) for place in places]
         (linear if "target" in name else flat).append(Line(name, of, colour))
     names = [f"{place:,}" for place in places]
-    layouts = {
-        f"{layout.brokers} × broker, bridge": [
-            each.cpu_us() for each in result.layouts if each.brokers == layout.brokers
-        ]
-        for layout in result.layouts
-    }
-    depths = [f"8 × {depth}" for depth in dict.fromkeys(layout.depth for layout in result.layouts)]
+    loads = dict.fromkeys((layout.connections, layout.depth) for layout in result.layouts)
+    layouts: dict[str, list[float | None]] = {}
+    for layout in result.layouts:
+        costs_of = layouts.setdefault(f"{layout.brokers} × broker, bridge", [None] * len(loads))
+        costs_of[list(loads).index((layout.connections, layout.depth))] = layout.cpu_us()
+    depths = [f"{connections} × {depth}" for connections, depth in loads]
     return {
         "growth-brokers.svg": bars("CPU a message, all processes", "µs", depths, layouts),
         "growth-flat.svg": lines("CPU a message beside so many types, workers, users", "µs", names, flat),

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import click
 
+from tests.benchmarks import growth as measured
 from tests.benchmarks.page import machine_line, replaced, table
 from tests.benchmarks.programs import ROOT, BenchmarkError
 from tests.benchmarks.results import PUBLISHED, Growth, read
@@ -72,7 +73,7 @@ class Need(NamedTuple):
 
 def costs_of(growth: Growth, *, in_batches: bool) -> Costs:
     """Return the costs with two brokers, of loaded links or of single messages. Raises BenchmarkError."""
-    several = [layout for layout in growth.layouts if layout.brokers > 1]
+    several = [each for each in growth.layouts if each.brokers > 1 and each.connections == measured.CONNECTIONS]
     if not several:
         raise BenchmarkError("the results have no layout of several brokers: measure again with --growth")
     layout = (max if in_batches else min)(several, key=lambda each: each.depth)

@@ -60,6 +60,8 @@ def _letter_faults(entry: Entry, letter: DeadLetter, happened: Happened) -> Iter
     elif letter.reason == "expired":
         if entry.sent.ttl_s is None:
             yield f"a dead letter that has expired, and had time: {entry.story()}"
+    elif letter.reason == "storage-unavailable" and entry.database_was_away(until_s):
+        pass  # a server carried out a part of it, and could not keep the rest: its refusal is final
     elif letter.reason != "handler-lost":
         yield f"a dead letter at {letter.server} for {letter.reason}, which no fault explains: {entry.story()}"
     times = happened.shown(letter.server, letter.at_s, DATED_S)
@@ -89,5 +91,12 @@ def _late(entry: Entry, happened: Happened) -> Iterator[str]:
     over_s = told_s + entry.sent.ttl_s
     for user, receipts in entry.got.items():
         for got in receipts:
-            if got.at_s > over_s + LATE_S + BOOT_S * happened.boots(entry.sent.at_s, got.at_s):
-                yield f"received by {user} {got.at_s - over_s:.1f} s after its time was over: {entry.story()}"
+            boots = happened.boots(entry.sent.at_s, got.at_s)
+            if got.at_s > over_s + LATE_S + BOOT_S * boots:
+                down = ", ".join(
+                    f"{name} {happened.frozen_s(name, entry.sent.at_s, got.at_s):.0f} s" for name in SERVERS
+                )
+                yield (
+                    f"received by {user} {got.at_s - over_s:.1f} s after its time was over, with {boots} boots; "
+                    f"down or frozen meanwhile, at most: {down}: {entry.story()}"
+                )

@@ -22,6 +22,7 @@ from bester.broker.config_file import load
 from bester.cli.operate import ask_all
 from tests.chaos.entries import Entry
 from tests.chaos.journal import now_s
+from tests.chaos.servers import Server
 
 CALM_S = 1.5
 """Time in which each sender sends some thirty messages."""
@@ -33,8 +34,8 @@ LETTERS = {"limit": 10_000}
 
 
 class Counts(NamedTuple):
-    """Counts of one server: messages that entered, and that were reported on, by type, dead letters by the figures, and
-    the ids of those in the store."""
+    """Counts of one server, over all its brokers: messages that entered, and that were reported on, by type, dead
+    letters by the figures, and the ids of those in the store."""
 
     received: Counter[str]
     reported: Counter[str]
@@ -42,17 +43,20 @@ class Counts(NamedTuple):
     letters: frozenset[str]
 
 
-async def counts_of(server: Path) -> Counts:
-    """Return the counts of a running server, whose directory this is."""
-    config = load(server / "bester.toml")
-    status, letters = await ask_all(config, [("status", None), ("deadList", LETTERS)])
-    types: dict[str, dict[str, Any]] = status.value["types"]
-    return Counts(
-        Counter({type_: row["received"] for type_, row in types.items()}),
-        Counter({type_: row["reported"] for type_, row in types.items()}),
-        sum(row["dead"] for row in types.values()),
-        frozenset(row["id"] for row in letters.value),
-    )
+async def counts_of(configs: Iterable[Path]) -> Counts:
+    """Return the counts of a running server; `configs` are the configurations of its brokers."""
+    received: Counter[str] = Counter()
+    reported: Counter[str] = Counter()
+    dead, ids = 0, set()
+    for path in configs:
+        status, letters = await ask_all(load(path), [("status", None), ("deadList", LETTERS)])
+        types: dict[str, dict[str, Any]] = status.value["types"]
+        for type_, row in types.items():
+            received[type_] += row["received"]
+            reported[type_] += row["reported"]
+            dead += row["dead"]
+        ids |= {row["id"] for row in letters.value}
+    return Counts(received, reported, dead, frozenset(ids))
 
 
 def differences(before: Counts, after: Counts, entries: Iterable[Entry]) -> list[str]:
@@ -76,12 +80,12 @@ def differences(before: Counts, after: Counts, entries: Iterable[Entry]) -> list
     return found
 
 
-async def settled(server: Path, before: Counts, entries: Iterable[Entry]) -> list[str]:
+async def settled(server: Server, before: Counts, entries: Iterable[Entry]) -> list[str]:
     """Return the differences that stay: a dead letter is counted a moment before it is on disk."""
     entries = list(entries)
     end_s = now_s() + PATIENCE_S
     while True:
-        found = differences(before, await counts_of(server), entries)
+        found = differences(before, await counts_of(server.configs), entries)
         if not found or now_s() > end_s:
             return [f"at {server.name} {each}" for each in found]
         await asyncio.sleep(LOOK_S)

@@ -116,7 +116,9 @@ class ServerCluster:
             program(parts.part(kind, own), BESTER, "handler", f"tests.chaos.handlers:{kind}", *fabric, "--workers", "2")
             for kind in ("quick", "slow")
         ]
-        self.server = Server(NAME, self.tcp[0], self.tcp[0], machine, [*self.brokers, *self.bridges, *self.handlers])
+        programs = [*self.brokers, *self.bridges, *self.handlers]
+        configs = [own / f"{broker}.toml" for broker in BROKERS]
+        self.server = Server(NAME, self.tcp[0], self.tcp[0], machine, programs, configs)
         self.server.receiving = self.tcp[1]
 
     async def keep_up(self, is_hit: Callable[[str], bool]) -> None:

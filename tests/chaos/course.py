@@ -11,7 +11,7 @@ import asyncio
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from tests.chaos import calm
 from tests.chaos.breakages import named
 from tests.chaos.cluster import ServerCluster
 from tests.chaos.faults import Target, Weather
-from tests.chaos.happened import DATABASE, Happened
+from tests.chaos.happened import CLUSTER_BROKERS, DATABASE, Happened
 from tests.chaos.journal import Closed, Journal, Journals, now_s
 from tests.chaos.ledger import Ledger, Verdict
 from tests.chaos.letters import dead_letters
@@ -163,14 +163,15 @@ class Course:
         (up,), (*others, quick, slow) = s1.programs, s2.programs
         all_of_s2 = (*others, quick, slow)
         brokers, bridges = others[: len(others) // 2], others[len(others) // 2 :]
+        moves = [CLUSTER_BROKERS] if self.cluster is not None else []
         targets = [
             _whole("s1", 4, [s1], up),
-            *(_part(f"{broker.part.name} of s2", 4, ["s2"], broker) for broker in brokers),
+            *(_part(f"{broker.part.name} of s2", 4, ["s2", *moves], broker) for broker in brokers),
             *(_part(f"{bridge.part.name} of s2", 4, [], bridge) for bridge in bridges),
-            _whole("all of s2", 1, [s2], *all_of_s2),
+            _whole("all of s2", 1, [s2], *all_of_s2, more=moves),
             _part("quick handlers of s2", 1, ["s2"], quick),
             _part("slow handlers of s2", 1, ["s2"], slow),
-            _whole("both servers", 1, [s1, s2], up, *all_of_s2),
+            _whole("both servers", 1, [s1, s2], up, *all_of_s2, more=moves),
         ]
         targets += [
             Target(f"{program.part.name}", [program.part], program.start, weight, [name], workers=True)
@@ -280,8 +281,7 @@ class Course:
 
     async def _calm(self) -> None:
         """Let the senders live once more without faults, and compare the servers' figures with the ledger."""
-        homes = [self._directory / server.name for server in self._servers]
-        before = [await calm.counts_of(home) for home in homes]
+        before = [await calm.counts_of(server.configs) for server in self._servers]
         for clients in self._clients:
             clients.start_sending()
         await asyncio.sleep(calm.CALM_S)
@@ -289,10 +289,10 @@ class Course:
             clients.sending.ask_to_end()
         senders = [clients.sending for clients in self._clients]
         await _until(lambda: not any(part.alive for part in senders) and self._paid(), DRAIN_S, None)
-        for home, counts, clients in zip(homes, before, self._clients, strict=True):
+        for server, counts, clients in zip(self._servers, before, self._clients, strict=True):
             sent = [each for each in self._ledger.entries.values() if each.journal == clients.sending_journal]
             self._compared += len(sent)
-            self._differing += await calm.settled(home, counts, sent)
+            self._differing += await calm.settled(server, counts, sent)
 
     def _read(self) -> None:
         for journal, record in self._journals.news():
@@ -325,9 +325,9 @@ def _part(name: str, weight: int, where: list[str], *programs: Program) -> Targe
     return Target(name, [program.part for program in programs], start, weight, where)
 
 
-def _whole(name: str, weight: int, servers: list[Server], *programs: Program) -> Target:
-    """All that runs of some servers: their machines, so to speak."""
-    target = _part(name, weight, [server.name for server in servers], *programs)
+def _whole(name: str, weight: int, servers: list[Server], *programs: Program, more: Sequence[str] = ()) -> Target:
+    """All that runs of some servers: their machines, so to speak. `more` are other places that are hit."""
+    target = _part(name, weight, [*(server.name for server in servers), *more], *programs)
     return replace(target, machines=[server.machine for server in servers])
 
 

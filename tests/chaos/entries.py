@@ -73,10 +73,10 @@ class Entry:
         if reason == "expired":
             return self.over(later.at_s)
         if reason == "storage-unavailable":
-            return self._database_was_away(later.at_s)
+            return self.database_was_away(later.at_s)
         return reason == "handler-lost" and (self.sent.kills or self.killed_from_outside(later.at_s))
 
-    def _database_was_away(self, until_s: float) -> bool:
+    def database_was_away(self, until_s: float) -> bool:
         """Return whether a cluster could keep nothing for a while after the message was sent, by `until_s`."""
         return self.happened.frozen_s(DATABASE, self.sent.at_s - RECOVERED_S, until_s + AROUND_S) > 0
 
@@ -112,7 +112,7 @@ class Entry:
         if report.reason == "handler-lost":
             return self.sent.kills or self.killed_from_outside(report.at_s)
         if report.reason == "storage-unavailable":
-            return self._database_was_away(report.at_s)
+            return self.database_was_away(report.at_s)
         return report.reason in NOBODY_THERE
 
     def _outcomes(self) -> Iterator[tuple[str, str]]:

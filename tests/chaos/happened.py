@@ -17,6 +17,8 @@ SILENT_S = 4.0
 
 DATABASE = "database"
 """Place of a hit on the database of a cluster: meanwhile nothing can be kept."""
+CLUSTER_BROKERS = "brokers of a cluster"
+"""Place of a hit on a broker of a cluster: users of the server move to another broker, and back."""
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,12 @@ class Program:
 
 
 class Server:
-    """A server's address for clients, its address for native servers (`tcp`), its machine, and its programs."""
+    """A server's address for clients, its address for native servers (`tcp`), its machine, its programs, and the
+    configurations of its brokers."""
 
-    def __init__(self, name: str, address: str, tcp: str, machine: Machine, programs: Sequence[Program]) -> None:
+    def __init__(
+        self, name: str, address: str, tcp: str, machine: Machine, programs: Sequence[Program], configs: Sequence[Path]
+    ) -> None:
         self.name = name
         self.address = address
         self.receiving = address
@@ -80,6 +83,7 @@ class Server:
         self.tcp = tcp
         self.machine = machine
         self.programs = programs
+        self.configs = configs
 
 
 def free_port() -> int:
@@ -133,7 +137,7 @@ def make_servers(
         return Program(part, machine, more, BESTER, *command)
 
     one = [program(machines["s1"], parts.part("up", together, ready=f" serves |{types}"), "up")]
-    first = Server("s1", tcp["s1"], tcp["s1"], machines["s1"], one)
+    first = Server("s1", tcp["s1"], tcp["s1"], machines["s1"], one, [together / "bester.toml"])
     if second_server is not None:
         return [first, second_server]
     second = machines["s2"]
@@ -145,7 +149,7 @@ def make_servers(
     ]
     return [
         first,
-        Server("s2", f"unix:{apart}/native", tcp["s2"], second, several),
+        Server("s2", f"unix:{apart}/native", tcp["s2"], second, several, [apart / "bester.toml"]),
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 import zmq
 
-from bester.broker.fabric import FabricSocket
+from bester.broker.fabric_socket import FabricSocket
 from bester.broker.wire.codec import batches, decode
 from bester.broker.wire.messages import Error, Goodbye, Heartbeat, Hello, Malformed, Message, Reply, Request, Welcome
 

@@ -10,7 +10,7 @@ from functools import partial
 import zmq
 
 from bester.broker.curve import CurveSocket, Zap
-from bester.broker.fabric import Frames
+from bester.broker.fabric_socket import Frames
 from bester.broker.keys import KeyPair
 from tests.keyed import KeyedParty, Pair, free_port, new_pair
 from tests.live import DEADLINE_S

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import zmq
 
-from bester.broker import fabric
+from bester.broker import fabric, fabric_socket
 from bester.broker.fabric import FabricLink
 from bester.broker.names import find
 from bester.broker.wire import link_client as party_module
@@ -25,7 +25,7 @@ NOTE = "x" * 15_000
 
 async def test_queue_for_a_broker_that_does_not_read_is_bounded_and_ordered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fabric, "MAX_QUEUED", LIMIT)
-    monkeypatch.setattr(fabric, "HIGH_WATER_MARK", 4)
+    monkeypatch.setattr(fabric_socket, "HIGH_WATER_MARK", 4)
     welcomed = asyncio.Event()
     party = LinkClient("handler", "h", {})
     async with short_directory() as directory:

@@ -8,7 +8,7 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import zmq
 
-from bester.broker.fabric import FabricSocket
+from bester.broker.fabric_socket import FabricSocket
 from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import MAX_FRAMES, Heartbeat, Malformed
 from tests.live import RawHandler, live_server, raw_handler, short_directory

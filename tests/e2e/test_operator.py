@@ -248,6 +248,9 @@ async def test_commands_for_people() -> None:
         assert any(line.startswith("breaks") and "1 handler-failed" in line for line in lines)
         assert "alice  1" in await command(operator, "sessions")
         assert any(line.startswith("ok ") for line in await command(operator, "top", "--once", "--every", "0.2"))
+        rows = [json.loads(line) for line in await command(operator, "top", "--once", "--every", "0.2", "--json")]
+        (row,) = [row for row in rows if row["type"] == "ok"]
+        assert (row["server"], row["workers"], row["waiting"], row["received_per_s"]) == ("s1", 1, 0, 0.0)
         client.writer.close()
 
 

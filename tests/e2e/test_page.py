@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 from tests.e2e.chromium import browser, needs_chromium
@@ -16,6 +17,47 @@ native = "127.0.0.1:9"
 app = "mixed:app"
 types = ["<img src=x onerror=boom()>"]
 """
+LONG = "a-server-with-a-rather-long-name.example"
+WIDTHS = """
+(() => {
+  const width = document.body.clientWidth, right = (each) => each.getBoundingClientRect().right;
+  const boxes = [...document.querySelectorAll(".wide")], all = [...document.querySelectorAll("body *")];
+  const names = (some) => some.map((each) => each.firstElementChild.id);
+  for (const each of boxes) each.scrollLeft = each.scrollWidth;
+  const outside = all.filter((each) => !each.closest(".wide table, .wide svg") && right(each) > width + 0.5);
+  return JSON.stringify({
+    body: [document.body.scrollWidth, document.documentElement.scrollWidth, width],
+    cut: outside.map((each) => each.outerHTML.slice(0, 80)),
+    scrolled: names(boxes.filter((each) => each.scrollWidth > each.clientWidth)),
+    hidden: names(boxes.filter((each) => right(each.firstElementChild) > right(each) + 0.5)),
+  });
+})()
+"""
+"""Widths of the body and of the window; elements that stand out beyond the window; tables that scroll within their box,
+and those whose end is not shown at the end of that."""
+
+
+@needs_chromium
+async def test_phone_shows_wide_tables_within_boxes_that_scroll(tmp_path: Path) -> None:
+    async with operated(DIES + f'[servers."{LONG}"]\nnative = "127.0.0.1:9"\n') as operator, browser(tmp_path) as page:
+        await operator.server.has_type("dies")
+        await messages(operator, ok=1, dies=1)
+        await page.go_to(f"{operator.base}/?token={TOKEN}")
+        await page.says("#dead", "handler-lost")
+        await page.says("#servers", LONG)
+        await page.says("#findings", "bester dead replay")
+        await page.click("#ask", "Show")
+        await page.says("#trace", "handler")
+        await page.click("#dead", "show")
+        await page.says("#letter", "dies")
+        for width in (360, 320):
+            screen = {"width": width, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+            await page.call("Emulation.setDeviceMetricsOverride", **screen)
+            found = json.loads(await page.evaluate(WIDTHS))
+            assert found["body"] == [width, width, width]
+            assert found["cut"] == found["hidden"] == []
+            assert {"way", "types", "servers", "dead"} <= set(found["scrolled"])
+        assert page.console == []
 
 
 @needs_chromium

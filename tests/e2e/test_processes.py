@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 import zmq
 
-from bester.broker.fabric import FabricSocket
+from bester.broker.fabric_socket import FabricSocket
 from bester.broker.processes import exists, is_stopped
 from tests.live import DEADLINE_S, short_directory
 

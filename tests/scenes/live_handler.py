@@ -13,7 +13,7 @@ from threading import Event, Thread
 from typing import TypeVar
 from unittest.mock import patch
 
-from bester.broker.fabric import SharedSocket
+from bester.broker.fabric_socket import SharedSocket
 from bester.broker.wire.messages import Command
 from bester.handlers.app import App
 from bester.handlers.runtime import Outcome

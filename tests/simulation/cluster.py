@@ -132,6 +132,7 @@ class Cluster:
         self.ledger = Ledger()
         self._numbers = 0
         self._faults = 0
+        self._losses = 0
         self._is_calm = False
         self.rules = Rules(self)  # type: ignore[arg-type]  # it has the parties that the rules look at
         self._build()
@@ -225,7 +226,7 @@ class Cluster:
             self._pause, self._pause, self._pause, self._pause, self._crash, self._crash, self._crash,
             self._crash_unanswered, self._crash_unanswered, self._crash_bridge,
             self._break_link, self._kill_handler, self._jump, self._set_clock, self._lock, self._slow, self._fill,
-            self._cut_servers,
+            self._cut_servers, self._lose_database, self._lose_database,
         ]  # fmt: skip
         for _ in range(self._faults):
             self.world.after(chance.uniform(1.0, TRAFFIC_S), chance.choice(faults))
@@ -323,6 +324,29 @@ class Cluster:
 
     def _fill(self) -> None:
         self._some_broker().disk.fill(self._some_time(6.0), wholly=self.random.random() < 0.5)
+
+    def _lose_database(self) -> None:
+        """The database is away for a while, mostly for less than a lease; one of its brokers may die meanwhile."""
+        seconds = self._some_time(self.random.choice((3.0, 8.0, 25.0)))
+        self.world.tell("database", "IS AWAY", f"for {seconds:.1f} s")
+        self._losses += 1
+        self._reach("the database cannot be reached")
+        if self.random.random() < 0.5:
+            victim, after_s = self.random.choice(self.pair), seconds * self.random.random()
+            down_s = min(seconds + 1.0, HEALED_S - self.world.now - 0.5) - after_s  # no broker starts without it
+            self.world.after(after_s, lambda: victim.crash(max(0.0, down_s)))
+
+        def back() -> None:
+            self._losses -= 1
+            if not self._losses:
+                self.world.tell("database", "IS BACK")
+                self._reach("")
+
+        self.world.after(seconds, back)
+
+    def _reach(self, away: str) -> None:
+        for store in self.database.namespaces.values():
+            store.away = away
 
     def _cut_servers(self) -> None:
         weather, seconds = self.random.choice(self.weathers), self._some_time(9.0)

@@ -36,7 +36,7 @@ from bester.broker.store.memory_shared import SharedMemoryStore
 from bester.broker.store_driver import StoreDriver
 from bester.broker.store_requests import SaveLane
 from bester.broker.wire.outcomes import result_id
-from tests.simulation import hostile
+from tests.simulation import cluster, hostile
 from tests.simulation.__main__ import CLUSTER
 from tests.simulation.fair import play_fair
 from tests.simulation.fair_bridge import Flood
@@ -263,6 +263,13 @@ def test_later_outcome_of_a_server_that_does_not_have_the_message_is_noticed(mon
 def test_broker_that_is_not_fenced_off_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SharedMemoryStore, "check_lease", lambda self: None)
     assert "which another broker had adopted" in broken_seeds(500, CLUSTER)
+
+
+def test_broker_that_is_not_fenced_off_breaks_the_order_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the rule on who writes where, which sees the mutant in many seeds: a user notices few."""
+    monkeypatch.setattr(SharedMemoryStore, "check_lease", lambda self: None)
+    monkeypatch.setattr(cluster.Ledger, "fault", property(lambda self: "", lambda self, text: None), raising=False)
+    assert "got number 12 after 45" in broken_seeds(0, CLUSTER, likely=942)
 
 
 def test_adoption_without_the_inbound_lanes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,12 @@ def test_rules_hold_for_two_brokers_of_one_server(first: int) -> None:
     assert not play_all(range(first, first + 10), jobs=1, kind=CLUSTER).broken
 
 
+@pytest.mark.parametrize("seed", [2808, 3105])
+def test_writes_may_be_lost_with_a_lease_that_ends_while_they_wait_for_a_locked_store(seed: int) -> None:
+    """Another broker adopts what is written, not what waits in memory."""
+    play(seed, CLUSTER)
+
+
 @pytest.mark.parametrize("seed", range(30, 45))
 def test_promises_hold_with_very_little_credit(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All bridges of a server have 8 messages together, and a type is stuck soon; HEARTBEATs are lost as well."""

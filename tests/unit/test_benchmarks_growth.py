@@ -26,8 +26,8 @@ def honest(p99_us: float) -> Honest:
 
 
 def a_growth() -> results.Growth:
-    layouts = [Layout(brokers, depth, [cost(each)] * 3) for brokers, depth, each in (
-        (1, 50, 10.0), (2, 50, 11.0), (1, 1, 40.0), (2, 1, 60.0))]  # fmt: skip
+    loads = (1, 8, 50, 10.0), (2, 8, 50, 11.0), (1, 8, 1, 40.0), (2, 8, 1, 60.0), (1, 4, 1, 50.0), (2, 16, 1, 38.0)
+    layouts = [Layout(brokers, depth, [cost(each)] * 3, connections) for brokers, connections, depth, each in loads]
     series = {
         "users": [Point(1, 50.0), Point(1_000, 55.0)],
         "targets of one sendClients": [Point(1, 50.0), Point(1_000, 5_000.0)],
@@ -45,8 +45,12 @@ def rows(text: str) -> list[list[str]]:
 
 def test_growth_is_shown_against_one_of_each() -> None:
     found = rows(page.text_of("growth", a_growth()))
-    assert found[2][:2] + found[2][-3:] == ["2 brokers, 2 bridges", "8 × 50 a bridge", "44.0", "1.10 ×", "≤ 1.15 ×"]
-    assert found[4][-2:] == ["1.50 ×", "≤ 1.15 ×"]
+    assert found[2][:3] + found[2][-3:] == ["2 brokers, 2 bridges", "8 × 50 a bridge", "200", "44.0", "1.10 ×", ""]
+    assert [each[1:3] + each[-2:] for each in found[4:7]] == [
+        ["8 × 1 a bridge", "4", "1.50 ×", "1.20 ×"],
+        ["4 × 1 a bridge", "4", "", ""],
+        ["16 × 1 a bridge", "8", "", "0.95 ×"],
+    ]
     assert ["1,000", "55.0", "1.10 ×"] in found
     assert ["1,000", "5,000.0", "5.0"] in found
     assert ["PostgreSQL", "256", "9.0", "10.0", "30.0"] in found

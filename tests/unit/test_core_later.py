@@ -13,6 +13,7 @@ from bester.broker.wire.messages import Ask, Confirm, Deliver, Forward, Forwarde
 from tests.unit.core_stand import Stand, clients, servers
 
 S2 = Link("server", b"s2")
+AWAY = "the database cannot be reached"
 
 
 def town() -> Stand:
@@ -94,6 +95,89 @@ def test_late_outcomes_count_while_the_disk_is_full() -> None:
     stand.store.broken = False
     late_outcome(stand, peer, f"{report.message}.0.0", "delivered", 2)
     assert outcome_of(stand, bridge, report.message) == {"s2": "failed:expired"}
+
+
+def test_report_waits_for_the_note_while_the_store_is_away() -> None:
+    stand = town()
+    reach(stand)
+    bridge, chat = stand.bridge("alice"), stand.handler("chat")
+    token = stand.submit(bridge, "chat", outcome=True)
+    stand.answer(chat, servers("s2"))
+    stand.store.away = AWAY
+    stand.say(S2, Relayed(stand.one(S2, Relay).token, "queued", {"queued": 1}))
+    stand.wait(stand.settings.limits.record_s / 2)
+    assert stand.heard_of(bridge, Report) == [], "the note would be lost with the process"
+    stand.store.away = ""
+    stand.tick()
+    report = stand.report(bridge, token)
+    assert report.recipients == {"s2": "queued"}
+    stand.restart()
+    peer, bridge = stand.server("s2"), stand.bridge("alice")
+    late_outcome(stand, peer, f"{report.message}.0.0", "failed:expired", 1)
+    pushed = stand.one(bridge, Deliver)
+    assert json.loads(pushed.body) == {"message": report.message, "recipient": "s2", "outcome": "failed:expired"}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_report_does_not_wait_for_ever_for_a_store_that_stays_away(count: int) -> None:
+    stand = town()
+    reach(stand)
+    bridge, chat = stand.bridge("alice"), stand.handler("chat")
+    tokens = []
+    for _ in range(count):
+        tokens.append(stand.submit(bridge, "chat"))
+        stand.answer(chat, servers("s2"))
+    stand.store.away = AWAY
+    for relay in stand.heard_of(S2, Relay):
+        stand.say(S2, Relayed(relay.token, "queued", {"queued": 1}))
+    stand.wait(stand.settings.limits.record_s + 1.0)
+    reports = stand.heard_of(bridge, Report)
+    assert [(each.token, each.recipients) for each in reports] == [(token, {"s2": "queued"}) for token in tokens]
+    stand.store.away = ""
+    stand.tick()
+    assert stand.heard_of(bridge, Report) == []
+    assert [outcome_of(stand, bridge, each.message) for each in reports] == [{"s2": "queued"}] * count
+
+
+@pytest.mark.parametrize("room", ["full", "broken"])
+def test_report_waits_for_no_note_where_there_is_no_room(room: str) -> None:
+    stand = town()
+    reach(stand)
+    bridge, chat = stand.bridge("alice"), stand.handler("chat")
+    setattr(stand.store, room, True)
+    assert queue_elsewhere(stand, bridge, chat, 1).recipients == {"s2": "queued"}
+
+
+@pytest.mark.parametrize("outcome", ["delivered", "failed:expired", "failed:handler-lost"])
+def test_late_outcome_is_answered_once_it_is_written(outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand = town()
+    reach(stand)
+    bridge, chat, peer = stand.bridge("alice"), stand.handler("chat"), stand.server("s2")
+    token = stand.submit(bridge, "chat", outcome=True)
+    stand.answer(chat, servers("s2"))
+    stand.say(S2, Relayed(stand.one(S2, Relay).token, "queued", {"queued": 1}))
+    message = stand.report(bridge, token).message
+    assert message is not None
+    honest = stand.store.read
+
+    def read(request: Any) -> Any:
+        """Read, and lose the store behind it: before the commit that ends the note."""
+        answer = honest(request)
+        stand.store.away = AWAY
+        return answer
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stand.store, "read", read)
+        late_outcome(stand, peer, f"{message}.0.0", outcome, 1)
+    stand.tick()
+    assert stand.heard_of(peer, Relayed) == [], "the other server forgets the outcome with the answer"
+    stand.store.forget()
+    stand.store.away = ""
+    stand.restart()
+    peer, bridge = stand.server("s2"), stand.bridge("alice")
+    late_outcome(stand, peer, f"{message}.0.0", outcome, 1, again=True)
+    assert [each.outcome for each in stand.heard_of(peer, Relayed)] == ["delivered"]
+    assert json.loads(stand.one(bridge, Deliver).body)["outcome"] == outcome
 
 
 @pytest.mark.parametrize("room", ["full", "broken"])

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
+from bester.broker.core import trace as trace_module
 from bester.broker.core.clock import Clock
+from bester.broker.core.settings import Settings
 from bester.broker.core.trace import Trace
+from bester.broker.wire.messages import REFUSED
+from tests.unit.core_stand import Stand, clients
 
 
 def test_steps_of_one_root_with_wall_clock_times() -> None:
@@ -23,3 +29,47 @@ def test_the_oldest_steps_are_forgotten() -> None:
     for number in range(3):
         trace.add((float(number), "m", "m", "handler", str(number), 0.0))
     assert [step["where"] for step in trace.of("m")] == ["s1/1", "s1/2"]
+
+
+@pytest.mark.parametrize(
+    ("per_s", "one_of"), [(0.0, 1), (1999.9, 1), (2000.0, 2), (3999.0, 2), (4000.0, 4), (30_000.0, 16)]
+)
+def test_sample_shrinks_as_the_rate_grows(per_s: float, one_of: int) -> None:
+    trace = Trace(10, Clock(0.0, 0.0, "", None), "s1")
+    trace.sample(30_000.0)
+    trace.sample(per_s)
+    assert sum(not token & trace.mask for token in range(4096)) == 4096 // one_of
+
+
+@pytest.mark.parametrize("spans", [False, True], ids=["", "spans"])
+def test_only_messages_without_trouble_are_left_out_and_only_under_load(
+    spans: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_module, "ALL_BELOW", 10)
+    stand = Stand(Settings("s1", spans=spans))
+    bridge, one = stand.bridge("alice"), stand.handler("one")
+
+    def play(count: int, status: int = 0) -> list[int]:
+        """Let messages be handled and delivered; return how many steps of each are remembered."""
+        found = []
+        for _ in range(count):
+            stand.submit(bridge, "one")
+            if status:
+                request = stand.request(one)
+                stand.reply(one, request.token, status=status)
+            else:
+                request = stand.answer(one, clients("alice"))
+                stand.deliver(bridge)
+            found.append(len(stand.ask(bridge, "trace", request.meta["id"]).value))
+        return found
+
+    assert play(40) == [2] * 40, "a burst is no load"
+    stand.wait(1.0)
+    play(40)
+    stand.wait(1.0, step_s=1.0)
+    found = play(256)  # with two tokens each
+    left_out = found.count(0)
+    assert found == [2] * 256 if spans else (found.count(2), left_out) == (32, 224), found
+    assert min(play(8, REFUSED)) >= 1
+    stand.wait(3.0)
+    assert play(8) == [2] * 8

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from bester.bridge.frames import frame
 from bester.bridge.limits import Limits
 from bester.bridge.window import OVERHEAD_BYTES
-from bester.broker.wire.messages import Answer, Ask, Deliver, Report, Submit
+from bester.broker.wire.messages import Answer, Ask, Deliver, Heartbeat, Report, Submit
 from tests.unit.bridge_stand import ListConnection, Scene
 
 PING = frame(b'{"payload":{"type":"dummy","data":1,"id":"p"}}')
@@ -25,6 +27,10 @@ def write(scene: Scene, connection: ListConnection, *ids: str, data: str = "1") 
 
 def write_many(scene: Scene, connection: ListConnection, count: int) -> None:
     write(scene, connection, *map(str, range(count)))
+
+
+def credit(messages: int, number: int, *stuck: str) -> Heartbeat:
+    return Heartbeat({"credit": messages, "credit_bytes": 1 << 28, "number": number, "stuck": list(stuck)})
 
 
 def good(*submits: Submit) -> list[Report]:
@@ -249,4 +255,48 @@ def test_sender_that_waits_for_room_is_served_again_by_reports_alone() -> None:
             scene.broker(*good(submit))
     assert done == 120
     assert all(connection.reading for connection in several)
+    assert scene.bridge.inspect().intake == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("seed", range(220))
+def test_no_order_of_events_leaves_a_sender_behind(seed: int) -> None:
+    """Users write, are reported to, log in and go, types are stuck and free again, in any order: in the end everything
+    is served, and every connection is read."""
+    random = Random(seed)
+    scene = crowded(
+        held_messages=random.randint(4, 40), turn_units=random.randint(3, 30), turn_quantum=random.randint(1, 8)
+    )
+    connections: list[ListConnection] = []
+    unreported: list[Submit] = []
+    told = 0
+    for step in range(300):
+        what = random.random()
+        if len(connections) < 2 or (what < 0.05 and len(connections) < 8):
+            connections.append(scene.log_in(random.choice(("alice", "bob")), acks=random.random() < 0.3))
+        elif what < 0.1:
+            scene.bridge.on_connection_lost(connections.pop(random.randrange(len(connections))))
+        elif what < 0.7:
+            connection = random.choice(connections)
+            if connection.reading:
+                made = random.choice(
+                    (PING, message(str(step)), message(str(step), type_="s"), message(str(step)) + PING)
+                )
+                scene.bridge.on_bytes(connection, made * random.randint(1, 12))
+        elif what < 0.75:
+            told += 1
+            scene.bridge.receive(
+                [credit(random.randint(4, 40), told, *random.sample(("s", "t"), random.randint(0, 1)))]
+            )
+        else:
+            random.shuffle(unreported)
+            reported = [unreported.pop() for _ in range(random.randint(0, len(unreported)))]
+            scene.bridge.receive(good(*reported))
+        scene.one_turn()
+        unreported += scene.take(Submit)
+    scene.broker(credit(40, told + 1))
+    while unreported := unreported + scene.take(Submit):
+        scene.broker(*good(*unreported))
+        unreported = []
+    assert all(connection.reading for connection in connections)
+    assert not any(connection.session.has_more for connection in connections)
     assert scene.bridge.inspect().intake == (0, 0, 0, 0, 0)

@@ -60,8 +60,9 @@ class Disk:
             server.fall_into(BEFORE)
         if self.is_slow:
             self.spent_s += SLOW_COMMIT_S
+        waited = self.store.held_back
         result = self.store.commit(writes)
-        self.fenced = self.store.fenced
+        self._see_fence(waited)
         if result.busy:
             return result
         if result.ok:
@@ -79,12 +80,20 @@ class Disk:
 
     def read(self, read: Read) -> Any:
         """Read."""
+        waited = self.store.held_back
         try:
             answer = self.store.read(read)
         finally:
-            self.fenced = self.store.fenced
+            self._see_fence(waited)
         self._server.world.tell(self._server.name, "reads", (read, answer))
         return answer
+
+    def _see_fence(self, waited: int) -> None:
+        """Take in whether the store is away, and whether another process has taken it. So many writes had waited in memory for a locked or full
+        store before: this process ends now, and they with it."""
+        self.away, self.fenced = self.store.away, self.store.fenced
+        if self.fenced and waited:
+            self._server.forgot = True
 
     def close(self) -> None:
         """Keep the store open: its rows outlive the process."""

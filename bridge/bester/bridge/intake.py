@@ -35,8 +35,9 @@ class Intake:
         self._clock = clock
         self._handle = handle
         self._wake = wake
-        self._ring: OrderedDict[Sender, None] = OrderedDict()  # senders with ready connections, in turn
-        self._blocked: dict[Sender, None] = {}  # senders with blocked connections
+        # A sender that waits is in the ring, in turn, or has blocked connections alone and no room for them.
+        self._ring: OrderedDict[Sender, None] = OrderedDict()
+        self._blocked: dict[Sender, None] = {}
         self._stuck: dict[ClientConnection, None] = {}  # connections whose next message has a stuck type
 
     def add(self, connection: ClientConnection) -> None:
@@ -44,16 +45,20 @@ class Intake:
         the sender has room for them. Frames that wait for a report on the same connection are added with that
         report."""
         session = connection.session
-        sender = session.window.sender
+        window = session.window
+        sender = window.sender
+        if window.is_full:  # as of its last message: others of the sender's may have been reported since
+            window.look_again()
         if session.is_ready:
             sender.ready[connection] = None
             self._ring.setdefault(sender)
+            self._blocked.pop(sender, None)
             self._wake()
         elif sender.submissions.is_over(sender):
             sender.blocked[connection] = None
             if sender not in self._ring:
                 self._blocked[sender] = None
-        elif session.window.waits_for is not None:
+        elif window.waits_for is not None:
             self._stuck[connection] = None
 
     def on_credit(self) -> None:
@@ -77,7 +82,6 @@ class Intake:
         self._stuck.pop(connection, None)
         if not sender.ready and not sender.blocked:
             self._ring.pop(sender, None)
-        if not sender.blocked:
             self._blocked.pop(sender, None)
 
     def serve(self) -> None:
@@ -108,18 +112,25 @@ class Intake:
         waiting = sender.ready or sender.blocked
         connection = next(iter(waiting))
         del waiting[connection]
-        used = self._handle(connection, max(1, min(sender.deficit, self.left)))
+        used = 1
+        try:
+            used = self._handle(connection, max(1, min(sender.deficit, self.left)))
+        finally:  # a fault in one connection's frames must not keep the other senders from their turns
+            self._settle(sender, connection, used)
+
+    def _settle(self, sender: Sender, connection: ClientConnection, used: int) -> None:
+        """Charge a sender for the frames of one of its connections, and put both where they wait now."""
         sender.deficit -= used
         self.left -= used
         if connection.session.has_waiting:
             self.add(connection)
         if not sender.ready and (not sender.blocked or sender.submissions.is_over(sender)):
             sender.deficit = min(sender.deficit, 0)  # no share is saved for later
-            ring.pop(sender, None)
+            self._ring.pop(sender, None)
             if sender.blocked:
                 self._blocked[sender] = None
         elif sender.deficit <= 0:
-            ring.move_to_end(sender)
+            self._ring.move_to_end(sender)
 
     def _unblock(self) -> None:
         """Let senders with room again take their turn: room for several frames, so that they are handled together."""

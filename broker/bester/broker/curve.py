@@ -17,7 +17,7 @@ from collections.abc import Callable, Container, Sequence
 import zmq
 from zmq.utils import z85
 
-from bester.broker.fabric import FabricSocket, Frames
+from bester.broker.fabric_socket import FabricSocket, Frames
 from bester.broker.keys import KeyPair
 from bester.broker.turn import Turn
 from bester.broker.unread import Unread

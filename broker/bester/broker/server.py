@@ -44,7 +44,8 @@ from bester.broker.core.effects import (
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.curve import CurveSocket, Zap
-from bester.broker.fabric import FabricLink, FabricSocket, Frames
+from bester.broker.fabric import FabricLink
+from bester.broker.fabric_socket import FabricSocket, Frames
 from bester.broker.handler_logins import HandlerLogins
 from bester.broker.hosts import Hosts
 from bester.broker.keys import KeyPair, LinkKeys

@@ -66,18 +66,25 @@ def sessions(config_path: Path | None, json_lines: bool) -> None:
 @config_option
 @click.option("--once", is_flag=True, help="Print one table and end.")
 @click.option("--every", default=1.0, type=click.FloatRange(0.2, 3600.0), help="Seconds between two looks.")
-def top(config_path: Path | None, once: bool, every: float) -> None:
+@click.option("--json", "json_lines", is_flag=True, help="Print objects, one a line.")
+def top(config_path: Path | None, once: bool, every: float, json_lines: bool) -> None:
     """Show rates by message type, again and again until Ctrl-C."""
     before = ask_status(config_path)
     while True:
         time.sleep(every)
         now = ask_status(config_path)
-        if not once and sys.stdout.isatty():
-            click.clear()
-        _show_head(now)
-        rows = [_rate_cells(type_, row, before["types"].get(type_), now, before) for type_, row in now["types"].items()]
-        tables.show(sorted(rows, key=lambda row: -float(row[4])), RATES)
-        _show_servers(now)
+        rows = [_rates(type_, row, before["types"].get(type_), now, before) for type_, row in now["types"].items()]
+        rows.sort(key=lambda row: -float(row["received_per_s"]))
+        if json_lines:
+            for row in rows:
+                out(json.dumps({"server": now["server"], "up_s": now["up_s"]} | row))
+            sys.stdout.flush()
+        else:
+            if not once and sys.stdout.isatty():
+                click.clear()
+            _show_head(now)
+            tables.show([_rate_cells(row) for row in rows], RATES)
+            _show_servers(now)
         if once:
             return
         before = now
@@ -142,20 +149,28 @@ def _type_cells(type_: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     return (plain(type_), *map(str, counts), failed)
 
 
-def _rate_cells(
+def _rates(
     type_: str, row: Mapping[str, Any], old: Mapping[str, Any] | None, now: Status, before: Status
-) -> tuple[str, ...]:
+) -> dict[str, Any]:
+    """Return the figures of a type between two looks."""
     if old is None or now["up_s"] < before["up_s"]:  # a new type, or a server that was started again
         old = {"received": 0, "answered": 0, "took_s": 0.0, "reported": 0, "whole_s": 0.0}
     seconds = max(1e-3, now["up_s"] - before["up_s"]) if now["up_s"] >= before["up_s"] else now["up_s"]
     answered, reported = row["answered"] - old["answered"], row["reported"] - old["reported"]
     handler_ms = (row["took_s"] - old["took_s"]) / answered * 1000 if answered > 0 else 0.0
     whole_ms = (row["whole_s"] - old["whole_s"]) / reported * 1000 if reported > 0 else 0.0
-    return (
-        plain(type_), str(row["workers"]), str(row["waiting"]), str(row["inflight"]),
-        f"{(row['received'] - old['received']) / seconds:.1f}", f"{answered / seconds:.1f}", f"{handler_ms:.2f}",
-        f"{whole_ms:.2f}",
-    )  # fmt: skip
+    return {
+        "type": type_, "workers": row["workers"], "waiting": row["waiting"], "inflight": row["inflight"],
+        "received_per_s": round((row["received"] - old["received"]) / seconds, 3),
+        "answered_per_s": round(answered / seconds, 3),
+        "handler_ms": round(handler_ms, 3), "whole_ms": round(whole_ms, 3),
+    }  # fmt: skip
+
+
+def _rate_cells(rates: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = (str(rates[name]) for name in ("workers", "waiting", "inflight"))
+    per_s = (f"{rates[name]:.1f}" for name in ("received_per_s", "answered_per_s"))
+    return (plain(rates["type"]), *counts, *per_s, f"{rates['handler_ms']:.2f}", f"{rates['whole_ms']:.2f}")
 
 
 def _show_servers(found: Status) -> None:

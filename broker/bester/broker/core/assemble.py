@@ -98,6 +98,7 @@ class Units:
     standing: Standing
     cockpit: Cockpit
     figures: Figures
+    trace: Trace
     recordings: Recordings
     shadows: Shadows
     credit: SubmitCredit
@@ -205,6 +206,6 @@ def assemble(
     return Units(
         dispatcher, ingress, inbound_lanes, peers, answers, contracts, restarts, questions, reports, directory, workers,
         deliveries, queues, mailboxes, relays, reporters, dead_letters, late_outcomes, notes, standing,
-        Cockpit(settings, out, queues, relays, standing, notes), figures, recordings, shadows, credit,
-        StuckTypes(limits), auth, following, adoption,
+        Cockpit(settings, out, queues, relays, standing, notes), figures, trace, recordings, shadows,
+        credit, StuckTypes(limits), auth, following, adoption,
     )  # fmt: skip

@@ -194,8 +194,8 @@ class Reports:
             case.pending = pending = case.pending - 1
             if pending == 0:
                 self.open -= 1
-                if case.figures is not None:
-                    case.figures.lasted.append(now - case.since)
+                if (figures := case.figures) is not None:
+                    figures.lasted.append(now - case.since)
                 if case.reason is not None or case.watchers or case.other_askers is not None:
                     self._end(case, silent=case.reason is None)
 

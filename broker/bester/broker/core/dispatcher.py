@@ -119,7 +119,8 @@ class Dispatcher:
         if figures is None:
             figures = self.figures_of(jobs[0].type)
             for job in jobs:
-                job.case.figures, job.case.since = figures, now
+                case = job.case
+                case.figures, case.since = figures, now
         figures.received += len(jobs)
         self.dispatch(jobs, now)
 
@@ -256,11 +257,13 @@ class Dispatcher:
     def _assign(self, worker: Worker, jobs: Sequence[Job], now: float) -> None:
         """Give a run of jobs of one type to a worker that has credit for them; end those that have expired."""
         inflight, trace, timed = worker.inflight, self._trace.add, self._timed
+        mask, all_traced = self._trace.mask, not self._trace.mask
         first = self._token
         self._token = first + len(jobs)  # tokens rise; those of expired jobs are left out
         given, requests = jobs, []
         for token, job in enumerate(jobs, first + 1):
-            expires = job.case.expires
+            case = job.case
+            expires = case.expires
             if expires is not None and now >= expires:
                 given = [each for each in given if each is not job]
                 self._workers.release_group(job)
@@ -272,7 +275,8 @@ class Dispatcher:
             job.attempt = attempt = job.attempt + 1
             if attempt > 1:
                 self._figures.of(job.type).again += 1
-            trace((now, job.root, job.id, HANDLER, job.type, job.since))
+            if all_traced or not case.token & mask:
+                trace((now, job.root, job.id, HANDLER, job.type, job.since))
             job.since = now
             request = job.request(token)
             if timed or expires is not None:
@@ -569,13 +573,15 @@ class Dispatcher:
         for serial, t, reason in confirm.failed:
             failures.setdefault(serial, {})[t] = reason if reason in CODES or reason == UNCONFIRMED else "not-connected"
         reported: list[Case] = []  # cases that end here, and of which nobody asks for the outcomes
-        trace = self._trace.add
+        trace, mask, all_traced = self._trace.add, self._trace.mask, not self._trace.mask
         for serial, delivery in self._deliveries.confirm(link, confirm.upto, confirm.done):
             reasons = failures.get(serial) if failures else None
             if type(delivery) is Delivery and delivery.reported and not reasons:
-                case, names = delivery.job.case, delivery.command.targets
-                for target in delivery.targets:
-                    trace((now, case.root, delivery.id, DELIVERED, names[target[0]], delivery.since))
+                case = delivery.job.case
+                if all_traced or not case.token & mask:
+                    names = delivery.command.targets
+                    for target in delivery.targets:
+                        trace((now, case.root, delivery.id, DELIVERED, names[target[0]], delivery.since))
                 reported.append(case)
                 continue
             if reported:

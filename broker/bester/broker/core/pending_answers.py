@@ -7,8 +7,10 @@ and be overtaken by other messages of their link: each names its message by a to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bester.broker.core.effects import Effects, Link
-from bester.broker.store_requests import Bury, Rewrite, SaveLane, Unbury, Write
+from bester.broker.store_requests import Bury, Committed, Rewrite, SaveLane, Unbury, Write
 from bester.broker.wire.messages import Answer, Message, Outcome, Relayed, Report
 
 ANSWERED_AFTER = frozenset({Rewrite, SaveLane, Bury, Unbury})
@@ -21,17 +23,20 @@ class PendingAnswers:
     """Answers by the write that they wait for.
 
     There are no more of them than messages under way, and the store driver ends every wait: by a commit, or by a
-    failure where the store is away for too long.
+    failure where the store is away for too long. `_outlasting` are answers to other servers which rest on a write that
+    was held back when the store was away: a later outcome that was taken in would be lost with this process.
     """
 
     def __init__(self, out: Effects) -> None:
         self._out = out
         self._by_write: dict[int, tuple[Write, list[tuple[Link, Message]]]] = {}  # by the identity of the write
+        self._resting: set[int] = set()  # identities of those writes that come with a Rewrite
+        self._outlasting: list[tuple[Link, Message]] = []
 
     @property
     def count(self) -> int:
         """Count of the answers that wait."""
-        return sum(len(waiting) for _, waiting in self._by_write.values())
+        return len(self._outlasting) + sum(len(waiting) for _, waiting in self._by_write.values())
 
     def hold(self) -> None:
         """Take the answers out of the effects of one call, where a write among these effects must come first."""
@@ -49,17 +54,39 @@ class PendingAnswers:
                     del out.messages[link]
         if waiting:
             self._by_write[id(last)] = last, waiting
+            if any(type(write) is Rewrite for write in out.writes):
+                self._resting.add(id(last))
 
-    def release(self, write: Write) -> None:
-        """Send the answers that waited for this write."""
+    def on_committed(self, writes: Sequence[Write], result: Committed) -> None:
+        """Send the answers that waited for a group of writes. Where the group failed because the store is away, its
+        Rewrites are held back, and answers to other servers wait for the next group that is written."""
+        if result.ok and self._outlasting:
+            answers, self._outlasting = self._outlasting, []
+            self._send(answers)
+        is_away = not result.ok and result.code == "storage-unavailable"
+        for write in writes:
+            if type(write) in ANSWERED_AFTER:
+                self._release(write, is_away=is_away)
+
+    def _release(self, write: Write, *, is_away: bool) -> None:
         found = self._by_write.pop(id(write), None)
-        if found is not None:
-            for link, answer in found[1]:
-                self._out.send(link, answer)
+        if found is None:
+            return
+        answers, rests = found[1], id(write) in self._resting
+        self._resting.discard(id(write))
+        if is_away and rests:
+            self._outlasting += [pair for pair in answers if type(pair[1]) is Relayed]
+            answers = [pair for pair in answers if type(pair[1]) is not Relayed]
+        self._send(answers)
+
+    def _send(self, answers: Sequence[tuple[Link, Message]]) -> None:
+        for link, answer in answers:
+            self._out.send(link, answer)
 
     def take(self, link: Link) -> list[Message]:
         """Return and forget the answers for a link that is lost: the state of its bridge remembers the reports."""
-        taken: list[Message] = []
+        taken = [answer for to, answer in self._outlasting if to == link]
+        self._outlasting = [pair for pair in self._outlasting if pair[0] != link]
         for key, (write, waiting) in list(self._by_write.items()):
             mine = [answer for to, answer in waiting if to == link]
             if mine:

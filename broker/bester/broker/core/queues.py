@@ -156,6 +156,7 @@ class Queues:
                 self._add(Queue(key, state))
         self._records: dict[int, Record] = {}
         self._recording: set[str] = set()  # ids of the messages queued at another server, where that is not committed
+        self._unrecorded: dict[int, tuple[Entry, float]] = {}  # those with a held-back record, and their deadlines
         self._next_expiry_s = snapshot.next_expiry_s
         self._expiring = False
         self._forget_at = now
@@ -268,8 +269,9 @@ class Queues:
         self._move(self._records[number], "overdue")
 
     def record_remote(self, entry: Entry, outcome: str, case: Case | None) -> None:
-        """Record the outcome so far of a message that is queued at another server. Its case is settled at the commit,
-        and when the commit fails as well: the message is queued over there all the same."""
+        """Record the outcome so far of a message that is queued at another server. Its case is settled at the commit.
+        Where the commit fails, the case is settled as well, since the message is queued over there: at once where there
+        is no room, and after a wait where the store is away, since the later outcome needs the record."""
         self._records[entry.number] = Record(entry.number, None, 0, State.RECORDING, case)
         self._recording.add(entry.id)
         self._out.writes.append(RecordRemote(entry, outcome))
@@ -321,7 +323,7 @@ class Queues:
                     self._move(ended, "end written")
             elif type(write) is Enqueue or type(write) is RecordRemote:
                 if write.entry.number in result.kept:
-                    self._on_kept(write.entry)
+                    self._on_kept(write.entry, result.code, now)
                 else:
                     self._on_written(write, result.ok, result, touched)
             elif type(write) is MarkSent and write.upto in self._marking:
@@ -337,7 +339,15 @@ class Queues:
             if queue is not None:
                 self.on_ready(queue, now)
 
-    def _on_kept(self, entry: Entry) -> None:
+    def _on_kept(self, entry: Entry, code: str, now: float) -> None:
+        """Take in that the record of a message that is queued at another server waits for the store. A store that is
+        away is waited for: if this process died first, nobody would know the sender of the later outcome."""
+        if code == "storage-unavailable" and self._records[entry.number].case is not None:
+            self._unrecorded[entry.number] = entry, now + self.limits.record_s
+        else:
+            self._settle_unrecorded(entry)
+
+    def _settle_unrecorded(self, entry: Entry) -> None:
         """Settle the case of a message that is queued at another server, though the record still waits for the
         store."""
         record = self._records[entry.number]
@@ -350,6 +360,7 @@ class Queues:
         entry = write.entry
         if type(write) is RecordRemote:
             self._recording.discard(entry.id)
+            self._unrecorded.pop(entry.number, None)
         record = self._records[entry.number]
         case, record.case = record.case, None
         is_new = ok and entry.number not in result.repeated
@@ -572,7 +583,14 @@ class Queues:
     # --- time ---
 
     def tick(self, now: float) -> None:
-        """Ask for expired messages, purge outcomes that nobody may ask for any more, and save the store's time."""
+        """Ask for expired messages, purge outcomes that nobody may ask for any more, save the store's time, and wait no
+        longer for a store that stays away."""
+        while self._unrecorded:  # in the order of their deadlines
+            number, (entry, until) = next(iter(self._unrecorded.items()))
+            if now < until:
+                break
+            del self._unrecorded[number]
+            self._settle_unrecorded(entry)
         stored_s = self.clock.stored(now)
         if self._next_expiry_s is not None and stored_s >= self._next_expiry_s and not self._expiring:
             self._expiring = True

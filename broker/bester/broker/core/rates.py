@@ -40,6 +40,13 @@ class Rates:
         """Take in how many messages of each type have come, and type and sender of messages that handlers hold."""
         self._looks.append(Look(now, dict(received), Counter(islice(held, HELD))))
 
+    def latest(self) -> float:
+        """Return the messages a second between the latest two looks, 0 where there are fewer."""
+        if len(self._looks) < 2:
+            return 0.0
+        before, last = self._looks[-2], self._looks[-1]
+        return sum(last.received.values(), -sum(before.received.values())) / max(last.at - before.at, 1e-9)
+
     def as_map(self) -> dict[str, Any]:
         """Return the messages a second of all senders, `per_s`, and of the `fastest` users and servers, over `window_s`
         seconds: 0 and nobody until so much time has passed."""

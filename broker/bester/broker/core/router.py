@@ -27,7 +27,6 @@ from bester.broker.core.effects import ChangePassword, Effects, Link, StoreRead,
 from bester.broker.core.figures import Figures
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
-from bester.broker.core.pending_answers import ANSWERED_AFTER
 from bester.broker.core.rates import Rates
 from bester.broker.core.refused import LOG_AGAIN_S, Refusal, Refused
 from bester.broker.core.runs import CarryOut, one_by_one, runs
@@ -204,14 +203,13 @@ class Router:
                 peer = self._by_link.get(link)
         return peer
 
-    def _take(self, committed: Sequence[Write] = ()) -> Effects:
+    def _take(self, committed: Sequence[Write] = (), result: Committed | None = None) -> Effects:
         if self._inbound_lanes.has_writes:
             self._inbound_lanes.flush()
         if self._out.writes and self._out.messages:
             self._answers.hold()
-        for write in committed:  # after `hold`: these answers wait for no other commit
-            if type(write) in ANSWERED_AFTER:
-                self._answers.release(write)
+        if result is not None:  # after `hold`: these answers wait for no other commit
+            self._answers.on_committed(committed, result)
         if self._peers.resumes:
             self._peers.count_reports()
         return self._out.take()
@@ -409,6 +407,8 @@ class Router:
             self._fold_at = now + FOLD_S
             self._units.figures.fold()
             self._rates.look(self._units.figures.received(), self._units.workers.held(), now)
+            if not self.settings.spans:  # exported spans are those of every message with a traceparent
+                self._units.trace.sample(self._rates.latest())
         return self._take()
 
     def _share_credit(self, now: float) -> None:
@@ -430,7 +430,7 @@ class Router:
         if result.forgotten:
             self._out.reached.update(result.forgotten)
         self._units.queues.on_committed(writes, result, now)
-        return self._take(writes)
+        return self._take(writes, result)
 
     def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
         """Hand the store's answer to the unit that wanted it."""

@@ -81,6 +81,9 @@ class Limits:
     relay_s: float = 60.0
     """Time in which a server may answer at all, before the message is sent again: longer than a handler there may
     take."""
+    record_s: float = 10.0
+    """Time for which the report on a message that is queued at another server waits for a store that is away: longer
+    than a database takes to start again, and shorter than a client waits for a report."""
     first_retry_s: float = 1.0
     last_retry_s: float = 600.0
     """Back-off of messages queued for a server doubles between these two."""
@@ -158,11 +161,13 @@ class Limits:
     """Logins that handlers decide, or that wait for one: four times what the shell asks at once. Their passwords are in
     memory."""
     max_copies: int = 1_000
-    """Messages that one shadow holds, or that wait for it, and the bytes of their bodies and answers: a second of a
-    busy type. A copy above either bound is dropped and counted, and nobody waits for it."""
+    """Messages that one shadow holds, or that wait for it: a second of a busy type. A copy above this bound or the next
+    one is dropped and counted, and nobody waits for it."""
     max_copies_bytes: int = 16 * 1024 * 1024
+    """Bytes of the bodies and answers of these messages."""
     trace: int = 8192
-    """Steps of messages remembered for `trace`."""
+    """Steps of messages remembered for `trace`: about two seconds at 2,000 messages a second. Above that rate a sample
+    is remembered, so that the time stays."""
 
 
 class Budget(NamedTuple):

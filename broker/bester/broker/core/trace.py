@@ -18,19 +18,32 @@ HANDLER, CONSUMED, ENTERED, EMITTED, SERVER, QUEUED = "handler", "consumed", "en
 own initiative; sent on to a server; queued for a user who is away. Any other is how a result, or the message, ended: an
 outcome, or the code of a failure."""
 
+ALL_BELOW = 2_000
+"""Messages a second of which every one is traced: two steps of each, so that the ring holds two seconds."""
+BLOCK_BITS = 6
+"""Of a sample, 64 tokens in succession are traced: a bridge that asks before each message has a part in it, too."""
 MAX_PARTS = 2 * HOP_LIMIT + 4
 """Parts by which the id of a result can be longer than its root's: two for each handler on its way, and that of a
 target."""
 
 
 class Trace:
-    """Ring of steps at `server`. It never holds bodies."""
+    """Ring of steps at `server`. It never holds bodies.
+
+    Under load the usual steps (given to a handler, delivered) are added for a sample of the messages alone: for those
+    whose case has a token without any bit of `mask`.
+    """
 
     def __init__(self, size: int, clock: Clock, server: str) -> None:
         self._steps: deque[StepTaken] = deque(maxlen=size)
         self._clock = clock
         self._server = server
         self.add = self._steps.append
+        self.mask = 0
+
+    def sample(self, per_s: float) -> None:
+        """Choose how many messages are traced where so many come in a second: all of them, or one of 2, 4, 8, …"""
+        self.mask = ((1 << int(per_s / ALL_BELOW).bit_length()) - 1) << BLOCK_BITS
 
     def latest(self) -> str | None:
         """Return the root of the latest step, None where there is none."""

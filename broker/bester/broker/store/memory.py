@@ -96,7 +96,8 @@ class MemoryStore(Commits):
     leaves.
 
     While `full` is set nothing can be added; while `broken` is set nothing can be written at all; while `locked` is
-    set another process seems to hold the lock for writing.
+    set another process seems to hold the lock for writing; while `away` says why, nothing can be written or read, as
+    with a database that cannot be reached.
     """
 
     def __init__(self, *, epoch: str | None = None, dead_letters: int = 10_000) -> None:
@@ -200,9 +201,15 @@ class MemoryStore(Commits):
         size_bytes = sum(len(self._rows[number].entry.body) for number in numbers)
         return StoredQueue(len(numbers), size_bytes, numbers[0], self._sent_upto.get(key, 0))
 
+    def _reach(self) -> None:
+        """Raise BesterError where the store cannot be reached."""
+        if self.away:
+            raise BesterError("storage-unavailable", self.away)
+
     # --- writing ---
 
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
+        self._reach()
         if self.locked:
             raise BusyError(LOCKED)
         if self.broken or (self.full and any(type(write) in GROWING for write in writes)):
@@ -337,6 +344,7 @@ class MemoryStore(Commits):
     # --- reading ---
 
     def _answer(self, read: Read) -> Any:
+        self._reach()
         match read:
             case Fetch(queue, after, limit, limit_bytes):
                 numbers = self._ready.get(queue, [])

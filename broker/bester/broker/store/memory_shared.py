@@ -93,6 +93,7 @@ class SharedMemoryStore(MemoryStore):
             raise BesterError("storage-unavailable", TAKEN)
 
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
+        self._reach()
         self.check_lease()
         repeated = super()._write(writes)
         self._renew()
@@ -101,6 +102,7 @@ class SharedMemoryStore(MemoryStore):
         return repeated
 
     def _answer(self, read: Read) -> Any:
+        self._reach()
         self.check_lease()
         match read:
             case FindAbandoned():
