@@ -195,3 +195,85 @@ def test_postponed_deliveries_hold_the_confirmation_back() -> None:
     ledger.end(second)
     assert ledger.confirm() == [Confirm(4, [], [], 0)]
     assert ledger.waiting == 0
+
+
+def failures(scene: Scene) -> tuple[int, list[list[object]]]:
+    """Return up to which delivery all are confirmed, and those that failed."""
+    confirms = scene.take(Confirm)
+    return max((confirm.upto for confirm in confirms), default=0), [row for each in confirms for row in each.failed]
+
+
+@pytest.mark.parametrize(("connections", "size"), [(1, 900), (3, 700), (8, 1_400), (12, 300), (1, 40)])
+def test_deliveries_wait_for_the_writes_of_the_bridge_and_none_is_refused(connections: int, size: int) -> None:
+    scene = Scene(out_queue=4_000, turn_bytes=WRITE_COST + 1_000)
+    eve = [scene.log_in("eve") for _ in range(connections)]
+    bob = [scene.log_in("bob")]
+    tokens = [scene.submit(eve[0]) for _ in range(100)]
+    for each in eve:
+        each.written = b""
+    scene.bridge.receive(to(serial, eve, size=size, token=token) for serial, token in enumerate(tokens, 1))
+    scene.bridge.receive([to(101, bob)])
+    for _ in range(4 * connections):
+        scene.one_turn()
+        assert all(each.out.queued_bytes <= 4_000 for each in eve)
+    assert serials(bob[0]) == [101], "nobody else waits"
+    scene.turn()
+    assert all(serials(each) == [*range(1, 101)] for each in eve)
+    assert failures(scene) == (101, [])
+    assert scene.bridge.inspect().submissions.waiting == 0
+
+
+def test_messages_without_a_delivery_yet_are_not_reported_and_hold_their_sender() -> None:
+    scene = Scene(out_queue=4_000, turn_bytes=WRITE_COST + 1_000, unreported=40)
+    eve = [scene.log_in("eve") for _ in range(3)]
+    tokens = [scene.submit(eve[0]) for _ in range(40)]
+    scene.bridge.receive(to(serial, eve, size=900, token=token) for serial, token in enumerate(tokens, 1))
+    assert len(eve[0].session.window) > 30, "their sender is asked for no more"
+    scene.turn()
+    assert failures(scene) == (40, [])
+    assert not eve[0].session.window
+
+
+def test_reader_that_pauses_for_a_moment_is_waited_for_without_work() -> None:
+    scene = Scene(out_queue=4_000)
+    eve, bob = [scene.log_in("eve")], [scene.log_in("bob")]
+    eve[0].blocked = True
+    for serial in range(1, 21):
+        scene.broker(to(serial, eve, size=900))
+    assert scene.is_idle, "the loop may sleep"
+    assert failures(scene) == (0, [])
+    scene.broker(to(21, bob))
+    assert serials(bob[0]) == [21]
+    scene.now += scene.limits.reads_s / 2
+    eve[0].unblock()
+    scene.turn()
+    assert serials(eve[0]) == [*range(1, 21)]
+    assert failures(scene) == (21, [])
+
+
+def test_reader_that_takes_nothing_is_not_waited_for() -> None:
+    scene = Scene(out_queue=4_000)
+    eve, bob = [scene.log_in("eve")], [scene.log_in("bob")]
+    eve[0].blocked = True
+    for serial in range(1, 21):
+        scene.broker(to(serial, eve, bob, size=900))
+    assert len(serials(bob[0])) < 20
+    scene.now += scene.limits.reads_s
+    scene.bridge.tick()
+    scene.turn()
+    assert serials(bob[0]) == [*range(1, 21)], "a slow reader is nobody's wait"
+    _, failed = failures(scene)
+    assert failed == [[serial, 0, "overloaded"] for serial in range(5, 21)]
+    for serial in range(21, 30):
+        scene.broker(to(serial, eve, bob, size=900))
+    assert serials(bob[0]) == [*range(1, 30)]
+
+
+def test_reader_that_goes_is_not_waited_for() -> None:
+    scene = Scene(out_queue=4_000)
+    eve, bob = [scene.log_in("eve") for _ in range(2)], [scene.log_in("bob")]
+    eve[0].blocked = True
+    scene.broker(*(to(serial, eve, bob, size=900) for serial in range(1, 9)))
+    scene.bridge.on_connection_lost(eve[0])
+    scene.turn()
+    assert serials(eve[1]) == serials(bob[0]) == [*range(1, 9)]
