@@ -41,10 +41,18 @@ def test_a_plain_link_is_told_of_the_keys_it_lacks() -> None:
     assert "this side has no keys" in attempt("connected", "mechanism", keys=False).why()
 
 
-def test_the_greeting_is_asked_for_once_a_keyed_handshake_was_cut_twice() -> None:
-    assert not attempt("connected", "cut").in_doubt
-    assert attempt("connected", "cut", "connected", "cut").in_doubt
-    assert not attempt("connected", "cut", "connected", "cut", keys=False).in_doubt
+@pytest.mark.parametrize("keys", [True, False])
+def test_the_greeting_is_asked_for_once_a_handshake_was_cut_twice(keys: bool) -> None:
+    assert not attempt("connected", "cut", keys=keys).in_doubt
+    assert attempt("connected", "cut", "connected", "cut", keys=keys).in_doubt
+
+
+def test_a_greeting_tells_a_plain_link_that_the_other_side_encrypts() -> None:
+    plain = attempt("connected", "cut", "connected", "cut", keys=False)
+    assert not plain.take_greeting("mechanism") and plain.found is Found.CUT
+    assert plain.take_greeting("curve") and "this side has no keys" in plain.why()
+    keyed = attempt("connected", "cut", "connected", "cut")
+    assert keyed.take_greeting("mechanism") and "does not encrypt" in keyed.why()
 
 
 def test_only_news_of_a_final_finding_end_the_wait() -> None:

@@ -258,7 +258,7 @@ class FabricLink:
         """Ask what listens for its greeting: a Bester with another key ends a handshake in silence, as others do."""
         found = await greet(tcp)
         self._probe = None
-        if attempt is self._attempt and attempt.take(found):
+        if attempt is self._attempt and attempt.take_greeting(found):
             self._do(self.link_client.on_handshake_failed(self._loop.time()))
 
     def _shut(self) -> None:

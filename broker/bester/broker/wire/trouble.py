@@ -90,10 +90,17 @@ class Attempt:
         self.found = found
         return is_news and found in FINAL
 
+    def take_greeting(self, event: Event) -> bool:
+        """Take in what the greeting of what listens there says; return whether the attempt has failed for good. Without
+        keys on this side, a greeting without encryption tells nothing, and one with it that the sides differ."""
+        if self._own is None and event in ("curve", "mechanism"):
+            return event == "curve" and self.take("mechanism")
+        return self.take(event)
+
     @property
     def in_doubt(self) -> bool:
         """Return whether the greeting of what listens there would tell why the handshake is cut, repeatedly."""
-        return self.found is Found.CUT and self.cuts >= 2 and self._own is not None
+        return self.found is Found.CUT and self.cuts >= 2
 
     def why(self) -> str:
         """Return why there is no link."""
