@@ -120,11 +120,6 @@ class Scene:
         while self._soon:
             self._soon.pop(0)()
 
-    @property
-    def is_idle(self) -> bool:
-        """Return whether the loop has nothing to do."""
-        return not self._soon
-
     def one_turn(self) -> None:
         """Run one turn of the loop."""
         calls, self._soon[:] = list(self._soon), []

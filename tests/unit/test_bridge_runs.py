@@ -12,7 +12,7 @@ from bester.broker.wire.messages import Close, Confirm, Deliver, Heartbeat, Mess
 from tests.unit.bridge_stand import ListConnection, Scene
 
 LIMITS: dict[str, Any] = {
-    "unreported": 12, "out_queue": 10_000, "out_answers": 6000, "out_pause": 500, "turn_frames": 10_000,
+    "unreported": 12, "out_queue": 3000, "out_answers": 6000, "out_pause": 500, "turn_frames": 10_000,
 }  # fmt: skip
 
 
@@ -44,9 +44,8 @@ class Side:
             client.unblock()
 
     def turn(self) -> None:
-        """Run the loop until nothing is left to do, and note the submits: deliveries wait for writes, and the sides
-        come to them in other turns."""
-        self.scene.turn()
+        """Run one turn of the loop, and note the submits."""
+        self.scene.one_turn()
         self.submits += self.scene.take(Submit)
 
     def seen(self) -> list[object]:

@@ -20,6 +20,10 @@ class Turns(Scene):
         for call in calls:
             call()
 
+    @property
+    def is_idle(self) -> bool:
+        return not self._soon
+
     def crowd(self, user: str, size: int) -> list[ListConnection]:
         connections = [self.log_in(user) for _ in range(size)]
         for connection in connections:

@@ -78,15 +78,6 @@ class Backlog:
         if not ticket.ahead:
             self._ready.append(ticket)
 
-    def take_next(self, must_wait: Callable[[Deliver], bool]) -> Waits | None:
-        """Return the next message, in turn, that need not wait for longer; None where there is none."""
-        for _ in range(len(self._ready)):
-            message = self._ready[0].message
-            if type(message) is not Deliver or not must_wait(message):
-                return self.pop()
-            self._ready.rotate(-1)
-        return None
-
     def pop(self) -> Waits:
         """Return the next message. Raises IndexError where there is none."""
         ticket = self._ready.popleft()

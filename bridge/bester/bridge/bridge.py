@@ -120,7 +120,6 @@ class Bridge:
         self.brokers = Brokers(brokers, limits, self._tokens, notice, self._wake, reached, self._user_of)
         self._senders = Senders()
         self._homes = Homes(self.brokers, self._senders, self._connections)
-        self._paused: dict[Broker, None] = {}  # whose deliveries all wait for writes to their targets
         self._forwards: dict[int, tuple[Broker, int]] = {}  # of several brokers: by the bridge's own token
         self._intake = Intake(limits, clock, self._handle_waiting, self._wake)
         self._outbound = Outbound(limits, clock, self._wake, reached)
@@ -200,7 +199,6 @@ class Bridge:
         broker = self._broker
         if broker.backlog.waits:
             messages = broker.backlog.take_in(messages)
-            self._resume()
         now = self._clock()
         left = self._handle(messages, now)
         if left:
@@ -245,24 +243,15 @@ class Bridge:
         now = self._clock()
         enough = now + self.limits.turn_write_s
         while backlog.is_ready and frames > 0 and self._clock() < enough:
-            message = backlog.take_next(self._deliveries.waits)
-            if message is None:  # until something is written, or comes
-                self._paused[broker] = None
-                return
+            message = backlog.pop()
             if isinstance(message, Deliver):
-                _, frames = self._deliveries.deliver((message,), now, frames - 1, may_wait=False)
+                _, frames = self._deliveries.deliver((message,), now, frames - 1)
             else:
                 self._receive_rarer(message, now)
         if backlog.is_ready:
             self._later(partial(self._go_on, broker))
         else:
             self.receive(backlog.take_behind(), broker)
-
-    def _resume(self) -> None:
-        """Let brokers go on whose deliveries waited for writes to their targets."""
-        paused, self._paused = self._paused, {}
-        for broker in paused:
-            self._later(partial(self._go_on, broker))
 
     def _user_of(self, session: int) -> str | None:
         connection = self._targets.get(session)
@@ -477,7 +466,6 @@ class Bridge:
                 self.reached["hold_s"] += 1
                 self._report(token, 1, "unreachable", None, {}, now)
         self._drain_backlog()
-        self._resume()
         for broker in self.brokers.live:
             report = broker.submissions.report(more=self._intake.has_more)
             if report is not None:
@@ -787,8 +775,6 @@ class Bridge:
             self._awake = False
             if self._outbound.has_more:
                 self._wake()
-        if self._paused:
-            self._resume()
         self._drain_backlog()
         for broker in self.brokers.all:
             if broker.link.keeps_up:

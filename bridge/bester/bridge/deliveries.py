@@ -67,7 +67,6 @@ class Deliveries:
         self._offer_to_others = outbound.offer_to_others
         self._room, self._push_run = outbound.room, outbound.push_run
         self._is_among = outbound.is_among
-        self._deep, self._must_wait = outbound.deep, outbound.must_wait
         self._share = outbound.share
         self._report, self._reported = report, reported
         self._wake = wake
@@ -89,10 +88,9 @@ class Deliveries:
         self._confirmations.on_reports(reports)
         self._wake()
 
-    def deliver(self, run: Sequence[Deliver], now: float, budget: int, *, may_wait: bool = True) -> tuple[int, int]:
+    def deliver(self, run: Sequence[Deliver], now: float, budget: int) -> tuple[int, int]:
         """Write the frames of a run of deliveries, in order, until `budget` copies were made for connections, of
-        deliveries to several, or one of the deliveries must wait, if it `may_wait`, which leaves nothing of the budget.
-        Return the number of deliveries handled, and what is left of the budget.
+        deliveries to several. Return the number of deliveries handled, and what is left of the budget.
 
         Answers that go to their senders alone are written together, one piece for each connection: each frame with the
         good report behind it."""
@@ -114,8 +112,6 @@ class Deliveries:
             if answers:
                 self._write_answers(answers, serials, now)
                 answers, serials = {}, []
-            if self._deep and may_wait and self._must_wait(targets, self._targets):
-                return number - 1, 0
             budget -= self._deliver(message, submission, now)
             if budget <= 0:
                 return number, budget
@@ -228,10 +224,6 @@ class Deliveries:
         else:
             delivery.fail(target[0], reason)
         return len(alone)
-
-    def waits(self, message: Deliver) -> bool:
-        """Return whether a delivery must wait until the bridge has written more to its targets."""
-        return self._must_wait(message.targets, self._targets)
 
     def on_bytes_sent(self, connection: ClientConnection, marks: list[Mark[Waiting]]) -> None:
         """Count the marked frames as sent. A frame that the client is to acknowledge starts its time now."""

@@ -72,10 +72,6 @@ class Limits:
     turn_frames: int = 2_000
     """Frames of deliveries to several connections that are queued in one turn, some milliseconds; one delivery always
     passes. The broker's next messages wait."""
-    reads_s: float = 0.05
-    """Time within which a reader takes up a chunk, or is slow. Deliveries to a reader that is not slow wait while its
-    queue is more than half of `out_queue`, and their senders with them; a program that reads has its turn of a busy
-    processor meanwhile, and nobody waits for longer for one that does not."""
     stalled_s: float = 30.0
     """A reader that takes nothing, or whose queue stays full, for so long is gone, whatever TCP believes."""
     unreported: int = 1_024

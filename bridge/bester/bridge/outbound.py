@@ -5,9 +5,7 @@ budget of bytes and of time. The remainder is for the next turns, in which sende
 connections delays nobody else by more than a turn.
 
 The slow-consumer policy: frames of others to a reader who is too slow are refused; a reader who takes nothing, or whose
-queue stays full, is cut in the end. Nobody waits for a slow reader meanwhile. A reader who takes everything at once is
-not slow, however full the queue is: the bridge itself is behind with its writes then, and deliveries wait (`must_wait`)
-until it has caught up.
+queue stays full, is cut in the end. Nobody waits for a slow reader meanwhile.
 """
 
 from __future__ import annotations
@@ -65,10 +63,6 @@ class Outbound:
         self._much = InTurn()  # dirty ones with more than a small chunk to write
         self._blocked: set[ClientConnection] = set()
         self._blocked_bytes = 0  # queued for blocked connections; exact at each tick, never too low in between
-        self.deep: dict[ClientConnection, None] = {}
-        """Connections whose queue was more than half full with the latest frame; `must_wait` removes those whose queue
-        is so no more."""
-        self._deep_bytes = min(limits.out_queue // 2, limits.out_answers)
         self._full: dict[ClientConnection, float] = {}  # since when a connection's full queue has refused frames
 
     def offer(self, connection: ClientConnection, frame: tuple[bytes, ...]) -> bool:
@@ -81,8 +75,6 @@ class Outbound:
         queued = out.pushed_bytes - out.sent_bytes
         if queued:
             limits, size = self._limits, sum(map(len, frame))
-            if queued + size > self._deep_bytes:
-                self.deep[connection] = None
             if queued + size > limits.out_queue or (
                 out.in_flight and queued >= limits.out_pause and self._blocked_bytes + size > limits.out_total
             ):
@@ -98,30 +90,14 @@ class Outbound:
         return True
 
     def room(self, connection: ClientConnection) -> int:
-        """Return how many bytes may be queued for a connection that takes what it is sent, until its queue is deep:
-        within every bound on frames of others, and on answers. 0 or less where a frame has to be offered, or pushed, on
-        its own."""
+        """Return how many bytes may be queued for a connection that takes what it is sent: within every bound on frames
+        of others, and on answers. 0 or less where a frame has to be offered, or pushed, on its own."""
         out = connection.out
         if connection.abort_code is not None or out.taken_bytes != out.sent_bytes:
             return 0
         if out.log is not None:
             out.catch_up()
-        return self._deep_bytes - out.pushed_bytes + out.sent_bytes
-
-    def must_wait(self, targets: Sequence[Sequence[int]], connections: Mapping[int, ClientConnection]) -> bool:
-        """Return whether a delivery must wait for writes of the bridge: a queue of its targets is deep, and the reader
-        takes what the bridge writes. Nothing has to wait while no queue is `deep`."""
-        found = (connections.get(session) for target in targets for session in target[1:])
-        return any(connection is not None and self._is_behind(connection) for connection in found)
-
-    def _is_behind(self, connection: ClientConnection) -> bool:
-        """Return whether the queue of a connection is deep because the bridge writes too little, not because the reader
-        takes too little."""
-        out = connection.out
-        if out.queued_bytes <= self._deep_bytes or connection.abort_code is not None:
-            self.deep.pop(connection, None)
-            return False
-        return not out.in_flight or self._clock() - connection.stalled_since < self._limits.reads_s
+        return min(self._limits.out_queue, self._limits.out_answers) - out.pushed_bytes + out.sent_bytes
 
     def push_run(self, connection: ClientConnection, frames: bytes) -> None:
         """Queue frames, in one piece, for which there is `room`."""
@@ -220,12 +196,10 @@ class Outbound:
         if out.log is not None:
             out.catch_up()
         queued = out.pushed_bytes - out.sent_bytes
-        if queued and queued + len(frame) > self._deep_bytes:
-            self.deep[connection] = None
-            if queued + len(frame) > self._limits.out_answers:
-                self._reached["out_answers"] += 1
-                self.cut_off(connection, f"does not read: {queued} bytes are queued")
-                return
+        if queued and queued + len(frame) > self._limits.out_answers:
+            self._reached["out_answers"] += 1
+            self.cut_off(connection, f"does not read: {queued} bytes are queued")
+            return
         out.push(frame)
         if not connection.dirty:
             self.touch(connection)
@@ -325,7 +299,6 @@ class Outbound:
     def on_connection_lost(self, connection: ClientConnection) -> None:
         """Forget a connection."""
         self._blocked.discard(connection)
-        self.deep.pop(connection, None)
         self._full.pop(connection, None)
         group = self._followed(connection)
         if group is not None:
@@ -348,6 +321,4 @@ class Outbound:
             elif now - since > self._limits.stalled_s:
                 self._reached["stalled_s"] += 1
                 self.cut_off(connection, f"was sent more than it took for {self._limits.stalled_s:g} s")
-        for connection in [each for each in self.deep if each.out.queued_bytes <= self._deep_bytes]:
-            del self.deep[connection]
         self._blocked_bytes = sum(connection.out.queued_bytes for connection in self._blocked)
