@@ -277,7 +277,7 @@ async def test_restart_ends_a_child_and_starts_another(directory: Path, caplog: 
         await until(lambda: "a | here" in caplog.text and "b | here" in caplog.text)
         first, other = children.pids["a"], children.pids["b"]
         assert children.restart(first, "it hangs")
-        assert children.restart(first, "it hangs")  # once is enough
+        children.restart(first, "it hangs")  # once is enough, and it may have ended by now
         await until(lambda: caplog.text.count("a | here") == 2)
         assert children.pids["b"] == other
     assert caplog.text.count("handler a is ended, to be started again: it hangs") == 1
