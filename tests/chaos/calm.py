@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,9 @@ async def counts_of(configs: Iterable[Path]) -> Counts:
     reported: Counter[str] = Counter()
     dead, ids = 0, set()
     for path in configs:
-        status, letters = await ask_all(load(path), [("status", None), ("deadList", LETTERS)])
+        config = load(path)
+        own = replace(config, fabric=replace(config.fabric, connect=()))  # the bridges' connect names all brokers
+        status, letters = await ask_all(own, [("status", None), ("deadList", LETTERS)])
         types: dict[str, dict[str, Any]] = status.value["types"]
         for type_, row in types.items():
             received[type_] += row["received"]
