@@ -33,6 +33,7 @@ class StandIn:
         self._inbox: asyncio.Queue[Message | Malformed] = asyncio.Queue()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._known: set[bytes] = set()
+        self._told: dict[bytes, float] = {}  # links told hello-first: when, as seldom as by a broker
         self.frames: list[list[bytes]] = []
 
     async def __aenter__(self) -> Self:
@@ -70,7 +71,10 @@ class StandIn:
             else:
                 self.send(self._refuse)
         elif peer not in self._known:
-            self.send(Error("hello-first", "who are you?"))
+            now = asyncio.get_running_loop().time()
+            if now >= self._told.get(peer, 0.0) + self._heartbeat_ms / 1000:
+                self._told[peer] = now
+                self.send(Error("hello-first", "who are you?"))
             return
         elif isinstance(message, Goodbye):
             self.send(Goodbye("parting"))
