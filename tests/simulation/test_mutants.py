@@ -310,7 +310,7 @@ def alone(self: Senders, key: Any) -> Sender:
 def test_a_turn_for_each_stranger_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Senders.join
     monkeypatch.setattr(Senders, "join", lambda self, key: alone(self, key) if key == STRANGERS else honest(self, key))
-    assert "shares differ" in play_fair(range(1, 50), Flood)
+    assert "waits while the others have" in play_fair(range(1, 50), Flood)
 
 
 def test_turn_without_a_bound_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,14 +324,13 @@ def test_turn_without_a_bound_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "replies wait" in play_fair(range(3, 50), Crowd)
 
 
-def test_deficit_that_is_not_carried_over_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(self: Intake, ring: Any) -> None:
-        for sender in ring:
-            sender.deficit = max(sender.deficit, 0)
-        honest(self, ring)
+def test_turns_by_their_number_alone_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(self: Intake, sender: Sender) -> None:
+        sender.units = self._units
+        honest(self, sender)
 
-    honest = Intake._serve_first
-    monkeypatch.setattr(Intake, "_serve_first", forgetful)
+    honest = Intake._take_turns
+    monkeypatch.setattr(Intake, "_take_turns", forgetful)
     assert "shares differ" in play_fair(range(50), Flood)
 
 

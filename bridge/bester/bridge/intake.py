@@ -1,16 +1,20 @@
-"""The intake: shares the bridge's input among senders, by deficit round robin, within a budget a turn. Pure.
+"""The intake: shares the bridge's input among senders, by start-time fair queueing, within a budget a turn. Pure.
 
 Frames are handled at once while the turn has budget left and nobody waits. Otherwise their connection waits, and is
-not read from meanwhile. In each turn of the loop the senders that wait take turns, a quantum each, and so do the
-connections of one sender among themselves. Frames left over at the end of the budget go first in the next turn.
+not read from meanwhile. In each turn of the loop the senders that wait take turns, and so do the connections of one
+sender among themselves. Frames left over at the end of the budget go first in the next turn.
 
-Costs are counted in units: one a frame, and one for each `UNIT_BYTES` of it.
+Costs are counted in units: one a frame, and one for each `UNIT_BYTES` of it. The sender that has had fewest units is
+next, and gets a quantum of them; a sender that comes has had as many as the one whose turn it was last, or more where
+it has spoken a moment ago. So senders that always wait have equal shares, and one that says less than its share
+does not wait for a whole round of the others.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
 
 from bester.bridge.inspection import IntakeState
 from bester.bridge.limits import Limits
@@ -35,8 +39,11 @@ class Intake:
         self._clock = clock
         self._handle = handle
         self._wake = wake
-        # A sender that waits is in the ring, in turn, or has blocked connections alone and no room for them.
-        self._ring: OrderedDict[Sender, None] = OrderedDict()
+        # A sender that waits takes turns, or has blocked connections alone and no room for them.
+        self._ring: dict[Sender, int] = {}  # senders that take turns, with the number of their entry in `_order`
+        self._order: list[tuple[int, int, Sender]] = []  # a heap by units; entries with an old number are void
+        self._numbers = count(1)
+        self._units = 0  # those of the sender whose turn it was last
         self._blocked: dict[Sender, None] = {}
         self._stuck: dict[ClientConnection, None] = {}  # connections whose next message has a stuck type
 
@@ -51,8 +58,9 @@ class Intake:
             window.look_again()
         if session.is_ready:
             sender.ready[connection] = None
-            self._ring.setdefault(sender)
             self._blocked.pop(sender, None)
+            if sender not in self._ring:
+                self._take_turns(sender)
             self._wake()
         elif sender.submissions.is_over(sender):
             sender.blocked[connection] = None
@@ -94,43 +102,49 @@ class Intake:
             return
         enough = self._clock() + self._limits.turn_s
         while ring and self.left > 0:
-            self._serve_first(ring)
+            self._serve_next()
             if self._clock() >= enough:
                 break
         if ring:  # senders that come now wait behind these
             self.left = 0
             self._wake()
+        else:
+            self._order.clear()
 
-    def _serve_first(self, ring: OrderedDict[Sender, None]) -> None:
+    def _take_turns(self, sender: Sender) -> None:
+        """Give a sender its place among those that take turns."""
+        sender.units = max(sender.units, self._units)
+        self._ring[sender] = number = next(self._numbers)
+        heappush(self._order, (sender.units, number, sender))
+
+    def _serve_next(self) -> None:
         """Handle frames of one connection of the sender whose turn it is."""
-        sender = next(iter(ring))
-        if sender.deficit <= 0:
-            sender.deficit += self._limits.turn_quantum
-            if sender.deficit <= 0:  # still in debt for a large frame
-                ring.move_to_end(sender)
-                return
+        units, number, sender = heappop(self._order)
+        if self._ring.get(sender) != number:
+            return
+        self._units = units
         waiting = sender.ready or sender.blocked
         connection = next(iter(waiting))
         del waiting[connection]
         used = 1
         try:
-            used = self._handle(connection, max(1, min(sender.deficit, self.left)))
+            used = self._handle(connection, min(self._limits.turn_quantum, self.left))
         finally:  # a fault in one connection's frames must not keep the other senders from their turns
-            self._settle(sender, connection, used)
+            self._settle(sender, number, connection, used)
 
-    def _settle(self, sender: Sender, connection: ClientConnection, used: int) -> None:
+    def _settle(self, sender: Sender, number: int, connection: ClientConnection, used: int) -> None:
         """Charge a sender for the frames of one of its connections, and put both where they wait now."""
-        sender.deficit -= used
+        sender.units += used
         self.left -= used
         if connection.session.has_waiting:
             self.add(connection)
-        if not sender.ready and (not sender.blocked or sender.submissions.is_over(sender)):
-            sender.deficit = min(sender.deficit, 0)  # no share is saved for later
-            self._ring.pop(sender, None)
-            if sender.blocked:
-                self._blocked[sender] = None
-        elif sender.deficit <= 0:
-            self._ring.move_to_end(sender)
+        if self._ring.get(sender) != number:  # it has lost that connection, and come back
+            return
+        del self._ring[sender]
+        if sender.ready or (sender.blocked and not sender.submissions.is_over(sender)):
+            self._take_turns(sender)
+        elif sender.blocked:
+            self._blocked[sender] = None
 
     def _unblock(self) -> None:
         """Let senders with room again take their turn: room for several frames, so that they are handled together."""
@@ -138,7 +152,7 @@ class Intake:
             submissions = sender.submissions
             if not submissions.is_over(sender, min(self._limits.turn_quantum, submissions.most // 8)):
                 del self._blocked[sender]
-                self._ring.setdefault(sender)
+                self._take_turns(sender)
 
     def inspect(self) -> IntakeState:
         """Return how many senders and connections wait."""

@@ -22,12 +22,12 @@ class Sender:
     """Party with a share. `count` and `size_bytes` are its unreported messages and questions, over all connections.
 
     `ready` are its connections with frames that may be handled now, in turn; `blocked` those whose frames wait until
-    the sender has fewer unreported messages. `deficit` is what the sender may still use of its quantum (deficit round
-    robin). `submissions` are the messages at the broker to which this sender's go; whoever adds the sender to a bridge
+    the sender has fewer unreported messages. `units` orders the turns of senders: what it has had of the input, see
+    `intake`. `submissions` are the messages at the broker to which this sender's go; whoever adds the sender to a bridge
     sets them.
     """
 
-    __slots__ = ("blocked", "connections", "count", "deficit", "key", "ready", "size_bytes", "submissions")
+    __slots__ = ("blocked", "connections", "count", "key", "ready", "size_bytes", "submissions", "units")
 
     submissions: Submissions
 
@@ -36,7 +36,7 @@ class Sender:
         self.connections = 0
         self.count = 0
         self.size_bytes = 0
-        self.deficit = 0
+        self.units = 0
         self.ready: dict[ClientConnection, None] = {}
         self.blocked: dict[ClientConnection, None] = {}
 
