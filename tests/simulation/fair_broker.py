@@ -14,6 +14,7 @@ from random import Random
 from bester.bridge.credit import hello_options
 from bester.bridge.frames import frame
 from bester.broker.core.effects import Effects, Link, Verify
+from bester.broker.core.fair_queue import QUANTUM as ITEMS_IN_A_ROW
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.store_requests import Committed
@@ -102,7 +103,7 @@ class Crowd:
         self._users: dict[tuple[Link, int], str] = {}  # by bridge and session
         self._introduce()
         self.users = [f"u{number}" for number in range(self.random.randint(3, 5))]
-        self._waits = Waits(dict.fromkeys((*self.users, GUEST), 1))
+        self._waits = Waits(dict.fromkeys((*self.users, GUEST), ITEMS_IN_A_ROW))
         for user in (*self.users, GUEST):
             self._waits.rest(user)
         streams: list[tuple[BridgeProcess, ListConnection, Stream]] = []

@@ -11,8 +11,8 @@ from bester.broker.core.fair_queue import FairQueue
 Item = tuple[str, int]
 
 
-def queue_of(*items: Item) -> FairQueue[Item]:
-    queue: FairQueue[Item] = FairQueue(lambda item: item[0])
+def queue_of(*items: Item, quantum: int = 1) -> FairQueue[Item]:
+    queue: FairQueue[Item] = FairQueue(lambda item: item[0], quantum)
     for item in items:
         queue.append(item)
     return queue
@@ -27,11 +27,40 @@ def test_senders_take_turns() -> None:
     assert drained(queue) == [("a", 1), ("b", 1), ("c", 1), ("a", 2), ("c", 2), ("a", 3)]
 
 
-def test_sender_that_comes_late_waits_for_one_round() -> None:
-    queue = queue_of(*[("a", n) for n in range(1000)])
-    queue.popleft()
-    queue.append(("b", 1))
-    assert ("b", 1) in [queue.popleft() for _ in range(2)]
+def test_some_items_of_a_sender_are_taken_in_a_row() -> None:
+    queue = queue_of(*[("a", n) for n in range(5)], *[("b", n) for n in range(3)], quantum=2)
+    assert [sender for sender, _ in drained(queue)] == ["a", "a", "b", "b", "a", "a", "b", "a"]
+
+
+@pytest.mark.parametrize("by", ["popleft", "take"])
+def test_sender_that_says_less_than_its_share_waits_for_no_round_of_the_others(by: str) -> None:
+    queue = queue_of(*[(sender, n) for n in range(100) for sender in "abcdefgh"], quantum=4)
+    queue.take(8 * 4 + 1)
+    for _ in range(10):
+        queue.append(("z", 1))
+        taken = queue.take(5) if by == "take" else [queue.popleft() for _ in range(5)]
+        assert ("z", 1) in taken, "after the turn that has begun"
+        queue.take(18)  # twice the share of one
+
+
+def test_sender_that_always_comes_back_has_no_more_than_its_share() -> None:
+    queue = queue_of(*[(sender, n) for n in range(1000) for sender in "abc"], quantum=4)
+    taken = 0
+    for number in range(1000):
+        if not queue.count_of("z"):
+            queue.append(("z", number))
+        taken += queue.popleft()[0] == "z"
+    assert 0 < taken <= 1000 / 4 + 4
+
+
+def test_only_senders_above_their_share_are_remembered() -> None:
+    queue = queue_of(*[("a", n) for n in range(10)])
+    for number in range(10_000):
+        queue.append((str(number), 1))
+        while queue.count_of(str(number)):
+            queue.append(("a", 0))
+            queue.popleft()
+    assert len(queue._resting) < 1_000
 
 
 def test_requeued_items_come_first_in_their_order() -> None:
@@ -62,22 +91,31 @@ def test_removed_item_is_gone(head: bool) -> None:
     assert drained(queue) == [("a", 1), ("b", 1)]
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99)) | st.none(), max_size=60))
-def test_each_sender_keeps_its_order_and_nobody_waits_for_more_than_a_round(script: list[Item | None]) -> None:
-    queue = queue_of()
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99)) | st.none() | st.integers(1, 5), max_size=60),
+    st.integers(1, 4),
+)
+def test_each_sender_keeps_its_order_and_nobody_waits_for_more_than_a_round(
+    script: list[Item | int | None], quantum: int
+) -> None:
+    queue = queue_of(quantum=quantum)
     entered: dict[str, list[Item]] = {sender: [] for sender in "abc"}
     taken: dict[str, list[Item]] = {sender: [] for sender in "abc"}
     passed: dict[str, int] = dict.fromkeys("abc", 0)
     for step in script:
-        if step is not None:
+        if isinstance(step, tuple):
             queue.append(step)
             entered[step[0]].append(step)
-        elif queue:
-            item = queue.popleft()
+            continue
+        waiting = [sender for sender in "abc" if queue.count_of(sender)]
+        for item in [queue.popleft()] if step is None and queue else queue.take(step or 0):
             taken[item[0]].append(item)
-            for sender in "abc":
-                passed[sender] = passed[sender] + 1 if queue.count_of(sender) and sender != item[0] else 0
-                assert passed[sender] <= 2
+            for sender in waiting:
+                passed[sender] = passed[sender] + 1 if sender != item[0] else 0
+                assert passed[sender] <= 2 * 2 * quantum
+        for sender in "abc":
+            if not queue.count_of(sender):
+                passed[sender] = 0
     for item in drained(queue):
         taken[item[0]].append(item)
     assert taken == entered

@@ -1,13 +1,14 @@
-"""The intake: shares the bridge's input among senders, by start-time fair queueing, within a budget a turn. Pure.
+"""The intake: shares the bridge's input among senders, by fair queueing, within a budget a turn. Pure.
 
 Frames are handled at once while the turn has budget left and nobody waits. Otherwise their connection waits, and is
 not read from meanwhile. In each turn of the loop the senders that wait take turns, and so do the connections of one
 sender among themselves. Frames left over at the end of the budget go first in the next turn.
 
 Costs are counted in units: one a frame, and one for each `UNIT_BYTES` of it. The sender that has had fewest units is
-next, and gets a quantum of them; a sender that comes has had as many as the one whose turn it was last, or more where
-it has spoken a moment ago. So senders that always wait have equal shares, and one that says less than its share
-does not wait for a whole round of the others.
+next, and gets a quantum of them. A sender that comes counts as one that has always waited, and has its first turn a
+quantum earlier: a sender that says less than its share waits for no round of the others, and those who always wait have
+equal shares. (This is fair queueing by virtual time: the units of a sender that always waits grow by those of all,
+divided by the senders that wait.)
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ class Intake:
         self._wake = wake
         # A sender that waits takes turns, or has blocked connections alone and no room for them.
         self._ring: dict[Sender, int] = {}  # senders that take turns, with the number of their entry in `_order`
-        self._order: list[tuple[int, int, Sender]] = []  # a heap by units; entries with an old number are void
+        self._order: list[tuple[float, int, Sender]] = []  # a heap by units; entries with an old number are void
         self._numbers = count(1)
-        self._units = 0  # those of the sender whose turn it was last
+        self._units = 0.0  # those of a sender that always waits
         self._blocked: dict[Sender, None] = {}
         self._stuck: dict[ClientConnection, None] = {}  # connections whose next message has a stuck type
 
@@ -112,17 +113,19 @@ class Intake:
             self._order.clear()
 
     def _take_turns(self, sender: Sender) -> None:
-        """Give a sender its place among those that take turns."""
+        """Give a sender that comes its place among those that take turns."""
         sender.units = max(sender.units, self._units)
+        self._place(sender, sender.units - self._limits.turn_quantum)
+
+    def _place(self, sender: Sender, units: float) -> None:
         self._ring[sender] = number = next(self._numbers)
-        heappush(self._order, (sender.units, number, sender))
+        heappush(self._order, (units, number, sender))
 
     def _serve_next(self) -> None:
         """Handle frames of one connection of the sender whose turn it is."""
-        units, number, sender = heappop(self._order)
+        _, number, sender = heappop(self._order)
         if self._ring.get(sender) != number:
             return
-        self._units = units
         waiting = sender.ready or sender.blocked
         connection = next(iter(waiting))
         del waiting[connection]
@@ -135,15 +138,17 @@ class Intake:
     def _settle(self, sender: Sender, number: int, connection: ClientConnection, used: int) -> None:
         """Charge a sender for the frames of one of its connections, and put both where they wait now."""
         sender.units += used
+        self._units += used / max(len(self._ring), 1)
         self.left -= used
         if connection.session.has_waiting:
             self.add(connection)
         if self._ring.get(sender) != number:  # it has lost that connection, and come back
             return
-        del self._ring[sender]
         if sender.ready or (sender.blocked and not sender.submissions.is_over(sender)):
-            self._take_turns(sender)
-        elif sender.blocked:
+            self._place(sender, sender.units)
+            return
+        del self._ring[sender]
+        if sender.blocked:
             self._blocked[sender] = None
 
     def _unblock(self) -> None:

@@ -36,7 +36,7 @@ class Sender:
         self.connections = 0
         self.count = 0
         self.size_bytes = 0
-        self.units = 0
+        self.units = 0.0
         self.ready: dict[ClientConnection, None] = {}
         self.blocked: dict[ClientConnection, None] = {}
 

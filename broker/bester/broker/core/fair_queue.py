@@ -1,27 +1,54 @@
-"""A queue in which senders take turns: who queues most waits longest for the last of it, and nobody else does. Pure."""
+"""A queue in which senders take turns: who queues most waits longest for the last of it, and nobody else does. Pure.
+
+The sender of whom fewest items were taken is next, and a quantum of its items is taken in a row, so that what they lead
+to can be handled together. A sender that comes counts as one that has always waited, and has its first turn a quantum
+earlier: a sender that says less than its share waits for no round of the others, and those who always wait have equal
+shares. (This is fair queueing by virtual time: what was taken of a sender that always waits grows by the items taken of
+all, divided by the senders that wait.)
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from heapq import heapify, heappop, heappush
+from itertools import count
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+QUANTUM = 16
+"""Items of one sender in a row where others wait: as many as a worker is given of a queue before the next worker."""
+RESTING = 64
+"""Least number of senders without items to be looked through for those that need not be remembered."""
+
 
 class FairQueue(Generic[T]):
-    """Items in the order in which they are taken: first those at the head, then one of each sender in turn.
+    """Items in the order in which they are taken: first those at the head, then some of each sender in turn.
 
-    `sender_of` returns the sender of an item. Items at the head (requeued ones) come before the turns, in their own
-    order; the items of one sender keep their order always.
+    `sender_of` returns the sender of an item, `quantum` of whose items are taken in a row. Items at the head (requeued
+    ones) come before the turns, in their own order; the items of one sender keep their order always.
     """
 
-    __slots__ = ("_count", "_head", "_sender_of", "_turns")
+    __slots__ = (
+        "_count", "_head", "_left", "_number", "_order", "_quantum", "_resting", "_resting_most", "_sender", "_sender_of",
+        "_taken", "_turn", "_turns", "_virtual",
+    )  # fmt: skip
 
-    def __init__(self, sender_of: Callable[[T], Hashable]) -> None:
+    def __init__(self, sender_of: Callable[[T], Hashable], quantum: int = QUANTUM) -> None:
         self._sender_of = sender_of
+        self._quantum = quantum
         self._head: deque[T] = deque()
-        self._turns: OrderedDict[Hashable, deque[T]] = OrderedDict()
+        self._turns: dict[Hashable, deque[T]] = {}
+        self._order: list[tuple[float, int, Hashable, float]] = []  # a heap: place, number, sender, items taken
+        self._number = count()
+        self._virtual = 0.0  # items taken of a sender that always waits
+        self._taken = 0.0  # items taken of the sender in turn
+        self._sender: Hashable = None
+        self._turn: deque[T] | None = None  # items of the sender in turn
+        self._left = 0
+        self._resting: dict[Hashable, float] = {}  # items taken of senders without any left
+        self._resting_most = RESTING
         self._count = 0
 
     def __len__(self) -> int:
@@ -48,10 +75,12 @@ class FairQueue(Generic[T]):
         self._count += 1
         sender = self._sender_of(item)
         items = self._turns.get(sender)
-        if items is None:
-            self._turns[sender] = deque((item,))
-        else:
+        if items is not None:
             items.append(item)
+            return
+        self._turns[sender] = deque((item,))
+        taken = max(self._resting.pop(sender, self._virtual), self._virtual)
+        heappush(self._order, (taken - self._quantum, next(self._number), sender, taken))
 
     def appendleft(self, item: T) -> None:
         """Add an item at the head."""
@@ -64,20 +93,49 @@ class FairQueue(Generic[T]):
             self.appendleft(item)
 
     def popleft(self) -> T:
-        """Take the next item. Raises KeyError where there is none."""
+        """Take the next item. Raises IndexError where there is none."""
         if self._head:
-            item = self._head.popleft()
-        else:
-            sender, items = self._turns.popitem(last=False)
-            item = items.popleft()
-            if items:
-                self._turns[sender] = items
-        self._count -= 1
-        return item
+            self._count -= 1
+            return self._head.popleft()
+        return self._take_in_turn(1)[0]
 
     def take(self, most: int) -> list[T]:
         """Take the next items, `most` of them or as many as there are."""
-        return [self.popleft() for _ in range(min(most, self._count))]
+        most = min(most, self._count)
+        taken = [self.popleft() for _ in range(min(most, len(self._head)))]
+        while len(taken) < most:
+            taken += self._take_in_turn(most - len(taken))
+        return taken
+
+    def _take_in_turn(self, most: int) -> list[T]:
+        """Take the next items of one sender, at most as many as are left of the turn."""
+        items = self._turn
+        if items is None:
+            _, _, self._sender, self._taken = heappop(self._order)
+            self._turn = items = self._turns[self._sender]
+            self._left = self._quantum
+        number = min(most, self._left, len(items))
+        self._left -= number
+        self._count -= number
+        self._taken += number
+        self._virtual += number / len(self._turns)
+        taken = [items.popleft() for _ in range(number)]
+        if not items or not self._left:
+            self._end_turn()
+        return taken
+
+    def _end_turn(self) -> None:
+        """Let the sender in turn rest where it has no items left, and take its place among the others otherwise."""
+        sender = self._sender
+        if self._turn:
+            heappush(self._order, (self._taken, next(self._number), sender, self._taken))
+        else:
+            del self._turns[sender]
+            self._resting[sender] = self._taken
+            if len(self._resting) > self._resting_most:
+                self._resting = {each: taken for each, taken in self._resting.items() if taken > self._virtual}
+                self._resting_most = max(2 * len(self._resting), RESTING)
+        self._turn = None
 
     def remove(self, item: T) -> None:
         """Take an item out. Raises ValueError where it is not in the queue."""
@@ -90,15 +148,22 @@ class FairQueue(Generic[T]):
                 raise ValueError(item)
             items.remove(item)
             if not items:
-                del self._turns[sender]
+                self._drop_empty()
         self._count -= 1
 
     def sweep(self, stays: Callable[[T], bool]) -> None:
         """Take out items that do not stay: any at the head, and of each sender's those before the first that stays."""
         self._head = deque(item for item in self._head if stays(item))
-        for sender, items in list(self._turns.items()):
+        for items in self._turns.values():
             while items and not stays(items[0]):
                 items.popleft()
-            if not items:
-                del self._turns[sender]
+        self._drop_empty()
         self._count = len(self._head) + sum(map(len, self._turns.values()))
+
+    def _drop_empty(self) -> None:
+        """Forget senders whose last items were taken out of their turn."""
+        if self._turn is not None and not self._turn:
+            self._end_turn()
+        self._turns = {sender: items for sender, items in self._turns.items() if items}
+        self._order = [entry for entry in self._order if entry[2] in self._turns]
+        heapify(self._order)
