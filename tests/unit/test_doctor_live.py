@@ -17,7 +17,7 @@ from bester.broker.doctor.findings import CERTIFICATE_S, ROOM_BYTES
 from bester.broker.doctor.live import BEHIND, CLOCK_WARNING_S, FLOOD, FLOOD_PER_S, LIVE, findings_of
 from bester.broker.operator.metrics import text_of
 from bester.broker.store_requests import Bounds
-from bester.broker.wire.messages import Ask, Heartbeat, Request
+from bester.broker.wire.messages import Ask, Heartbeat, Meta, Request
 from bester.broker.wire.trouble import Attempt
 from tests.unit.core_stand import Stand, clients
 
@@ -270,9 +270,22 @@ def test_server_without_faults_has_no_findings() -> None:
 
 def test_credit_that_is_given_out_whole_is_no_full_bound() -> None:
     scene = stand()
-    for name in map(str, range(10)):
+    bridges = [
         scene.join("bridge", name, {"epoch": name, "credit": 10**6, "credit_bytes": 10**12})
-    scene.wait(4.0)
+        for name in map(str, range(10))
+    ]
+    known: dict[Link, Meta] = {}
+    for _ in range(20):  # all of it is in work
+        scene.wait(0.5)
+        for bridge in bridges:
+            for beat in scene.heard_of(bridge, Heartbeat):
+                known[bridge] = beat.options or known.get(bridge, {})
+            if known.get(bridge):
+                credit, credit_bytes = known[bridge]["credit"], known[bridge]["credit_bytes"]
+                held = {"unreported": credit, "unreported_bytes": credit_bytes, "more": True}
+                scene.say(bridge, Heartbeat({**held, "number": known[bridge]["number"]}))
+    for name in map(str, range(10, 20)):  # these get what is spared for them
+        scene.join("bridge", name, {"epoch": name, "credit": 10**6, "credit_bytes": 10**12})
     used, most = status(scene)["bounds"]["submit_bytes"]
     assert used > 0.9 * most
     assert findings_of(status(scene)) == []

@@ -9,7 +9,7 @@ import pytest
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Limits
 from bester.broker.core.stuck_types import MAX_STUCK, Front, StuckTypes
-from bester.broker.core.submit_credit import LEAST, ROOM, SubmitCredit, divided
+from bester.broker.core.submit_credit import LEAST, ROOM, ROOM_BYTES, SubmitCredit, divided
 from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.messages import Error, Heartbeat, Hello, Malformed, Message, Meta, Report, Welcome
 from tests.unit.core_federated import finished
@@ -47,8 +47,8 @@ class Party:
 
 def settle(credit: SubmitCredit, parties: list[Party]) -> None:
     """Let everything that was changed reach everybody, a few times over."""
-    for _ in range(8):
-        for link, options in credit.share([], 0):
+    for _ in range(24):
+        for link, options in credit.share([], 0, 0):
             next(party for party in parties if party.link == link).known = options
         for party in parties:
             party.held = min(party.held, party.known["credit"])  # the rest was reported
@@ -71,17 +71,32 @@ class TestShares:
         for _ in range(8):
             party.fill()
             party.report()
-            changed = dict(credit.share([], party.held - 64))
+            changed = dict(credit.share([], party.held - 64, 0))
             party.known = changed.get(party.link, party.known)
         assert ROOM <= party.known["credit"] < 2 * ROOM
+
+    def test_bytes_that_wait_get_no_more_credit(self) -> None:
+        credit = SubmitCredit(Limits())
+        (link,) = links(1)
+        known = credit.join(link, MOST)
+        for _ in range(8):
+            held = {
+                "unreported": 64,
+                "unreported_bytes": known["credit_bytes"],
+                "number": known["number"],
+                "more": True,
+            }
+            credit.on_report(link, held)
+            known = dict(credit.share([], 0, known["credit_bytes"] - 2**20)).get(link, known)
+        assert ROOM_BYTES <= known["credit_bytes"] < 2 * ROOM_BYTES
 
     def test_credit_follows_the_work_down_again(self) -> None:
         credit = SubmitCredit(Limits())
         party = Party(credit, links(1)[0])
         party.wanted = 10**6
         settle(credit, [party])
-        changed = dict(credit.share([], 16_000))
-        assert changed[party.link]["credit"] < 2 * ROOM
+        changed = dict(credit.share([], 16_000, 0))
+        assert changed[party.link]["credit"] < 4 * ROOM
 
     @pytest.mark.parametrize("count", [2, 3, 7, 50])
     def test_flooding_bridges_share_alike(self, count: int) -> None:
@@ -127,7 +142,7 @@ class TestShares:
         assert second.known["credit"] <= 25_000 - first.held
         first.wanted, second.wanted = 0, 10**6
         second.report()
-        changed = dict(credit.share([], 0))
+        changed = dict(credit.share([], 0, 0))
         assert first.link in changed
         raised = changed.get(second.link, second.known)["credit"]
         assert raised <= 25_000 - first.held, "the first has not confirmed the lower number"
@@ -143,13 +158,13 @@ class TestShares:
     def test_bridge_with_an_older_number_gets_the_latest_again(self) -> None:
         credit = SubmitCredit(Limits())
         party = Party(credit, links(1)[0])
-        ((_, latest),) = credit.share(["t"], 0)
+        ((_, latest),) = credit.share(["t"], 0, 0)
         party.report()  # by the number before
-        assert credit.share(["t"], 0) == [(party.link, latest)]
-        assert credit.share(["t"], 0) == []
+        assert credit.share(["t"], 0, 0) == [(party.link, latest)]
+        assert credit.share(["t"], 0, 0) == []
         party.known = latest
         party.report()
-        assert credit.share(["t"], 0) == []
+        assert credit.share(["t"], 0, 0) == []
 
     @pytest.mark.parametrize("seed", range(30))
     def test_total_is_never_exceeded(self, seed: int) -> None:
@@ -170,7 +185,7 @@ class TestShares:
                 late = [each for each in late if each[0] is not gone]
             elif what < 0.5:
                 by_link = {party.link: party for party in parties}
-                late += [(by_link[link], options) for link, options in credit.share([], 0)]
+                late += [(by_link[link], options) for link, options in credit.share([], 0, 0)]
             elif what < 0.7 and late:
                 party, options = late.pop(0)
                 party.known = options
@@ -192,15 +207,16 @@ class TestShares:
         (link,) = links(1)
         assert credit.join(link, options) == {}
         credit.on_report(link, {"unreported": 1, "unreported_bytes": 1, "number": 1, "more": True})
-        assert credit.share(["t"], 0) == []
+        assert credit.share(["t"], 0, 0) == []
 
     @pytest.mark.parametrize("report", [{"unreported": -1}, {"unreported": "x", "unreported_bytes": 0}, {"more": True}])
     def test_unreadable_report_changes_nothing(self, report: Meta) -> None:
         credit = SubmitCredit(Limits())
         party = Party(credit, links(1)[0])
+        credit.share([], 0, 0)
         before = total(credit)
-        credit.on_report(party.link, {**report, "number": 1})
-        assert (credit.share([], 0), total(credit)) == ([], before)
+        credit.on_report(party.link, {**report, "number": 2})
+        assert (credit.share([], 0, 0), total(credit)) == ([], before)
 
     def test_division_gives_nobody_more_than_is_needed(self) -> None:
         one, two, three = links(3)

@@ -126,6 +126,10 @@ class Intake:
         _, number, sender = heappop(self._order)
         if self._ring.get(sender) != number:
             return
+        if not sender.ready and not self._has_room(sender):  # the senders before it have taken the room
+            del self._ring[sender]
+            self._blocked[sender] = None
+            return
         waiting = sender.ready or sender.blocked
         connection = next(iter(waiting))
         del waiting[connection]
@@ -152,12 +156,16 @@ class Intake:
             self._blocked[sender] = None
 
     def _unblock(self) -> None:
-        """Let senders with room again take their turn: room for several frames, so that they are handled together."""
+        """Let senders with room again take their turn."""
         for sender in list(self._blocked):
-            submissions = sender.submissions
-            if not submissions.is_over(sender, min(self._limits.turn_quantum, submissions.most // 8)):
+            if self._has_room(sender):
                 del self._blocked[sender]
                 self._take_turns(sender)
+
+    def _has_room(self, sender: Sender) -> bool:
+        """Return whether there is room for several messages of a sender, so that they are handled together."""
+        submissions = sender.submissions
+        return not submissions.is_over(sender, min(self._limits.turn_quantum, submissions.most // 8))
 
     def inspect(self) -> IntakeState:
         """Return how many senders and connections wait."""

@@ -158,12 +158,16 @@ class Submissions:
         self._closes: dict[int, Close] = {}  # by the token of the last held message of a session that has gone
 
     def is_over(self, sender: Sender, margin: int = 0) -> bool:
-        """Return whether a sender has as much unreported as is left of the bounds (or will have with `margin` more
-        messages), and more than a fair share."""
-        return sender.size_bytes >= self._fair_bytes and (
+        """Return whether a sender has as much unreported as is left of the bounds, and more than a fair share; with
+        `margin`, whether the sender will have with so many more messages, and has half of a fair share already."""
+        return sender.size_bytes >= (self._fair_bytes // 2 if margin else self._fair_bytes) and (
             sender.size_bytes + self.size_bytes >= self.most_bytes
             or sender.count + len(self.by_token) + 2 * margin >= self.most
         )
+
+    def fair_left(self, sender: Sender) -> int:
+        """Return the bytes that a sender may have more before it has a fair share, with whatever others have."""
+        return self._fair_bytes - sender.size_bytes
 
     def inspect(self) -> SubmissionsState:
         """Return counts of the unreported messages."""

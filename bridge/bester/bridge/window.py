@@ -13,6 +13,9 @@ from bester.bridge.limits import Limits
 from bester.bridge.senders import Sender
 from bester.bridge.submissions import State, Submission, Submissions
 
+FEW, FEW_BYTES = 16, 16 * 1024
+"""Room among all below which a sender makes use of the rest of a fair share: a run of few messages costs nearly as much
+as a long one."""
 OVERHEAD_BYTES = 256
 """Memory of an unreported message beside its texts: tuples, numbers and entries of maps. Counted, or a client could
 have more held with many tiny messages than with large ones."""
@@ -91,6 +94,8 @@ class Window:
         submissions, sender = self.submissions, self.sender
         messages = (submissions.most - sender.count - len(self.table) + 1) // 2
         size_bytes = (submissions.most_bytes - sender.size_bytes - submissions.size_bytes + 1) // 2
+        if (messages < FEW or size_bytes < FEW_BYTES) and (fair := submissions.fair_left(sender)) > 0:
+            messages, size_bytes = self._most, fair
         return (
             max(min(messages, self._most - self._count), 1),
             max(min(size_bytes, self._most_bytes - self.size_bytes), 1),

@@ -17,8 +17,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-QUANTUM = 16
-"""Items of one sender in a row where others wait: as many as a worker is given of a queue before the next worker."""
+QUANTUM = 32
+"""Items of one sender in a row where others wait: as many as bridges send in a row."""
 RESTING = 64
 """Least number of senders without items to be looked through for those that need not be remembered."""
 

@@ -416,8 +416,9 @@ class Router:
         workers = self._units.workers
         waiting = workers.waiting_by_type()
         stuck = self._units.stuck_types.look(waiting, workers.front, now)
-        count = sum(count for type_, (count, _) in waiting.items() if type_ not in stuck)
-        for link, options in self._units.credit.share(stuck, count):
+        flowing = [counts for type_, counts in waiting.items() if type_ not in stuck]
+        count, size_bytes = (sum(each) for each in zip(*flowing, strict=True)) if flowing else (0, 0)
+        for link, options in self._units.credit.share(stuck, count, size_bytes):
             self._send(link, Heartbeat(options))
 
     # --- the store ---

@@ -7,7 +7,8 @@ lower number, and is given to others only then.
 
 Messages that wait at the broker are served no sooner than those that wait in their clients' sockets, and thousands of
 them slow the service of each: they have left the processor's caches when their turn comes. So the total follows the
-work: twice the messages in work (at handlers, at other servers, on the way to readers), and some that wait.
+work: the messages in work (at handlers, at other servers, on the way to readers), a quarter more, so that it can grow,
+and some that wait.
 
 A bridge tells in its HELLO the most that it will use. A bridge that tells nothing knows no credit, and gets none: its
 own bounds hold, and the broker's refusals.
@@ -27,9 +28,11 @@ LEAST = 64
 """Share of a bridge that has nothing to send: enough to begin at once."""
 SPARE = 8
 """Divisor: one part in SPARE of the total is left for bridges that come while the others have all the rest."""
-ROOM = 1_024
-"""Messages that may wait beside those in work: 20 ms of a fast server, so that handlers never run dry between two looks
-at the total."""
+ROOM = 256
+"""Messages that may wait beside those in work: as many as a handler takes at once by default, so that handlers do not run
+dry. Each that waits more is a delay for all behind it."""
+ROOM_BYTES = 16 * 1024 * 1024
+"""The same in bytes: 64 KiB for each of these messages. Large bodies that wait leave the processor's caches as well."""
 COARSE = 8
 """A share that would change by less than one part in COARSE is left as it is: fewer messages to bridges."""
 
@@ -53,19 +56,21 @@ class _Account:
 
 
 class Pot:
-    """A total that bridges share: those with much to send alike, the others what they need, and all what is left."""
+    """A total that bridges share: those with much to send alike, the others what they need, and all what is left. `room`
+    may wait beside what is in work."""
 
-    def __init__(self, total: int, least: int) -> None:
+    def __init__(self, total: int, least: int, room: int) -> None:
         self.total = total
         self._least = least
-        self._shared = total - total // SPARE
+        self._room = room
         self.accounts: dict[Link, _Account] = {}
+        self.follow(0)
 
     def follow(self, waiting: int) -> None:
-        """Share as much as the work needs: `waiting` messages of bridges wait, the others are in work."""
+        """Share as much as the work needs: `waiting` messages (or bytes) of bridges wait, the others are in work."""
         in_work = max(sum(account.held for account in self.accounts.values()) - waiting, 0)
-        room = ROOM + self._least * len(self.accounts)
-        self._shared = min(self.total - self.total // SPARE, 2 * in_work + room)
+        room = self._room + self._least * len(self.accounts)
+        self._shared = min(self.total - self.total // SPARE, in_work + in_work // 4 + room)
 
     @property
     def reserved(self) -> int:
@@ -129,10 +134,9 @@ class SubmitCredit:
     number of the latest that it knows."""
 
     def __init__(self, limits: Limits) -> None:
-        self._messages = Pot(min(limits.max_held * 3 // 4, limits.max_waiting // 2), LEAST)
-        self._messages.follow(0)
+        self._messages = Pot(min(limits.max_held * 3 // 4, limits.max_waiting // 2), LEAST, ROOM)
         most_bytes = min(limits.max_held_bytes * 3 // 4, limits.max_waiting_bytes // 2)
-        self._bytes = Pot(most_bytes, min(LEAST * 1024 * 1024, most_bytes // LEAST))
+        self._bytes = Pot(most_bytes, min(LEAST * 1024 * 1024, most_bytes // LEAST), ROOM_BYTES)
         self._numbers: dict[Link, int] = {}
         self._stuck: list[str] = []
         self._behind: dict[Link, None] = {}  # bridges whose last report had an older number
@@ -165,10 +169,11 @@ class SubmitCredit:
         if not confirmed:
             self._behind[link] = None
 
-    def share(self, stuck: list[str], waiting: int) -> list[tuple[Link, Meta]]:
+    def share(self, stuck: list[str], waiting: int, waiting_bytes: int) -> list[tuple[Link, Meta]]:
         """Share the credit anew, and tell which types are stuck; return what is to be sent to bridges. `waiting`
-        messages wait for handlers, without those of stuck types."""
+        messages, of so many bytes, wait for handlers, without those of stuck types."""
         self._messages.follow(waiting)
+        self._bytes.follow(waiting_bytes)
         changed = dict.fromkeys([*self._messages.share(), *self._bytes.share()])
         if stuck != self._stuck:
             self._stuck = stuck
