@@ -10,6 +10,9 @@ from bester.broker.wire.messages import Goodbye, Heartbeat, Report, Submit, Welc
 from tests.unit.bridge_stand import ListConnection, Scene
 from tests.unit.test_intake import good, message
 
+FEW = 5_000
+"""Connections at most, where some messages of a sender are less than a fair share of the room."""
+
 
 def told(credit: int, number: int = 1, *stuck: str, size_bytes: int = 2**28) -> Heartbeat:
     return Heartbeat({"credit": credit, "credit_bytes": size_bytes, "number": number, "stuck": list(stuck)})
@@ -36,7 +39,7 @@ def reports(scene: Scene) -> list[dict[str, Any]]:
 
 class TestCredit:
     def test_no_more_than_the_credit_is_sent_and_the_rest_follows_reports(self) -> None:
-        scene = Scene()
+        scene = Scene(max_connections=FEW)
         alice = scene.log_in()
         scene.broker(told(5))
         write(scene, alice, *"t" * 30)
@@ -81,7 +84,7 @@ class TestCredit:
         assert len(scene.take(Submit)) == 36
 
     def test_sender_with_little_is_served_while_a_lower_credit_is_not_reached_yet(self) -> None:
-        scene = Scene()
+        scene = Scene(max_connections=FEW)
         alice, bob = scene.log_in("alice"), scene.log_in("bob")
         scene.broker(told(400))
         write(scene, alice, *"t" * 500)
@@ -116,7 +119,7 @@ class TestCredit:
 
     @pytest.mark.parametrize("size_bytes", [1, 700, 2000])
     def test_bytes_are_bounded_and_one_message_always_passes(self, size_bytes: int) -> None:
-        scene = Scene()
+        scene = Scene(max_connections=FEW)
         alice = scene.log_in()
         scene.broker(told(1000, size_bytes=size_bytes))
         write(scene, alice, *"t" * 30)
@@ -185,7 +188,7 @@ class TestCredit:
         assert len(scene.take(Submit)) == 9, "a broker that tells no credit"
 
     def test_messages_of_a_client_that_went_count_until_their_report(self) -> None:
-        scene = Scene()
+        scene = Scene(max_connections=FEW)
         alice, bob = scene.log_in("alice"), scene.log_in("bob")
         scene.broker(told(4))
         write(scene, alice, *"t" * 6)
@@ -221,7 +224,7 @@ class TestStuckTypes:
         assert types_of(scene) == ["echo"]
 
     def test_stuck_messages_leave_the_credit_to_other_types(self) -> None:
-        scene = Scene()
+        scene = Scene(max_connections=FEW)
         alice, bob = scene.log_in("alice"), scene.log_in("bob")
         scene.broker(told(8))
         write(scene, alice, *["slow"] * 8)

@@ -48,7 +48,7 @@ class Party:
 def settle(credit: SubmitCredit, parties: list[Party]) -> None:
     """Let everything that was changed reach everybody, a few times over."""
     for _ in range(24):
-        for link, options in credit.share([], 0, 0):
+        for link, options in credit.share([], (0, 0)):
             next(party for party in parties if party.link == link).known = options
         for party in parties:
             party.held = min(party.held, party.known["credit"])  # the rest was reported
@@ -71,7 +71,7 @@ class TestShares:
         for _ in range(8):
             party.fill()
             party.report()
-            changed = dict(credit.share([], party.held - 64, 0))
+            changed = dict(credit.share([], (party.held - 64, 0)))
             party.known = changed.get(party.link, party.known)
         assert ROOM <= party.known["credit"] < 2 * ROOM
 
@@ -87,15 +87,24 @@ class TestShares:
                 "more": True,
             }
             credit.on_report(link, held)
-            known = dict(credit.share([], 0, known["credit_bytes"] - 2**20)).get(link, known)
+            known = dict(credit.share([], (0, known["credit_bytes"] - 2**20))).get(link, known)
         assert ROOM_BYTES <= known["credit_bytes"] < 2 * ROOM_BYTES
+
+    def test_messages_that_are_still_leave_their_room_to_others(self) -> None:
+        credit = SubmitCredit(Limits())
+        party = Party(credit, links(1)[0])
+        party.wanted = 10**6
+        party.fill()
+        party.report()
+        ((_, options),) = credit.share([], (party.held, 0), (party.held, 0))
+        assert options["credit"] >= party.held + ROOM
 
     def test_credit_follows_the_work_down_again(self) -> None:
         credit = SubmitCredit(Limits())
         party = Party(credit, links(1)[0])
         party.wanted = 10**6
         settle(credit, [party])
-        changed = dict(credit.share([], 16_000, 0))
+        changed = dict(credit.share([], (16_000, 0)))
         assert changed[party.link]["credit"] < 4 * ROOM
 
     @pytest.mark.parametrize("count", [2, 3, 7, 50])
@@ -142,7 +151,7 @@ class TestShares:
         assert second.known["credit"] <= 25_000 - first.held
         first.wanted, second.wanted = 0, 10**6
         second.report()
-        changed = dict(credit.share([], 0, 0))
+        changed = dict(credit.share([], (0, 0)))
         assert first.link in changed
         raised = changed.get(second.link, second.known)["credit"]
         assert raised <= 25_000 - first.held, "the first has not confirmed the lower number"
@@ -158,13 +167,13 @@ class TestShares:
     def test_bridge_with_an_older_number_gets_the_latest_again(self) -> None:
         credit = SubmitCredit(Limits())
         party = Party(credit, links(1)[0])
-        ((_, latest),) = credit.share(["t"], 0, 0)
+        ((_, latest),) = credit.share(["t"], (0, 0))
         party.report()  # by the number before
-        assert credit.share(["t"], 0, 0) == [(party.link, latest)]
-        assert credit.share(["t"], 0, 0) == []
+        assert credit.share(["t"], (0, 0)) == [(party.link, latest)]
+        assert credit.share(["t"], (0, 0)) == []
         party.known = latest
         party.report()
-        assert credit.share(["t"], 0, 0) == []
+        assert credit.share(["t"], (0, 0)) == []
 
     @pytest.mark.parametrize("seed", range(30))
     def test_total_is_never_exceeded(self, seed: int) -> None:
@@ -185,7 +194,7 @@ class TestShares:
                 late = [each for each in late if each[0] is not gone]
             elif what < 0.5:
                 by_link = {party.link: party for party in parties}
-                late += [(by_link[link], options) for link, options in credit.share([], 0, 0)]
+                late += [(by_link[link], options) for link, options in credit.share([], (0, 0))]
             elif what < 0.7 and late:
                 party, options = late.pop(0)
                 party.known = options
@@ -207,16 +216,16 @@ class TestShares:
         (link,) = links(1)
         assert credit.join(link, options) == {}
         credit.on_report(link, {"unreported": 1, "unreported_bytes": 1, "number": 1, "more": True})
-        assert credit.share(["t"], 0, 0) == []
+        assert credit.share(["t"], (0, 0)) == []
 
     @pytest.mark.parametrize("report", [{"unreported": -1}, {"unreported": "x", "unreported_bytes": 0}, {"more": True}])
     def test_unreadable_report_changes_nothing(self, report: Meta) -> None:
         credit = SubmitCredit(Limits())
         party = Party(credit, links(1)[0])
-        credit.share([], 0, 0)
+        credit.share([], (0, 0))
         before = total(credit)
         credit.on_report(party.link, {**report, "number": 2})
-        assert (credit.share([], 0, 0), total(credit)) == ([], before)
+        assert (credit.share([], (0, 0)), total(credit)) == ([], before)
 
     def test_division_gives_nobody_more_than_is_needed(self) -> None:
         one, two, three = links(3)
@@ -227,11 +236,13 @@ class TestShares:
 
 
 class TestStuck:
-    def look(self, stuck: StuckTypes, count: int, front: object, now: float, size_bytes: int = 0) -> list[str]:
+    def look(
+        self, stuck: StuckTypes, count: int, front: object, now: float, size_bytes: int = 0, *, served: bool = True
+    ) -> list[str]:
         def first(_: str) -> Front:
             return (front,)
 
-        return stuck.look({"t": (count, size_bytes)} if count else {}, first, now)
+        return stuck.look({"t": (count, size_bytes)} if count else {}, first, lambda type_: served, now)
 
     @pytest.mark.parametrize(("count", "size_bytes"), [(256, 0), (1, 2**23), (9000, 0)])
     def test_type_that_does_not_move_is_stuck(self, count: int, size_bytes: int) -> None:
@@ -239,6 +250,17 @@ class TestStuck:
         assert self.look(stuck, count, front, 0.0, size_bytes) == []
         assert self.look(stuck, count, front, 0.9, size_bytes) == []
         assert self.look(stuck, count, front, 1.0, size_bytes) == ["t"]
+
+    def test_type_without_a_handler_is_stuck_at_once(self) -> None:
+        stuck = StuckTypes(Limits())
+        assert self.look(stuck, 255, "same", 0.0, served=False) == []
+        assert self.look(stuck, 256, "same", 0.1, served=False) == ["t"]
+
+    def test_type_is_still_while_nothing_moves_between_two_looks(self) -> None:
+        stuck = StuckTypes(Limits())
+        assert [self.look(stuck, 300, front, 0.1 * n) or set(stuck.still) for n, front in enumerate("aaabba")] == [
+            set(), {"t"}, {"t"}, set(), {"t"}, set(),
+        ]  # fmt: skip
 
     def test_type_that_moves_is_not_stuck(self) -> None:
         stuck = StuckTypes(Limits())
@@ -265,8 +287,8 @@ class TestStuck:
     def test_stuck_types_are_bounded(self) -> None:
         stuck = StuckTypes(Limits())
         many = {f"t{number}": (300, 0) for number in range(3 * MAX_STUCK)}
-        assert stuck.look(many, lambda type_: (type_,), 0.0) == []
-        assert len(stuck.look(many, lambda type_: (type_,), 1.0)) == MAX_STUCK
+        assert stuck.look(many, lambda type_: (type_,), lambda type_: True, 0.0) == []
+        assert len(stuck.look(many, lambda type_: (type_,), lambda type_: True, 1.0)) == MAX_STUCK
 
 
 def welcomed(stand: Stand, link: Link, **options: int) -> Meta:

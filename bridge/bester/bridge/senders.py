@@ -23,8 +23,8 @@ class Sender:
 
     `ready` are its connections with frames that may be handled now, in turn; `blocked` those whose frames wait until
     the sender has fewer unreported messages. `units` orders the turns of senders: what it has had of the input, see
-    `intake`. `submissions` are the messages at the broker to which this sender's go; whoever adds the sender to a bridge
-    sets them.
+    `intake`. `submissions` are the messages at the broker to which this sender's go; whoever adds the sender to a
+    bridge sets them.
     """
 
     __slots__ = ("blocked", "connections", "count", "key", "ready", "size_bytes", "submissions", "units")

@@ -252,7 +252,7 @@ class Submissions:
         self._most_sent_bytes = max(credit.size_bytes, self._claim_bytes) + self._stuck_bytes
         self.most = min(self._limits.held_messages, credit.messages + self._stuck_count)
         fair = self._limits.fair_bytes
-        self._fair_bytes = max(fair * self.most // self._limits.held_messages, fair // 4)
+        self._fair_bytes = max(fair * self.most // self._limits.held_messages, fair // 16)
         self.most_bytes = min(self._limits.held_bytes, credit.size_bytes + self._stuck_bytes)
 
     @property

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from bester.broker.core.refused import LOG_AGAIN_S, Refusal, Refused
 from bester.broker.core.runs import CarryOut, one_by_one, runs
 from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.core.status import figures_of, sessions_of, status_of
+from bester.broker.core.submit_credit import Count
 from bester.broker.core.symptoms import busiest, refused_lately
 from bester.broker.core.types_state import types_of
 from bester.broker.hosts import Hosts
@@ -415,10 +416,11 @@ class Router:
         """Tell the bridges how much more this broker can take, where that has changed."""
         workers = self._units.workers
         waiting = workers.waiting_by_type()
-        stuck = self._units.stuck_types.look(waiting, workers.front, now)
-        flowing = [counts for type_, counts in waiting.items() if type_ not in stuck]
-        count, size_bytes = (sum(each) for each in zip(*flowing, strict=True)) if flowing else (0, 0)
-        for link, options in self._units.credit.share(stuck, count, size_bytes):
+        stuck_types = self._units.stuck_types
+        stuck = stuck_types.look(waiting, workers.front, workers.serves, now)
+        others = waiting.keys() - stuck
+        still = stuck_types.still & others
+        for link, options in self._units.credit.share(stuck, _sum(waiting, others), _sum(waiting, still)):
             self._send(link, Heartbeat(options))
 
     # --- the store ---
@@ -662,3 +664,9 @@ class Router:
 
     def _forwarded(self, peer: Peer, message: Forwarded, now: float) -> None:
         self._relays.on_answer(peer.link, message.token, message.outcome, message.meta, now)
+
+
+def _sum(waiting: Mapping[str, Count], types: Iterable[str]) -> Count:
+    """Return the messages, and their bytes, that wait of some types."""
+    counts = [waiting[type_] for type_ in types]
+    return sum(count for count, _ in counts), sum(size_bytes for _, size_bytes in counts)

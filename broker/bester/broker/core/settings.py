@@ -125,7 +125,8 @@ class Limits:
     stuck_waiting_bytes: int = 8 * 1024 * 1024
     """The same in bytes, for large messages."""
     stuck_waiting_s: float = 1.0
-    """Time without any movement after which a type counts as stuck: a handler that is merely busy moves some."""
+    """Time without any movement after which a type with a handler counts as stuck: a handler that is merely busy moves
+    some."""
     max_frames: int = 20_000
     """Frames that one command may become, targets times their connections: one for each connection that a bridge may
     have."""

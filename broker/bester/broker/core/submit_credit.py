@@ -29,12 +29,16 @@ LEAST = 64
 SPARE = 8
 """Divisor: one part in SPARE of the total is left for bridges that come while the others have all the rest."""
 ROOM = 256
-"""Messages that may wait beside those in work: as many as a handler takes at once by default, so that handlers do not run
-dry. Each that waits more is a delay for all behind it."""
+"""Messages that may wait beside those in work: as many as a handler takes at once by default, so that handlers do not
+run dry. Each that waits more is a delay for all behind it."""
 ROOM_BYTES = 16 * 1024 * 1024
 """The same in bytes: 64 KiB for each of these messages. Large bodies that wait leave the processor's caches as well."""
 COARSE = 8
 """A share that would change by less than one part in COARSE is left as it is: fewer messages to bridges."""
+
+
+Count = tuple[int, int]
+"""Messages, and bytes of their bodies."""
 
 
 class _Account:
@@ -56,8 +60,8 @@ class _Account:
 
 
 class Pot:
-    """A total that bridges share: those with much to send alike, the others what they need, and all what is left. `room`
-    may wait beside what is in work."""
+    """A total that bridges share: those with much to send alike, the others what they need, and all what is left.
+    `room` may wait beside what is in work."""
 
     def __init__(self, total: int, least: int, room: int) -> None:
         self.total = total
@@ -66,11 +70,12 @@ class Pot:
         self.accounts: dict[Link, _Account] = {}
         self.follow(0)
 
-    def follow(self, waiting: int) -> None:
-        """Share as much as the work needs: `waiting` messages (or bytes) of bridges wait, the others are in work."""
+    def follow(self, waiting: int, still: int = 0) -> None:
+        """Share as much as the work needs: `waiting` messages (or bytes) of bridges wait, the others are in work. Of
+        those that wait `still` do not move, and leave their room to others."""
         in_work = max(sum(account.held for account in self.accounts.values()) - waiting, 0)
         room = self._room + self._least * len(self.accounts)
-        self._shared = min(self.total - self.total // SPARE, in_work + in_work // 4 + room)
+        self._shared = min(self.total - self.total // SPARE, in_work + in_work // 4 + room + still)
 
     @property
     def reserved(self) -> int:
@@ -169,11 +174,12 @@ class SubmitCredit:
         if not confirmed:
             self._behind[link] = None
 
-    def share(self, stuck: list[str], waiting: int, waiting_bytes: int) -> list[tuple[Link, Meta]]:
-        """Share the credit anew, and tell which types are stuck; return what is to be sent to bridges. `waiting`
-        messages, of so many bytes, wait for handlers, without those of stuck types."""
-        self._messages.follow(waiting)
-        self._bytes.follow(waiting_bytes)
+    def share(self, stuck: list[str], waiting: Count, still: Count = (0, 0)) -> list[tuple[Link, Meta]]:
+        """Share the credit anew, and tell which types are stuck; return what is to be sent to bridges. So many messages
+        and bytes are `waiting` for handlers, without those of stuck types, and so many of these are `still`: none of
+        their types has moved since the last time."""
+        self._messages.follow(waiting[0], still[0])
+        self._bytes.follow(waiting[1], still[1])
         changed = dict.fromkeys([*self._messages.share(), *self._bytes.share()])
         if stuck != self._stuck:
             self._stuck = stuck
