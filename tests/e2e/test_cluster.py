@@ -148,6 +148,8 @@ async def test_users_of_a_killed_broker_go_on_at_the_other_and_come_home_again(c
         assert await exchanged(one, USERS["b2"], 7) == "good"
         assert (await two.receive())["payload"]["data"] == 7
         assert await exchanged(two, "away", 8) == "queued"
+        status = await both.run("status", "-c", "b2.toml")
+        await status.says("s1, broker b2, up ")
         newcomer = await RawClient.login(both.server, USERS["b1"])
         await newcomer.close()
 
