@@ -179,7 +179,8 @@ def measure_cell(
     window, rate = (max(IN_FLIGHT // connections, 1), 0) if load == 1 else (0, max(round(peak * load), 1))
     with server(layout, folder, number) as side:
         if kind.name.startswith(STUCK):
-            serve_and_leave(side.fabric, STUCK)
+            for fabric in side.fabric.split(","):
+                serve_and_leave(fabric, STUCK)
         victim = side.processes[side.victim] if side.victim and load > 1 else None
         settle_s = SETTLE_S if victim is not None and kind.served is not None else 0.0
         kept_bytes = 0

@@ -29,7 +29,7 @@ class Side(NamedTuple):
     protocol: str  # the protocol's name in the load generator
     port: int
     processes: dict[str, Running]
-    fabric: str = ""  # the broker's endpoint, of Bester's sides
+    fabric: str = ""  # the broker's endpoint, of Bester's sides; of several brokers all, with commas
     part: int = 1  # a run of this side has one so-manieth of a job's messages, where the side is slow
     ca: Path | None = None  # file of the authority that the load generator trusts, of sides inside TLS
     victim: str = ""  # label of the process that is killed in the middle of a run, whose time does not count
@@ -178,4 +178,4 @@ def bester_cluster(folder: Path) -> Iterator[Side]:
         handler = stack.enter_context(Running("handler", command, folder))
         bridge.wait_until(lambda: handler.log().count(" serves ") >= len(CLUSTER) and echoes(port))
         processes = {"broker": brokers[0], "second broker": brokers[1], "bridge": bridge, "handler": handler}
-        yield Side("bester cluster", "bester", port, processes, fabrics[0], victim="second broker")
+        yield Side("bester cluster", "bester", port, processes, ",".join(fabrics), victim="second broker")
