@@ -11,7 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,7 @@ def raise_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def measure_overload(*, short: bool, apart: bool, told: Told) -> results.Overload:
+def measure_overload(*, short: bool, layouts: Sequence[str], told: Told) -> results.Overload:
     """Measure a server under more than it can do."""
     plan = SHORT if short else FULL
     described = report.machine()
@@ -45,7 +45,7 @@ def measure_overload(*, short: bool, apart: bool, told: Told) -> results.Overloa
             load_generator(folder, program)
         quiet: dict[str, Honest] = {}
         cells: list[Cell] = []
-        for layout in ("up", "apart") if apart else ("up",):
+        for layout in layouts:
             own = folder / layout
             own.mkdir()
             told(f"{layout}: the honest user alone")
@@ -107,6 +107,7 @@ def finish(name: str, result: msgspec.Struct, folder: Path) -> None:
 @click.command()
 @click.option("--compare", "comparing", is_flag=True, help="Compare with NATS, RabbitMQ and the floor (default).")
 @click.option("--overload", "overloading", is_flag=True, help="Ask for more than the server can do.")
+@click.option("--cluster", "losing", is_flag=True, help="Ask two brokers for more, and kill one in the middle.")
 @click.option("--idle", "idling", is_flag=True, help="Hold 5,000 and 10,000 idle clients.")
 @click.option("--path", "tracing", is_flag=True, help="Measure a message's path by stage.")
 @click.option("--kit", "kitting", is_flag=True, help="Measure the kit beside a loop, and contracts.")
@@ -123,8 +124,8 @@ def finish(name: str, result: msgspec.Struct, folder: Path) -> None:
 @click.option("--split", is_flag=True, help="Compare broker, bridge and handler in three processes, too.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print every run as JSON instead of a table.")
 def main(
-    comparing: bool, overloading: bool, idling: bool, tracing: bool, kitting: bool, encrypting: bool, growing: bool,
-    publishing: bool, apart: bool, short: bool, folder: Path, messages: int | None, runs: int | None,
+    comparing: bool, overloading: bool, losing: bool, idling: bool, tracing: bool, kitting: bool, encrypting: bool,
+    growing: bool, publishing: bool, apart: bool, short: bool, folder: Path, messages: int | None, runs: int | None,
     payload: tuple[str, ...], quick: bool, split: bool, json_wanted: bool,
 ) -> None:  # fmt: skip
     """Measure Bester: beside its peers, under overload, with idle clients, along a path, the kit, or encrypted."""
@@ -134,7 +135,10 @@ def main(
     try:
         with progress.status("measuring") as status:
             if overloading:
-                finish("overload", measure_overload(short=short, apart=apart, told=status.update), folder)
+                layouts = ("up", "apart") if apart else ("up",)
+                finish("overload", measure_overload(short=short, layouts=layouts, told=status.update), folder)
+            if losing:
+                finish("cluster", measure_overload(short=short, layouts=("cluster",), told=status.update), folder)
             if idling:
                 finish("idle", measure_idle(short=short, told=status.update), folder)
             if tracing:
@@ -145,7 +149,7 @@ def main(
                 finish("encrypted", measure_encrypted(short=short, told=status.update), folder)
             if growing:
                 finish("growth", measure_growth(short=short, told=status.update), folder)
-            chosen = (overloading, idling, tracing, kitting, encrypting, growing, publishing)
+            chosen = (overloading, losing, idling, tracing, kitting, encrypting, growing, publishing)
             if comparing or not any(chosen):
                 measure_sides(messages, runs, payload, folder, status.update, quick=quick, split=split, raw=json_wanted)
         if publishing:

@@ -10,9 +10,10 @@
  * frames are made beforehand and written from one buffer; answers are counted by hopping over the frames: the server
  * and its handler need the cores more than this process does.
  *
- * The first LEAD_MS count for nothing. One line of JSON on standard output.
+ * The first LEAD_MS count for nothing. One line of JSON on standard output. With SETTLE_MS it waits for so long, after the
+ * measured time, until nothing is without an answer on the connections that live; what then is counts as lost.
  *
- * flood PORT CONNECTIONS USERS WINDOW RATE LEAD_MS MEASURED_MS MIX [LABEL=PID …]
+ * flood PORT CONNECTIONS USERS WINDOW RATE LEAD_MS MEASURED_MS SETTLE_MS MIX [LABEL=PID …]
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -56,7 +57,7 @@ struct connection {
 static struct {
     unsigned port, connections, users, window;
     double rate;
-    int64_t lead_ns, measured_ns;
+    int64_t lead_ns, measured_ns, settle_ns;
 } wanted;
 
 static char *buffer;
@@ -264,10 +265,35 @@ static double run(struct connection *connections)
     }
 }
 
+/* Finish the frames that are begun, begin no others, and return the number of messages that have no answer in time. */
+static uint64_t settle(struct connection *connections)
+{
+    struct epoll_event events[256];
+    int64_t until = now_ns() + wanted.settle_ns;
+    wanted.window = 0;
+    for (;;) {
+        uint64_t unanswered = 0;
+        for (unsigned i = 0; i < wanted.connections; i++) {
+            connections[i].due = 0;
+            unanswered += connections[i].closed ? 0 : connections[i].unanswered;
+        }
+        if (!unanswered || now_ns() >= until)
+            return unanswered;
+        int count = epoll_wait(poller, events, 256, TICK_MS);
+        for (int i = 0; i < count; i++) {
+            struct connection *c = events[i].data.ptr;
+            if (events[i].events & ~(uint32_t)EPOLLOUT)
+                pull(c);
+            if (!c->closed && events[i].events & EPOLLOUT)
+                push(c);
+        }
+    }
+}
+
 int main(int count, char **given)
 {
-    if (count < 9) {
-        fputs("usage: flood PORT CONNECTIONS USERS WINDOW RATE LEAD_MS MEASURED_MS MIX [LABEL=PID ...]\n", stderr);
+    if (count < 10) {
+        fputs("usage: flood PORT CONNECTIONS USERS WINDOW RATE LEAD_MS MEASURED_MS SETTLE_MS MIX [LABEL=PID ...]\n", stderr);
         return 2;
     }
     wanted.port = (unsigned)number_argument(given[1], "PORT", 1, 65535);
@@ -277,8 +303,9 @@ int main(int count, char **given)
     wanted.rate = (double)number_argument(given[5], "RATE", 0, 1000000000);
     wanted.lead_ns = (int64_t)number_argument(given[6], "LEAD_MS", 0, 3600000) * 1000000;
     wanted.measured_ns = (int64_t)number_argument(given[7], "MEASURED_MS", 1, 3600000) * 1000000;
-    write_buffer(given[8]);
-    watch_arguments(count - 9, given + 9);
+    wanted.settle_ns = (int64_t)number_argument(given[8], "SETTLE_MS", 0, 3600000) * 1000000;
+    write_buffer(given[9]);
+    watch_arguments(count - 10, given + 10);
     raise_descriptors();
     poller = epoll_create1(EPOLL_CLOEXEC);
     if (poller < 0)
@@ -294,12 +321,15 @@ int main(int count, char **given)
     }
     wait_for_start();
     double seconds = run(connections);
+    struct counts after = counts;
+    uint64_t lost = wanted.settle_ns ? settle(connections) : 0;
     printf("{\"seconds\":%.6f,\"sent\":%llu,\"good\":%llu,\"bad\":%llu,\"overloaded\":%llu,\"unknown\":%llu,"
-           "\"pongs\":%llu,\"delivered\":%llu,\"closed\":%llu,",
-           seconds, (unsigned long long)(counts.sent - before.sent), (unsigned long long)(counts.good - before.good),
-           (unsigned long long)(counts.bad - before.bad), (unsigned long long)(counts.overloaded - before.overloaded),
-           (unsigned long long)(counts.unknown - before.unknown), (unsigned long long)(counts.pongs - before.pongs),
-           (unsigned long long)(counts.delivered - before.delivered), (unsigned long long)counts.closed);
+           "\"pongs\":%llu,\"delivered\":%llu,\"closed\":%llu,\"lost\":%llu,",
+           seconds, (unsigned long long)(after.sent - before.sent), (unsigned long long)(after.good - before.good),
+           (unsigned long long)(after.bad - before.bad), (unsigned long long)(after.overloaded - before.overloaded),
+           (unsigned long long)(after.unknown - before.unknown), (unsigned long long)(after.pongs - before.pongs),
+           (unsigned long long)(after.delivered - before.delivered), (unsigned long long)counts.closed,
+           (unsigned long long)lost);
     print_cpu();
     puts("}");
     return 0;

@@ -194,7 +194,7 @@ def _bytes_of_idle(folder: Path, clients: int, told: Callable[[str], None]) -> d
     with _cluster(folder / "idle", 1) as cluster:
         programs = {kind: found[0].pid for kind, found in cluster.processes.items()}
         before = {kind: memory_bytes(pid) for kind, pid in programs.items()}
-        numbers = (cluster.ports[0], clients, clients, 0, 0, 0, HOLD_MS)
+        numbers = (cluster.ports[0], clients, clients, 0, 0, 0, HOLD_MS, 0)
         with Generator([str(folder / "flood"), *map(str, numbers), "echo:100*1"]) as held:
             held.wait_until_ready()
             time.sleep(idle.SETTLE_S)

@@ -61,7 +61,7 @@ def _measure_cell(programs: Path, folder: Path, number: int, plan: Plan, clients
         honest = honest_command(programs, side.port, plan)
         together([honest], plan)  # memory that any traffic takes once is no idle client's
         before = _memory(side)
-        hold = [str(programs / "flood"), *map(str, (side.port, clients, clients, 0, 0, 0, HOLD_S * 1000)), echo]
+        hold = [str(programs / "flood"), *map(str, (side.port, clients, clients, 0, 0, 0, HOLD_S * 1000, 0)), echo]
         if clients:
             with Generator(hold) as idle:
                 idle.wait_until_ready()

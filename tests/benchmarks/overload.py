@@ -22,6 +22,7 @@ from tests.benchmarks.overload_plan import (
     HONEST_EVERY_MS,
     IN_FLIGHT,
     KINDS,
+    SETTLE_S,
     STUCK,
     Cell,
     Flood,
@@ -32,13 +33,14 @@ from tests.benchmarks.overload_plan import (
     refused_rate,
     served_rate,
 )
-from tests.benchmarks.processes import peak_memory_bytes
+from tests.benchmarks.processes import children, peak_memory_bytes
 from tests.benchmarks.programs import BenchmarkError
 from tests.benchmarks.sides import Side
 
 LAYOUTS: dict[str, Callable[[Path], AbstractContextManager[Side]]] = {
     "up": sides.bester_up,
     "apart": sides.bester_split,
+    "cluster": sides.bester_cluster,
 }
 STOP_S = 2.0
 """Time of a flooded server to end: nothing that it still holds is of interest."""
@@ -126,16 +128,18 @@ def honest_command(programs: Path, port: int, plan: Plan) -> list[str]:
 
 
 def flood_command(
-    programs: Path, side: Side, plan: Plan, mix: str, connections: int, users: int, window: int, rate: int
-) -> list[str]:
+    programs: Path, side: Side, plan: Plan, mix: str, connections: int, users: int, window: int, rate: int,
+    settle_s: float = 0.0,
+) -> list[str]:  # fmt: skip
     """Return the command of a flood."""
-    times = (round(plan.lead_s * 1000), round(plan.measured_s * 1000))
+    times = (round(plan.lead_s * 1000), round(plan.measured_s * 1000), round(settle_s * 1000))
     numbers = (side.port, connections, users, window, rate, *times)
     return [str(programs / "flood"), *map(str, numbers), mix, *side.watched()]
 
 
-def together(commands: list[list[str]], plan: Plan) -> list[str]:
-    """Run generators at the same time, the logins one after the other; return their lines."""
+def together(commands: list[list[str]], plan: Plan, strike: Callable[[], None] | None = None) -> list[str]:
+    """Run generators at the same time, the logins one after the other; return their lines. `strike` is called in the
+    middle of the measured time."""
     with ExitStack() as stack:
         generators = []
         for command in commands:
@@ -144,6 +148,10 @@ def together(commands: list[list[str]], plan: Plan) -> list[str]:
         for generator in generators:
             generator.go()
         latest = time.monotonic() + plan.lead_s + plan.measured_s + ANSWER_S
+        if strike is not None:
+            latest += SETTLE_S
+            time.sleep(plan.lead_s + plan.measured_s / 2)
+            strike()
         return [generator.result(max(latest - time.monotonic(), 1.0)) for generator in generators]
 
 
@@ -154,23 +162,44 @@ def quiet(programs: Path, layout: str, folder: Path, plan: Plan) -> Honest:
     return msgspec.json.decode(line, type=Honest)
 
 
+def memory_of(side: Side) -> int:
+    """Return the most memory of a server's processes, without handlers: children are these where none is apart."""
+    pids = [process.pid for label, process in side.processes.items() if label != "handler"]
+    if "handler" in side.processes:
+        pids += [child for pid in pids for child in children(pid)]
+    return sum(map(peak_memory_bytes, pids))
+
+
 def measure_cell(
     programs: Path, layout: str, folder: Path, number: int, plan: Plan, kind: Kind, users: int, load: int, peak: float
 ) -> Cell:
-    """Measure one load on a server of its own; `peak` is the rate of the first load."""
+    """Measure one load on a server of its own; `peak` is the rate of the first load. Above that load the victim of a
+    layout, if there is one, is killed in the middle."""
     connections = connections_of(users)
     window, rate = (max(IN_FLIGHT // connections, 1), 0) if load == 1 else (0, max(round(peak * load), 1))
     with server(layout, folder, number) as side:
         if kind.name.startswith(STUCK):
-            serve_and_leave(side.fabric, STUCK)
+            for fabric in side.fabric.split(","):
+                serve_and_leave(fabric, STUCK)
+        victim = side.processes[side.victim] if side.victim and load > 1 else None
+        settle_s = SETTLE_S if victim is not None and kind.served is not None else 0.0
+        kept_bytes = 0
+
+        def strike() -> None:
+            nonlocal kept_bytes
+            assert victim is not None
+            kept_bytes = peak_memory_bytes(victim.pid)
+            victim.kill()
+
         honest, flood = together(
             [
                 honest_command(programs, side.port, plan),
-                flood_command(programs, side, plan, kind.mix, connections, users, window, rate),
+                flood_command(programs, side, plan, kind.mix, connections, users, window, rate, settle_s),
             ],
             plan,
+            strike if victim is not None else None,
         )
-        memory = sum(peak_memory_bytes(each.pid) for label, each in side.processes.items() if label != "handler")
+        memory = kept_bytes + memory_of(side)
     counts = msgspec.json.decode(flood, type=Flood)
     return Cell(
         layout=layout, kind=kind.name, users=users, connections=connections, load=load, offered=rate, flood=counts,

@@ -23,7 +23,11 @@ from tests.benchmarks.results import KINDS, MEASURED, PUBLISHED, Comparison, Gro
 PAGE = ROOT / "docs" / "benchmarks.md"
 GOAL_KEPT = 0.8
 GOAL_WORST_MS = 1000.0
-LAYOUT_NAMES = {"up": "`bester up`", "apart": "broker, bridge and handler apart"}
+LAYOUT_NAMES = {
+    "up": "`bester up`",
+    "apart": "broker, bridge and handler apart",
+    "cluster": "two brokers, one of them killed",
+}
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -89,7 +93,13 @@ def overload_text(result: Overload) -> str:
             f"{LAYOUT_NAMES.get(layout, layout)}, {result.measured_s:g} s each; the honest user alone: "
             f"p50 {p50} ms, p99 {p99} ms, worst {worst} ms."
         )
-        parts.append(table(OVERLOAD_HEADING, overload_rows(cells)))
+        heading, rows = [*OVERLOAD_HEADING], overload_rows(cells)
+        if layout == "cluster":
+            heading.append("lost")
+            rows = [
+                [*row, f"{cell.flood.lost + cell.honest.unanswered}"] for row, cell in zip(rows, cells, strict=True)
+            ]
+        parts.append(table(heading, rows))
     return "\n\n".join([*parts, machine_line(result.machine)])
 
 
@@ -401,6 +411,7 @@ TEXTS: dict[str, Any] = {
     "compare": compare_text,
     "encrypted": compare_text,
     "overload": overload_text,
+    "cluster": overload_text,
     "idle": idle_text,
     "path": path_text,
     "kit": kit_text,
@@ -410,6 +421,7 @@ PLOTS: dict[str, Any] = {
     "compare": compare_plots,
     "encrypted": encrypted_plots,
     "overload": overload_plots,
+    "cluster": overload_plots,
     "idle": idle_plots,
     "path": path_plots,
     "kit": kit_plots,

@@ -109,6 +109,11 @@ class Running:
                 raise BenchmarkError(f"{self.name} was not ready within {START_TIMEOUT_S:.0f} s: {last}")
             time.sleep(PAUSE_S)
 
+    def kill(self) -> None:
+        """Kill the process, as a crash does."""
+        self._process.kill()
+        self._process.wait()
+
     def __enter__(self) -> Running:
         return self
 

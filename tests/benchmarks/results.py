@@ -97,6 +97,7 @@ KINDS: dict[str, type[Any]] = {
     "compare": Comparison,
     "encrypted": Comparison,
     "overload": Overload,
+    "cluster": Overload,
     "idle": Idle,
     "path": PathCost,
     "kit": Kit,

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from tests.benchmarks.processes import Running, children, free_port
 from tests.benchmarks.programs import nats_server
+from tests.postgres_server import Cluster
 
+CLUSTER = ("b1", "b2")
 PROBE_TIMEOUT_S = 6.0  # time for one answer of a server that waits up to 5 s for its handler to come
 
 
@@ -27,14 +29,17 @@ class Side(NamedTuple):
     protocol: str  # the protocol's name in the load generator
     port: int
     processes: dict[str, Running]
-    fabric: str = ""  # the broker's endpoint, of Bester's sides
+    fabric: str = ""  # the broker's endpoint, of Bester's sides; of several brokers all, with commas
     part: int = 1  # a run of this side has one so-manieth of a job's messages, where the side is slow
     ca: Path | None = None  # file of the authority that the load generator trusts, of sides inside TLS
+    victim: str = ""  # label of the process that is killed in the middle of a run, whose time does not count
 
     def watched(self) -> list[str]:
         """Return `label=pid` of every process as they are now; a child of the server is its handler."""
         found = []
         for label, process in self.processes.items():
+            if label == self.victim:
+                continue
             found.append(f"{label}={process.pid}")
             below = label if "handler" in self.processes else "handler"
             found += [f"{below}={pid}" for pid in children(process.pid)]
@@ -146,3 +151,31 @@ def bester_split(folder: Path) -> Iterator[Side]:
         handler = stack.enter_context(Running("bester handler", command, folder))
         bridge.wait_until(lambda: echoes(port))
         yield Side("bester split", "bester", port, {"broker": broker, "bridge": bridge, "handler": handler}, fabric)
+
+
+@contextmanager
+def bester_cluster(folder: Path) -> Iterator[Side]:
+    """Two brokers of one server with a PostgreSQL, two bridges at one port, and a handler at both brokers. The honest
+    user's home is the second broker, as is that of the flood's one user."""
+    port = free_port()
+    fabrics = [f"ipc://{folder}/{broker}.sock" for broker in CLUSTER]
+    connect = ", ".join(f'"{fabric}"' for fabric in fabrics)
+    with ExitStack() as stack:
+        database = Cluster("shared_buffers=16MB")
+        stack.callback(database.close)
+        brokers = []
+        for broker, fabric in zip(CLUSTER, fabrics, strict=True):
+            file = folder / f"{broker}.toml"
+            file.write_text(
+                f'[server]\nname = "bench.example"\nbroker = "{broker}"\ndata_dir = "data-{broker}"\n'
+                f'[native]\ntcp4 = "127.0.0.1:{port}"\n[accounts]\nauth = "open"\n'
+                f'[fabric]\nlisten = ["{fabric}"]\nconnect = [{connect}]\n[store]\nurl = "{database.url()}"\n'
+            )
+            brokers.append(stack.enter_context(Running(f"broker {broker}", bester("broker", "-c", str(file)), folder)))
+        file = folder / f"{CLUSTER[0]}.toml"
+        bridge = stack.enter_context(Running("bridge", bester("bridge", "-c", str(file), "--workers", "2"), folder))
+        command = bester("handler", "bester.handlers.stock.echo:app", "-c", str(file))
+        handler = stack.enter_context(Running("handler", command, folder))
+        bridge.wait_until(lambda: handler.log().count(" serves ") >= len(CLUSTER) and echoes(port))
+        processes = {"broker": brokers[0], "second broker": brokers[1], "bridge": bridge, "handler": handler}
+        yield Side("bester cluster", "bester", port, processes, ",".join(fabrics), victim="second broker")

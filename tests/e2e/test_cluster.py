@@ -148,6 +148,8 @@ async def test_users_of_a_killed_broker_go_on_at_the_other_and_come_home_again(c
         assert await exchanged(one, USERS["b2"], 7) == "good"
         assert (await two.receive())["payload"]["data"] == 7
         assert await exchanged(two, "away", 8) == "queued"
+        status = await both.run("status", "-c", "b2.toml")
+        await status.says("s1, broker b2, up ")
         newcomer = await RawClient.login(both.server, USERS["b1"])
         await newcomer.close()
 
@@ -158,6 +160,29 @@ async def test_users_of_a_killed_broker_go_on_at_the_other_and_come_home_again(c
         assert (await two.receive())["payload"]["data"] == 9
         for client in clients.values():
             await client.close()
+
+
+async def test_up_beside_another_broker_of_the_schema_names_the_commands_for_several(cluster: Cluster) -> None:
+    database = cluster.database()
+    async with short_directory() as directory:
+        for name in BROKERS:
+            (directory / f"{name}.toml").write_text(
+                f'[server]\nname = "s1"\nbroker = "{name}"\ndata_dir = "{name}"\n[native]\ntcp4 = "127.0.0.1:0"\n'
+                f'[store]\nurl = "{database.url}"\nschema = "{database.schema}"\n'
+            )
+        started: list[Process] = []
+        try:
+            for name in BROKERS:
+                started.append(await Process.start(BESTER, "up", "-c", f"{name}.toml", cwd=directory))
+                await started[-1].says(" serves ")
+            await started[1].says("run `bester broker`, `bester bridge` and `bester handler`")
+            assert not any("run `bester broker`" in line for line in started[0].lines), "the first was alone"
+            checked = await Process.start(BESTER, "check", "-c", "b1.toml", cwd=directory)
+            started.append(checked)
+            await checked.says("broker b2 lives")
+        finally:
+            for process in started:
+                await process.end(signal.SIGKILL)
 
 
 async def test_endpoint_that_leads_to_the_same_broker_is_left_out(cluster: Cluster) -> None:

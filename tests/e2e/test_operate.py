@@ -285,4 +285,5 @@ def test_ipc_endpoint_is_preferred(directory: Path) -> None:
 
     assert endpoint_of(config(("tcp://127.0.0.1:1", "ipc:///a"), ("tcp://127.0.0.1:1",))) == "ipc:///a"
     assert endpoint_of(config(("ipc:///a",), ("ipc:///b",))) == "ipc:///b"
+    assert endpoint_of(config(("ipc:///a",), ("ipc:///b", "ipc:///a"))) == "ipc:///a", "this broker of two"
     assert endpoint_of(config(("tcp://127.0.0.1:1",), ("tcp://127.0.0.1:1",))) == "tcp://127.0.0.1:1"

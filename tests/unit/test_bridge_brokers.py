@@ -260,13 +260,37 @@ class TestLostBroker:
         assert scene.of[new].submissions.departed_of == {}
         assert scene.bridge.inspect().submissions == (0, 0, 0, 0, 0, 0)
 
-    def test_login_under_way_is_refused_and_others_are_not(self) -> None:
+    def test_login_under_way_goes_on_at_a_living_broker_and_others_stay(self) -> None:
         scene = Cluster()
-        lost, fine = scene.start_login(scene.user("b1")), scene.start_login(scene.user("b2"))
+        user = scene.user("b1")
+        moved, fine = scene.start_login(user), scene.start_login(scene.user("b2"))
+        (login,) = scene.taken("b1", Login)
+        new = home_of(user, ("b2", "b3"))
+        scene.taken("b2", Login)
+        scene.go("b1")
+        assert scene.taken(new, Login) == [login]
+        assert moved.lines() == []
+        scene.tell(new, LoggedIn(moved.session.number, 0))
+        scene.tell("b2", LoggedIn(fine.session.number, 0))
+        assert (moved.lines(), fine.lines()) == (["good auth_special"], ["good auth_special"])
+
+    def test_login_under_way_is_refused_where_no_broker_lives(self) -> None:
+        scene = Cluster()
+        scene.go("b2")
+        scene.go("b3")
+        lost = scene.start_login("late")
         scene.go("b1")
         assert lost.lines() == ["bad auth_special unreachable"]
-        scene.tell("b2", LoggedIn(fine.session.number, 0))
-        assert fine.lines() == ["good auth_special"]
+        assert scene.bridge.inspect().logins == 0
+
+    def test_login_under_way_is_sent_again_to_a_broker_that_was_started_again(self) -> None:
+        scene = Cluster()
+        user = scene.user("b1")
+        late = scene.start_login(user)
+        first = scene.taken("b1", Login)
+        scene.come("b1")
+        assert [*scene.taken("b1", Login), *scene.taken("b2", Login), *scene.taken("b3", Login)] == first
+        assert late.lines() == []
 
     def test_report_of_the_lost_broker_that_is_back_counts(self) -> None:
         scene = Cluster()

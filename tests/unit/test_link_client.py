@@ -129,6 +129,25 @@ def test_link_ends_after_three_silent_heartbeats() -> None:
     assert link.retry_at == 7.0 + FIRST_RETRY_S
 
 
+@pytest.mark.parametrize(("state", "event"), [(State.READY, "lost"), (State.LEAVING, "over")])
+def test_link_ends_at_once_where_nothing_listens_any_more(state: State, event: str) -> None:
+    link = at(state)
+    link.receive(Heartbeat(), 1.0)
+    link.on_nobody_there()
+    due = link.next_timer()
+    assert due is not None and due <= 1.0
+    assert link.tick(1.0, due, unread=True) == NOTHING, "its last words are read first"
+    assert link.tick(1.1, due).event == event
+
+
+def test_link_that_greets_waits_for_a_broker_that_is_not_there_yet() -> None:
+    link = at(State.GREETING)
+    link.on_nobody_there()
+    assert link.next_timer() == GREETING_S
+    link.receive(WELCOME, 1.0)
+    assert link.tick(2.0, 2.0).event is None
+
+
 @pytest.mark.parametrize("held_s", [3.0, 8.0, 3600.0])
 def test_blocked_side_reads_before_giving_up_a_silent_broker(held_s: float) -> None:
     link = at(State.READY)

@@ -12,7 +12,7 @@ from itertools import count
 import psycopg
 import pytest
 
-from bester.broker.postgres import Database, connect, schema_fault, url_fault, why
+from bester.broker.postgres import Database, connect, namespaces, schema_fault, url_fault, why
 from bester.broker.postgres_schema import STEPS, migrate
 from bester.broker.store import lease
 from bester.broker.store.postgres import PostgresStore
@@ -44,6 +44,22 @@ def store(postgres: Database) -> Iterator[PostgresStore]:
     found.open()
     yield found
     found.close()
+
+
+def test_brokers_of_a_server_are_told_with_what_a_dead_one_has_left(cluster: Cluster) -> None:
+    database = cluster.database()
+    assert namespaces(database) == [], "there is no schema yet"
+    with closing(PostgresStore(database, "b1")) as one:
+        one.open()
+        with closing(PostgresStore(database, "b2")) as two:
+            two.open()
+            assert two.commit([keep(1), keep(2)]).ok
+            first, second = namespaces(database)
+            assert (first.broker, first.living, second.broker, second.living) == ("b1", True, "b2", True)
+        first, second = namespaces(database)
+        assert (first.living, second.living, second.waiting) == (True, False, 2)
+        assert second.dead_s >= 0
+    assert namespaces(Database("postgresql:///none?host=/nowhere")) == [], "a check goes on"
 
 
 @pytest.fixture

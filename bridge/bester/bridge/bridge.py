@@ -110,7 +110,7 @@ class Bridge:
         self._tokens = count(1)
         self._registry = Registry(limits)
         self._connections, self._targets = self._registry.connections, self._registry.targets  # by session number
-        self._logins: dict[int, ClientConnection] = {}  # waiting for the broker, by session number
+        self._logins: dict[int, tuple[Login, ClientConnection]] = {}  # waiting for the broker, by session number
         self._timed: set[ClientConnection] = set()
         self._unfinished = Unfinished(limits)
         self._meter = Meter(limits.messages_per_s)
@@ -148,8 +148,9 @@ class Bridge:
         """Announce the sessions to a broker that has answered (again), and send the held messages. `options` are those
         of its WELCOME."""
         broker = broker or self.brokers.first
+        logins: list[tuple[Login, ClientConnection]] = []
         if broker.link.is_ready:
-            self._lose(broker, "the broker was started again")
+            logins = self._lose(broker, "the broker was started again")
         broker.on_link_ready(options)
         self._on_credit(broker, options)
         for number, connection in self._targets.items():
@@ -159,29 +160,38 @@ class Bridge:
             broker.link.send(announcement)
         for each, announcement in self._homes.on_joined():
             each.link.send(announcement)
+        self._log_in_again(logins)
         self._drain_backlog()
 
     def on_link_lost(self, why: str, broker: Broker | None = None) -> None:
-        """Hold the unreported messages of a lost link, or submit them to another broker. Clients stay connected;
-        pending logins are refused, and may be tried again."""
+        """Hold the unreported messages of a lost link, or submit them to another broker, as the pending logins; these
+        are refused where there is no other, and may be tried again. Clients stay connected."""
         broker = broker or self.brokers.first
-        self._lose(broker, why)
+        logins = self._lose(broker, why)
         if self.brokers.are_several:
             for each, announcement in self._homes.move_from(broker):
                 each.link.send(announcement)
             self._intake.on_credit()
             self._wake()
+        self._log_in_again(logins)
 
-    def _lose(self, broker: Broker, why: str) -> None:
+    def _lose(self, broker: Broker, why: str) -> list[tuple[Login, ClientConnection]]:
+        """Take in that a link is lost; return the logins that its broker has not answered."""
         broker.on_link_lost(why)
         if broker is self._broker:
             self._turn_to(broker)
         self._on_credit(broker, {})
-        now = self._clock()
         lost = broker.submissions
-        for number, connection in list(self._logins.items()):
-            if connection.session.window.submissions is lost:
-                del self._logins[number]
+        logins = [each for each in self._logins.values() if each[1].session.window.submissions is lost]
+        for message, _ in logins:
+            del self._logins[message.session]
+        return logins
+
+    def _log_in_again(self, logins: Iterable[tuple[Login, ClientConnection]]) -> None:
+        """Send logins to a broker that is live, or refuse them."""
+        now = self._clock()
+        for message, connection in logins:
+            if not self._login(message, connection):
                 self._apply(connection, connection.session.on_login_answer(1, NO_BROKER, now), now)
 
     def _turn_to(self, broker: Broker) -> None:
@@ -644,11 +654,11 @@ class Bridge:
             connection.session.window.move(broker.submissions)
         if not broker.link.login(message):
             return False
-        self._logins[message.session] = connection
+        self._logins[message.session] = message, connection
         return True
 
     def _on_login_answer(self, message: LoggedIn, now: float) -> None:
-        connection = self._logins.pop(message.session, None)
+        _, connection = self._logins.pop(message.session, (None, None))
         if connection is None or connection.session.state is not State.AUTHENTICATING:
             if not message.status:
                 self._broker.link.send(Close(message.session))

@@ -20,6 +20,7 @@ from bester.broker.config import Config
 from bester.broker.data_dir import about_to_end
 from bester.broker.logs import facts
 from bester.broker.names import Names
+from bester.broker.postgres import namespaces
 from bester.broker.reload import Reloader
 from bester.broker.turn import Turn
 from bester.broker.wire.address import parse_endpoint
@@ -36,6 +37,13 @@ HURRY_S = 0.2
 def _endpoint(listen: tuple[str, ...]) -> str:
     """Return the endpoint for declared handlers: ipc where there is one, because the system names the process there."""
     return next((endpoint for endpoint in listen if endpoint.startswith("ipc://")), listen[0])
+
+
+def _warn_of_others(brokers: int) -> None:
+    """Say in the log that users of the server's other brokers are away here."""
+    text = "the bridge of `bester up` is linked to its own broker alone, so that users of the other brokers are away "
+    text += "for it: run `bester broker`, `bester bridge` and `bester handler` where a server has several"
+    log.warning(text, extra=facts("several-brokers", brokers=brokers))
 
 
 def run_up(
@@ -63,12 +71,8 @@ def run_up(
         text = "every listener is encrypted, and declared handlers have no keys"
         raise ConfigError(f'[fabric] listen: {text}; add "ipc://DATA_DIR/fabric.sock" to the list')
 
-    if len(config.fabric.connect) > 1:
-        text = (
-            "the bridge of `bester up` is linked to its own broker alone, so that users of the other brokers are away "
-        )
-        text += "for it: run `bester broker`, `bester bridge` and `bester handler` where a server has several"
-        log.warning(text, extra=facts("several-brokers", brokers=len(config.fabric.connect)))
+    if several:
+        _warn_of_others(len(config.fabric.connect))
 
     async def main(stop: asyncio.Event) -> int:
         """Serve until `stop` is set, and finish what is under way."""
@@ -80,6 +84,11 @@ def run_up(
             broker = await stack.enter_async_context(broker_service.serving(config, names, turn))
             bridge = await stack.enter_async_context(bridge_service.serving(config, names, turn))
             bridge.attach(broker.attach(bridge.bridge.receive))
+            if config.store.database is not None and not several:
+                found = await asyncio.to_thread(namespaces, config.store.database)
+                living = [each.broker for each in found if each.living and each.broker != config.server.broker]
+                if living:
+                    _warn_of_others(1 + len(living))
             broker.on_handler = children.served
             children.on_given_up = broker.router.on_types_given_up
             broker.restart = children.restart

@@ -27,7 +27,7 @@ from bester.broker.wire.codec import batches, decode, fault
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step, StepEvent
 from bester.broker.wire.messages import MAX_FRAME_BYTES, Heartbeat, Malformed, Message
-from bester.broker.wire.trouble import Attempt
+from bester.broker.wire.trouble import Attempt, Found
 from bester.broker.wire.unsendable import expected_answer, substitute
 
 MAX_QUEUED = 65536
@@ -251,6 +251,9 @@ class FabricLink:
         """Take in what happened to the connection; after a handshake that failed wait no longer for an answer."""
         if attempt.take(event_of(event, value)):
             self._do(self.link_client.on_handshake_failed(self._loop.time()))
+        elif attempt.found is Found.REFUSED:
+            self.link_client.on_nobody_there()
+            self._set_timer(self.link_client.next_timer())
         elif attempt.in_doubt and self._probe is None and (tcp := _tcp_of(endpoint)) is not None:
             self._probe = self._loop.create_task(self._look_who(attempt, tcp))
 

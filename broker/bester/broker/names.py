@@ -14,7 +14,7 @@ import logging
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import TypeVar
@@ -28,6 +28,12 @@ MAX_THREADS = 128
 TICK_S = 0.25
 """Interval at which lookups are checked while any is under way or followed."""
 NUMERIC_REMEMBERED = 4096
+STAGGER_S = 0.25
+"""Time of an address to accept before the next one is tried, too (RFC 8305, section 8)."""
+KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3))
+"""Seconds of silence before the system asks the other end's, seconds between questions, and questions without an
+answer: a host that lost power or cable is noticed in 16 s. Only systems take part, so that an idle end wakes up for
+nothing."""
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 Found = tuple[str, ...] | OSError
@@ -147,21 +153,62 @@ async def find(host: str, timeout_s: float, threads: LookupThreads = LOOKUP_THRE
 
 
 async def connect(protocol: Callable[[], P], addresses: tuple[str, ...], port: int, timeout_s: float) -> P:
-    """Connect to the first of a host's addresses that accepts; each address gets its share of `timeout_s`.
+    """Connect to the first of a host's addresses that accepts; the next one is tried, too, where the earlier ones have
+    not answered within STAGGER_S. A connection whose other end is gone without a word breaks by keepalive.
 
     Raises OSError (or its TimeoutError) if no address accepts.
     """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    *others, last = addresses
-    for number, address in enumerate(others):
-        try:
-            async with asyncio.timeout((deadline - loop.time()) / (len(addresses) - number)):
-                return (await loop.create_connection(protocol, address, port))[1]
-        except OSError:
-            continue
-    async with asyncio.timeout_at(deadline):
-        return (await loop.create_connection(protocol, last, port))[1]
+    async with asyncio.timeout(timeout_s):
+        sock = await _first_to_accept(addresses, port)
+        return (await asyncio.get_running_loop().create_connection(protocol, sock=sock))[1]
+
+
+async def _first_to_accept(addresses: tuple[str, ...], port: int) -> socket.socket:
+    """Return a socket that is connected to one of the addresses; raises the error of the last one."""
+    rest = deque(addresses)
+    attempts: set[asyncio.Task[socket.socket]] = set()
+    error = OSError("it has no address")
+    try:
+        while rest or attempts:
+            if rest:
+                attempts.add(asyncio.create_task(_accepted(rest.popleft(), port)))
+            wait_s = STAGGER_S if rest else None
+            done, _ = await asyncio.wait(attempts, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            for attempt in done:
+                failure = attempt.exception()
+                if failure is None:
+                    attempts.discard(attempt)
+                    return attempt.result()
+                if not isinstance(failure, OSError):
+                    raise failure
+                attempts.discard(attempt)
+                error = failure
+        raise error
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+        for each in await asyncio.gather(*attempts, return_exceptions=True):
+            if isinstance(each, socket.socket):
+                each.close()
+
+
+async def _accepted(address: str, port: int) -> socket.socket:
+    """Return a socket that is connected to an address."""
+    family, kind, number, _, where = socket.getaddrinfo(
+        address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+    )[0]
+    sock = socket.socket(family, kind, number)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE:
+            if hasattr(socket, name):  # some systems lack some of them
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        await asyncio.get_running_loop().sock_connect(sock, where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class Names:

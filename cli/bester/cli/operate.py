@@ -43,9 +43,12 @@ async def ask_all(config: Config, questions: Sequence[Question]) -> list[Answer]
 
 
 def endpoint_of(config: Config) -> str:
-    """Return the operator's endpoint: a path before a port, for only a path admits every role."""
-    paths = [each for each in (*config.fabric.connect, *config.fabric.listen) if each.startswith("ipc://")]
-    return paths[0] if paths else config.fabric.connect[0]
+    """Return the operator's endpoint: a path before a port, for only a path admits every role, and of several brokers
+    the one whose configuration this is."""
+    connect, listen = config.fabric.connect, config.fabric.listen
+    own = [each for each in connect if each in listen]
+    paths = [each for each in (*own, *connect, *listen) if each.startswith("ipc://")]
+    return paths[0] if paths else (*own, *connect)[0]
 
 
 def _keys(config: Config) -> LinkKeys | None:

@@ -41,7 +41,7 @@ def status(config_path: Path | None, as_json: bool) -> None:
     if reached := reached_bounds(found):
         out("")
         out(f"Refused or dropped at a bound: {reached}")
-    for line in worries(found):
+    for line in [*worries(found), *_dead_brokers(config_path)]:
         err(f"bester: {line}")
 
 
@@ -115,6 +115,19 @@ def worries(found: Status) -> list[str]:
     return [f"{each.text}; {each.remedy}" for each in findings_of(found)]
 
 
+def _dead_brokers(config_path: Path | None) -> list[str]:
+    """Return a sentence for each other broker of the server that is dead."""
+    config = load(config_path)
+    if config.store.database is None:
+        return []
+    from bester.broker.doctor.local import Local, brokers
+    from bester.cli.doctor.gather import brokers_of
+
+    return [
+        f"{text}; {remedy}" for level, text, remedy in brokers(Local("", brokers=brokers_of(config))) if level != "ok"
+    ]
+
+
 def reached_bounds(found: Status) -> str:
     """Return the bounds at which something was refused, dropped or cut since the start, with the counts."""
     rows = [(name, count) for name, count in found.get("reached", {}).items() if count]
@@ -137,7 +150,9 @@ def _show_head(found: Status) -> None:
     queued, store = found["queued"], found["store"]
     size = "in memory" if store["bytes"] is None else f"{store['bytes'] / 1024**2:.1f} MiB"
     logins = ", ".join(f"{count} {plain(result)}" for result, count in found["logins"].items()) or "none"
-    out(f"{plain(found['server'])}, up {_span(found['up_s'])}: {found['users']} users, {found['sessions']} sessions")
+    broker = f", broker {plain(found['broker'])}" if found.get("broker") else ""
+    head = f"{plain(found['server'])}{broker}, up {_span(found['up_s'])}"
+    out(f"{head}: {found['users']} users, {found['sessions']} sessions")
     out(f"unreported {found['cases']}, queued {queued['messages']} ({queued['mailboxes']} mailboxes), store {size}")
     lockouts = f"; {found['lockouts']} lockouts" if found["lockouts"] else ""
     out(f"logins: {logins}{lockouts}")

@@ -428,7 +428,7 @@ class Router:
     def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
         """Take in the result of a group of writes: settle the cases that waited for the group."""
         self._reports.now = now
-        if not result.ok:
+        if not result.ok and writes:  # while the store is away, a group of none fails at every turn
             self._out.notice(result.code, why=result.why)
         if result.forgotten:
             self._out.reached.update(result.forgotten)

@@ -41,7 +41,8 @@ def status_of(
     `types` has for each type its figures (see TypeFigures), with `waiting`, `inflight` and `workers`; `buckets_s` are
     the ends of the histograms' buckets. `servers` are the configured ones, `oldest_s` the ages of their oldest queued
     messages; `bounds` are pairs of used and most. `reached` counts how often something was refused, dropped or
-    forgotten at a bound. `declared` are the types of declared handlers. `symptoms` are further facts for the doctor.
+    forgotten at a bound. `broker` is this broker's name where the store may be shared. `declared` are the types of
+    declared handlers. `symptoms` are further facts for the doctor.
     """
     peers = list(peers)
     handlers = [peer for peer in peers if peer.worker is not None or peer.auth is not None]
@@ -58,6 +59,7 @@ def status_of(
     mailboxes = [state for key, state in seen.queues.table.items() if is_mailbox(key)]
     return {
         "server": settings.name,
+        "broker": settings.broker,
         "up_s": round(up_s, 3),
         "draining": draining,
         "users": seen.users,

@@ -43,7 +43,8 @@ StepEvent = Literal["welcomed", "unknown", "lost", "parted", "over"]
 #   event      opened     a new socket is connected: HELLO is sent
 #              welcomed   WELCOME arrived
 #              unknown    ERROR hello-first arrived: the broker restarted or gave this link up; HELLO is sent again
-#              silent     no message arrived for too long: the socket is given up, and a retry follows a back-off
+#              silent     no message arrived for too long, or nothing listens any more: the socket is given up, and a
+#                         retry follows a back-off
 #              leave      this side ends the link; GOODBYE is sent
 #              parted     GOODBYE arrived
 #              refused    ERROR with a permanent code answered HELLO: a retry would not help
@@ -117,6 +118,7 @@ class LinkClient:
         self._greeted = 0.0
         self._heard = 0.0
         self._sent = 0.0
+        self._is_gone = False  # the broker's process has ended
 
     def _go(self, event: Event) -> bool:
         state = TRANSITIONS.get((self.state, event))
@@ -133,7 +135,7 @@ class LinkClient:
         """Start greeting on a new socket."""
         if not self._go("opened"):
             return _NOTHING
-        self.refusal = None
+        self.refusal, self._is_gone = None, False
         self._greeted = self._heard = self._sent = now
         return Step((self.hello,))
 
@@ -148,6 +150,11 @@ class LinkClient:
         self._go("silent")
         self.retry_at = now + self._back_off()
         return Step((), "lost")
+
+    def on_nobody_there(self) -> None:
+        """Note that the connection of the socket has ended, and that nothing listens at its address any more: `tick` is
+        due at once, and gives up the link of a broker that had answered."""
+        self._is_gone = self.state in (State.READY, State.LEAVING)
 
     def on_sent(self, now: float) -> None:
         """Record that a message was sent, which postpones the next heartbeat."""
@@ -261,6 +268,8 @@ class LinkClient:
     def _deadline(self) -> float:
         if self.state is State.GREETING:
             return self._greeted + GREETING_S
+        if self._is_gone:
+            return 0.0
         return self._heard + SILENT_HEARTBEATS * self.heartbeat_s
 
     def _back_off(self) -> float:

@@ -19,9 +19,9 @@ from bester.broker import database
 from bester.broker.accounts import FILE as ACCOUNTS
 from bester.broker.config import Config
 from bester.broker.data_dir import LOCK, OURS
-from bester.broker.doctor.local import Certificate, File, Local
+from bester.broker.doctor.local import Broker, Certificate, File, Local
 from bester.broker.keys import KeyPair, read_pair
-from bester.broker.postgres import reachable
+from bester.broker.postgres import namespaces, reachable
 from bester.broker.store.file import examine
 from bester.broker.tls_files import Pair, client_context, server_context
 from bester.broker.wire.codes import BesterError, ConfigError
@@ -50,6 +50,7 @@ def gather(config: Config, status: Mapping[str, Any] | None, trouble: str | None
         certificates=tuple(_certificates(config, now_s)),
         keys=tuple(keys),
         stores=tuple(_stores(config)),
+        brokers=brokers_of(config),
         rooms=tuple(_rooms(directories)),
         ahead_s=_newest(config.server.data_dir) - now_s,
         descriptors=_descriptors(owner),
@@ -58,6 +59,22 @@ def gather(config: Config, status: Mapping[str, Any] | None, trouble: str | None
         peers=() if running else reached(config, pair),
         programs=tuple(_programs(config)),
         listen_backlog=BACKLOG,
+    )
+
+
+def brokers_of(config: Config) -> tuple[Broker, ...]:
+    """Return the brokers of a server with a shared store, none of one that has a single one, this one."""
+    found = [] if config.store.database is None else namespaces(config.store.database)
+    if all(each.broker == config.server.broker for each in found):
+        return ()
+    return tuple(
+        Broker(
+            each.broker,
+            None if each.living else max(each.dead_s, 0.0),
+            f"process {each.process} on {each.host}",
+            each.waiting,
+        )
+        for each in found
     )
 
 
