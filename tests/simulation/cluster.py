@@ -363,6 +363,12 @@ class Cluster:
 
     # --- the play ---
 
+    def _is_quiet(self) -> bool:
+        """Return whether the rules find everything settled, and no broker stands still, or is about to end because its
+        lease was taken."""
+        awake = all(broker.up and not broker.frozen and not broker.store.fenced for broker in self.pair)
+        return awake and self.rules.quiet()
+
     def run(self) -> None:
         """Play the scenario to its end. Raises BrokenRuleError."""
         world = self.world
@@ -372,9 +378,9 @@ class Cluster:
             client.come()
         is_quiet = False
         while not is_quiet and world.now < HEALED_S + PATIENCE_S:
-            world.run(HEALED_S + PATIENCE_S, enough=self.rules.quiet)
+            world.run(HEALED_S + PATIENCE_S, enough=self._is_quiet)
             world.run(world.now + 1.0)
-            is_quiet = self.rules.quiet()
+            is_quiet = self._is_quiet()
         self.rules.ask_what_became()
         world.run(world.now + 5.0, enough=self.rules.all_answered)
         if self.ledger.fault:

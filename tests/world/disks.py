@@ -60,9 +60,8 @@ class Disk:
             server.fall_into(BEFORE)
         if self.is_slow:
             self.spent_s += SLOW_COMMIT_S
-        waited = self.store.held_back
         result = self.store.commit(writes)
-        self._see_fence(waited)
+        self._look()
         if result.busy:
             return result
         if result.ok:
@@ -80,20 +79,16 @@ class Disk:
 
     def read(self, read: Read) -> Any:
         """Read."""
-        waited = self.store.held_back
         try:
             answer = self.store.read(read)
         finally:
-            self._see_fence(waited)
+            self._look()
         self._server.world.tell(self._server.name, "reads", (read, answer))
         return answer
 
-    def _see_fence(self, waited: int) -> None:
-        """Take in whether the store is away, and whether another process has taken it. So many writes had waited in
-        memory for a locked or full store before: a process that is fenced ends now, and they with it."""
+    def _look(self) -> None:
+        """Take in whether the store is away, and whether another process has taken it."""
         self.away, self.fenced = self.store.away, self.store.fenced
-        if self.fenced and waited:
-            self._server.forgot = True
 
     def close(self) -> None:
         """Keep the store open: its rows outlive the process."""
