@@ -98,6 +98,14 @@ class Broker(SimServer):
             if type(write) is SaveLane:
                 self.ledger.on_written(self.name, write)
 
+    def loses_promises(self) -> bool:
+        """Return whether reports rest on writes that were held back: those for which the disk had no room, and those
+        that have waited for the store for longer than a report waits for them."""
+        disk = self.disk
+        if disk.held_since is None:
+            return False
+        return disk.held_for_room or self.world.now - disk.held_since >= self.settings.limits.record_s
+
     def receive(self, link: Link, messages: Messages) -> None:
         for message in messages:
             if type(message) is Relay and not self.frozen:

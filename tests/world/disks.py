@@ -35,6 +35,10 @@ class Disk:
         self.is_slow = False
         self.spent_s = 0.0
         """Time that slow commits have taken, for the driver's stopwatch: the world's clock stands still meanwhile."""
+        self.held_since: float | None = None
+        """Since when the store holds writes back, in the world's time; None where it holds none."""
+        self.held_for_room = False
+        """True where it has held some of these back because the disk was full."""
         self._locks = 0
         self._server = server
 
@@ -61,7 +65,7 @@ class Disk:
         if self.is_slow:
             self.spent_s += SLOW_COMMIT_S
         result = self.store.commit(writes)
-        self._look()
+        self._look(result.code if not result.ok else "")
         if result.busy:
             return result
         if result.ok:
@@ -75,7 +79,9 @@ class Disk:
     def hold_back(self, writes: Sequence[Write]) -> frozenset[int]:
         """Take a group that was locked out for too long."""
         self._server.world.tell(self._server.name, "CANNOT WRITE", (writes, "locked"))
-        return self.store.hold_back(writes)
+        kept = self.store.hold_back(writes)
+        self._look()
+        return kept
 
     def read(self, read: Read) -> Any:
         """Read."""
@@ -86,9 +92,15 @@ class Disk:
         self._server.world.tell(self._server.name, "reads", (read, answer))
         return answer
 
-    def _look(self) -> None:
-        """Take in whether the store is away, and whether another process has taken it."""
+    def _look(self, code: str = "") -> None:
+        """Take in whether the store is away, whether another process has taken it, and whether it holds writes back;
+        `code` is that of a commit that has failed."""
         self.away, self.fenced = self.store.away, self.store.fenced
+        if not self.store.held_back:
+            self.held_since, self.held_for_room = None, False
+            return
+        self.held_since = self._server.world.now if self.held_since is None else self.held_since
+        self.held_for_room = self.held_for_room or code == "storage-full"
 
     def close(self) -> None:
         """Keep the store open: its rows outlive the process."""
