@@ -21,6 +21,8 @@ import psycopg
 from bester.broker.accounts_postgres import PostgresAccounts
 from bester.broker.postgres import Database
 from tests.benchmarks.processes import children
+from tests.chaos.happened import CLUSTER_BROKERS, Happened
+from tests.chaos.journal import now_s
 from tests.chaos.letters import DeadLetter
 from tests.chaos.machine import Machine
 from tests.chaos.processes import BESTER, LOOK_S, Part, Parts
@@ -121,13 +123,17 @@ class ServerCluster:
         self.server = Server(NAME, self.tcp[0], self.tcp[0], machine, programs, configs)
         self.server.receiving = self.tcp[1]
 
-    async def keep_up(self, is_hit: Callable[[str], bool]) -> None:
-        """Start brokers again that end by themselves, until cancelled: their lease was taken meanwhile."""
+    async def keep_up(self, is_hit: Callable[[str], bool], happened: Happened) -> None:
+        """Start brokers again that end by themselves, until cancelled: their lease was taken meanwhile. The end of one
+        is recorded: its users move to another broker, and back."""
         while True:
             await asyncio.sleep(LOOK_S * 5)
             for program in (*self.brokers, *self.bridges):
                 if not program.part.alive and not is_hit(program.part.name):
                     program.start()
+                    if program in self.brokers:
+                        at_s = now_s()
+                        happened.ends(happened.begins(CLUSTER_BROKERS, kills=True, at_s=at_s - LOOK_S * 5), at_s)
 
     def close(self) -> None:
         """End the database and delete its data."""

@@ -223,7 +223,7 @@ class Course:
                     group.create_task(listener.run())
                 watching = [group.create_task(watch(self._silences, programs))]
                 if self.cluster is not None:
-                    watching.append(group.create_task(self.cluster.keep_up(self._weather.is_hit)))
+                    watching.append(group.create_task(self.cluster.keep_up(self._weather.is_hit, self._happened)))
                 await self._rage(around)
                 drained_s = await self._drain(listeners)
                 for task in watching:

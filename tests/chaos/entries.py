@@ -27,6 +27,8 @@ AROUND_S = 1.0
 """Seconds around a message's life in which a process that is hit may have had the message in hand."""
 RECOVERED_S = 3.0
 """Seconds from a database's return until its brokers can keep messages again: they try twice a second."""
+NOTICED_S = 2.0
+"""Seconds of a freeze of the database below which a broker waits for it: one that says nothing is noticed in 3 s."""
 MUTE = frozenset(name for name, reports in NATIVES.items() if not reports)
 
 
@@ -78,7 +80,8 @@ class Entry:
 
     def database_was_away(self, until_s: float) -> bool:
         """Return whether a cluster could keep nothing for a while after the message was sent, by `until_s`."""
-        return self.happened.frozen_s(DATABASE, self.sent.at_s - RECOVERED_S, until_s + AROUND_S) > 0
+        since_s = self.sent.at_s - RECOVERED_S
+        return self.happened.deaths(DATABASE, since_s, until_s + AROUND_S, silent_s=NOTICED_S) > 0
 
     def over(self, at_s: float) -> bool:
         """Return whether the message's time to live was over at `at_s`."""

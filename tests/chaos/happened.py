@@ -66,10 +66,15 @@ class Happened:
 
     # --- asked ---
 
-    def deaths(self, where: str, since_s: float, until_s: float) -> int:
+    def deaths(self, where: str, since_s: float, until_s: float, *, silent_s: float = SILENT_S) -> int:
         """Count the times in this span at which handlers there, or that native server, may have been lost to a hit from
-        outside."""
-        return sum(1 for hit in self._near(where, since_s, until_s) if hit.kills or hit.until_s - hit.at_s >= SILENT_S)
+        outside: a kill, or a freeze of `silent_s` or more."""
+        return sum(1 for hit in self._near(where, since_s, until_s) if hit.kills or hit.until_s - hit.at_s >= silent_s)
+
+    def stood_still(self, where: str, since_s: float, until_s: float) -> bool:
+        """Return whether anything there may have been taken for dead in this span, and went on with what it had."""
+        near = self._near(where, since_s, until_s)
+        return any(not hit.kills and hit.until_s - hit.at_s >= SILENT_S for hit in near)
 
     def frozen_s(self, where: str, since_s: float, until_s: float) -> float:
         """Return the seconds for which anything there was frozen or down, at most, in hits that overlap this span."""

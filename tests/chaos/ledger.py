@@ -32,7 +32,7 @@ from tests.chaos.journal import Closed, Died, GivenUp, Got, Later, Record, Sent,
 from tests.chaos.letters import DeadLetter
 
 STOOD_STILL_S = 30.0
-"""Seconds after a hit on a broker of a cluster in which a copy may come that it had before: its user may be away."""
+"""Seconds after a broker of a cluster was frozen in which a copy may come that it had before: its user may be away."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,11 @@ class _Count:
 
 def _told_apart(receipts: list[Got], happened: Happened) -> bool:
     """Return whether a user's receipts of a message bear the marks that they must. A broker of a cluster that stood
-    still goes on with its copy, under the id that another broker gave the marked copy as well."""
+    still, and was taken for dead, goes on with its one copy, under the id that another broker gave the marked copy as
+    well. A broker that was killed goes on with none."""
     known: set[str | None] = set()
     for got in sorted(receipts, key=lambda got: got.at_s):
-        may_be_late = happened.frozen_s(CLUSTER_BROKERS, got.at_s - STOOD_STILL_S, got.at_s) > 0
+        may_be_late = happened.stood_still(CLUSTER_BROKERS, got.at_s - STOOD_STILL_S, got.at_s)
         if got.id in known and not got.marked and not may_be_late:
             return False
         known.add(got.id)

@@ -20,7 +20,7 @@ ORDERED_LANES = frozenset({("s1", "n1")})
 """Servers, and the native servers to which they keep the order of each type."""
 
 MOVES_BACK_S = 15.0
-"""Seconds after a hit on a broker within which senders move back to it: a process starts slowly beside others."""
+"""Seconds after a broker is there again within which senders move back to it: it starts slowly beside others."""
 
 
 def faults(entries: Iterable[Entry]) -> Iterator[str]:
@@ -59,5 +59,6 @@ def _overtaken(key: tuple[object, ...], sequence: list[tuple[float, int, Entry]]
 
 
 def _may_have_moved(earlier: Entry, later: Entry) -> bool:
-    """Return whether different brokers of a cluster may have taken two messages: one of the brokers was hit."""
-    return earlier.happened.frozen_s(CLUSTER_BROKERS, earlier.sent.at_s - MOVES_BACK_S, later.sent.at_s) > 0
+    """Return whether different brokers of a cluster may have taken two messages: one of the brokers has ended, or was
+    silent for so long that bridges took it for dead."""
+    return earlier.happened.deaths(CLUSTER_BROKERS, earlier.sent.at_s - MOVES_BACK_S, later.sent.at_s) > 0

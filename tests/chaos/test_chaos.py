@@ -8,9 +8,12 @@ from pathlib import Path
 from tests.chaos.__main__ import told
 from tests.chaos.course import play
 from tests.chaos.processes import Parts, marked, python
+from tests.postgres_server import Cluster
 
 FAULTS_S = 12.0
 SEED = 11
+CLUSTER_FAULTS_S, CLUSTER_SEED = 6.0, 680
+"""The database is killed, and then a broker and a bridge; the other broker is frozen, and so is the other server."""
 PATIENCE_S = 10.0
 
 
@@ -21,6 +24,14 @@ def test_good_messages_survive_kills() -> None:
     # A run without events would lose nothing.
     assert result.compared >= 5, "nobody sent in the calm time"
     assert result.kills >= 3 and verdict.promises >= 50 and verdict.good >= 30, "\n".join(told(result))
+
+
+def test_good_messages_survive_kills_of_a_cluster(cluster: Cluster) -> None:
+    """`cluster` tells whether there is a PostgreSQL: the run has one of its own, which writes to disk."""
+    result = play(CLUSTER_SEED, CLUSTER_FAULTS_S, print, layout="cluster")
+    verdict = result.verdict
+    assert verdict.clean, "\n".join(told(result))
+    assert result.kills and verdict.promises >= 30 and verdict.good >= 20, "\n".join(told(result))
 
 
 def test_frozen_and_orphaned_processes_are_ended(tmp_path: Path) -> None:

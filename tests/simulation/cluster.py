@@ -98,6 +98,14 @@ class Broker(SimServer):
             if type(write) is SaveLane:
                 self.ledger.on_written(self.name, write)
 
+    def loses_promises(self) -> bool:
+        """Return whether reports rest on writes that were held back: those for which the disk had no room, and those
+        that have waited for the store for longer than a report waits for them."""
+        disk = self.disk
+        if disk.held_since is None:
+            return False
+        return disk.held_for_room or self.world.now - disk.held_since >= self.settings.limits.record_s
+
     def receive(self, link: Link, messages: Messages) -> None:
         for message in messages:
             if type(message) is Relay and not self.frozen:
@@ -363,6 +371,12 @@ class Cluster:
 
     # --- the play ---
 
+    def _is_quiet(self) -> bool:
+        """Return whether the rules find everything settled, and no broker stands still, or is about to end because its
+        lease was taken."""
+        awake = all(broker.up and not broker.frozen and not broker.store.fenced for broker in self.pair)
+        return awake and self.rules.quiet()
+
     def run(self) -> None:
         """Play the scenario to its end. Raises BrokenRuleError."""
         world = self.world
@@ -372,9 +386,9 @@ class Cluster:
             client.come()
         is_quiet = False
         while not is_quiet and world.now < HEALED_S + PATIENCE_S:
-            world.run(HEALED_S + PATIENCE_S, enough=self.rules.quiet)
+            world.run(HEALED_S + PATIENCE_S, enough=self._is_quiet)
             world.run(world.now + 1.0)
-            is_quiet = self.rules.quiet()
+            is_quiet = self._is_quiet()
         self.rules.ask_what_became()
         world.run(world.now + 5.0, enough=self.rules.all_answered)
         if self.ledger.fault:

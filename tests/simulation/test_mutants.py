@@ -292,6 +292,27 @@ def test_messages_with_two_owners_are_noticed(monkeypatch: pytest.MonkeyPatch) -
     assert "not marked" in broken_seeds(500, CLUSTER)
 
 
+def test_report_on_a_note_that_waits_in_memory_for_a_store_that_is_away_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The broker dies before the database is back, and nobody knows the sender of the later outcome."""
+    monkeypatch.setattr(Queues, "_on_kept", lambda self, entry, code, now: self._settle_unrecorded(entry))
+    assert "nobody can say what became of" in broken_seeds(500, CLUSTER, likely=59)
+
+
+def test_delivery_whose_mark_waits_in_memory_for_a_store_that_is_away_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The broker loses its lease meanwhile, and another one delivers the message again."""
+
+    def hasty(self: Queues, marking: Any, result: Any, now: float) -> None:
+        honest(self, marking, result._replace(ok=True), now)
+
+    honest = Queues._on_mark_written
+    monkeypatch.setattr(Queues, "_on_mark_written", hasty)
+    assert "not marked" in broken_seeds(0, CLUSTER, likely=3105)
+
+
 # The shares of the bridge's input.
 
 

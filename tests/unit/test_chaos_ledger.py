@@ -347,27 +347,31 @@ def test_ordered_messages_of_one_user_come_in_order() -> None:
 
 
 def test_messages_that_two_brokers_of_a_cluster_took_may_come_in_any_order() -> None:
-    """A sender moves when a broker is hit, and moves back a while later."""
-    for hit_s, is_fault in ((12.0, False), (5.0, False), (30.0, True), (-20.0, True)):
+    """A sender moves when a broker ends or is taken for dead, and moves back a while later."""
+    for hit_s, kills, lasts_s, is_fault in (
+        (12.0, True, 0.5, False), (5.0, True, 0.5, False), (30.0, True, 0.5, True), (-20.0, True, 0.5, True),
+        (12.0, False, 7.0, False), (12.0, False, 2.0, True),
+    ):  # fmt: skip
         happened = Happened()
-        happened.ends(happened.begins(CLUSTER_BROKERS, kills=True, at_s=hit_s), hit_s + 0.5)
+        happened.ends(happened.begins(CLUSTER_BROKERS, kills=kills, at_s=hit_s), hit_s + lasts_s)
         ledger = Ledger(happened)
         for number, at_s in ((1, 10.0), (2, 15.0)):
             ledger.take("sender", Sent(number, "line", {"ann": ["ann"]}, at_s))
             ledger.take("receiver", Got(number, "ann", f"id-{number}", False, True, "ann#1", 40.0 - number))
         overtaken = [wrong for wrong in ledger.verdict().wrong if "after what came later" in wrong]
-        assert bool(overtaken) is is_fault, hit_s
+        assert bool(overtaken) is is_fault, (hit_s, kills, lasts_s)
 
 
-@pytest.mark.parametrize(("hit_s", "marks", "is_fault"), [
-    (10.0, (True, False), False), (10.0, (False, False), True), (10.0, (True, False, False), True),
-    (-90.0, (True, False), True),
+@pytest.mark.parametrize(("hit_s", "kills", "lasts_s", "marks", "is_fault"), [
+    (10.0, False, 7.0, (True, False), False), (10.0, False, 7.0, (False, False), True),
+    (10.0, False, 7.0, (True, False, False), True), (-90.0, False, 7.0, (True, False), True),
+    (10.0, False, 2.0, (True, False), True), (10.0, True, 7.0, (True, False), True),
 ])  # fmt: skip
 def test_a_copy_of_a_broker_that_stood_still_may_come_behind_the_marked_one(
-    hit_s: float, marks: tuple[bool, ...], is_fault: bool
+    hit_s: float, kills: bool, lasts_s: float, marks: tuple[bool, ...], is_fault: bool
 ) -> None:
     happened = Happened()
-    happened.ends(happened.begins(CLUSTER_BROKERS, kills=False, at_s=hit_s), hit_s + 7.0)
+    happened.ends(happened.begins(CLUSTER_BROKERS, kills=kills, at_s=hit_s), hit_s + lasts_s)
     ledger = Ledger(happened)
     ledger.take("sender", Sent(1, "talk", {"ann": ["ann"]}, 9.0))
     for at_s, marked in enumerate(marks, 18):
@@ -375,11 +379,15 @@ def test_a_copy_of_a_broker_that_stood_still_may_come_behind_the_marked_one(
     assert any("without the mark" in wrong for wrong in ledger.verdict().wrong) is is_fault
 
 
-@pytest.mark.parametrize(("away_s", "is_fault"), [(12.0, False), (200.0, True), (None, True)])
-def test_a_dead_letter_for_a_store_that_was_away_is_explained(away_s: float | None, is_fault: bool) -> None:
+@pytest.mark.parametrize(
+    ("away_s", "kills", "lasts_s", "is_fault"),
+    [(12.0, True, 3.0, False), (12.0, False, 3.0, False), (12.0, False, 1.0, True), (200.0, True, 3.0, True)],
+)
+def test_a_dead_letter_for_a_store_that_was_away_is_explained(
+    away_s: float, kills: bool, lasts_s: float, is_fault: bool
+) -> None:
     happened = Happened()
-    if away_s is not None:
-        happened.ends(happened.begins(DATABASE, kills=True, at_s=away_s), away_s + 3.0)
+    happened.ends(happened.begins(DATABASE, kills=kills, at_s=away_s), away_s + lasts_s)
     ledger = Ledger(happened)
     ledger.take("sender", Sent(1, "far", {"s2": ["bob"]}, 10.0))
     ledger.take("sender", Told(1, True, None, {"s2": "queued"}, "s1/x/1", 11.0))

@@ -480,3 +480,70 @@ def test_counts_are_those_of_the_messages_whatever_happens(steps: list[tuple[str
     model.commit(5)
     state = model.desk.queues.inspect()
     assert state.ended == state.writing == 0
+
+
+# --- marks that cannot be written, where another broker may adopt the messages ---
+
+
+class Marks:
+    """Messages of a queue that are marked group by group: which groups are sent, and the numbers marked there."""
+
+    def __init__(self, *, is_shared: bool) -> None:
+        self.desk = Desk(Snapshot(epoch="e", is_shared=is_shared))
+        self.sent: list[tuple[list[Entry], set[int]]] = []
+
+    def mark(self, *entries: Entry) -> MarkSent:
+        """Mark messages that were fetched; return the write that comes first."""
+        queue = self.desk.queues.get(entries[0].queue)
+        assert queue is not None
+        self.desk.queues.mark_sent(queue, entries, lambda again, now: self.sent.append(([*entries], again)), 0.0)
+        (write,) = self.desk.out.take().writes
+        assert isinstance(write, MarkSent)
+        return write
+
+
+AWAY = Committed(False, why="away", code="storage-unavailable")
+FULL = Committed(False, why="full", code="storage-full")
+
+
+@pytest.mark.parametrize(("is_shared", "result"), [(False, AWAY), (False, FULL), (True, FULL)])
+def test_messages_are_sent_though_their_mark_is_held_back(is_shared: bool, result: Committed) -> None:
+    """A full disk must not keep mailboxes from becoming empty; nobody else delivers what is in a file."""
+    marks = Marks(is_shared=is_shared)
+    first = marks.desk.ready(key=BOB)
+    marks.desk.queues.on_committed([marks.mark(*marks.desk.fetch(first))], result, 0.0)
+    assert marks.sent == [([first], set())]
+
+
+def test_messages_wait_for_their_mark_where_another_broker_may_adopt_them() -> None:
+    marks = Marks(is_shared=True)
+    desk, first = marks.desk, marks.desk.ready(key=BOB)
+    desk.queues.on_committed([marks.mark(*desk.fetch(first))], AWAY, 0.0)
+    assert marks.sent == [] and desk.counts == (1, 0, 1)
+    queue = desk.queues.get(BOB)
+    assert queue is not None and queue.retry_at > 0.0 and queue.is_ahead
+    desk.queues.on_committed([marks.mark(*desk.fetch(first))], Committed(True), 2.0)
+    assert marks.sent == [([first], set())]
+
+
+def test_messages_behind_those_that_wait_for_their_mark_do_not_overtake_them() -> None:
+    marks = Marks(is_shared=True)
+    desk = marks.desk
+    first, second = desk.ready(key=BOB), desk.ready(key=BOB)
+    writes = [marks.mark(*desk.fetch(first)), marks.mark(*desk.fetch(second))]
+    desk.queues.on_committed(writes[:1], AWAY, 0.0)
+    desk.queues.on_committed(writes[1:], Committed(True), 0.5)
+    assert marks.sent == [] and desk.counts == (2, 0, 2)
+    desk.queues.on_committed([marks.mark(*desk.fetch(first, second))], Committed(True), 2.0)
+    assert marks.sent == [([first, second], set())]
+
+
+def test_message_that_was_sent_before_is_still_marked_after_it_waited() -> None:
+    marks = Marks(is_shared=True)
+    desk = marks.desk
+    first, second = desk.ready(key=BOB), desk.ready(key=BOB)
+    desk.queues.on_committed([marks.mark(*desk.fetch(first))], Committed(True), 0.0)
+    desk.queues.requeue(first.number)
+    desk.queues.on_committed([marks.mark(*desk.fetch(first, second))], AWAY, 0.0)
+    desk.queues.on_committed([marks.mark(*desk.fetch(first, second))], Committed(True), 2.0)
+    assert marks.sent[1:] == [([first, second], {first.number})]

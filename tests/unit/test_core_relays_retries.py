@@ -164,6 +164,10 @@ def test_expired_message_is_a_dead_letter_with_a_late_outcome() -> None:
     ]
     assert office.stand.ask(office.bridge, "outcome", [1, message]).value == {"s2": "failed:expired"}
     assert office.up() == []
+    figures = office.stand.router.figures
+    (letter,) = office.dead()
+    assert figures.of(letter.type).dead == 1, "every dead letter is counted, whoever has given the message up"
+    assert figures.recent_dead.as_map(office.stand.now)["count"] == 1
 
 
 def test_relay_carries_its_time_to_live() -> None:

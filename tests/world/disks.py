@@ -35,6 +35,10 @@ class Disk:
         self.is_slow = False
         self.spent_s = 0.0
         """Time that slow commits have taken, for the driver's stopwatch: the world's clock stands still meanwhile."""
+        self.held_since: float | None = None
+        """Since when the store holds writes back, in the world's time; None where it holds none."""
+        self.held_for_room = False
+        """True where it has held some of these back because the disk was full."""
         self._locks = 0
         self._server = server
 
@@ -60,9 +64,8 @@ class Disk:
             server.fall_into(BEFORE)
         if self.is_slow:
             self.spent_s += SLOW_COMMIT_S
-        waited = self.store.held_back
         result = self.store.commit(writes)
-        self._see_fence(waited)
+        self._look(result.code if not result.ok else "")
         if result.busy:
             return result
         if result.ok:
@@ -76,24 +79,28 @@ class Disk:
     def hold_back(self, writes: Sequence[Write]) -> frozenset[int]:
         """Take a group that was locked out for too long."""
         self._server.world.tell(self._server.name, "CANNOT WRITE", (writes, "locked"))
-        return self.store.hold_back(writes)
+        kept = self.store.hold_back(writes)
+        self._look()
+        return kept
 
     def read(self, read: Read) -> Any:
         """Read."""
-        waited = self.store.held_back
         try:
             answer = self.store.read(read)
         finally:
-            self._see_fence(waited)
+            self._look()
         self._server.world.tell(self._server.name, "reads", (read, answer))
         return answer
 
-    def _see_fence(self, waited: int) -> None:
-        """Take in whether the store is away, and whether another process has taken it. So many writes had waited in
-        memory for a locked or full store before: a process that is fenced ends now, and they with it."""
+    def _look(self, code: str = "") -> None:
+        """Take in whether the store is away, whether another process has taken it, and whether it holds writes back;
+        `code` is that of a commit that has failed."""
         self.away, self.fenced = self.store.away, self.store.fenced
-        if self.fenced and waited:
-            self._server.forgot = True
+        if not self.store.held_back:
+            self.held_since, self.held_for_room = None, False
+            return
+        self.held_since = self._server.world.now if self.held_since is None else self.held_since
+        self.held_for_room = self.held_for_room or code == "storage-full"
 
     def close(self) -> None:
         """Keep the store open: its rows outlive the process."""

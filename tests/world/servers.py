@@ -207,7 +207,7 @@ class SimServer(Process):
             return
         self.world.tell(self.name, "CRASHES", f"for {down_s:.1f} s")
         self.crashes += 1
-        self.forgot = self.forgot or bool(self.store.held_back)
+        self.forgot = self.forgot or self.loses_promises()
         if wall_s is not None:
             self.wall_offset_s += wall_s
             self._boots += 1
@@ -220,6 +220,10 @@ class SimServer(Process):
         for call in self.on_crash:
             call(down_s)
         self.world.after(down_s, self.start)
+
+    def loses_promises(self) -> bool:
+        """Return whether an end of the process now takes writes with it that its reports rest on."""
+        return bool(self.store.held_back)
 
     def gone(self) -> None:
         """Note that the process has ended: its memory is lost."""

@@ -360,8 +360,9 @@ class StoreDriver:
 
     def _wait_for_thread(self, pending: _Pending, now: float) -> None:
         """Refuse the new messages behind a commit that does not end. The cases of its own group stay open: nobody knows
-        yet whether the group will be written."""
-        if not self._is_over(pending, now):
+        yet whether the group will be written. Where another process has taken the store nothing is refused, either: the
+        bridges submit these messages at another broker."""
+        if self._store.fenced or not self._is_over(pending, now):
             return
         self._away = True
         refused: list[Write] = []
@@ -424,7 +425,10 @@ class StoreDriver:
             self._took(read, answer)
 
     def _took(self, read: StoreRead, answer: Any) -> None:
-        """Hand the answer to a read, or its error, to the core."""
+        """Hand the answer to a read, or its error, to the core. No answer follows where another process has taken the
+        store: the asker asks another broker."""
+        if self._store.fenced:
+            return
         if isinstance(answer, BesterError):
             unreadable = Effects()
             unreadable.notice("store-unreadable", why=answer.text)

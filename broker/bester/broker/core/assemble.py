@@ -130,7 +130,16 @@ def assemble(
     transfers = Transfers(limits.max_lane)
     notes = RemoteNotes(out, snapshot.remote, settings.bounds.server_outcomes)
     late_outcomes = LateOutcomes(
-        settings, queues, transfers, reports, out, notes, snapshot.disowned, now, is_shared=snapshot.is_shared
+        settings,
+        queues,
+        transfers,
+        reports,
+        out,
+        notes,
+        figures,
+        snapshot.disowned,
+        now,
+        is_shared=snapshot.is_shared,
     )
     mailboxes = Mailboxes(queues, directory, deliveries, out, late_outcomes.on_ended, trace)
     reporters = Reporters(out, snapshot.peers)

@@ -34,9 +34,10 @@ _REPLAYED = re.compile(r"\.replay\.([0-9]{1,18})$")
 """Ending of the id under which a dead letter goes to its server once more."""
 
 
-def bury(letter: DeadLetter, out: Effects) -> None:
-    """Write a dead letter, and give notice of it to the operator."""
+def bury(letter: DeadLetter, out: Effects, figures: Figures, now: float) -> None:
+    """Write a dead letter, count it, and give notice of it to the operator."""
     out.writes.append(Bury(letter))
+    figures.count_dead(letter.type, letter.reason, now)
     server = letter.meta.get("server")
     to = {} if server is None else {"to": server}
     out.calls.append(Notice("dead-letter", {"id": letter.id, "type": letter.type, "reason": letter.reason, **to}))
@@ -106,11 +107,10 @@ class DeadLetters:
             "peer": job.peer, "path": job.path, "attempts": job.attempt,
             "bytes": len(job.body),
         }  # fmt: skip
-        self._figures.of(job.type).dead += 1
         self._trace.add((now, job.root, job.id, reason, job.type, 0.0))
-        self._figures.recent_dead.add(job.type, reason, now)
         id_ = self._renamed.get(job.id, job.id)
-        bury(DeadLetter(id_, job.type, job.body, reason, self._queues.clock.wall(now), meta), self._out)
+        letter = DeadLetter(id_, job.type, job.body, reason, self._queues.clock.wall(now), meta)
+        bury(letter, self._out, self._figures, now)
 
     def on_question(self, link: Link, ask: Ask) -> Answer | None:
         """Answer an operator's question. Returns None where the answer is sent after the letters were read."""

@@ -138,6 +138,11 @@ class Figures:
             found = self.types.setdefault(key, TypeFigures())
         return found
 
+    def count_dead(self, type_: str, reason: str, now: float) -> None:
+        """Count a dead letter, with its reason."""
+        self.of(type_).dead += 1
+        self.recent_dead.add(type_, reason, now)
+
     def received(self) -> dict[str, int]:
         """Return how many messages of each type have entered."""
         return {type_: figures.received for type_, figures in self.types.items()}

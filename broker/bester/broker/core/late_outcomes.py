@@ -15,6 +15,7 @@ from typing import Any
 from bester.broker.core import dead_letters
 from bester.broker.core.cases import Case, Reports
 from bester.broker.core.effects import Effects
+from bester.broker.core.figures import Figures
 from bester.broker.core.queues import DAMAGED_CODE, Queues
 from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.settings import Settings
@@ -51,10 +52,12 @@ class LateOutcomes:
 
     def __init__(
         self, settings: Settings, queues: Queues, transfers: Transfers, reports: Reports, out: Effects,
-        notes: RemoteNotes, disowned: Mapping[str, tuple[int, float]], now: float, *, is_shared: bool = False,
+        notes: RemoteNotes, figures: Figures, disowned: Mapping[str, tuple[int, float]], now: float, *,
+        is_shared: bool = False,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._notes = notes
+        self._figures = figures
         self._disowned = dict(disowned)
         self._started = now
         self._queues = queues
@@ -126,7 +129,7 @@ class LateOutcomes:
             meta["server"] = owner_of(entry.queue)
         at_s = self._queues.clock.wall(now)
         letter = DeadLetter(f"{entry.id}.damaged.{entry.number}", entry.type, entry.body, DAMAGED_CODE, at_s, meta)
-        dead_letters.bury(letter, self._out)
+        dead_letters.bury(letter, self._out, self._figures, now)
 
     def _bury(self, entry: Entry, outcome: str, now: float) -> None:
         if entry.type == OUTCOME_TYPE:
@@ -139,9 +142,8 @@ class LateOutcomes:
             "server": owner_of(entry.queue),
             "bytes": len(entry.body),
         }
-        dead_letters.bury(
-            DeadLetter(entry.id, entry.type, entry.body, outcome[7:], self._queues.clock.wall(now), meta), self._out
-        )
+        letter = DeadLetter(entry.id, entry.type, entry.body, outcome[7:], self._queues.clock.wall(now), meta)
+        dead_letters.bury(letter, self._out, self._figures, now)
 
     # --- from other servers ---
 

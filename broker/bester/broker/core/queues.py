@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from bester.broker.core.cases import Case, Reports
 from bester.broker.core.clock import Clock
@@ -125,6 +126,17 @@ class _Server:
         self.size_bytes = 0
 
 
+class _Marking(NamedTuple):
+    """Messages of a queue that are sent once the disk has their mark. `again` are the numbers of those that may have
+    been delivered before, `before` is the queue's `sent_upto` without the mark."""
+
+    queue: Queue
+    entries: Sequence[Entry]
+    again: set[int]
+    before: int
+    on_marked: OnMarked
+
+
 class Queues:
     """All queues, their bounds, and the records of their messages.
 
@@ -162,7 +174,8 @@ class Queues:
         self._forget_at = now
         self._full_until = now
         self._full_code: str = "storage-full"
-        self._marking: dict[int, tuple[Queue, set[int], OnMarked]] = {}  # by the number up to which a queue is marked
+        self._marking: dict[int, _Marking] = {}  # by the number up to which a queue is marked
+        self._is_shared = snapshot.is_shared
         self.floor_limit: int | None = None
 
     # --- asking ---
@@ -327,9 +340,7 @@ class Queues:
                 else:
                     self._on_written(write, result.ok, result, touched)
             elif type(write) is MarkSent and write.upto in self._marking:
-                marked, numbers, on_marked = self._marking.pop(write.upto)
-                marked.marking -= 1
-                on_marked(numbers, now)
+                self._on_mark_written(self._marking.pop(write.upto), result, now)
         for promise in result.late:
             self._on_written(promise, True, result, touched)
         for promise in result.dropped:
@@ -338,6 +349,25 @@ class Queues:
             queue = self._queues.get(key)
             if queue is not None:
                 self.on_ready(queue, now)
+
+    def _on_mark_written(self, marking: _Marking, result: Committed, now: float) -> None:
+        """Send the messages whose mark is on disk, or was held back. Not the latter where the store is shared and away:
+        another broker may adopt the messages when this one's lease has run out, and would deliver them unmarked."""
+        marking.queue.marking -= 1
+        if result.ok or not self._is_shared or result.code != "storage-unavailable":
+            marking.on_marked(marking.again, now)
+            return
+        queue = marking.queue
+        behind = [each for each in self._marking.values() if each.queue is queue and each.before >= marking.before]
+        for each in (marking, *behind):  # messages behind these must not overtake them
+            queue.sent_upto = min(queue.sent_upto, each.before)
+            for entry in each.entries:
+                self.requeue(entry.number, unsent=entry.number not in each.again)
+        for each in behind:
+            queue.marking -= 1
+            del self._marking[each.entries[-1].number]
+        queue.retry_at = max(queue.retry_at, now + FULL_TURN_S)
+        self.on_ready(queue, now)
 
     def _on_kept(self, entry: Entry, code: str, now: float) -> None:
         """Take in that the record of a message that is queued at another server waits for the store. A store that is
@@ -433,7 +463,8 @@ class Queues:
 
     def mark_sent(self, queue: Queue, entries: Sequence[Entry], on_marked: OnMarked, now: float) -> None:
         """Mark messages in flight as sent, and call `on_marked`, which sends them, when the mark is on disk or was held
-        back: a message must not be sent again unmarked after a crash.
+        back: a message must not be sent again unmarked after a crash. Where another broker may adopt the messages, they
+        are requeued if the store is away.
 
         `on_marked` gets the numbers of those that may have been delivered before: sent once without proof of the
         contrary, or marked `repeated`."""
@@ -449,7 +480,7 @@ class Queues:
             return
         queue.sent_upto = last
         queue.marking += 1
-        self._marking[last] = queue, numbers, on_marked
+        self._marking[last] = _Marking(queue, entries, numbers, before, on_marked)
         self._out.writes.append(MarkSent(queue.key, last))
 
     def requeue(self, number: int, *, unsent: bool = False) -> None:
