@@ -17,6 +17,7 @@ const history_ = [];
 let before = null;
 let latest = 0;
 let trouble = "";
+let mayAct = false; // the server says so, for the token or the certificate
 
 function element(name, text, kind) {
   const made = document.createElement(name);
@@ -85,7 +86,7 @@ const time = (s) => (s < 1 ? digits(s * 1000) + " ms" : digits(s) + " s");
 const sum = (types, key) => Object.values(types).reduce((all, row) => all + row[key], 0);
 
 async function act(path, body) {
-  const answer = await fetch(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", Authorization: "Bearer " + token } });
+  const answer = await fetch(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", ...(token ? { Authorization: "Bearer " + token } : {}) } });
   const value = await answer.json().catch(() => ({ error: answer.statusText }));
   trouble = answer.ok ? "" : value.error;
   state();
@@ -96,8 +97,8 @@ function button(title, key, path, body, sure) {
   const made = element("button", title);
   made.type = "button";
   made.dataset.key = key;
-  made.disabled = !token;
-  if (!token) made.title = "open the page with ?token=… to act";
+  made.disabled = !mayAct;
+  if (!mayAct) made.title = "open the page with ?token=… to act";
   made.addEventListener("click", () => { if (!sure || confirm(sure)) act(path, body); });
   return made;
 }
@@ -231,6 +232,7 @@ async function trace(id) {
 $("ask").addEventListener("submit", (event) => { event.preventDefault(); trace($("message").value.trim()); });
 
 const live = new EventSource(withToken("api/live"));
+live.addEventListener("rights", (event) => { mayAct = JSON.parse(event.data).act; dead(); });
 live.addEventListener("message", (event) => {
   const status = JSON.parse(event.data);
   latest = Date.now();
@@ -247,7 +249,7 @@ live.addEventListener("message", (event) => {
 });
 live.addEventListener("error", async () => {
   const answer = await fetch(withToken("api/status")).catch(() => null);
-  if (answer && answer.status === 401) trouble = "open this page with ?token=…, the secret in [operator] token";
+  if (answer && answer.status === 401) trouble = "open this page with ?token=…, the secret in [operator] token, or with a certificate of [operator] client_ca";
   state();
 });
 setInterval(state, 1000);
