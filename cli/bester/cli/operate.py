@@ -43,9 +43,14 @@ async def ask_all(config: Config, questions: Sequence[Question]) -> list[Answer]
 
 
 def endpoint_of(config: Config) -> str:
-    """Return the operator's endpoint: a path before a port, for only a path admits every role."""
-    paths = [each for each in (*config.fabric.connect, *config.fabric.listen) if each.startswith("ipc://")]
-    return paths[0] if paths else config.fabric.connect[0]
+    """Return the operator's endpoint: a path before a port, for only a path admits every role.
+
+    The file of a broker, which listens where `connect` names one, is about that broker, whatever `connect` names beside.
+    """
+    connect, listen = config.fabric.connect, config.fabric.listen
+    own = [each for each in connect if each in listen]
+    near = (*own, *listen, *connect) if own else (*connect, *listen)
+    return next((each for each in near if each.startswith("ipc://")), near[0])
 
 
 def _keys(config: Config) -> LinkKeys | None:
