@@ -45,7 +45,7 @@ async def ask_all(config: Config, questions: Sequence[Question]) -> list[Answer]
 def endpoint_of(config: Config) -> str:
     """Return the operator's endpoint: a path before a port, for only a path admits every role.
 
-    The file of a broker, which listens where `connect` names one, is about that broker, whatever `connect` names beside.
+    The file of a broker, which listens where `connect` names one, is about that broker, whatever else `connect` names.
     """
     connect, listen = config.fabric.connect, config.fabric.listen
     own = [each for each in connect if each in listen]
