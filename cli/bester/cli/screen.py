@@ -24,13 +24,17 @@ from rich.text import Text
 LOOK_S = 0.1
 """Time between two looks at the keys' end and the terminal's size."""
 QUITS = b"qQ"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Screen:
     """The terminal. `draw` returns the lines of a screen of so many rows, with a style for each."""
 
-    def __init__(self, live: Live, keyboard: int | None, draw: Callable[[int], Sequence[tuple[str, str]]]) -> None:
+    def __init__(
+        self, live: Live, keyboard: int | None, signals: list[int], draw: Callable[[int], Sequence[tuple[str, str]]]
+    ) -> None:
         self._live = live
+        self._signals = signals
         self._keyboard = keyboard
         self._draw = draw
         self._size: Any = None
@@ -42,9 +46,12 @@ class Screen:
         self._live.update(Group(*lines), refresh=True)
 
     def quits(self, seconds: float, done: Callable[[], bool] = lambda: False) -> bool:
-        """Wait so long, or until `done`, and follow the terminal's size; return at once whether a key was to quit."""
+        """Wait so long, or until `done`, and follow the terminal's size; return at once whether a key was to quit.
+        Raises KeyboardInterrupt and SystemExit for the signals."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0 and not done():
+            if self._signals:
+                raise KeyboardInterrupt if self._signals[0] == signal.SIGINT else SystemExit(128 + self._signals[0])
             if self._live.console.size != self._size:
                 self.show()
             if self._keyboard is None:
@@ -66,8 +73,12 @@ def is_possible() -> bool:
 @contextlib.contextmanager
 def drawn(draw: Callable[[int], Sequence[tuple[str, str]]]) -> Iterator[Screen]:
     """Take the terminal, and give it back as it was."""
-    with _ending(), _keys() as keyboard, Live(console=Console(), screen=True, auto_refresh=False) as live:
-        screen = Screen(live, keyboard, draw)
+    with (
+        _signals() as signals,
+        _keys() as keyboard,
+        Live(console=Console(), screen=True, auto_refresh=False) as live,
+    ):
+        screen = Screen(live, keyboard, signals, draw)
         screen.show()
         yield screen
 
@@ -92,15 +103,20 @@ def _keys() -> Iterator[int | None]:
 
 
 @contextlib.contextmanager
-def _ending() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the program as an exception, so that the terminal is given back."""
+def _signals() -> Iterator[list[int]]:
+    """Note signals that end the program, for a look between two drawings: an exception amid one could leave half of it.
+    A second signal is not noted, but ends the program at once."""
+    noted: list[int] = []
 
-    def end(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    def note(number: int, _: FrameType | None) -> None:
+        if noted:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        noted.append(number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
-        yield
+        yield noted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
