@@ -278,12 +278,21 @@ async def test_answers_are_in_the_order_of_the_questions(directory: Path, broker
     assert [answer.value for answer in await asking] == ["a", "b"]
 
 
-def test_ipc_endpoint_is_preferred(directory: Path) -> None:
-    def config(listen: tuple[str, ...], connect: tuple[str, ...]) -> Config:
-        base = defaults(directory)
-        return Config(directory, base.server, base.native, FabricConfig(listen, connect))
+def config(listen: tuple[str, ...], connect: tuple[str, ...]) -> Config:
+    base = defaults(Path("/nowhere"))
+    return Config(base.directory, base.server, base.native, FabricConfig(listen, connect))
 
+
+def test_ipc_endpoint_is_preferred() -> None:
     assert endpoint_of(config(("tcp://127.0.0.1:1", "ipc:///a"), ("tcp://127.0.0.1:1",))) == "ipc:///a"
     assert endpoint_of(config(("ipc:///a",), ("ipc:///b",))) == "ipc:///b"
     assert endpoint_of(config(("ipc:///a",), ("ipc:///b", "ipc:///a"))) == "ipc:///a", "this broker of two"
     assert endpoint_of(config(("tcp://127.0.0.1:1",), ("tcp://127.0.0.1:1",))) == "tcp://127.0.0.1:1"
+
+
+def test_file_of_one_of_several_brokers_is_about_that_broker() -> None:
+    paths, ports = ("ipc:///b1", "ipc:///b2"), ("tcp://127.0.0.1:1", "tcp://127.0.0.1:2")
+    assert endpoint_of(config(("ipc:///b2",), paths)) == "ipc:///b2"
+    assert endpoint_of(config(("tcp://127.0.0.1:2",), ports)) == "tcp://127.0.0.1:2"
+    assert endpoint_of(config(("tcp://127.0.0.1:2", "ipc:///own"), (*paths, *ports))) == "ipc:///own"
+    assert endpoint_of(config(("ipc:///of-none",), paths)) == "ipc:///b1", "a bridge's own file"

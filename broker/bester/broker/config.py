@@ -174,10 +174,21 @@ class PeerConfig:
 
 @dataclass(frozen=True, slots=True)
 class OperatorConfig:
-    """The operator's HTTP side: its address, None for none, and the file of the token that lets in."""
+    """The operator's HTTP side: its address, None for none, and the files of what lets in.
+
+    `cert` and `key` are both given where the side speaks TLS; `client_ca` holds authorities of operators' certificates.
+    """
 
     http: HostPort | None = None
     token: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+
+    @property
+    def scheme(self) -> str:
+        """Scheme of the addresses of the page."""
+        return "http" if self.cert is None else "https"
 
 
 @dataclass(frozen=True, slots=True)

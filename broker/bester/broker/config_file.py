@@ -229,13 +229,21 @@ class _Reader:
 
     def _operator(self) -> OperatorConfig:
         table = self._section("operator")
-        text, token = table.text("http"), self._paths.path(table, "token")
+        text = table.text("http")
+        files = {key: self._paths.path(table, key) for key in ("token", "cert", "key", "client_ca")}
         http = None if text is None else table.checked("http", parse_host_port, text)
-        if http is None and token is not None:
-            table.fail("token", 'is for the page; add http = "127.0.0.1:2227"')
-        if http is not None and not is_loopback(http.host) and token is None:
-            table.fail("http", "is beyond this machine, where everybody could look; add token = FILE, or use 127.0.0.1")
-        return OperatorConfig(http, token)
+        for key, path in files.items():
+            if http is None and path is not None:
+                table.fail(key, 'is for the page; add http = "127.0.0.1:2227"')
+        if (files["cert"] is None) != (files["key"] is None):
+            given, missing = ("key", "cert") if files["cert"] is None else ("cert", "key")
+            table.fail(given, f'needs {missing} = "FILE": cert is the certificate of the page, key its private key')
+        if files["client_ca"] is not None and files["cert"] is None:
+            table.fail("client_ca", "is for TLS; add cert and key, the certificate of the page and its private key")
+        if http is not None and not is_loopback(http.host) and files["token"] is files["client_ca"] is None:
+            remedy = "add token = FILE, or client_ca = FILE with cert and key, or use 127.0.0.1"
+            table.fail("http", f"is beyond this machine, where everybody could look; {remedy}")
+        return OperatorConfig(http, **files)
 
     def _fabric(self, paths: Paths) -> FabricConfig:
         table = self._section("fabric")

@@ -148,7 +148,15 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
     },
     "operator": {
         "http": Key("none", 'the address of the operator\'s page, metrics and API, as "127.0.0.1:2227"'),
-        "token": Key("none", "the file of the secret that lets in, mode 0600; needed beyond loopback, and for acts"),
+        "token": Key(
+            "none", "the file of the secret that lets in, mode 0600; beyond loopback, and for acts, it or client_ca"
+        ),
+        "cert": Key("none", "the file of the page's certificate, in PEM; with it the page is https://"),
+        "key": Key("none", "the file of the private key of `cert`, which nobody else may read"),
+        "client_ca": Key(
+            "none",
+            "the file of the authorities whose certificates, or of the certificates that, let in as the token does",
+        ),
     },
 }
 

@@ -146,6 +146,8 @@ class Broker:
         not start."""
         self.operator_address: str | None = None
         """Address of the operator's page, as `host:port`; None without a page."""
+        self.reread_operator: Callable[[], None] = lambda: None
+        """Callback that reads the files of the operator's page again."""
         self.store_file: Path | None = None
         """The store's file, whose size the figures show."""
         self._store = store

@@ -249,6 +249,7 @@ def live_part(broker: Broker) -> tuple[tuple[str, ...], Prepare]:
         def apply() -> None:
             broker.reload(routes, grants)
             broker.follow(config.native_hosts)
+            broker.reread_operator()
 
         return apply
 

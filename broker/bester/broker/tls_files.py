@@ -39,17 +39,20 @@ class Validity(NamedTuple):
     end: float
 
 
-def server_context(pair: Pair, client_ca: Path | None, now: float) -> tuple[ssl.SSLContext, Validity]:
+def server_context(
+    pair: Pair, client_ca: Path | None, now: float, section: str = "[native.tls]"
+) -> tuple[ssl.SSLContext, Validity]:
     """Return the context of a listener, and the validity of its certificate. Raises ConfigError.
 
     With `client_ca`, a peer may show a certificate of one of these authorities; a peer with another one is refused.
+    `section` is that of the configuration, for errors.
     """
     context = _with_defaults(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     context.num_tickets = 0
-    validity = load_pair(context, pair, now)
+    validity = load_pair(context, pair, now, section)
     if client_ca is not None:
-        _trust(context, "[native.tls] client_ca", client_ca)
+        _trust(context, f"{section} client_ca", client_ca)
         context.verify_mode = ssl.CERT_OPTIONAL
     return context, validity
 
@@ -79,9 +82,9 @@ def _with_defaults(context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
-def load_pair(context: ssl.SSLContext, pair: Pair, now: float) -> Validity:
+def load_pair(context: ssl.SSLContext, pair: Pair, now: float, section: str = "[native.tls]") -> Validity:
     """Load this server's certificate and key into a context; return the certificate's validity. Raises ConfigError."""
-    cert, key = f"[native.tls] cert = {str(pair.cert)!r}", f"[native.tls] key = {str(pair.key)!r}"
+    cert, key = f"{section} cert = {str(pair.cert)!r}", f"{section} key = {str(pair.key)!r}"
     validity = _validity_of(cert, pair.cert, now)
     _check_key(key, pair.key)
     try:

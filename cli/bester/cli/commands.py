@@ -35,7 +35,7 @@ COMMANDS = {
     "check": "bester.cli.doctor",
     "status": "bester.cli.status",
     "sessions": "bester.cli.status",
-    "top": "bester.cli.status",
+    "top": "bester.cli.top",
     "trace": "bester.cli.trace",
     "record": "bester.cli.record",
     "replay": "bester.cli.replay",

@@ -43,12 +43,14 @@ async def ask_all(config: Config, questions: Sequence[Question]) -> list[Answer]
 
 
 def endpoint_of(config: Config) -> str:
-    """Return the operator's endpoint: a path before a port, for only a path admits every role, and of several brokers
-    the one whose configuration this is."""
+    """Return the operator's endpoint: a path before a port, for only a path admits every role.
+
+    The file of a broker, which listens where `connect` names one, is about that broker, whatever else `connect` names.
+    """
     connect, listen = config.fabric.connect, config.fabric.listen
     own = [each for each in connect if each in listen]
-    paths = [each for each in (*own, *connect, *listen) if each.startswith("ipc://")]
-    return paths[0] if paths else (*own, *connect)[0]
+    near = (*own, *listen, *connect) if own else (*connect, *listen)
+    return next((each for each in near if each.startswith("ipc://")), near[0])
 
 
 def _keys(config: Config) -> LinkKeys | None:

@@ -66,7 +66,7 @@ def up(config_path: Path | None, besterd: Path | None, page: bool, log_format: s
 
     def show_page(address: str) -> None:
         if page:
-            _show_page(address, config.operator.token)
+            _show_page(f"{config.operator.scheme}://{address}/", config.operator.token)
 
     return run_up(config, on_ready=ready, read=read, on_page=show_page)
 
@@ -80,15 +80,15 @@ def _with_page(config: Config) -> Config:
     return replace(config, operator=replace(config.operator, http=parse_host_port(PAGE_ADDRESS)))
 
 
-def _show_page(address: str, token: Path | None) -> None:
+def _show_page(url: str, token: Path | None) -> None:
     """Print the page's address and open it. The token is not in it: others can read the arguments of a browser."""
     from bester.broker import logs
     from bester.cli.page import open_in_browser
 
     if not logs.is_json():  # the log has the address already
         how = "" if token is None else f"?token=…, with the secret in {token}, the first time"
-        logs.say([f"  the page:           http://{address}/{how}"])
-    open_in_browser(f"http://{address}/")
+        logs.say([f"  the page:           {url}{how}"])
+    open_in_browser(url)
 
 
 @click.command()

@@ -11,8 +11,8 @@ import click
 
 from bester.cli import tables
 from bester.cli.options import config_option
-from bester.cli.output import err, out
-from bester.cli.status import ask_value, plain
+from bester.cli.output import err, out, plain
+from bester.cli.status import ask_value
 
 WIDTH = 30
 """Characters of the bars."""

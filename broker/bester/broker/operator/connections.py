@@ -61,6 +61,11 @@ class Connections:
         self._open[connection.http] = connection
         return True
 
+    def end_all(self) -> None:
+        """End all connections: who is let in has changed."""
+        for connection in list(self._open.values()):
+            connection.end()
+
     def closed(self, connection: Connection) -> None:
         """Remove a connection, if it has not been removed."""
         self._open.pop(connection.http, None)
@@ -75,6 +80,12 @@ class Connection(asyncio.Protocol):
         self._all = all_
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def address(self) -> str:
+        """Address of the other side, for the log."""
+        name = None if self._transport is None else self._transport.get_extra_info("peername")
+        return str(name[0]) if name else "somebody"
 
     def take(self) -> None:
         """Begin a request, which has as much time as its handler takes."""

@@ -1,8 +1,9 @@
 """The operator's HTTP side: `/health`, `/ready`, `/metrics`, `/api/…` and the page. A shell around the broker's status.
 
-Whoever may connect may look: on loopback everybody on this machine, with a token those who have it. Acts (retry, hold,
-release, drop, replay) need the token in the `Authorization` header, which no other site's page can send: a request
-from a browser with a cookie alone, or with a foreign `Host`, does nothing.
+Whoever may connect may look: on loopback everybody on this machine, with a token or authorities those who have it, or a
+certificate of theirs. Acts (retry, hold, release, drop, replay) need the token in the `Authorization` header, which no
+other site's page can send, or a certificate, which a browser shows for every page: a request with it has to have a type
+of body that no other site's page may send, and no foreign `Origin`. A request with a foreign `Host` does nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import hmac
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -24,10 +25,13 @@ from bester.broker.config import OperatorConfig
 from bester.broker.doctor.live import findings_of
 from bester.broker.logs import facts
 from bester.broker.operator import metrics
+from bester.broker.operator.access import LOOK_S, Access, name_in_certificate
 from bester.broker.operator.connections import Connections
 from bester.broker.operator.desk import Desk
 from bester.broker.operator.openapi import document
 from bester.broker.server import Broker
+from bester.broker.tls_faults import TlsError
+from bester.broker.tls_stream import TlsStream
 from bester.broker.wire.address import is_loopback
 from bester.broker.wire.codes import BesterError, ConfigError
 from bester.broker.wire.notes import describe
@@ -50,6 +54,8 @@ HEADERS = {
 }
 OPEN = ("/health", "/ready", "/", "/page.js", "/page.css")
 """Paths that need no token: they tell nothing but whether the server works, and the page itself is no secret."""
+PLAIN_ANSWER = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 23\r\n\r\nuse https:// (TLS) here"
+"""Answer to plain text at a listener of TLS."""
 PEER_ACTS = {"retry": "peerRetry", "hold": "peerHold", "release": "peerRelease", "drop": "peerDrop"}
 DEAD_ACTS = {"replay": "deadReplay", "drop": "deadDrop"}
 
@@ -61,12 +67,12 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class OperatorHttp:
-    """The routes. `token` is the secret that lets in, None where everybody who may connect may look."""
+    """The routes. `access` knows who is let in; `host` is where the side listens."""
 
-    def __init__(self, broker: Broker, token: str | None, host: str) -> None:
+    def __init__(self, broker: Broker, access: Access, host: str) -> None:
         self._broker = broker
         self._desk = Desk(broker)
-        self._token = token
+        self._access = access
         self._host = host
         self._requests = 0
         self._live = 0
@@ -108,10 +114,13 @@ class OperatorHttp:
         if not self._is_our_name(request.host):
             return _refuse(421, "this is not the name of this server; open the page by the address it listens on")
         if request.method not in ("GET", "HEAD") and not self._has_token(request):
-            why = "set [operator] token, and" if self._token is None else ""
-            return _refuse(401, f"an act needs the token: {why} send Authorization: Bearer TOKEN".replace(":  ", ": "))
-        if self._token is not None and request.path not in OPEN and not self._may_look(request):
-            return _refuse(401, "the token is needed: send Authorization: Bearer TOKEN, or open the page with ?token=")
+            if _certified(request) is None:
+                why = "set [operator] token, and " if self._access.is_open else ""
+                return _refuse(401, f"an act needs the token: {why}send Authorization: Bearer TOKEN")
+            if not _is_own_page(request):
+                return _refuse(403, "with a certificate an act needs Content-Type: application/json, and our Origin")
+        if request.path not in OPEN and not self._may_look(request):
+            return _refuse(401, self._needed())
         self._requests += 1
         try:
             response = await handler(request)
@@ -137,10 +146,21 @@ class OperatorHttp:
 
     def _has_token(self, request: web.Request) -> bool:
         given = request.headers.get("Authorization", "")
-        return self._token is not None and _same(given, f"Bearer {self._token}")
+        return self._access.token is not None and _same(given, f"Bearer {self._access.token}")
+
+    def _knows(self, request: web.Request) -> bool:
+        """Return whether a request comes from somebody who may act too, by the token or by a certificate."""
+        token = self._access.token
+        in_address = token is not None and _same(request.query.get("token", ""), token)
+        return in_address or self._has_token(request) or _certified(request) is not None
 
     def _may_look(self, request: web.Request) -> bool:
-        return self._has_token(request) or _same(request.query.get("token", ""), self._token or "")
+        return self._access.is_open or self._knows(request)
+
+    def _needed(self) -> str:
+        if self._access.token is None:
+            return "a certificate of [operator] client_ca is needed"
+        return "the token is needed: send Authorization: Bearer TOKEN, or open the page with ?token="
 
     # --- what there is ---
 
@@ -193,16 +213,19 @@ class OperatorHttp:
         question, id_ = DEAD_ACTS.get(request.match_info["act"]), await _named(request, "id")
         if question is None or id_ is None:
             return _refuse(400, 'replay or drop one dead letter: {"id": "…"}')
-        return self._done(question, id_, await self._desk.ask(question, {"id": id_}))
+        return self._done(request, question, id_, await self._desk.ask(question, {"id": id_}))
 
     async def _act_on_peer(self, request: web.Request) -> web.Response:
         question, name = PEER_ACTS.get(request.match_info["act"]), await _named(request, "name")
         if question is None or name is None:
             return _refuse(400, 'retry, hold, release or drop what waits for one server: {"name": "…"}')
-        return self._done(question, name, await self._desk.ask(question, name))
+        return self._done(request, question, name, await self._desk.ask(question, name))
 
-    def _done(self, question: str, what: str, value: Any) -> web.Response:
-        log.info("%s %s, by HTTP", question, what, extra=facts("operator-act", act=question, what=what))
+    def _done(self, request: web.Request, question: str, what: str, value: Any) -> web.Response:
+        who = "the token" if self._has_token(request) else _certified(request)
+        log.info(
+            "%s %s, by HTTP of %s", question, what, who, extra=facts("operator-act", act=question, what=what, by=who)
+        )
         return _json(value)
 
     def _file(self, name: str, kind: str) -> Handler:
@@ -221,7 +244,9 @@ class OperatorHttp:
         response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
         await response.prepare(request)
         self._live += 1
+        may_act = json.dumps({"act": self._knows(request)}).encode()
         try:
+            await response.write(b"event: rights\ndata: " + may_act + b"\n\n")
             while True:
                 status = await self._desk.ask("status")
                 status |= {"findings": _found(status)}
@@ -268,21 +293,17 @@ def _same(given: str, wanted: str) -> bool:
     return hmac.compare_digest(given.encode(errors="replace"), wanted.encode())
 
 
-def read_token(path: Path | None) -> str | None:
-    """Return the token in a file. Raises ConfigError where there is none, or where others can read the file."""
-    if path is None:
-        return None
-    try:
-        mode, text = path.stat().st_mode, path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"[operator] token: {path} cannot be read: {error}") from None
-    if mode & 0o077:
-        raise ConfigError(f"[operator] token: {path} can be read by others; chmod 600 {path}")
-    if len(text) < 16 or not text.isprintable():
-        raise ConfigError(
-            f"[operator] token: {path} holds no secret of 16 characters or more; try: openssl rand -hex 24"
-        )
-    return text
+def _certified(request: web.Request) -> str | None:
+    """Return the name in the verified certificate of who sends a request; None where there is none."""
+    transport = request.transport
+    return None if transport is None else name_in_certificate(transport.get_extra_info("ssl_object"))
+
+
+def _is_own_page(request: web.Request) -> bool:
+    """Return whether a request comes from no other site's page: such a page may send no JSON without asking first."""
+    origin = request.headers.get("Origin")
+    own = origin is None or origin == f"https://{request.host}"
+    return own and request.content_type == "application/json"
 
 
 @contextlib.asynccontextmanager
@@ -290,26 +311,54 @@ async def serving(broker: Broker, config: OperatorConfig) -> AsyncIterator[str]:
     """Serve the operator's side; yield its address as `host:port`. Raises ConfigError where it cannot be opened."""
     assert config.http is not None
     host, port = config.http
-    side = OperatorHttp(broker, read_token(config.token), host)
+    access = Access(config)
+    side = OperatorHttp(broker, access, host)
     runner = web.AppRunner(
         side.app, access_log=None, logger=library_log, shutdown_timeout=1.0, handler_cancellation=True
     )
     await runner.setup()
     assert runner.server is not None
-    side.connections = Connections(runner.server)
+    connections = side.connections = Connections(runner.server)
+    access.changed = connections.end_all
+    broker.reread_operator = access.reload
+    watch = asyncio.get_running_loop().create_task(_watch(access))
     try:
-        with contextlib.closing(await _listening(side.connections, host, port)) as listener:
+        make = connections if access.context is None else partial(_secure, access, connections)
+        with contextlib.closing(await _listening(make, host, port)) as listener:
             name = listener.sockets[0].getsockname()
             address = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-            log.info("operator's page on http://%s/", address, extra=facts("operator-http", address=address))
+            log.info(
+                "operator's page on %s://%s/", config.scheme, address, extra=facts("operator-http", address=address)
+            )
             yield address
     finally:
+        watch.cancel()
         await runner.cleanup()
 
 
-async def _listening(connections: Connections, host: str, port: int) -> asyncio.Server:
+async def _watch(access: Access) -> None:
+    """Look at the files of the access once a minute."""
+    while True:
+        access.look()
+        await asyncio.sleep(LOOK_S)
+
+
+def _secure(access: Access, connections: Connections) -> TlsStream:
+    """Return the protocol of a connection with TLS. Its bounds of number and time hold for the handshake too."""
+    assert access.context is not None
+    connection = connections()
+
+    def failed(fault: TlsError) -> None:
+        address = connection.address
+        extra = facts("tls-failed", address=address, why=str(fault))
+        log.warning("TLS with %s failed: %s", address, fault, extra=extra)
+
+    return TlsStream(connection, access.context, plain_answer=PLAIN_ANSWER, failed=failed)
+
+
+async def _listening(make: Callable[[], asyncio.Protocol], host: str, port: int) -> asyncio.Server:
     try:
-        return await asyncio.get_running_loop().create_server(connections, host, port)
+        return await asyncio.get_running_loop().create_server(make, host, port)
     except OSError as error:
         in_use = f"port {port} is in use; stop its owner or choose another port"
         why = in_use if error.errno == errno.EADDRINUSE else error.strerror or error

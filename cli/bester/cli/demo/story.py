@@ -93,7 +93,7 @@ def write_files(
     story: Story, links: str, directory: Path, *, pages: bool = False
 ) -> tuple[tuple[Config, ...], Addresses]:
     """Write a configuration for each server into a directory, on free ports; return them as read, and the addresses.
-    With `pages` each server has its operator's page."""
+    With `pages` each server has its operator's page, and the servers tell one another their steps where links can."""
     ports = free_ports(len(story.servers) * (1 + pages))
     page_ports = ports[len(story.servers) :]
     ports = ports[: len(story.servers)]
@@ -109,6 +109,9 @@ def write_files(
             for peer, table in tables["servers"].items():
                 del table["fabric"]
                 table["native"] = natives[peer]
+        elif pages:
+            for table in tables["servers"].values():
+                table["trace"] = True
         path = directory / file
         path.write_text(as_toml(tables), encoding="utf-8")
         configs.append(load(path))

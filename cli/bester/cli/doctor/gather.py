@@ -123,6 +123,13 @@ def _certificates(config: Config, now_s: float) -> Iterator[Certificate]:
             yield Certificate(f"[native.tls] cert = {str(tls.cert)!r}", None, validity.end)
         except ConfigError as error:
             yield Certificate("[native.tls] cert", error.text)
+    page = config.operator
+    if page.cert is not None and page.key is not None:
+        try:
+            _, validity = server_context(Pair(page.cert, page.key), page.client_ca, now_s, "[operator]")
+            yield Certificate(f"[operator] cert = {str(page.cert)!r}", None, validity.end)
+        except ConfigError as error:
+            yield Certificate("[operator] cert", error.text)
     for name, peer in config.servers.items():
         if peer.tls and peer.ca is not None:
             key = f"[servers.{name}] ca"
@@ -151,7 +158,7 @@ def _keys(config: Config) -> tuple[KeyPair | None, list[File]]:
             )
             found.append(File(f"[servers.{name}] key", "", fault))
     if config.operator.token is not None:
-        from bester.broker.operator.http import read_token  # the library takes a while to load
+        from bester.broker.operator.access import read_token
 
         token = str(config.operator.token)
         try:

@@ -5,6 +5,11 @@ const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const KEPT = 120; // seconds of the plots
 const GRANTED = ["submits", "submit_bytes"]; // credit of bridges: given out whole, and not in use for that
+// Reasons of a server that tells no steps, as `bester trace` prints them.
+const UNTOLD = {
+  "not-allowed": "its operator does not allow it ([servers.NAME] trace = true there)", "unknown-op": "it speaks the native protocol, or is an older version",
+  "unreachable": "there is no link to it", timeout: "it did not answer in time", "too-many-hops": "it is too far away", overloaded: "it is asked too often",
+};
 const token = new URLSearchParams(location.search).get("token") || "";
 if (token) history.replaceState(null, "", location.pathname); // no secret in the address bar, or in a bookmark
 const withToken = (path) => (token ? path + (path.includes("?") ? "&" : "?") + "token=" + encodeURIComponent(token) : path);
@@ -12,6 +17,7 @@ const history_ = [];
 let before = null;
 let latest = 0;
 let trouble = "";
+let mayAct = false; // the server says so, for the token or the certificate
 
 function element(name, text, kind) {
   const made = document.createElement(name);
@@ -59,6 +65,7 @@ function table(id, columns, rows, none) {
 
 const bytes = (count) => (count == null ? "" : count < 1024 ? count + " B" : count < 1048576 ? (count / 1024).toFixed(1) + " KiB" : count < 1073741824 ? (count / 1048576).toFixed(1) + " MiB" : (count / 1073741824).toFixed(1) + " GiB");
 const span = (s) => (s < 120 ? s.toFixed(0) + " s" : s < 7200 ? (s / 60).toFixed(0) + " min" : s < 172800 ? (s / 3600).toFixed(1) + " h" : (s / 86400).toFixed(1) + " d");
+const many = (count, one) => count + " " + one + (count === 1 ? "" : "s");
 const short = (text, most = 22) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 // The time below which 95 of 100 are, as far as the buckets tell; nothing where there is none.
 function p95(counts, ends) {
@@ -79,7 +86,7 @@ const time = (s) => (s < 1 ? digits(s * 1000) + " ms" : digits(s) + " s");
 const sum = (types, key) => Object.values(types).reduce((all, row) => all + row[key], 0);
 
 async function act(path, body) {
-  const answer = await fetch(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", Authorization: "Bearer " + token } });
+  const answer = await fetch(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", ...(token ? { Authorization: "Bearer " + token } : {}) } });
   const value = await answer.json().catch(() => ({ error: answer.statusText }));
   trouble = answer.ok ? "" : value.error;
   state();
@@ -90,8 +97,8 @@ function button(title, key, path, body, sure) {
   const made = element("button", title);
   made.type = "button";
   made.dataset.key = key;
-  made.disabled = !token;
-  if (!token) made.title = "open the page with ?token=… to act";
+  made.disabled = !mayAct;
+  if (!mayAct) made.title = "open the page with ?token=… to act";
   made.addEventListener("click", () => { if (!sure || confirm(sure)) act(path, body); });
   return made;
 }
@@ -111,15 +118,20 @@ function facts(status) {
   $("facts").replaceChildren(...rows.filter(([, value]) => value !== "").map(([name, value]) => { const row = element("div"); row.append(element("dt", name), element("dd", value)); return row; }));
 }
 
+const byName = ([a], [b]) => (a < b ? -1 : a > b ? 1 : 0);
+// Whether messages of a type have passed since the status before: their line is then drawn as a live one.
+const passed = (name, row) => Boolean(before && before.types[name] && row.answered !== before.types[name].answered);
+
 // Columns from left to right: clients, bridges, the broker, types, handlers; the other servers stand below the bridges.
 function way(status) {
-  const served = Object.entries(status.types).filter(([name]) => name !== "(others)");
+  const served = Object.entries(status.types).filter(([name]) => name !== "(others)").sort(byName);
+  const handlers = [...status.handlers].sort((a, b) => byName([a.name], [b.name]));
   const columns = [
-    [{ title: status.users + " users", note: status.sessions + " sessions", kind: "good" }],
-    [...status.bridges.map((each) => ({ title: short(each.name, 16), note: (each.figures.connections || 0) + " connections", kind: "good" })), ...status.servers.map((each) => ({ title: short(each.name, 16), note: each.state + (each.held ? ", held" : "") + (each.queued ? ", " + each.queued + " queued" : ""), kind: each.state === "up" ? "good" : each.state === "down" ? "bad" : "" }))],
+    [{ title: many(status.users, "user"), note: many(status.sessions, "session"), kind: "good" }],
+    [...status.bridges.map((each) => ({ title: short(each.name, 16), note: many(each.figures.connections || 0, "connection"), kind: "good" })), ...status.servers.map((each) => ({ title: short(each.name, 16), note: each.state + (each.held ? ", held" : "") + (each.queued ? ", " + each.queued + " queued" : ""), kind: each.state === "up" ? "good" : each.state === "down" ? "bad" : "" }))],
     [{ title: short(status.server, 16), note: status.cases + " unreported", kind: status.draining ? "warm" : "good" }],
-    served.slice(0, 12).map(([name, row]) => ({ title: short(name, 16), note: row.waiting + " wait, " + row.inflight + " in flight", kind: row.workers ? (row.waiting > 100 ? "warm" : "good") : "bad", name })),
-    status.handlers.slice(0, 12).map((each) => ({ title: short(each.name, 16), note: each.inflight + " of " + each.credit, kind: each.stuck ? "bad" : "good", types: each.types })),
+    served.slice(0, 12).map(([name, row]) => ({ title: short(name, 16), note: row.waiting + " wait, " + row.inflight + " in flight", kind: row.workers ? (row.waiting > 100 ? "warm" : "good") : "bad", name, live: passed(name, row) })),
+    handlers.slice(0, 12).map((each) => ({ title: short(each.name, 16), note: each.inflight + " of " + each.credit, kind: each.stuck ? "bad" : "good", types: each.types })),
   ];
   const rows = Math.max(1, ...columns.map((each) => each.length));
   const width = 800, step = 160, high = 52, height = Math.max(70, rows * high + 10);
@@ -127,9 +139,9 @@ function way(status) {
   place.setAttribute("viewBox", `0 0 ${width} ${height}`);
   const at = columns.map((each, column) => each.map((_, row) => [column * step + 8, (height - each.length * high) / 2 + row * high + 6]));
   const parts = [];
-  const line = ([x, y], [u, v]) => parts.push(drawn("path", { class: "way", d: `M${x + 136} ${y + 20} C${x + 150} ${y + 20} ${u - 14} ${v + 20} ${u} ${v + 20}` }));
+  const line = ([x, y], [u, v], live) => parts.push(drawn("path", { class: live ? "way live" : "way", d: `M${x + 136} ${y + 20} C${x + 150} ${y + 20} ${u - 14} ${v + 20} ${u} ${v + 20}` }));
   columns[1].forEach((_, row) => { if (row < status.bridges.length) line(at[0][0], at[1][row]); line(at[1][row], at[2][0]); });
-  columns[3].forEach((type, row) => { line(at[2][0], at[3][row]); columns[4].forEach((each, other) => { if (each.types.includes(type.name)) line(at[3][row], at[4][other]); }); });
+  columns[3].forEach((type, row) => { line(at[2][0], at[3][row], type.live); columns[4].forEach((each, other) => { if (each.types.includes(type.name)) line(at[3][row], at[4][other], type.live); }); });
   columns.forEach((each, column) => each.forEach(({ title, note, kind }, row) => {
     const [x, y] = at[column][row];
     parts.push(drawn("rect", { x, y, width: 136, height: 40, class: kind }), drawn("text", { x: x + 8, y: y + 17 }, title), drawn("text", { x: x + 8, y: y + 32, class: "dim" }, note));
@@ -170,7 +182,7 @@ function findings(status) {
 
 function lists(status) {
   table("types", [["type"], ["handlers", "n"], ["wait", "n"], ["in flight", "n"], ["received", "n"], ["answered", "n"], ["again", "n"], ["dead", "n"], ["handler, 95 %", "n"], ["whole, 95 %", "n"], ["failed", "words"]],
-    Object.entries(status.types).sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, row]) => ({ kind: row.workers || name === "(others)" ? (row.waiting > 100 ? "warm" : "") : "bad", cells: [name, row.workers, row.waiting, row.inflight, row.received, row.answered, row.again, row.dead, p95(row.took, status.buckets_s), p95(row.whole, status.buckets_s), Object.entries(row.failed).map(([code, count]) => code + " " + count).join(", ")] })), "no type is served");
+    Object.entries(status.types).sort(byName).map(([name, row]) => ({ kind: row.workers || name === "(others)" ? (row.waiting > 100 ? "warm" : "") : "bad", cells: [name, row.workers, row.waiting, row.inflight, row.received, row.answered, row.again, row.dead, p95(row.took, status.buckets_s), p95(row.whole, status.buckets_s), Object.entries(row.failed).map(([code, count]) => code + " " + count).join(", ")] })), "no type is served");
   table("servers", [["server"], ["state"], ["since", "n"], ["queued", "n"], ["oldest", "n"], ["retries", "n"], ["next try", "n"], ["last error", "words"], [""]],
     status.servers.map((each) => {
       const acts = element("span");
@@ -178,7 +190,7 @@ function lists(status) {
       return { kind: each.state === "down" ? "bad" : each.held ? "warm" : "", cells: [each.name, each.held ? "held, " + each.state : each.state, span(each.since_s), each.queued, each.oldest_s == null ? "" : span(each.oldest_s), each.retries, each.next_try_s == null ? "" : span(each.next_try_s), each.error || "", acts] };
     }), "no other server is listed");
   table("bounds", [["bound"], ["used", "n"], ["most", "n"], ["", "n"]],
-    Object.entries(status.bounds).filter(([, [used]]) => used).sort(([, [a, b]], [, [c, d]]) => c / d - a / b).slice(0, 12).map(([name, [used, most]]) => ({ kind: !most || GRANTED.includes(name) ? "" : used > 0.9 * most ? "bad" : used > 0.7 * most ? "warm" : "", cells: [GRANTED.includes(name) ? name + " given out" : name, ...(name.endsWith("bytes") ? [bytes(used), bytes(most)] : [used, most]), most ? ((100 * used) / most).toFixed(1) + " %" : ""] })), "nothing is in use");
+    Object.entries(status.bounds).filter(([, [used]]) => used).sort(([n, [a, b]], [m, [c, d]]) => GRANTED.includes(n) - GRANTED.includes(m) || c / d - a / b).slice(0, 12).map(([name, [used, most]]) => ({ kind: !most || GRANTED.includes(name) ? "" : used > 0.9 * most ? "bad" : used > 0.7 * most ? "warm" : "", cells: [GRANTED.includes(name) ? name + " given out" : name, ...(name.endsWith("bytes") ? [bytes(used), bytes(most)] : [used, most]), most ? ((100 * used) / most).toFixed(1) + " %" : ""] })), "nothing is in use");
 }
 
 async function dead() {
@@ -214,12 +226,13 @@ async function trace(id) {
     const bad = each.outcome && !["delivered", "sent", "queued"].includes(each.outcome);
     return { kind: bad ? "bad" : each.to_ms == null ? "warm" : "", cells: [ms(each.from_ms - first), each.to_ms == null ? "…" : ms(each.to_ms - each.from_ms), bar, each.kind, each.server + "/" + each.where, each.outcome || "", each.id] };
   }), "no step of it is remembered here");
-  $("untold").textContent = Object.entries(found.servers).map(([name, why]) => name + " tells nothing: " + why).join(" · ");
+  $("untold").textContent = Object.entries(found.servers).map(([name, why]) => name + " tells nothing: " + (UNTOLD[why] || why)).join(" · ");
 }
 
 $("ask").addEventListener("submit", (event) => { event.preventDefault(); trace($("message").value.trim()); });
 
 const live = new EventSource(withToken("api/live"));
+live.addEventListener("rights", (event) => { mayAct = JSON.parse(event.data).act; dead(); });
 live.addEventListener("message", (event) => {
   const status = JSON.parse(event.data);
   latest = Date.now();
@@ -236,7 +249,7 @@ live.addEventListener("message", (event) => {
 });
 live.addEventListener("error", async () => {
   const answer = await fetch(withToken("api/status")).catch(() => null);
-  if (answer && answer.status === 401) trouble = "open this page with ?token=…, the secret in [operator] token";
+  if (answer && answer.status === 401) trouble = "open this page with ?token=…, the secret in [operator] token, or with a certificate of [operator] client_ca";
   state();
 });
 setInterval(state, 1000);
