@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from bester.broker.core.directory import CROWD, Directory
+from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Link
 
 LINKS = [Link("ipc", b"1"), Link("ipc", b"2"), Link("direct", b"1")]
@@ -46,34 +46,36 @@ class Places(RuleBasedStateMachine):
             found = {(link, session) for link, sessions in (places or {}).items() for session in sessions}
             assert found == {place for place, whose in self.model.items() if whose == user}
             assert places is None or all(places.values())
-            for link, sessions in (places or {}).items():
-                crowd = directory.crowd(user, link, sessions)
-                assert crowd == [0, *sessions]
-                assert directory.crowd(user, link, sessions) is crowd
+            home = directory.home(user)
+            if places is None or len(places) > 1:
+                assert home is None
+            else:
+                ((link, sessions),) = places.items()
+                assert home == (link, [[0, *sessions]])
+            assert directory.home(user) is home is directory.known_home(user)
 
     def teardown(self) -> None:
         for link, session in list(self.model):
             self.directory.close(link, session)
         assert not self.directory._places
         assert not self.directory._sessions
-        assert not self.directory._crowds
+        assert not self.directory._homes
 
 
 TestPlaces = Places.TestCase
 
 
-def test_list_of_a_crowd_is_another_once_a_session_has_come_or_gone() -> None:
+def test_targets_of_a_user_are_others_once_a_session_has_come_or_gone() -> None:
     directory, link = Directory(), LINKS[0]
-    lists = []
-    for session in (*range(CROWD + 2), CROWD + 2, -1):
+    homes = []
+    for session in (1, 2, 3, -1):
         if session < 0:
-            directory.close(link, 0)
+            directory.close(link, 1)
         else:
             directory.open(link, session, "alice")
-        (sessions,) = (directory.places("alice") or {}).values()
-        lists.append(directory.crowd("alice", link, sessions))
-    assert lists[-1] == [0, *range(1, CROWD + 3)]
-    assert lists[-2] == [0, *range(CROWD + 3)]  # a list that was handed out stays as it was
+        homes.append(directory.home("alice"))
+    assert homes[-1] == (link, [[0, 2, 3]])
+    assert homes[-2] == (link, [[0, 1, 2, 3]])  # what was handed out stays as it was
 
 
 def test_a_session_announced_twice_is_one_target() -> None:

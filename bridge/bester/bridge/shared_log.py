@@ -39,7 +39,7 @@ class SharedLog(Generic[T]):
         return len(self._frames)
 
     def is_for(self, target: Sequence[int]) -> bool:
-        """Return whether these are the sessions of another target as well. A broker in this process names a crowd by
+        """Return whether these are the sessions of another target as well. A broker in this process names them by
         one object, until a session comes or goes."""
         return self.target is target or self.target[1:] == target[1:]
 

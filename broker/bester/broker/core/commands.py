@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from bester.broker.core import policy
 from bester.broker.core.cases import Reports
 from bester.broker.core.deliveries import Deliveries, Delivery, Share
-from bester.broker.core.directory import CROWD, Directory
+from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.mailboxes import Mailboxes
@@ -83,7 +83,7 @@ class Commands:
         dispatch: Callable[[Job, float], None],
         is_account: Callable[[str], bool],
     ) -> None:
-        self._places, self._crowd = directory.places, directory.crowd
+        self._places, self._known_home, self._home = directory.places, directory.known_home, directory.home
         self._deliveries = deliveries
         self._mailboxes = mailboxes
         self._relays = relays
@@ -100,20 +100,15 @@ class Commands:
     def carry_out(self, replies: Iterable[tuple[Job, list[Command]]], now: float) -> None:
         """Begin every result of a run of replies that `fault` has found sound, and count their messages as done. The
         count of a message whose only result is one delivery passes to the delivery."""
-        place_of = self._places
+        known_home, queues = self._known_home, self._queues
         for job, commands in replies:
-            job.is_settled = True
             command = commands[0] if len(commands) == 1 else None
             if command is not None and command.command == "sendClients" and len(command.targets) == 1:
                 name = command.targets[0]
-                places = place_of(name)
-                if (
-                    places is not None and len(places) == 1
-                    and not (self._queues.messages and self._must_queue(job, name))
-                ):  # fmt: skip
-                    ((link, sessions),) = places.items()  # most messages: one user on one bridge
-                    target = [0, *sessions] if len(sessions) <= CROWD else self._crowd(name, link, sessions)
-                    self._deliver(job, 0, command, link, [target], None, now, completes=job.case.completes_on(link))
+                home = known_home(name) or self._home(name)
+                if home is not None and not (queues.messages and self._must_queue(job, name)):
+                    link, targets = home  # most messages: one user on one bridge
+                    self._deliver(job, 0, command, link, targets, None, now, completes=job.case.completes_on(link))
                     continue
             for number, command in enumerate(commands):
                 self._begin(job, number, command, now, alone=len(commands) == 1)

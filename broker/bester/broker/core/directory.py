@@ -8,8 +8,8 @@ from bester.broker.core.effects import Link
 from bester.broker.wire.messages import MAX_USER
 
 _NOBODY: Mapping[int, str] = {}
-CROWD = 8
-"""Sessions of one user on one bridge above which their list is worth keeping."""
+Home = tuple[Link, list[list[int]]]
+"""The only bridge of a user, and the targets of a DELIVER to the user's sessions there."""
 
 
 class Directory:
@@ -21,7 +21,9 @@ class Directory:
         self.places: Callable[[str], dict[Link, dict[int, None]] | None] = self._places.get
         """Function that returns a user's sessions by bridge, oldest first, None where there is none."""
         self._sessions: dict[Link, dict[int, str]] = {}
-        self._crowds: dict[tuple[str, Link], list[int]] = {}
+        self._homes: dict[str, Home] = {}
+        self.known_home: Callable[[str], Home | None] = self._homes.get
+        """Function that returns what `home` has returned for a user, None where any session has come or gone since."""
 
     def open(self, link: Link, session: int, user: str) -> bool:
         """Enter a session; one that is known already (a bridge that says HELLO again) is not entered twice. Returns
@@ -37,7 +39,7 @@ class Directory:
         elif len(sessions) >= self._max_sessions:
             return False
         sessions[session] = user
-        self._crowds.pop((user, link), None)
+        self._homes.pop(user, None)
         self._places.setdefault(user, {}).setdefault(link, {})[session] = None
         return True
 
@@ -49,7 +51,7 @@ class Directory:
             del self._sessions[link]
         if user is None:
             return
-        self._crowds.pop((user, link), None)
+        self._homes.pop(user, None)
         places = self._places[user]
         del places[link][session]
         if not places[link]:
@@ -71,13 +73,15 @@ class Directory:
         """Return the users of a bridge by session."""
         return self._sessions.get(link, _NOBODY)
 
-    def crowd(self, user: str, link: Link, sessions: dict[int, None]) -> list[int]:
-        """Return the only target of a DELIVER to a user with many sessions on a bridge: 0, and these sessions. The list
-        is the same object until one of them comes or goes: nobody may change it."""
-        crowd = self._crowds.get((user, link))
-        if crowd is None:
-            crowd = self._crowds[user, link] = [0, *sessions]
-        return crowd
+    def home(self, user: str) -> Home | None:
+        """Return the only bridge on which a user has sessions, and the targets of a DELIVER to them as the first user
+        of a command; None where there is none, or several. They are the same objects until a session of the user comes
+        or goes: nobody may change them."""
+        home, places = self._homes.get(user), self._places.get(user)
+        if home is None and places is not None and len(places) == 1:
+            ((link, sessions),) = places.items()
+            home = self._homes[user] = (link, [[0, *sessions]])
+        return home
 
     def sessions(self, link: Link) -> int:
         """Return how many sessions a bridge holds."""
