@@ -152,9 +152,9 @@ async def test_users_of_a_killed_broker_go_on_at_the_other_and_come_home_again(c
         await status.says("s1, broker b2, up ")
         newcomer = await RawClient.login(both.server, USERS["b1"])
         await newcomer.close()
-        for name, status in (("b1", 1), ("b2", 0)):  # each file is about its own broker
+        for name, expected in (("b1", 1), ("b2", 0)):  # each file is about its own broker
             asked = await both.run("status", "-c", f"{name}.toml")
-            assert await asyncio.wait_for(asked.process.wait(), DEADLINE_S) == status, asked.lines
+            assert await asyncio.wait_for(asked.process.wait(), DEADLINE_S) == expected, asked.lines
 
         await both.broker("b1")
         await both.joined("b1")
