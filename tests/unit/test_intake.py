@@ -303,3 +303,56 @@ def test_no_order_of_events_leaves_a_sender_behind(seed: int) -> None:
     assert all(connection.reading for connection in connections)
     assert not any(connection.session.has_more for connection in connections)
     assert scene.bridge.inspect().intake == (0, 0, 0, 0, 0)
+
+
+class TestCopies:
+    """Messages to several connections cost the bridge their copies."""
+
+    def stand(self) -> tuple[Scene, ListConnection, list[ListConnection]]:
+        scene = Scene(unreported_bytes=100_000)
+        alice, *others = [scene.log_in("alice") for _ in range(8)]
+        return scene, alice, others
+
+    def answer(self, scene: Scene, submit: Submit, connections: list[ListConnection]) -> None:
+        targets = [[0, *(connection.session.number for connection in connections)]]
+        serial = submit.token
+        scene.broker(
+            Deliver(serial, f"s/{serial}.0", "t", submit.body, targets, submit.token, {"message": f"s/{serial}"})
+        )
+
+    def test_fewer_are_on_their_way_at_once(self) -> None:
+        scene, alice, others = self.stand()
+        write(scene, alice, *map(str, range(60)), data=LARGE)
+        first = scene.take(Submit)
+        assert len(first) > 40, "nobody knows yet"
+        for submit in first:
+            self.answer(scene, submit, [alice, *others])
+        later = scene.take(Submit)
+        write(scene, alice, *map(str, range(60)), data=LARGE)
+        later += scene.take(Submit)
+        assert 5 <= len(later) <= 100_000 / (8 * len(LARGE)) + 1
+
+    def test_answers_to_one_connection_are_cheap_again(self) -> None:
+        scene, alice, others = self.stand()
+        write(scene, alice, "a", data=LARGE)
+        self.answer(scene, scene.take(Submit)[0], [alice, *others])
+        sender = alice.session.window.sender
+        assert sender.fan == 8
+        for number in range(500):
+            write(scene, alice, str(number), data=LARGE)
+            self.answer(scene, scene.take(Submit)[0], [alice])
+        assert sender.fan == 1
+
+    def test_own_connections_without_room_slow_their_sender_and_others_do_not(self) -> None:
+        scene = Scene(out_queue=10_000)
+        alice, other, bob = scene.log_in("alice"), scene.log_in("alice"), scene.log_in("bob")
+        sender = alice.session.window.sender
+        for to, fan in (([bob], 1), ([alice, other], 4)):
+            for connection in to:
+                connection.blocked = True
+            for number in range(12):
+                write(scene, alice, str(number), data=LARGE)
+                self.answer(scene, scene.take(Submit)[0], to)
+                if sender.fan > len(to):
+                    break
+            assert sender.fan == fan

@@ -19,6 +19,7 @@ from bester.bridge.limits import Limits
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
+from bester.bridge.senders import Sender
 from bester.bridge.submissions import State, Submission
 from bester.broker.wire.messages import Deliver
 
@@ -157,6 +158,7 @@ class Deliveries:
             self._confirmations.at_once(serials)
         for each in answers.values():
             if each.count:
+                each.owner.session.window.sender.on_copies(1, each.count)
                 each.owner.session.window.count_out(each.count, each.submitted_bytes, each.submitted_bytes)
                 self._push_run(each.owner, b"".join(each.pieces))
                 self._reported(each.owner, now)
@@ -166,12 +168,15 @@ class Deliveries:
         several. `submission` is the unreported message that the delivery completes, if any."""
         serial, id_, type_, body, targets, token, meta = message
         head, tail = native.envelope(id_, type_, body, meta)
-        owner, number = None, 0
-        if submission is not None and "dedup" not in submission.submit[4]:
+        owner, sender, number, copies = None, None, 0, sum(map(len, targets)) - len(targets)
+        if submission is not None:
             number = submission.session
             owner = self._targets.get(number)
-            if owner is not None and owner.session.acks:
-                owner = None
+            if owner is not None:
+                sender = owner.session.window.sender
+                sender.on_copies(copies)
+                if owner.session.acks or "dedup" in submission.submit[4]:
+                    owner = None
         if (
             owner is not None and len(targets) == 1 and len(targets[0]) == 2 and targets[0][1] == number
             and self._offer(owner, native.delivered(head, targets[0][0], tail))
@@ -191,6 +196,8 @@ class Deliveries:
             if delivery is None:
                 delivery = self._confirmations.begin(serial, token, message_id)
             frames += self._expect(delivery, id_, target, frame)
+        if sender is not None and delivery is not None and delivery.failed and self._is_to(sender, targets):
+            sender.on_refused(copies)
         if delivery is None:
             self._confirmations.at_once((serial,))
             self._wake()
@@ -199,6 +206,12 @@ class Deliveries:
         elif delivery.release():
             self.on_delivery_ended(delivery)
         return frames
+
+    def _is_to(self, sender: Sender, targets: Sequence[Sequence[int]]) -> bool:
+        """Return whether a delivery goes to its sender's own connections alone: a reader who is stuck must not slow
+        those who write to others as well."""
+        owners = (self._targets.get(session) for target in targets for session in target[1:])
+        return all(owner is not None and owner.session.window.sender is sender for owner in owners)
 
     def _expect(self, delivery: Delivery, id_: str, target: list[int], frame: tuple[bytes, ...]) -> int:
         """Write one target's frame to its sessions, with a mark behind it; return the number of copies."""

@@ -17,17 +17,25 @@ Key = tuple[str, ...]
 STRANGERS: Key = ("strangers",)
 """Key of the one sender that all strangers are."""
 
+FAN_LEFT = 0.99
+"""Part of a sender's `fan` that is left after another message with fewer copies."""
+MOST_FAN = 64
+"""Bound of a sender's `fan` for each copy of a message."""
+MOST_CHARGED = 1024 * 1024
+"""Bound in bytes of what a body counts by its sender's `fan`: one message must not fill the room of all."""
+
 
 class Sender:
     """Party with a share. `count` and `size_bytes` are its unreported messages and questions, over all connections.
 
-    `ready` are its connections with frames that may be handled now, in turn; `blocked` those whose frames wait until
-    the sender has fewer unreported messages. `units` orders the turns of senders: what it has had of the input, see
-    `intake`. `submissions` are the messages at the broker to which this sender's go; whoever adds the sender to a
-    bridge sets them.
+    `fan` is about what a byte of its latest messages has cost the bridge, in bytes: the copies that were made, and more
+    where its own connections had no room for them. `ready` are its connections with frames that may be handled now, in
+    turn; `blocked` those whose frames wait until the sender has fewer unreported messages. `units` orders the turns of
+    senders: what it has had of the input, see `intake`. `submissions` are the messages at the broker to which this
+    sender's go; whoever adds the sender to a bridge sets them.
     """
 
-    __slots__ = ("blocked", "connections", "count", "key", "ready", "size_bytes", "submissions", "units")
+    __slots__ = ("blocked", "connections", "count", "fan", "key", "ready", "size_bytes", "submissions", "units")
 
     submissions: Submissions
 
@@ -36,9 +44,22 @@ class Sender:
         self.connections = 0
         self.count = 0
         self.size_bytes = 0
+        self.fan = 1.0
         self.units = 0.0
         self.ready: dict[ClientConnection, None] = {}
         self.blocked: dict[ClientConnection, None] = {}
+
+    def on_copies(self, copies: int, messages: int = 1) -> None:
+        """Note how many copies of each of some messages of this sender are made, one for each connection that gets the
+        message."""
+        for _ in range(messages):
+            self.fan = max(copies, self.fan * FAN_LEFT, 1.0)
+            if self.fan <= copies:
+                return
+
+    def on_refused(self, copies: int) -> None:
+        """Note that a connection had no room for its copy: fewer messages may be on their way at once."""
+        self.fan = min(self.fan * 2, copies * MOST_FAN)
 
 
 class Senders:

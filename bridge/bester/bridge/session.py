@@ -18,6 +18,7 @@ from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.bridge.meter import Meter
+from bester.bridge.senders import MOST_CHARGED
 from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, Event, State
 from bester.bridge.submissions import Submission
 from bester.bridge.window import OVERHEAD_BYTES, Question, Window
@@ -506,6 +507,7 @@ class Session:
         table, order = window.table, window.order
         count = size_bytes = handled = 0  # count and size of the run, which is not counted in the window yet
         room, room_bytes = window.room() if len(bodies) > 1 else (1, 1)
+        fan = window.sender.fan
         for body in bodies:
             if count >= room or size_bytes >= room_bytes:  # the window may be full
                 window.enter(count, size_bytes)
@@ -529,7 +531,10 @@ class Session:
                 continue
             token = next(self._tokens)
             submit = _new(Submit, (token, number, type_, data, sent.meta))
-            size = len(data) + len(id_) + len(type_) + OVERHEAD_BYTES
+            size = len(data)
+            if fan > 1 and size < MOST_CHARGED:  # what its copies will cost
+                size = min(int(size * fan), MOST_CHARGED)
+            size += len(id_) + len(type_) + OVERHEAD_BYTES
             table[token] = Submission(submit, id_, size, now, number)
             order.append(token)
             send.append(submit)
