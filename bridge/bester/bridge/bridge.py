@@ -25,6 +25,7 @@ from bester.bridge.meter import Meter
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
+from bester.bridge.questions import Questions
 from bester.bridge.registry import Registry
 from bester.bridge.senders import STRANGERS, Key, Sender, Senders
 from bester.bridge.session import (
@@ -134,6 +135,7 @@ class Bridge:
             clock,
             reached,
         )
+        self._questions = Questions(self.brokers, clock, self._apply)
         self._push = self._outbound.push
         self._turn_to(self.brokers.first)
 
@@ -573,7 +575,7 @@ class Bridge:
                     case Acknowledged():
                         self._deliveries.on_acks(connection, message.ids)
                     case Question() | NewPassword():
-                        if not self._ask(connection, message):
+                        if not self._questions.ask(connection, message):
                             steps.append(connection.session.on_report(refusal(message.token, "unreachable"), now, 0))
         self._settle(connection)
 
@@ -589,61 +591,6 @@ class Bridge:
             self._on_doubt(notice.host)
         else:
             self._ended(connection.session, "it speaks TLS to a listener of plain text")
-
-    def _ask(self, connection: ClientConnection, question: Question | NewPassword) -> bool:
-        """Send the broker a client's question; False where there is no broker, or no room on the link."""
-        if isinstance(question, NewPassword):
-            return self._change_password(connection, question)
-        home = self.brokers.of(connection.session.window.submissions)
-        return self._ask_outcome(connection, question, [home, *self.brokers.others(home)], "")
-
-    def _ask_outcome(self, connection: ClientConnection, question: Question, brokers: list[Broker], doubt: str) -> bool:
-        """Ask the first of these brokers that takes a question about a message; the others may have had the message.
-        `doubt` is the reason why a broker did not tell, empty where each did."""
-        while brokers:
-            broker = brokers.pop(0)
-            answered = partial(self._on_answer, connection, question, brokers, doubt)
-            if broker.link.ask("outcome", [question.session, question.message], answered):
-                return True
-            doubt = "unreachable"
-        return False
-
-    def _change_password(self, connection: ClientConnection, wish: NewPassword) -> bool:
-        """Pass a client's wish for another password on; False where there is no broker, or no room on the link."""
-        token, session, _ = wish.question
-        argument = [session, wish.old, wish.new, wish.address]
-        link = self.brokers.of(connection.session.window.submissions).link
-        return link.ask("passwd", argument, partial(self._on_password_answer, connection, token))
-
-    def _on_password_answer(self, connection: ClientConnection, token: int, status: int, value: Any) -> None:
-        now = self._clock()
-        if not connection.session.window.is_asking(token):
-            return  # gone, or refused because its time was up
-        if not status:
-            self._apply(connection, connection.session.on_password_changed(token, now), now)
-            return
-        known = type(value) is list and value and type(value[0]) is str
-        reason = "unreachable" if status == UNANSWERED else value[0] if known else "overloaded"
-        self._apply(connection, connection.session.on_report(refusal(token, reason), now), now)
-
-    def _on_answer(
-        self, connection: ClientConnection, question: Question, left: list[Broker], doubt: str, status: int, value: Any
-    ) -> None:
-        token = question.token
-        now = self._clock()
-        if not connection.session.window.is_asking(token):
-            return  # gone, or refused because its time was up
-        if status == UNANSWERED:
-            doubt = "unreachable"
-        elif status and value == "overloaded":
-            doubt = "overloaded"
-        if status and left and self._ask_outcome(connection, question, left, doubt):
-            return
-        if status and doubt:
-            self._apply(connection, connection.session.on_report(refusal(token, doubt), now, 0), now)
-        else:
-            recipients = value if not status and type(value) is dict else None
-            self._apply(connection, connection.session.on_answer(token, recipients, now, 0), now)
 
     def _login(self, message: Login, connection: ClientConnection) -> bool:
         if len(self._logins) >= self.limits.login_places:
