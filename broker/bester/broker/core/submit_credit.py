@@ -7,8 +7,8 @@ lower number, and is given to others only then.
 
 Messages that wait at the broker are served no sooner than those that wait in their clients' sockets, and thousands of
 them slow the service of each: they have left the processor's caches when their turn comes. So the total follows the
-work: the messages in work (at handlers, at other servers, on the way to readers), a quarter more, so that it can grow,
-and some that wait.
+work: twice the messages in work (at handlers, at other servers, on the way to readers), since one sender alone gets
+half of the room at its bridge, and some that wait.
 
 A bridge tells in its HELLO the most that it will use. A bridge that tells nothing knows no credit, and gets none: its
 own bounds hold, and the broker's refusals.
@@ -75,7 +75,7 @@ class Pot:
         those that wait `still` do not move, and leave their room to others."""
         in_work = max(sum(account.held for account in self.accounts.values()) - waiting, 0)
         room = self._room + self._least * len(self.accounts)
-        self._shared = min(self.total - self.total // SPARE, in_work + in_work // 4 + room + still)
+        self._shared = min(self.total - self.total // SPARE, 2 * in_work + room + still)
 
     @property
     def reserved(self) -> int:
