@@ -53,14 +53,16 @@ def check_shares(totals: Sequence[Mapping[str, int]], parties: Iterable[str]) ->
 
 
 class Waits:
-    """Count what the others have had since each party was last served: a party with work waits no longer than ROUNDS.
-    `most` is the largest part of a round that each party may take."""
+    """Count what the others have had since each party was last served: a party with work waits no longer than ROUNDS,
+    after the turn that has begun. `most` is the largest part of a round that each party may take."""
 
     def __init__(self, most: Mapping[str, int], own_rounds: Callable[[str], int] = lambda party: 0) -> None:
         self._waits: Counter[str] = Counter()
         self._idle: set[str] = set()
         self._bounds = {
-            party: (ROUNDS + own_rounds(party)) * sum(most[other] for other in most if other != party) for party in most
+            party: max(most.values())
+            + (ROUNDS + own_rounds(party)) * sum(most[other] for other in most if other != party)
+            for party in most
         }
 
     def serve(self, party: str, units: int) -> None:
