@@ -209,7 +209,7 @@ FAULTS = [
     Fault(handler_given_up, "handler dead", "serves chat", "was given up", "BesterHandlerDead", "type_declared"),
     Fault(handler_stuck, "handler stuck", "handler h is stuck", "where it hangs", "BesterHandlerStuck",
           "handlers_stuck"),
-    Fault(handler_behind, "handler behind", "1001 messages of type job wait", "more workers", "BesterHandlerBehind",
+    Fault(handler_behind, "handler behind", f"{BEHIND + 1} messages of type job wait", "more workers", "BesterHandlerBehind",
           "messages_waiting"),
     Fault(peer_away, "server away", "server s2 is away: nothing listens", "peers retry s2", "BesterServerAway",
           "server_state"),
@@ -224,7 +224,7 @@ FAULTS = [
     Fault(mailbox_full, "mailbox full", "the mailbox of bob is full: 3 messages", "bob must connect",
           "BesterMailboxFull", "mailboxes_full"),
     Fault(clock_off, "clock", "s2 is 90 s ahead of this one's", "NTP", "BesterClockOff", "server_clock_ahead_seconds"),
-    Fault(flood, "flood", "user alice has 501 of the 502 messages", "messages_per_s", "BesterFlood",
+    Fault(flood, "flood", f"user alice has {FLOOD + 1} of the {FLOOD + 2} messages", "messages_per_s", "BesterFlood",
           "waiting_of_one_sender"),
     Fault(flood_of_an_ordered_type, "flood", "user alice has", "messages_per_s", "BesterFlood",
           "waiting_of_one_sender"),
@@ -354,10 +354,10 @@ def test_text_of_strangers_is_spelled_out() -> None:
 def test_flood_of_another_server_names_the_server() -> None:
     scene = stand()
     scene.bridge()
-    seen = status(scene) | {"busiest": busiest({("server", "s2"): 900, "alice": 3})}
-    seen["types"] = {"job": seen["types"].get("job", {}) | {"workers": 1, "waiting": 903, "received": 903}}
+    seen = status(scene) | {"busiest": busiest({("server", "s2"): 200, "alice": 3})}
+    seen["types"] = {"job": seen["types"].get("job", {}) | {"workers": 1, "waiting": 203, "received": 203}}
     (finding,) = findings_of(seen)
-    assert "server s2 has 900 of the 903 messages" in finding.text
+    assert "server s2 has 200 of the 203 messages" in finding.text
     assert "messages_per_s" not in finding.remedy, "which bounds users alone"
 
 

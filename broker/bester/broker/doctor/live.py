@@ -15,11 +15,12 @@ OTHERS = "(others)"
 LOGINS = "bester.auth"
 START_S = 10.0
 """Time after the start in which a declared handler may be missing: an interpreter starts, and imports its modules."""
-BEHIND = 1_000
-"""Messages of one type that wait, above which its handlers are behind: more than a burst that handlers keep up with."""
-FLOOD = 500
-"""Messages of one sender that wait, above which that sender floods, if they are FLOOD_PART of all: half of the
-messages that one connection may have unreported."""
+BEHIND = 250
+"""Messages of one type that wait, above which its handlers are behind. Bridges submit some 300 more than are in work;
+their clients' further messages wait unread."""
+FLOOD = 100
+"""Messages of one sender that wait, above which that sender floods, if they are FLOOD_PART of all: one sender alone
+gets half of the room that bridges have."""
 FLOOD_PER_S = 1_000.0
 """Messages a second of one sender, over ten seconds, above which that sender floods, if they are FLOOD_PART of all and
 other users are connected: more than a program sends that waits for each report."""
