@@ -109,10 +109,10 @@ class Commands:
                 name = command.targets[0]
                 home = known_home(name) or self._home(name)
                 if home is not None and not (queues.messages and self._must_queue(job, name)):
+                    completes = job.case.completes_on(home[0])
                     if home[0] is not link or outstanding is None or messages is None:
                         link = home[0]
                         outstanding, messages = self._deliveries.of(link), self._out.messages[link]
-                    completes = job.case.completes_on(home[0])
                     self._deliver(job, f"{job.id}.0", command, home[1], None, completes, outstanding, messages, now)
                     continue  # most messages: one user on one bridge
             for number, command in enumerate(commands):
