@@ -42,7 +42,7 @@ class Books(RuleBasedStateMachine):
     @rule(link=st.sampled_from(LINKS), make=st.sampled_from([delivery, mail]))
     def add(self, link: Link, make: Callable[[], AnyDelivery]) -> None:
         one = make()
-        serial = self.deliveries.add(link, one)
+        serial = self.deliveries.of(link).add(one)
         assert serial == self.last[link] + 1
         self.last[link] = serial
         self.model[link][serial] = one
@@ -72,9 +72,9 @@ TestBooks = Books.TestCase
 
 def test_confirm_far_ahead_costs_no_more_than_the_unconfirmed_deliveries() -> None:
     deliveries = Deliveries()
-    deliveries.add(LINKS[0], delivery())
+    deliveries.of(LINKS[0]).add(delivery())
     assert len(list(deliveries.confirm(LINKS[0], 2**53, []))) == 1
-    assert deliveries.add(LINKS[0], delivery()) == 2
+    assert deliveries.of(LINKS[0]).add(delivery()) == 2
     assert len(list(deliveries.confirm(LINKS[0], 2, []))) == 1
 
 

@@ -139,9 +139,9 @@ class Deliveries:
         if type_ != self._type or origin != self._origin or mark is not self._mark:
             self._type, self._origin, self._mark = type_, origin, mark
             self._template = native.Answer(type_, meta)
-        room = self._template.write(
-            answers.pieces, answers.room, f"{id_}.{targets[0][0]}", body, submission.id, message_id
-        )
+        target = targets[0][0]
+        result_id = f"{id_}.{target}" if target else f"{id_}.0"  # as good as always the first: half the time
+        room = self._template.write(answers.pieces, answers.room, result_id, body, submission.id, message_id)
         if room < 0:
             return False
         assert token is not None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Raw
 
-from bester.bridge.frames import HEADER_BYTES, frame
+from bester.bridge.frames import HEADER_BYTES, HEADERS, SHORT_BYTES, frame
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.json_text import DEPTH_LIMIT, TOO_DEEP, UNPAIRED, is_utf8, too_deep, with_unpaired
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TOKEN, MAX_TTL_S, Meta
@@ -138,10 +138,10 @@ def later(body: bytes) -> Sent | Fault:
         # The decoder lets bad UTF-8 and deep nesting pass; both are checked on JSON alone.
         if not body.isascii() and not is_utf8(body):
             return _unreadable(body)
-        id_ = bytes(payload.id)
+        id_ = _text(payload.id)  # JSON text as it stands: quicker than `bytes`
         if id_[0] != 0x22 and id_ != NULL:
             return Fault(NULL, False, "payload.id is not a string")
-        data = bytes(payload.data)
+        data = _text(payload.data)
         if len(data) > SHALLOW_BYTES and too_deep(data):
             return Fault(id_, False, f"data is {TOO_DEEP}")
         meta = _NO_META
@@ -504,10 +504,13 @@ class Answer:
         received, good = len(id_text) + len(body), len(sent_id) + len(message_text)
         left = room - self._size_bytes - received - good
         if left >= 0:
+            received += self._received_bytes
+            good += _GOOD_BYTES
             pieces += (
-                (self._received_bytes + received).to_bytes(4, "little"), _RECEIVED, id_text, self._after_id, body,
-                self._behind, (_GOOD_BYTES + good).to_bytes(4, "little"), _GOOD, sent_id, _GOOD_MESSAGE, message_text,
-                _END,
+                HEADERS[received] if received < SHORT_BYTES else received.to_bytes(4, "little"),
+                _RECEIVED, id_text, self._after_id, body, self._behind,
+                HEADERS[good] if good < SHORT_BYTES else good.to_bytes(4, "little"),
+                _GOOD, sent_id, _GOOD_MESSAGE, message_text, _END,
             )  # fmt: skip
         return left
 

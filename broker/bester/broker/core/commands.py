@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Reports
-from bester.broker.core.deliveries import Deliveries, Delivery, Share
+from bester.broker.core.deliveries import Deliveries, Delivery, Outstanding, Share
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.jobs import Job
@@ -26,6 +26,7 @@ from bester.broker.wire.messages import (
     MAX_TARGETS,
     Command,
     Deliver,
+    Message,
     Meta,
     spelling_fault,
 )
@@ -101,15 +102,19 @@ class Commands:
         """Begin every result of a run of replies that `fault` has found sound, and count their messages as done. The
         count of a message whose only result is one delivery passes to the delivery."""
         known_home, queues = self._known_home, self._queues
+        link = outstanding = messages = None  # of the bridge of the last delivery
         for job, commands in replies:
             command = commands[0] if len(commands) == 1 else None
             if command is not None and command.command == "sendClients" and len(command.targets) == 1:
                 name = command.targets[0]
                 home = known_home(name) or self._home(name)
                 if home is not None and not (queues.messages and self._must_queue(job, name)):
-                    link, targets = home  # most messages: one user on one bridge
-                    self._deliver(job, 0, command, link, targets, None, now, completes=job.case.completes_on(link))
-                    continue
+                    completes = job.case.completes_on(home[0])
+                    if home[0] is not link or outstanding is None or messages is None:
+                        link = home[0]
+                        outstanding, messages = self._deliveries.of(link), self._out.messages[link]
+                    self._deliver(job, f"{job.id}.0", command, home[1], None, completes, outstanding, messages, now)
+                    continue  # most messages: one user on one bridge
             for number, command in enumerate(commands):
                 self._begin(job, number, command, now, alone=len(commands) == 1)
             self._reports.settle_one(job.case)
@@ -148,10 +153,12 @@ class Commands:
             for link, sessions in places.items():
                 by_link.setdefault(link, []).append([t, *sessions])
         alone = alone and len(by_link) == 1
+        id_ = f"{job.id}.{number}"
         for link, targets in by_link.items():
             completes = alone and case.completes_on(link)
             case.pending += 1
-            self._deliver(job, number, command, link, targets, shares, now, completes=completes)
+            outstanding, messages = self._deliveries.of(link), self._out.messages[link]
+            self._deliver(job, id_, command, targets, shares, completes, outstanding, messages, now)
 
     def _must_queue(self, job: Job, user: str) -> bool:
         """Return whether a result must go behind messages queued for the user. A duplicate must where any are queued,
@@ -159,22 +166,22 @@ class Commands:
         return self._mailboxes.must_queue(user) or (job.repeated and self._queues.get(mailbox(user)) is not None)
 
     def _deliver(
-        self, job: Job, number: int, command: Command, link: Link, targets: list[list[int]],
-        shares: dict[int, Share] | None, now: float, *, completes: bool,
+        self, job: Job, id_: str, command: Command, targets: list[list[int]], shares: dict[int, Share] | None,
+        completes: bool, outstanding: Outstanding, messages: list[Message], now: float,
     ) -> None:  # fmt: skip
         """Have a bridge deliver to those of a command's targets that are connected to it; the caller counts the
-        delivery as pending. The bridge reports by itself where the delivery `completes` the case."""
-        id_ = f"{job.id}.{number}"
-        token: int | None = None
+        delivery as pending. The bridge, whose deliveries and `messages` these are, reports by itself where the delivery
+        `completes` the case."""
         meta: Meta = {"origin": job.origin}
         if job.repeated:
             meta["redelivered"] = True
+        token: int | None = None
         if completes:
             case = job.case
             token, meta["message"] = case.token, case.id
         first = self._queues.reserve_numbers(len(command.targets))  # should they be queued: before later ones
-        serial = self._deliveries.add(link, Delivery(job, command, id_, targets, shares, completes, first, now))
-        self._out.messages[link].append(_new(Deliver, (serial, id_, job.type, command.body, targets, token, meta)))
+        serial = outstanding.add(Delivery(job, command, id_, targets, shares, completes, first, now))
+        messages.append(_new(Deliver, (serial, id_, job.type, command.body, targets, token, meta)))
 
     def _to_absent(self, job: Job, number: int, command: Command, t: int, now: float) -> None:
         """Queue a result for a user without a connection, or with messages queued that go first, if the user is

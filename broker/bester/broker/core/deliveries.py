@@ -71,7 +71,7 @@ class MailDelivery(Struct, eq=False, gc=False):
 AnyDelivery = Delivery | MailDelivery
 
 
-class _Outstanding:
+class Outstanding:
     """The deliveries of one bridge: `out` by serial, the `last` serial given, and the last one `confirmed`."""
 
     __slots__ = ("confirmed", "last", "out")
@@ -81,21 +81,23 @@ class _Outstanding:
         self.last = 0
         self.confirmed = 0
 
+    def add(self, delivery: AnyDelivery) -> int:
+        """Add a delivery; return its serial, which rises by one on each link."""
+        self.last = serial = self.last + 1
+        self.out[serial] = delivery
+        return serial
+
 
 class Deliveries:
     """Unconfirmed deliveries by bridge and serial."""
 
     def __init__(self) -> None:
-        self._by_link: dict[Link, _Outstanding] = {}
+        self._by_link: dict[Link, Outstanding] = {}
 
-    def add(self, link: Link, delivery: AnyDelivery) -> int:
-        """Add a delivery; return its serial, which rises by one on each link."""
-        book = self._by_link.get(link)
-        if book is None:
-            book = self._by_link[link] = _Outstanding()
-        book.last = serial = book.last + 1
-        book.out[serial] = delivery
-        return serial
+    def of(self, link: Link) -> Outstanding:
+        """Return the deliveries of a bridge."""
+        found = self._by_link.get(link)
+        return found if found is not None else self._by_link.setdefault(link, Outstanding())
 
     def confirm(self, link: Link, upto: int, done: list[int]) -> Iterable[tuple[int, AnyDelivery | None]]:
         """Take out the deliveries that a CONFIRM ends, each once, whatever serials the CONFIRM repeats or makes up;

@@ -107,7 +107,7 @@ class Mailboxes:
                 meta["redelivered"] = True
             share = Share(len(places))
             for link, sessions in places.items():
-                serial = self._deliveries.add(link, MailDelivery(entry, share, again))
+                serial = self._deliveries.of(link).add(MailDelivery(entry, share, again))
                 self._out.send(link, Deliver(serial, id_, entry.type, entry.body, [[int(t), *sessions]], None, meta))
 
     def on_delivered(self, mail: MailDelivery, reason: str | None, now: float) -> None:
