@@ -38,6 +38,7 @@ from bester.broker.store_requests import SaveLane
 from bester.broker.wire.outcomes import result_id
 from tests.simulation import cluster, hostile
 from tests.simulation.__main__ import CLUSTER
+from tests.simulation.cluster_bridge import ClusterBridge
 from tests.simulation.fair import play_fair
 from tests.simulation.fair_bridge import Flood
 from tests.simulation.fair_broker import Crowd
@@ -311,6 +312,13 @@ def test_delivery_whose_mark_waits_in_memory_for_a_store_that_is_away_is_noticed
     honest = Queues._on_mark_written
     monkeypatch.setattr(Queues, "_on_mark_written", hasty)
     assert "not marked" in broken_seeds(0, CLUSTER, likely=3105)
+
+
+def test_message_that_another_broker_knows_and_that_is_not_marked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `dedup` is known to the broker that had the message; its user has moved, and the sender says `resent`."""
+    honest = ClusterBridge.submit
+    monkeypatch.setattr(ClusterBridge, "submit", lambda self, *given, resent: honest(self, *given, resent=False))
+    assert "not marked" in broken_seeds(500, CLUSTER, likely=59)
 
 
 # The shares of the bridge's input.

@@ -178,6 +178,15 @@ def test_message_that_both_have_is_kept_once_and_marked(pair: Pair) -> None:
     assert pair.adopt() == Adopted()
 
 
+def test_message_that_is_submitted_again_at_another_broker_is_marked_where_it_waits(pair: Pair) -> None:
+    """The first broker was killed, and is back within its lease: its own copy may come behind the other one."""
+    pair.write(pair.one, keep(1, id="a.0.0"), keep(2, id="b.0.0"), keep(3, id="c.0.0"), End(3, "delivered"))
+    again = keep(9, id="a.0.0")
+    pair.write(pair.two, again._replace(entry=again.entry._replace(meta={"repeated": True})), keep(10, id="b.0.0"))
+    marks = [(each.id, each.meta.get("repeated", False)) for store in (pair.one, pair.two) for each in of(store)]
+    assert marks == [("a.0.0", True), ("b.0.0", False), ("a.0.0", True), ("b.0.0", False)]
+
+
 def test_large_namespace_is_moved_in_parts(pair: Pair) -> None:
     body = b"the same for all"
     pair.write(pair.one, *(keep(number, body=body) for number in range(1, 8)), SaveLane("s2", "t", "e", 3, {4: "x"}))

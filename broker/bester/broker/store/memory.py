@@ -301,13 +301,19 @@ class MemoryStore(Commits):
         self._letters.pop(id_, None)
         self._serials.pop(id_, None)
 
+    def mark_repeated(self, entry: Entry) -> None:
+        """Mark the message that waits here under the id and queue of an entry, if there is one."""
+        number = self._numbers.get((entry.id, entry.queue))
+        row = None if number is None else self._rows[number]
+        if number is not None and row is not None and row.outcome is None:
+            self._rows[number] = row._replace(meta=pack(unpack(row.meta) | {"repeated": True}))
+
     def _insert(self, entry: Entry, outcome: str | None, repeated: dict[int, str | None]) -> None:
         before = self._numbers.get((entry.id, entry.queue))
         if before is not None:
-            row = self._rows[before]
-            repeated[entry.number] = row.outcome
-            if row.outcome is None and entry.meta.get("repeated"):
-                self._rows[before] = row._replace(meta=pack(unpack(row.meta) | {"repeated": True}))
+            repeated[entry.number] = self._rows[before].outcome
+            if entry.meta.get("repeated"):
+                self.mark_repeated(entry)
             return
         self._numbers[entry.id, entry.queue] = entry.number
         self._rows[entry.number] = _Row(entry._replace(meta={}), pack(entry.meta), outcome)

@@ -116,6 +116,13 @@ class SharedMemoryStore(MemoryStore):
                 return of_all_brokers(found for each in self._all() for found in each.outcomes_of(read))
         return super()._answer(read)
 
+    def _insert(self, entry: Entry, outcome: str | None, repeated: dict[int, str | None]) -> None:
+        super()._insert(entry, outcome, repeated)
+        if entry.meta.get("repeated"):
+            for other in self._all():
+                if other is not self:
+                    other.mark_repeated(entry)
+
     def entry_of(self, read: FindEntry) -> tuple[Entry, str | None] | None:
         """Return the entry that this namespace has."""
         found: tuple[Entry, str | None] | None = super()._answer(read)

@@ -63,9 +63,11 @@ WITH new AS (
 SELECT new.number, e.outcome, e.number IS NULL FROM new LEFT JOIN entry e ON e.ns = %b AND e.key = new.key
 WHERE new.number NOT IN (SELECT number FROM added)
 """
+# A message that is submitted again comes to another broker where the first one has ended, and may be back.
 _REPEATED = """
 UPDATE entry e SET repeated = TRUE FROM unnest(%b::bigint[], %b::bytea[]) AS new (number, key)
-WHERE e.ns = %b AND e.key = new.key AND e.number <> new.number AND e.outcome IS NULL
+WHERE e.ns IN (SELECT ns FROM broker) AND e.key = new.key AND (e.ns <> %b OR e.number <> new.number)
+AND e.outcome IS NULL AND NOT e.repeated
 """
 _BODIES = "INSERT INTO body (ns, serial, body) SELECT %b, t.* FROM unnest(%b::bigint[], %b::bytea[]) AS t"
 _DROP_UNUSED = """
