@@ -122,7 +122,7 @@ def cpu_by_stage(batch: int, plan: PathPlan) -> tuple[dict[str, float], float]:
         rig.round()
         whole.round()
     gc.collect()
-    spare_the_collector()
+    spare_the_collector()  # as a server does
     cost_ns = median(_clock_cost_ns() for _ in range(5))
     by_stage: dict[str, list[float]] = {stage: [] for stage in STAGES}
     totals: list[float] = []
@@ -209,7 +209,7 @@ def counted_run(batch: int, rounds: int, warm: int, marks: ctypes.CDLL, stage: s
     for _ in range(warm):
         rig.round()
     gc.collect()
-    spare_the_collector()
+    spare_the_collector()  # as a server does
     marks.begin()
     if stage == EMPTY:
         empty = StageMarks(marks.toggle, EMPTY)

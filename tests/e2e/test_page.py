@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import socket
 from pathlib import Path
 
 from tests.e2e.chromium import browser, needs_chromium
-from tests.e2e.operator_stand import TOKEN, operated
+from tests.e2e.operator_stand import HEAD, TOKEN, operated, secret_in
 from tests.e2e.test_operator import DIES, messages
+from tests.live import LiveServer, RawClient, short_directory
 
 ODD = """
 [servers.s2]
@@ -117,3 +120,52 @@ async def test_page_without_the_token_says_what_it_needs(tmp_path: Path) -> None
         await page.go_to(f"{operator.base}/")
         await page.says("#state", "the secret in [operator] token")
         assert await page.rows("types") == []
+
+
+@needs_chromium
+async def test_pages_come_back_after_a_restart_and_after_a_refusal(tmp_path: Path) -> None:
+    async with short_directory() as directory, browser(tmp_path) as page:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        secret = secret_in(directory)
+        toml = HEAD.replace('http = "127.0.0.1:0"', f'http = "127.0.0.1:{port}"\ntoken = "operator.token"')
+        server = await LiveServer.start(directory, toml)
+        await page.go_to(f"http://127.0.0.1:{port}/?token={TOKEN}")
+        await page.says("#state", "all is well")
+        await server.processes[0].end(signal.SIGKILL)
+        await page.says("#state", "the server does not answer")
+        secret.write_text("another-secret-than-before")  # the page is refused
+        server = await LiveServer.start(directory, toml)
+        try:
+            await page.says("#state", "the secret in [operator] token")
+            secret.write_text(TOKEN)
+            server.processes[0].send_signal(signal.SIGHUP)
+            await page.says("#state", "all is well")
+        finally:
+            assert await server.stop() == [0]
+        server = await LiveServer.start(directory, toml)
+        try:
+            await page.until("before.up_s < 3 && document.querySelector('#state').textContent === 'all is well'")
+        finally:
+            assert await server.stop() == [0]
+
+
+@needs_chromium
+async def test_text_of_strangers_is_text(tmp_path: Path) -> None:
+    odd = '"><img src=x onerror=boom()>%2f</script>'
+    async with operated(DIES) as operator, browser(tmp_path) as page:
+        await operator.server.has_type("dies")
+        client = await RawClient.login(operator.server, odd)
+        client.submit("dies", {"body": odd + "\u202e", "long": "z" * 300_000}, "i")
+        await client.until_report("i")
+        await page.go_to(f"{operator.base}/?token={TOKEN}")
+        await page.says("#dead", "handler-lost")
+        await page.click("#dead", "show")
+        await page.says("#letter", "onerror=boom()>")
+        await page.evaluate(f"document.querySelector('#message').value = {json.dumps(odd)}")
+        await page.click("#ask", "Show")
+        await page.says("#trace", "no step of it is remembered here")
+        assert await page.evaluate("document.querySelectorAll('img, script:not([src])').length") == 0
+        assert page.console == []
+        await client.close()

@@ -1,9 +1,10 @@
-"""Each command of the pages about upgrade and restore, run in their order on a server."""
+"""Each command of the pages about upgrade and restore, and of PostgreSQL's backup, run in their order on a server."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.live import BESTER
+from tests.postgres_server import Cluster
 
 DOCS = Path(__file__).parents[2] / "docs"
 TOML = '[server]\nname = "s1"\n[native]\ntcp4 = "127.0.0.1:0"\n'
@@ -93,3 +95,34 @@ def test_each_command_does_what_the_page_says(service: Service, page: str) -> No
     assert key.read_text() == before
     users = service.run("bester user list")
     assert "alice" in users and "bob" not in users, "the accounts are those of the copy"
+
+
+@pytest.mark.skipif(shutil.which("pg_dump") is None, reason="pg_dump is missing: apt-get install postgresql-client")
+def test_commands_of_postgresql_bring_accounts_and_messages_back(
+    service: Service, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (DOCS / "postgresql.md").read_text(encoding="utf-8").partition("## Backup and restore")[2]
+    copy, back = re.findall(r"^```sh\n(.*?)^```", text.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
+    place = cluster.url().partition("host=")[2]
+    for name, value in (("PGHOST", place), ("PGUSER", "bester"), ("PGDATABASE", "postgres")):
+        monkeypatch.setenv(name, value)
+    service.systemctl("stop")
+    service.run("psql -qc 'CREATE DATABASE bester'")
+    try:
+        url = f"postgresql://bester@/bester?host={place}"
+        (service.directory / "bester.toml").write_text(TOML + f'[store]\nurl = "{url}"\n')
+        service.run("echo secret | bester user add alice --password-stdin\nsystemctl start bester\n")
+        epoch = "psql bester -Atc 'SELECT epoch FROM bester.broker'"
+        before = service.run(epoch)
+        service.run(copy)
+        service.run("echo secret | bester user add bob --password-stdin\nsystemctl stop bester\n")
+        service.run(back)
+        service.run("systemctl start bester\n")
+        assert "s1, up" in service.run("bester status")
+        users = service.run("bester user list")
+        assert "alice" in users and "bob" not in users, "the accounts are those of the copy"
+        assert len(before) > 1 and service.run(epoch) != before
+        service.systemctl("stop")
+    finally:
+        service.systemctl("stop")
+        service.run("psql -qc 'DROP DATABASE bester'")

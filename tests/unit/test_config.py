@@ -191,6 +191,9 @@ def test_store_is_a_file_or_memory(tmp_path: Path) -> None:
     notices = load(tmp_path, '[store]\nurl = "memory:"\n').notices
     assert len(notices) == 1
     assert "queued messages are lost with this process" in notices[0]
+    page = '[operator]\nhttp = "0.0.0.0:1"\ntoken = "t"\n'
+    assert ["token passes in plain text" in each for each in load(tmp_path, page).notices] == [True]
+    assert load(tmp_path, page + 'cert = "c"\nkey = "k"\n').notices == ()
 
 
 def test_store_in_a_database_has_a_namespace(tmp_path: Path) -> None:

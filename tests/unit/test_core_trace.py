@@ -34,11 +34,21 @@ def test_the_oldest_steps_are_forgotten() -> None:
 @pytest.mark.parametrize(
     ("per_s", "one_of"), [(0.0, 1), (1999.9, 1), (2000.0, 2), (3999.0, 2), (4000.0, 4), (30_000.0, 16)]
 )
-def test_sample_shrinks_as_the_rate_grows(per_s: float, one_of: int) -> None:
+@pytest.mark.parametrize("run", [1, 50, 64, 128, 400])
+def test_sample_shrinks_as_the_rate_grows(per_s: float, one_of: int, run: int) -> None:
     trace = Trace(10, Clock(0.0, 0.0, "", None), "s1")
     trace.sample(30_000.0)
     trace.sample(per_s)
-    assert sum(not token & trace.mask for token in range(4096)) == 4096 // one_of
+    assert trace.one_of == one_of
+    share = sum(trace.takes(run) for _ in range(8192 * one_of // run)) * run / (8192 * one_of)
+    assert share == pytest.approx(1 / one_of, rel=0.1)
+
+
+def test_types_in_turn_all_have_a_part_in_the_sample() -> None:
+    trace = Trace(10, Clock(0.0, 0.0, "", None), "s1")
+    trace.sample(2000.0)
+    taken = [number % 2 for number in range(1024) if trace.takes(1)]
+    assert taken.count(0) == taken.count(1) == 256
 
 
 @pytest.mark.parametrize("spans", [False, True], ids=["", "spans"])

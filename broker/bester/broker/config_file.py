@@ -6,7 +6,7 @@ read in config_entries.py. This module opens no socket, starts no program and ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -49,6 +49,7 @@ MIN_SHARE = 0.001
 MAX_MESSAGES = 1_000_000_000
 """Messages; above this, and above MAX_STORE_BYTES, a bound is a slip of the keyboard."""
 MAX_STORE_BYTES = 2**50
+PLAIN_PAGE = "[operator] http is beyond this machine without TLS: the token passes in plain text; add cert and key"
 FORGETFUL = '[store] url is memory:, so queued messages are lost with this process; "sqlite:…" names a file for them'
 OTHERS_FILES = ("accounts.db", "server.lock", "fabric.sock", SERVER_KEY)
 """Other files of the data directory and of a backup, which a store must not replace."""
@@ -97,6 +98,7 @@ class _Reader:
         auth = self._section("accounts").choice("auth", "accounts", ("accounts", "open"))
         if auth == "open":
             config_entries.require_no_login_decider(self._source, fabric, handlers)
+        operator = self._operator()
         return Config(
             path=self._source.path,
             directory=self._paths.directory,
@@ -113,9 +115,16 @@ class _Reader:
                 federation.checked("reachable", parse_network, text) for text in federation.texts("reachable") or ()
             ),
             informer=paths.socket(informer, "unix"),
-            operator=self._operator(),
-            notices=() if store.path or store.database else (f"{self._source.path}: {FORGETFUL}",),
+            operator=operator,
+            notices=tuple(f"{self._source.path}: {each}" for each in self._notices(store, operator)),
         )
+
+    @staticmethod
+    def _notices(store: StoreConfig, operator: OperatorConfig) -> Iterator[str]:
+        if not (store.path or store.database):
+            yield FORGETFUL
+        if operator.http is not None and operator.cert is None and not is_loopback(operator.http.host):
+            yield PLAIN_PAGE
 
     def _section(self, name: str) -> Table:
         values = self._top.raw(name) if name in self._top else {}

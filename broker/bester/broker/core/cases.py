@@ -61,7 +61,8 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     `resubmitted`: a bridge submitted the message again, and an earlier life of this broker may have processed it; the
     report never says that the message was merely refused.
 
-    `figures` are those of the type of a message that entered, which was at `since`; None for other cases.
+    `figures` are those of the type of a message that entered, which was at `since`; None for other cases. `traced`: its
+    usual steps are in the trace, of which the others are a sample.
 
     `sender` is the user who may ask for later outcomes, `peer` the server that gets them: those of the message that
     entered, wherever its results are sent on to. `other_askers` sent duplicates and get the same report,
@@ -90,6 +91,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     watchers: tuple[Watcher, ...] = ()
     figures: TypeFigures | None = None
     since: float = 0.0
+    traced: bool = True
 
     def completes_on(self, link: Link) -> bool:
         """Return whether one good delivery on this link would be all that the report to the asker, on the same

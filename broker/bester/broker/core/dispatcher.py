@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from bester.broker.core import policy
-from bester.broker.core.cases import Case, Reports
+from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.commands import Commands, fault
 from bester.broker.core.contracts import Contracts
 from bester.broker.core.dead_letters import DeadLetters
@@ -122,6 +122,9 @@ class Dispatcher:
                 case = job.case
                 case.figures, case.since = figures, now
         figures.received += len(jobs)
+        if self._trace.one_of > 1 and not self._trace.takes(len(jobs)):
+            for job in jobs:
+                job.case.traced = job.case.kind is Kind.REPLAY
         self.dispatch(jobs, now)
 
     def emit(self, case: Case, type_: str, commands: list[Command], now: float, *, repeated: bool) -> None:
@@ -257,7 +260,6 @@ class Dispatcher:
     def _assign(self, worker: Worker, jobs: Sequence[Job], now: float) -> None:
         """Give a run of jobs of one type to a worker that has credit for them; end those that have expired."""
         inflight, trace, timed = worker.inflight, self._trace.add, self._timed
-        mask, all_traced = self._trace.mask, not self._trace.mask
         first = self._token
         self._token = first + len(jobs)  # tokens rise; those of expired jobs are left out
         given, requests = jobs, []
@@ -275,7 +277,7 @@ class Dispatcher:
             job.attempt = attempt = job.attempt + 1
             if attempt > 1:
                 self._figures.of(job.type).again += 1
-            if all_traced or not case.token & mask:
+            if case.traced:
                 trace((now, job.root, job.id, HANDLER, job.type, job.since))
             job.since = now
             request = job.request(token)
@@ -573,12 +575,12 @@ class Dispatcher:
         for serial, t, reason in confirm.failed:
             failures.setdefault(serial, {})[t] = reason if reason in CODES or reason == UNCONFIRMED else "not-connected"
         reported: list[Case] = []  # cases that end here, and of which nobody asks for the outcomes
-        trace, mask, all_traced = self._trace.add, self._trace.mask, not self._trace.mask
+        trace = self._trace.add
         for serial, delivery in self._deliveries.confirm(link, confirm.upto, confirm.done):
             reasons = failures.get(serial) if failures else None
             if type(delivery) is Delivery and delivery.reported and not reasons:
                 case = delivery.job.case
-                if all_traced or not case.token & mask:
+                if case.traced:
                     names = delivery.command.targets
                     for target in delivery.targets:
                         trace((now, case.root, delivery.id, DELIVERED, names[target[0]], delivery.since))

@@ -20,8 +20,8 @@ outcome, or the code of a failure."""
 
 ALL_BELOW = 2_000
 """Messages a second of which every one is traced: two steps of each, so that the ring holds two seconds."""
-BLOCK_BITS = 6
-"""Of a sample, 64 tokens in succession are traced: a bridge that asks before each message has a part in it, too."""
+BLOCK = 32
+"""Of a sample, so many messages in succession are traced: of types and users that take turns, all have a part in it."""
 MAX_PARTS = 2 * HOP_LIMIT + 4
 """Parts by which the id of a result can be longer than its root's: two for each handler on its way, and that of a
 target."""
@@ -30,8 +30,8 @@ target."""
 class Trace:
     """Ring of steps at `server`. It never holds bodies.
 
-    Under load the usual steps (given to a handler, delivered) are added for a sample of the messages alone: for those
-    whose case has a token without any bit of `mask`.
+    Under load the usual steps (given to a handler, delivered) are added for a sample of the messages alone: for one of
+    `one_of`, which `takes` chooses.
     """
 
     def __init__(self, size: int, clock: Clock, server: str) -> None:
@@ -39,11 +39,24 @@ class Trace:
         self._clock = clock
         self._server = server
         self.add = self._steps.append
-        self.mask = 0
+        self.one_of = 1
+        self._taking = True
+        self._due = 0  # messages to be left out until the sample is as small as it should be
 
     def sample(self, per_s: float) -> None:
         """Choose how many messages are traced where so many come in a second: all of them, or one of 2, 4, 8, …"""
-        self.mask = ((1 << int(per_s / ALL_BELOW).bit_length()) - 1) << BLOCK_BITS
+        self.one_of = 1 << int(per_s / ALL_BELOW).bit_length()
+
+    def takes(self, count: int) -> bool:
+        """Return whether a run of so many messages, which enter together, is in the sample."""
+        rest = self.one_of - 1
+        if not self._taking:
+            self._due -= count
+            self._taking = self._due <= 0
+            return False
+        self._due += count * rest
+        self._taking = self._due < BLOCK * rest
+        return True
 
     def latest(self) -> str | None:
         """Return the root of the latest step, None where there is none."""

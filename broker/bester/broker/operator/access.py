@@ -125,8 +125,12 @@ def read_token(path: Path | None) -> str | None:
         return None
     try:
         mode, text = path.stat().st_mode, path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"[operator] token: {path} cannot be read: {error}") from None
+    except OSError as error:
+        remedy = f"make it: (umask 077; openssl rand -hex 24 > {path})" if isinstance(error, FileNotFoundError) else ""
+        why = f"{error.strerror}; {remedy or 'name the file, or let this user read it'}"
+        raise ConfigError(f"[operator] token: {path} cannot be read: {why}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"[operator] token: {path} holds no text; try: openssl rand -hex 24") from None
     if mode & 0o077:
         raise ConfigError(f"[operator] token: {path} can be read by others; chmod 600 {path}")
     if len(text) < 16 or not text.isprintable():

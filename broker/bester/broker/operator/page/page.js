@@ -4,6 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const KEPT = 120; // seconds of the plots
+const AGAIN_MS = 3000; // until the stream of statuses is asked for again after a refusal
 const GRANTED = ["submits", "submit_bytes"]; // credit of bridges: given out whole, and not in use for that
 // Reasons of a server that tells no steps, as `bester trace` prints them.
 const UNTOLD = {
@@ -231,9 +232,7 @@ async function trace(id) {
 
 $("ask").addEventListener("submit", (event) => { event.preventDefault(); trace($("message").value.trim()); });
 
-const live = new EventSource(withToken("api/live"));
-live.addEventListener("rights", (event) => { mayAct = JSON.parse(event.data).act; dead(); });
-live.addEventListener("message", (event) => {
+function take(event) {
   const status = JSON.parse(event.data);
   latest = Date.now();
   trouble = "";
@@ -246,12 +245,22 @@ live.addEventListener("message", (event) => {
   lists(status);
   before = status;
   state();
-});
-live.addEventListener("error", async () => {
-  const answer = await fetch(withToken("api/status")).catch(() => null);
-  if (answer && answer.status === 401) trouble = "open this page with ?token=…, the secret in [operator] token, or with a certificate of [operator] client_ca";
-  state();
-});
+}
+
+// The stream of statuses. A browser opens it again by itself after a lost connection, and not after a refusal.
+function listen() {
+  const live = new EventSource(withToken("api/live"));
+  live.addEventListener("rights", (event) => { mayAct = JSON.parse(event.data).act; dead(); });
+  live.addEventListener("message", take);
+  live.addEventListener("error", async () => {
+    if (live.readyState === EventSource.CLOSED) setTimeout(listen, AGAIN_MS);
+    const answer = await fetch(withToken("api/status")).catch(() => null);
+    if (answer && answer.status === 401) trouble = "open this page with ?token=…, the secret in [operator] token, or with a certificate of [operator] client_ca";
+    state();
+  });
+}
+
+listen();
 setInterval(state, 1000);
 setInterval(dead, 3000);
 dead();
