@@ -10,8 +10,9 @@
  * frames are made beforehand and written from one buffer; answers are counted by hopping over the frames: the server
  * and its handler need the cores more than this process does.
  *
- * The first LEAD_MS count for nothing. One line of JSON on standard output. With SETTLE_MS it waits for so long, after the
- * measured time, until nothing is without an answer on the connections that live; what then is counts as lost.
+ * The first LEAD_MS count for nothing. One line of JSON on standard output. With SETTLE_MS it goes on
+ * to read, after the measured time, until nothing is without an answer on the connections that live, or no answer has
+ * come for so long: what then is without one counts as lost.
  *
  * flood PORT CONNECTIONS USERS WINDOW RATE LEAD_MS MEASURED_MS SETTLE_MS MIX [LABEL=PID …]
  */
@@ -265,11 +266,12 @@ static double run(struct connection *connections)
     }
 }
 
-/* Finish the frames that are begun, begin no others, and return the number of messages that have no answer in time. */
+/* Finish the frames that are begun, begin no others, and return the number of messages that get no answer. */
 static uint64_t settle(struct connection *connections)
 {
     struct epoll_event events[256];
     int64_t until = now_ns() + wanted.settle_ns;
+    uint64_t last = 0;
     wanted.window = 0;
     for (;;) {
         uint64_t unanswered = 0;
@@ -277,6 +279,9 @@ static uint64_t settle(struct connection *connections)
             connections[i].due = 0;
             unanswered += connections[i].closed ? 0 : connections[i].unanswered;
         }
+        if (unanswered != last)
+            until = now_ns() + wanted.settle_ns;
+        last = unanswered;
         if (!unanswered || now_ns() >= until)
             return unanswered;
         int count = epoll_wait(poller, events, 256, TICK_MS);

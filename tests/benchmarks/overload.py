@@ -23,6 +23,7 @@ from tests.benchmarks.overload_plan import (
     IN_FLIGHT,
     KINDS,
     SETTLE_S,
+    SETTLED_S,
     STUCK,
     Cell,
     Flood,
@@ -149,7 +150,7 @@ def together(commands: list[list[str]], plan: Plan, strike: Callable[[], None] |
             generator.go()
         latest = time.monotonic() + plan.lead_s + plan.measured_s + ANSWER_S
         if strike is not None:
-            latest += SETTLE_S
+            latest += SETTLED_S
             time.sleep(plan.lead_s + plan.measured_s / 2)
             strike()
         return [generator.result(max(latest - time.monotonic(), 1.0)) for generator in generators]

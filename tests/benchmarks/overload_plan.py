@@ -14,16 +14,18 @@ IN_FLIGHT = 400
 ONE_USER = 8
 """Connections of the one user, at every load: what is echoed goes to each of them, so that more connections would be
 more work a message."""
-SETTLE_S = 240.0
-"""Time of all messages that were written to be reported, after the end of a run in which a broker was killed: the
-sockets of a hundred connections hold some millions that the server has not read."""
+SETTLE_S = 15.0
+"""Time without any answer after which messages without one are lost, where a broker was killed."""
+SETTLED_S = 900.0
+"""Time of all messages that were written to be reported: the sockets of a hundred connections hold some millions that
+the server has not read at the end of a run."""
 CLOCK_S = 0.05
 """Least time of a rate to be believed."""
 
 
 class Flood(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Counts of one run of the flood, as the load generator prints them. Processor seconds by process. `lost` are
-    messages without an answer SETTLE_S after the end, where a broker was killed."""
+    messages without an answer when none has come for SETTLE_S, where a broker was killed."""
 
     seconds: float
     sent: int
