@@ -48,6 +48,7 @@ from bester.broker.wire.outcomes import DELIVERED, failed, reason_of
 
 MAX_FED = 512
 """Waiting messages that a worker is assigned at once, some 10 ms: a worker may have credit for 65,536."""
+_REPLAY = Kind.REPLAY  # a member costs a call where it is looked up in its class
 
 
 class Dispatcher:
@@ -122,9 +123,9 @@ class Dispatcher:
                 case = job.case
                 case.figures, case.since = figures, now
         figures.received += len(jobs)
-        if self._trace.one_of > 1 and not self._trace.takes(len(jobs)):
+        if self._trace.one_of > 1 and jobs[0].case.kind is not _REPLAY and not self._trace.takes(len(jobs)):
             for job in jobs:
-                job.case.traced = job.case.kind is Kind.REPLAY
+                job.case.traced = False
         self.dispatch(jobs, now)
 
     def emit(self, case: Case, type_: str, commands: list[Command], now: float, *, repeated: bool) -> None:
