@@ -9,6 +9,7 @@ import pytest
 
 from bester.broker.core.effects import Link, Verify
 from bester.broker.core.settings import Route, Settings
+from bester.broker.store_requests import Committed, RecordType, Write
 from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import (
     MAX_BODY_BYTES,
@@ -568,3 +569,12 @@ def test_questions_are_answered() -> None:
     assert stand.ask(bridge, "trace", "m").value == []
     operator = stand.join("operator", "o")
     assert stand.ask(operator, "trace", "m").value == []
+
+
+def test_group_of_nothing_that_fails_is_not_logged() -> None:
+    stand = Stand()
+    away = Committed(ok=False, code="storage-unavailable", why="the database is away")
+    groups: tuple[tuple[list[Write], int], ...] = (([], 0), ([RecordType("t")], 1))
+    for writes, told in groups:
+        stand.take(stand.router.on_committed(writes, away, stand.now))
+        assert len(stand.notices) == told
