@@ -118,7 +118,7 @@ def test_commands_of_postgresql_bring_accounts_and_messages_back(
         service.run("echo secret | bester user add bob --password-stdin\nsystemctl stop bester\n")
         service.run(back)
         service.run("systemctl start bester\n")
-        assert "s1, up" in service.run("bester status")
+        assert re.match(r"s1, broker \S+, up ", service.run("bester status"))
         users = service.run("bester user list")
         assert "alice" in users and "bob" not in users, "the accounts are those of the copy"
         assert len(before) > 1 and service.run(epoch) != before
