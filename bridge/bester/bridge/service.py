@@ -126,7 +126,7 @@ class Service:
         self.has_broker = asyncio.Event()
         """Set when a broker has answered for the first time."""
         self._links: list[FabricLink] = []
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[FabricLink, asyncio.Task[None]] = {}
         bridge.on_empty = self._empty.set
 
     @property
@@ -193,12 +193,15 @@ class Service:
         return fabric
 
     def _twin(self, fabric: FabricLink) -> FabricLink | None:
-        """Return another link to the same life of the same broker, if there is one."""
+        """Return another link to the same life of the same broker, if there is one that stays."""
         life = fabric.link_client.options.get("life")
         same = (
             link
             for link in self._links
-            if link is not fabric and not link.over.is_set() and link.link_client.options.get("life") == life
+            if link is not fabric
+            and link not in self._leaving
+            and not link.over.is_set()
+            and link.link_client.options.get("life") == life
         )
         return next(same, None) if life is not None else None
 
@@ -207,9 +210,7 @@ class Service:
         fields = facts("broker-twice", endpoint=fabric.endpoint, other=twin.endpoint)
         text = "%s and %s lead to one broker, and the first of them is not used: leave it out of [fabric] connect"
         log.error(text, fabric.endpoint, twin.endpoint, extra=fields)
-        leaving = asyncio.get_running_loop().create_task(fabric.close(timeout_s=1.0))
-        self._leaving.add(leaving)
-        leaving.add_done_callback(self._leaving.discard)
+        self._leaving[fabric] = asyncio.get_running_loop().create_task(fabric.close(timeout_s=1.0))
 
     def refuse_new(self) -> None:
         """Accept no more connections."""
