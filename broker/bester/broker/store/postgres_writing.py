@@ -63,11 +63,14 @@ WITH new AS (
 SELECT new.number, e.outcome, e.number IS NULL FROM new LEFT JOIN entry e ON e.ns = %b AND e.key = new.key
 WHERE new.number NOT IN (SELECT number FROM added)
 """
-# A message that is submitted again comes to another broker where the first one has ended, and may be back.
+# A message that is submitted again comes to another broker where the first one has ended, and may be back. Rows that
+# another broker has locked are left: nobody waits for a process that may stand still.
 _REPEATED = """
-UPDATE entry e SET repeated = TRUE FROM unnest(%b::bigint[], %b::bytea[]) AS new (number, key)
-WHERE e.ns IN (SELECT ns FROM broker) AND e.key = new.key AND (e.ns <> %b OR e.number <> new.number)
-AND e.outcome IS NULL AND NOT e.repeated
+UPDATE entry e SET repeated = TRUE FROM (
+    SELECT o.ns, o.number FROM unnest(%b::bigint[], %b::bytea[]) AS new (number, key) JOIN entry o ON o.key = new.key
+    WHERE o.ns IN (SELECT ns FROM broker) AND (o.ns <> %b OR o.number <> new.number)
+    AND o.outcome IS NULL AND NOT o.repeated FOR UPDATE OF o SKIP LOCKED
+) AS found WHERE e.ns = found.ns AND e.number = found.number
 """
 _BODIES = "INSERT INTO body (ns, serial, body) SELECT %b, t.* FROM unnest(%b::bigint[], %b::bytea[]) AS t"
 _DROP_UNUSED = """
