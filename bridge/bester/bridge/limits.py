@@ -88,12 +88,13 @@ class Limits:
     held_messages: int = 16_384
     """The same in messages, where the broker names no other number: enough to keep every handler busy, and few enough
     to be served within a second."""
-    turn_units: int = 256
-    """Frames handled in one turn of the loop, from all connections together (a large frame counts for several): some
-    milliseconds of work. What is more waits for the next turn, and its connection is not read from."""
+    turn_units: int = 128
+    """Frames handled in one turn of the loop, from all connections together (a large frame counts for several): one or
+    two milliseconds of work. What is more waits for the next turn, and its connection is not read from. Everybody waits
+    for a few turns; twice as many frames in each gain nothing."""
     turn_quantum: int = 32
     """The same of one sender, before the next sender's turn where several wait."""
-    turn_s: float = 0.005
+    turn_s: float = 0.0025
     """Time for frames that have waited in one turn of the loop, should they be costly: 20 µs for each of the turn's
     units, as most cost."""
     gone_messages: int = 65_536
