@@ -10,6 +10,7 @@
 #   make test-stores                 the store's and the delivery contract's tests on SQLite, memory and PostgreSQL
 #   make chaos MINUTES=10 [SEED=n]   kill, freeze and mislead real processes for so long: is anything lost?
 #                                    ARGS="--layout cluster": one server has two brokers, two bridges, a PostgreSQL
+#   BESTER_WALK=1 make test TESTS=tests/hosts/test_cluster_page.py    as root: the page about a server on two hosts, walked
 # ARGS="…" is passed on to the program behind run, demo, bench, hostile and others.
 
 PYTHON3 ?= python3

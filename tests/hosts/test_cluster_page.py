@@ -28,6 +28,9 @@ def commands() -> str:
     return "\n".join(re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
 
 
+@pytest.mark.skipif(
+    "BESTER_WALK" not in os.environ, reason="runs with BESTER_WALK=1: half a minute, and a quiet machine"
+)
 @pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 @pytest.mark.skipif(binaries() is None, reason="PostgreSQL is not installed (apt-get install postgresql)")
 def test_users_notice_a_reconnect_and_nothing_else_where_a_host_is_pulled() -> None:

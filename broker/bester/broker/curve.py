@@ -204,7 +204,7 @@ def _reason(event: int, value: int) -> str:
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == CRYPTOGRAPHIC:
         return "it has another public key for this server than `bester keys` prints here"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-        return "it does not speak the fabric protocol with encryption"
+        return "it does not encrypt, or does not speak the fabric protocol"
     return "it ended in the handshake: it does not encrypt, or is no Bester"
 
 
