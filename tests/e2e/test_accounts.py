@@ -25,6 +25,7 @@ from bester.broker.check_queue import MAX_WAITING
 from bester.broker.core.settings import Settings
 from bester.broker.data_dir import Claim, prepare
 from bester.broker.lockout import BUDGET, FAILURES, FIRST_WAIT_S
+from bester.broker.removed_accounts import RemovedAccounts
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
 from bester.broker.verifying import LET_IN, OVERLOADED, VERIFIERS, WRONG, Verdict
@@ -369,6 +370,22 @@ def test_failed_change_is_an_error_with_a_remedy(accounts: Accounts) -> None:
             call()
     assert [account.name for account in accounts.list()] == ["tim"]
     assert not accounts.exists("\ud800")
+
+
+def test_many_names_are_looked_up_at_once(accounts: Accounts, directory: Path) -> None:
+    for name in ("ann", "tom"):
+        accounts.add(name, "secret")
+    odd = ["ann", "no'body", '"', "\\u0041nn", "\ud800", "ann\0", "", "ANN", "tom"]
+    assert accounts.existing(odd) == {"ann", "tom"}
+    assert accounts.existing([f"nobody{number}" for number in range(10_000)]) == set()
+    for names in (["tom"], ["nobody"], []):
+        assert accounts.existing(names) == {"tom"}.intersection(names)
+    with closing(Accounts(directory)) as other:
+        other.remove("tom")
+    removed = RemovedAccounts(accounts)
+    assert removed.accounts_of(["ann", "tom"]) == {"ann"}
+    accounts.add("tom", "another")
+    assert removed.accounts_of(["ann", "tom"]) == {"ann"}, "the removal has not ended"
 
 
 def test_files_are_private_and_hold_no_password(accounts: Accounts, directory: Path) -> None:

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
+import pytest
 import zmq
 
 from bester.broker.curve import CurveSocket, Zap
-from bester.broker.fabric_socket import Frames
+from bester.broker.fabric_socket import RECEIVED_AT_ONCE, Frames
 from bester.broker.keys import KeyPair
+from bester.broker.wire.messages import MAX_FRAMES
 from tests.keyed import KeyedParty, Pair, free_port, new_pair
 from tests.live import DEADLINE_S
 
@@ -132,3 +134,33 @@ async def test_bound_is_one_of_all_connections_of_a_party() -> None:
         finally:
             for link in links:
                 link.close()
+
+
+@pytest.mark.parametrize("count", [RECEIVED_AT_ONCE - 1, RECEIVED_AT_ONCE, 5 * RECEIVED_AT_ONCE, MAX_FRAMES])
+async def test_message_of_many_frames_is_received_in_parts_and_is_whole(count: int) -> None:
+    async with door() as here:
+        many, few = party(here.port, PAIRS["endless"]), party(here.port, PAIRS["honest"])
+        try:
+            await few.send_frames(b"first")
+            await here.until(partial(here.has_read, 1))
+            calls = 0
+            receive = here.socket._receive  # its calls cannot be seen from outside
+
+            def counted(flags: int) -> Frames:
+                nonlocal calls
+                calls += 1
+                return receive(flags)
+
+            here.socket._receive = counted
+            await many.send_frames(*[b"%d" % number for number in range(count)])
+            await few.send_frames(b"second")
+            await here.until(partial(here.has_read, 3))
+            assert sorted(len(frames) - 2 for frames in here.read) == [1, 1, count]
+            whole = next(frames for frames in here.read if len(frames) == count + 2)
+            assert whole[1] == PAIRS["endless"].public.encode()
+            assert whole[2:] == [b"%d" % number for number in range(count)]
+            assert calls >= count // RECEIVED_AT_ONCE
+            assert here.socket.messages_read == 3
+        finally:
+            many.close()
+            few.close()

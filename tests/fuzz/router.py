@@ -138,7 +138,7 @@ class World:
                 bounds=BOUNDS, limits=LIMITS,
             ),
             epoch="e", first_token=5000, now=self.now, wall_s=self.now, boot="boot",
-            is_account=self.accounts.__contains__, snapshot=self.store.open(), chance=chance.random,
+            accounts_of=lambda names: self.accounts & set(names), snapshot=self.store.open(), chance=chance.random,
             process_of=lambda link: sum(link.key) % 5 or None, is_stopped=lambda process: process == 3,
         )  # fmt: skip
         self.parties: dict[Link, Party] = {}

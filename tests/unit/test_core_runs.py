@@ -82,7 +82,7 @@ class Story:
         self.usual = self.random.choice(["chat", "chat", "ordered", "mail"])
         self.now = 1000.0
         self.router = Router(
-            SETTINGS, epoch="e", first_token=5000, now=self.now, is_account=lambda user: user in USERS,
+            SETTINGS, epoch="e", first_token=5000, now=self.now, accounts_of=set(USERS).intersection,
         )  # fmt: skip
         self.requests: dict[Link, list[int]] = {link: [] for link in HANDLERS}
         self.serials: dict[Link, int] = dict.fromkeys(BRIDGES, 0)

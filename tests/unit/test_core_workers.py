@@ -17,6 +17,7 @@ from bester.broker.core.effects import Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.pools import CHUNK, Worker
 from bester.broker.core.settings import Limits, Settings
+from bester.broker.core.suspects import Suspicion
 from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import Error, Goodbye, Heartbeat, Hello, Reply, Report, Request, Submit
 from tests.unit.core_stand import Stand
@@ -247,6 +248,18 @@ def test_overdue_message_is_taken_out_also_behind_a_requeued_one() -> None:
     assert not workers.has_queue("t")
 
 
+def test_overdue_suspect_is_taken_out_also_behind_a_later_one() -> None:
+    workers = Workers(20_000)
+    jobs = [job(id_=str(number)) for number in range(4)]
+    for each, since in zip(jobs, (3.0, 1.0, 2.0, 4.0), strict=True):
+        each.since, each.suspicion = since, Suspicion()
+        workers.enqueue(each, first=True)
+    for now, late, left in ((0.5, [], 4), (1.0, [jobs[1]], 3), (2.5, [jobs[2]], 2), (9.0, [jobs[3], jobs[0]], 0)):
+        assert workers.overdue("t", dict.fromkeys(jobs, now).__getitem__) == late
+        assert workers.waiting == left
+    assert not workers.waiting_types()
+
+
 def test_overdue_message_group_is_taken_out() -> None:
     crew = Crew(1, ordered="t")
     (worker,) = crew.crew
@@ -290,6 +303,7 @@ class Post:
         self.deaths = 0  # deaths of handlers that held this message alone
         self.group: list[Post] = []  # messages suspected together, this one among them
         self.ended = False  # reported before the handler's answer
+        self.passed = False  # its handler was passed over once: it binds its user's messages no more
 
 
 class Crews(RuleBasedStateMachine):
@@ -359,22 +373,26 @@ class Crews(RuleBasedStateMachine):
                 and other.ordered and other.number < post.number
             ]  # fmt: skip
             held = {id_: where for where, other in self.hands.items() for id_ in other.held.values()}
-            earlier = [id_ for id_ in earlier if not self.is_past(id_)]
+            self.pass_over()
+            earlier = [id_ for id_ in earlier if not self.posts[id_].passed]
             assert all(id_ in held for id_ in earlier), "overtook one that waits"
             assert all(held[id_] == link for id_ in earlier), "two workers hold one user's"
 
-    def is_past(self, id_: str) -> bool:
-        """Return whether the message's handler holds settled messages alone, and may be passed over for that."""
+    def pass_over(self) -> None:
+        """Note the messages whose handlers hold as many as they may, all of them settled: such a handler is passed
+        over, and when it goes on, what it holds still binds nobody."""
         for hand in self.hands.values():
-            if id_ in hand.held.values():
-                return len(hand.held) >= hand.credit and all(self.posts[held].ended for held in hand.held.values())
-        return False
+            posts = [self.posts[id_] for id_ in hand.held.values()]
+            if len(posts) >= hand.credit and all(post.ended for post in posts):
+                for post in posts:
+                    post.passed = True
 
     @invariant()
     def credit_is_kept_and_nobody_idles(self) -> None:
         if not hasattr(self, "stand"):
             return
         self.listen()
+        self.pass_over()
         held = {id_: link for link, hand in self.hands.items() for id_ in hand.held.values()}
         for hand in self.hands.values():
             assert len(hand.held) <= max(hand.credit, hand.over)

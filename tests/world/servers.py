@@ -102,10 +102,10 @@ class SimServer(Process):
         life = self.new_life()
         self.router = Router(
             self.settings, epoch=life.epoch, first_token=life.first_token, now=self.now,
-            wall_s=self.wall_s, boot=self.boot, is_account=lambda name: name in self.accounts, snapshot=snapshot,
+            wall_s=self.wall_s, boot=self.boot, accounts_of=lambda names: self.accounts & set(names), snapshot=snapshot,
             chance=life.chance, process_of=self.processes.get, is_stopped=self.stopped.__contains__,
         )  # fmt: skip
-        groups = Groups(600, 3000) if self.life % 2 else Groups()  # of a few messages in every other life
+        groups = Groups(5000, 25_000) if self.life % 2 else Groups()  # of a few messages in every other life
         self.keeping = StoreDriver(
             self.router, self.disk, self.carry_out, clock=lambda: self.now, groups=groups, aside=self._aside,
             pause=self.world.rest, stopwatch=lambda: self.disk.spent_s,

@@ -8,6 +8,7 @@ password is never stored or logged, and an unknown name takes as long as a wrong
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sqlite3
 import time
@@ -29,6 +30,7 @@ PASSWORD_LIMIT_BYTES = 1024
 """Longer passwords only make checking slow."""
 UNREADABLE = "unreadable"
 """Token of any account while the database cannot be read: nobody is cut off for that."""
+_EXISTING = "SELECT name FROM account WHERE name IN (SELECT value FROM json_each(?))"
 _ENABLED = "name NOT IN (SELECT name FROM disabled)"
 _log = logging.getLogger(__name__)
 
@@ -53,6 +55,9 @@ class Logins(Protocol):
 
     def exists(self, name: str) -> bool:
         """Return whether an account has this name."""
+
+    def existing(self, names: Collection[str]) -> set[str]:
+        """Return those of these names that accounts have."""
 
     def token(self, name: str) -> str | None:
         """Return a text that tells an account from an earlier or later one of its name; None where there is none, or
@@ -141,6 +146,10 @@ class OpenAccounts:
     def exists(self, name: str) -> bool:
         """Return False, as no account exists."""
         return False
+
+    def existing(self, names: Collection[str]) -> set[str]:
+        """Return an empty set, as no account exists."""
+        return set()
 
     def token(self, name: str) -> str | None:
         """Return one text for all, as any name is good."""
@@ -256,6 +265,18 @@ class Accounts:
         except sqlite3.Error as error:
             self._log_broken(error)
             return True  # `unknown-user` would be permanent
+
+    def existing(self, names: Collection[str]) -> set[str]:
+        """Return those of these names that accounts have, in one question; all if the database cannot be read. Names
+        that UTF-8 cannot write have no account."""
+        if len(names) == 1:
+            return {name for name in names if self.exists(name)}
+        try:
+            found = self._db.execute(_EXISTING, (json.dumps(list(names)),))
+            return {name for (name,) in found}
+        except sqlite3.Error as error:
+            self._log_broken(error)
+            return set(names)
 
     def token(self, name: str) -> str | None:
         """Return the time at which an account was made, in full; None for an unknown or disabled account. While the

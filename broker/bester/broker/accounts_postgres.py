@@ -203,6 +203,10 @@ class ServedAccounts:
         """Return whether an account has this name."""
         return name in self._known
 
+    def existing(self, names: Collection[str]) -> set[str]:
+        """Return those of these names that accounts have."""
+        return {name for name in names if name in self._known}
+
     def token(self, name: str) -> str | None:
         """Return the time at which an account was made, in full; None for an unknown or disabled account."""
         known = self._known.get(name)

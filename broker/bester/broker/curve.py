@@ -17,7 +17,7 @@ from collections.abc import Callable, Container, Sequence
 import zmq
 from zmq.utils import z85
 
-from bester.broker.fabric_socket import FabricSocket, Frames
+from bester.broker.fabric_socket import RECEIVED_AT_ONCE, FabricSocket, Frames
 from bester.broker.keys import KeyPair
 from bester.broker.turn import Turn
 from bester.broker.unread import Unread
@@ -106,6 +106,7 @@ class CurveSocket(FabricSocket):
         self._on_gone = on_gone
         self._on_refused = on_refused
         self._receive = self._receive_keyed
+        self._begun: tuple[Frames, tuple[bytes, int]] | None = None  # a message whose rest comes, and who sends it
         self._holders: dict[bytes, tuple[bytes, int]] = {}  # key and descriptor of the connection, by routing id
         self._connections: dict[int, bytes] = {}  # routing id by descriptor
         self._ended: dict[bytes, tuple[bytes, int]] = {}  # connections that have ended, until all messages are read
@@ -126,21 +127,22 @@ class CurveSocket(FabricSocket):
         self.send([identity, *frames])
 
     def _receive_keyed(self, flags: int) -> Frames:
-        """Receive a message with its party's key, as ZAP let it in; an empty list while the rest of a message of too
-        many frames is skipped."""
+        """Receive a message with its party's key, as ZAP let it in; an empty list while more frames of it are to come,
+        or while the rest of a message of too many frames is skipped."""
         if self._skipping and not self._skip():
             return []
         while True:
-            first = self.socket.recv(flags, copy=False)
-            identity = first.bytes
-            key = str(first.get("User-Id")).encode()
-            came_by = (key, int(first.get(zmq.SRCFD)))
-            frames = [identity, key]
-            while self.socket.getsockopt(zmq.RCVMORE):
-                frames.append(self.socket.recv(flags))
-                if len(frames) > MAX_FRAMES + 2:
-                    self._cut()
-                    break
+            if self._begun is not None:
+                (frames, came_by), self._begun = self._begun, None
+            else:
+                first = self.socket.recv(flags, copy=False)
+                key = str(first.get("User-Id")).encode()
+                came_by = (key, int(first.get(zmq.SRCFD)))
+                frames = [first.bytes, key]
+            if not self._receive_some(frames, flags):
+                self._begun = frames, came_by
+                return []
+            identity, key = frames[:2]
             self.unread.heard.add(came_by)
             holder = self._holders.get(identity)
             if holder == came_by:
@@ -155,6 +157,17 @@ class CurveSocket(FabricSocket):
             self._holders[identity] = came_by
             self._connections[came_by[1]] = identity
             return frames
+
+    def _receive_some(self, frames: Frames, flags: int) -> bool:
+        """Receive some more frames of a message. Return whether it is whole, or cut."""
+        for _ in range(RECEIVED_AT_ONCE):
+            if not self.socket.getsockopt(zmq.RCVMORE):
+                return True
+            frames.append(self.socket.recv(flags))
+            if len(frames) > MAX_FRAMES + 2:
+                self._cut()
+                return True
+        return not self.socket.getsockopt(zmq.RCVMORE)
 
     def cut_endless(self, *, drained: bool) -> None:
         """End connections on which more of a message has come than any honest message has."""

@@ -30,6 +30,8 @@ SKIPPED_AT_ONCE = 1_000
 """Frames of a message of too many that are dropped before anything else gets its turn, about a millisecond."""
 DRAIN_S = 0.005
 """Seconds of reading before other sockets get their turn, as some messages are costly to carry out."""
+RECEIVED_AT_ONCE = 256
+"""Frames of one message that are received before the clock is looked at, some tenths of a millisecond."""
 MAX_MET = 20_000
 """Peers of one socket whose process is remembered; above the bound all are looked up again with their next message."""
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -218,7 +220,7 @@ class FabricSocket:
             self._again = None
         receive = self._receive
         enough = time.monotonic() + DRAIN_S
-        empty, read = False, 0
+        empty, read, parts = False, 0, 0
         self._turn.begin()
         try:
             for _ in range(DRAIN_AT_ONCE):
@@ -226,6 +228,8 @@ class FabricSocket:
                 read += 1
                 if frames:
                     self._on_frames(frames)
+                else:
+                    parts += 1
                 if self._loop is None:  # closed by a callback
                     return
                 if time.monotonic() >= enough:
@@ -237,7 +241,7 @@ class FabricSocket:
         except zmq.Again:
             empty = True
         finally:
-            self.messages_read += read
+            self.messages_read += read - parts
             try:
                 if not empty:  # also after an exception of a callback: the descriptor does not wake for the rest
                     self.look_again()

@@ -8,7 +8,7 @@ messages of the old one. A removal must not be struck off before its end is on d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from bester.broker.accounts import Logins
 
@@ -42,9 +42,10 @@ class RemovedAccounts:
         self.check()
         return name in self._names
 
-    def is_account(self, name: str) -> bool:
-        """Return whether messages may be queued for a user of this name."""
-        return not self.is_under_removal(name) and self._accounts.exists(name)
+    def accounts_of(self, names: Collection[str]) -> set[str]:
+        """Return those of these names for whose users messages may be queued."""
+        self.check()
+        return self._accounts.existing(names) - self._names
 
     def due(self, users: Callable[[], list[str]]) -> list[str]:
         """Return the users to report to the core as removed; repeatedly, as a bridge may bring back a connection.

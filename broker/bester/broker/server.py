@@ -133,7 +133,7 @@ class Broker:
             now=now,
             wall_s=wall_s,
             boot=_boot(),
-            is_account=self._removed_accounts.is_account,
+            accounts_of=self._removed_accounts.accounts_of,
             snapshot=store.open(),
             chance=random.random,
             process_of=self._process_of,

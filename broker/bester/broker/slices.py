@@ -21,7 +21,7 @@ SLICE = 16
 """Rows handled between two looks at the clock: a look costs a hundredth of them where they are cheap."""
 FIRST = 4
 """The same of a party of which nothing is known."""
-SLICE_S = 0.002
+SLICE_S = 0.001
 """Seconds in one turn of the loop: a message of an honest client takes four or five turns."""
 MOST_BYTES = 320 * 1024 * 1024
 """Bytes that wait in all. Memory; a handler that answers all requests of the usual credit (256) at once, with a

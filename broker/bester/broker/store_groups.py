@@ -31,8 +31,9 @@ GROUP_BYTES = 2 * 1024 * 1024
 """New messages committed in one turn, by their bodies and ENTRY_BYTES each: some 10 milliseconds of a common disk."""
 WAITING_BYTES = 16 * 1024 * 1024
 """Bound on messages that wait for a later turn: more than that is committed at once, for memory must stay bounded."""
-ENTRY_BYTES = 200
-"""Size of a message in a group beside its body, and of any other write."""
+ENTRY_BYTES = 2048
+"""Size of a message in a group beside its body, and of any other write: more than memory takes, for an entry takes as
+long to write as so many bytes of a body."""
 OUTCOME_BYTES = 40
 """Size of an outcome of a lane."""
 

@@ -6,7 +6,7 @@ and queues report to mailboxes, relays and late outcomes, which all hold the que
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,16 +57,16 @@ class Surroundings(NamedTuple):
     """Facts and functions that the shell gives to the core.
 
     `epoch` tells this life of the broker from earlier ones, `first_token` is where its tokens begin, `names` are those
-    that ids of its messages may begin with. `chance` returns numbers from 0 to 1; `is_account` says whether a user name
-    is known, `process_of` gives the number of the process at the other end of a link, `is_stopped` says whether a
-    process is stopped, `read_until` up to which time everything that had arrived on a link was read.
+    that ids of its messages may begin with. `chance` returns numbers from 0 to 1; `accounts_of` returns those of some
+    names that users have, `process_of` gives the number of the process at the other end of a link, `is_stopped` says
+    whether a process is stopped, `read_until` up to which time everything that had arrived on a link was read.
     """
 
     epoch: str
     first_token: int
     names: set[str]
     chance: Callable[[], float]
-    is_account: Callable[[str], bool]
+    accounts_of: Callable[[Collection[str]], Collection[str]]
     process_of: Callable[[Link], int | None]
     is_stopped: Callable[[int], bool]
     read_until: Callable[[Link], float]
@@ -167,7 +167,7 @@ def assemble(
         return dispatcher.knows_type(type_)
 
     commands = Commands(
-        settings, out, trace, reports, queues, directory, deliveries, mailboxes, relays, dispatch, around.is_account,
+        settings, out, trace, reports, queues, directory, deliveries, mailboxes, relays, dispatch, around.accounts_of,
     )  # fmt: skip
     dead_letters = DeadLetters(
         settings,

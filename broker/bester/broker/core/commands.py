@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Reports
@@ -67,7 +67,8 @@ def fault(commands: list[Command], checked: bytes | None = None) -> tuple[str, s
 class Commands:
     """Carry out commands: each result is begun here, counted on its case, and ended by the unit that got it.
 
-    `dispatch` hands a job to a handler of this server; `is_account` says whether a user name is known though absent.
+    `dispatch` hands a job to a handler of this server; `accounts_of` returns those of some names that users have, be
+    they absent.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Commands:
         mailboxes: Mailboxes,
         relays: Relays,
         dispatch: Callable[[Job, float], None],
-        is_account: Callable[[str], bool],
+        accounts_of: Callable[[Collection[str]], Collection[str]],
     ) -> None:
         self._places, self._known_home, self._home = directory.places, directory.known_home, directory.home
         self._deliveries = deliveries
@@ -96,7 +97,7 @@ class Commands:
         self._out = out
         self._trace = trace
         self._dispatch = dispatch
-        self._is_account = is_account
+        self._accounts_of = accounts_of
 
     def carry_out(self, replies: Iterable[tuple[Job, list[Command]]], now: float) -> None:
         """Begin every result of a run of replies that `fault` has found sound, and count their messages as done. The
@@ -137,10 +138,11 @@ class Commands:
         by_link: dict[Link, list[list[int]]] = {}
         shares: dict[int, Share] | None = None
         frames = 0
+        absent: list[int] = []
         for t, name in enumerate(names):
             places = self._places(name)
             if places is None or self._must_queue(job, name):
-                self._to_absent(job, number, command, t, now)
+                absent.append(t)
                 continue
             frames += sum(map(len, places.values()))
             if frames > self._limits.max_frames:
@@ -152,6 +154,8 @@ class Commands:
                 shares[t] = Share(len(places))
             for link, sessions in places.items():
                 by_link.setdefault(link, []).append([t, *sessions])
+        if absent:
+            self._to_absent(job, number, command, absent, now)
         alone = alone and len(by_link) == 1
         id_ = f"{job.id}.{number}"
         for link, targets in by_link.items():
@@ -183,16 +187,21 @@ class Commands:
         serial = outstanding.add(Delivery(job, command, id_, targets, shares, completes, first, now))
         messages.append(_new(Deliver, (serial, id_, job.type, command.body, targets, token, meta)))
 
-    def _to_absent(self, job: Job, number: int, command: Command, t: int, now: float) -> None:
-        """Queue a result for a user without a connection, or with messages queued that go first, if the user is
-        known."""
-        name = command.targets[t]
-        code = "not-connected" if self._settings.open_accounts else None
-        if code is None and not self._is_account(name):
-            code = "unknown-user"
-        code = code or self.enqueue(job, command, f"{job.id}.{number}", t, self._queues.reserve_numbers(1), now)
-        if code is not None:
-            self._trace.add((now, job.root, f"{job.id}.{number}.{t}", failed(code), name, now))
+    def _to_absent(self, job: Job, number: int, command: Command, absent: list[int], now: float) -> None:
+        """Queue results for users, given by the numbers of their targets, without a connection or with messages queued
+        that go first, if the users are known. All names are looked up at once."""
+        targets, id_ = command.targets, f"{job.id}.{number}"
+        are_open = self._settings.open_accounts
+        known = () if are_open else self._accounts_of({targets[t] for t in absent})
+        unknown = "not-connected" if are_open else "unknown-user"
+        for t in absent:
+            name, code = targets[t], unknown
+            if name in known:
+                found = self.enqueue(job, command, id_, t, self._queues.reserve_numbers(1), now)
+                if found is None:
+                    continue
+                code = found
+            self._trace.add((now, job.root, f"{id_}.{t}", failed(code), name, now))
             job.case.record(name, failed(code))
 
     def enqueue(
@@ -219,7 +228,8 @@ class Commands:
         A user without a session any more is absent; a delivery that nobody confirmed or acknowledged may have been
         made.
         """
-        known = not self._settings.open_accounts and self._is_account(delivery.command.targets[t])
+        name = delivery.command.targets[t]
+        known = not self._settings.open_accounts and name in self._accounts_of((name,))
         if not known or reason not in ("not-connected", "unconfirmed", "timeout"):
             return failed("not-connected" if reason == "unconfirmed" else reason)
         code = self.enqueue(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,9 +87,9 @@ class Router:
     clock, `wall_s` the wall clock (seconds since 1970; None: there is no other clock), `boot` the name of this run of
     the machine, empty where there is none.
 
-    `is_account` says whether a user name is known; `process_of` gives the number of the process at the other end of a
-    link, None where the number is not known; `is_stopped` says whether a process is stopped (by a signal or a
-    debugger); `read_until` up to which time everything that had arrived on a link was read; `may_open` whether a
+    `accounts_of` returns those of some names that users have; `process_of` gives the number of the process at the
+    other end of a link, None where the number is not known; `is_stopped` says whether a process is stopped (by a signal
+    or a debugger); `read_until` up to which time everything that had arrived on a link was read; `may_open` whether a
     session that a bridge announces, of this user and account, may go on.
     """
 
@@ -102,7 +102,7 @@ class Router:
         now: float,
         wall_s: float | None = None,
         boot: str = "",
-        is_account: Callable[[str], bool] = lambda _: False,
+        accounts_of: Callable[[Collection[str]], Collection[str]] = lambda _: (),
         snapshot: Snapshot = NOTHING_KEPT,
         chance: Callable[[], float] = lambda: 0.5,
         process_of: Callable[[Link], int | None] = lambda _: None,
@@ -120,7 +120,7 @@ class Router:
         self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
         self._out.writes.append(SaveClock(self._clock.save(now)))
         around = Surroundings(
-            epoch, first_token, self._take_name(snapshot.names), chance, is_account, process_of, is_stopped, read_until
+            epoch, first_token, self._take_name(snapshot.names), chance, accounts_of, process_of, is_stopped, read_until
         )
         self._units = units = assemble(settings, self._out, self._clock, snapshot, around, now)
         self._dispatcher = units.dispatcher

@@ -13,7 +13,7 @@ cleared.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Suspects:
         self.isolated: dict[Worker, None] = {}
         self.drained_since: dict[Worker, float] = {}  # last workers of a type, while suspects wait for them
         self._queues: dict[str, deque[QueueItem]] = {}
+        self._since: dict[str, float] = {}  # by type, a time before which none of them began to wait
 
     def __bool__(self) -> bool:
         return bool(self._queues)
@@ -58,29 +59,45 @@ class Suspects:
         """Return the queues of suspects, of all types."""
         return list(self._queues.values())
 
-    def queue(self, type_: str) -> deque[QueueItem]:
-        """Return the queue of a type's suspects; every item put into it must be suspected, a message group by its first
-        message."""
+    def put(self, type_: str, item: QueueItem, since: float, *, first: bool) -> None:
+        """Queue an item at the end, or in front. The item must be suspected, a message group by its first message, and
+        waits `since` then."""
         queue = self._queues.get(type_)
         if queue is None:
             queue = self._queues[type_] = deque()
-        return queue
+        self._since[type_] = min(since, self._since.get(type_, since))
+        if first:
+            queue.appendleft(item)
+        else:
+            queue.append(item)
 
-    def tidy(self, type_: str) -> None:
+    def remove(self, type_: str, item: QueueItem) -> None:
+        """Take out an item."""
+        self._queues[type_].remove(item)
+        self._tidy(type_)
+
+    def _tidy(self, type_: str) -> None:
         """Forget the queue of a type, where the queue is empty."""
         if not self._queues[type_]:
-            del self._queues[type_]
+            del self._queues[type_], self._since[type_]
 
     def take_all(self, type_: str) -> list[QueueItem]:
         """Take out all suspects of a type."""
+        self._since.pop(type_, None)
         return list(self._queues.pop(type_, ()))
+
+    def take_overdue(self, type_: str, waits_since: Callable[[QueueItem], float]) -> list[QueueItem]:
+        """Take out all suspects of a type if one of them may have waited since `waits_since(item)` or longer, which is
+        one time for all of a type; none else: a worker may leave thousands, and nobody looks through them in vain."""
+        queue = self._queues.get(type_)
+        return self.take_all(type_) if queue and self._since[type_] <= waits_since(queue[0]) else []
 
     def next_for(self, worker: Worker) -> QueueItem | None:
         """Return the next suspect for a worker that holds nothing, None where none of its types has one."""
         for type_, queue in self._queues.items():
             if type_ in worker.pool.types:
                 item = queue.popleft()
-                self.tidy(type_)
+                self._tidy(type_)
                 return item
         return None
 
@@ -92,7 +109,7 @@ class Suspects:
             if free:
                 found.append((type_, free))
                 self._queues[type_] = deque(item for item in queue if item.suspected)
-                self.tidy(type_)
+                self._tidy(type_)
         return found
 
     # --- workers ---

@@ -17,7 +17,7 @@ from bester.broker.core.effects import Link
 from bester.broker.core.fair_queue import FairQueue
 from bester.broker.core.inspection import WorkersState
 from bester.broker.core.jobs import Job
-from bester.broker.core.message_groups import MessageGroup, QueueItem, sender_of
+from bester.broker.core.message_groups import MessageGroup, QueueItem, oldest, sender_of
 from bester.broker.core.pools import Pool, Worker
 from bester.broker.core.stuck_types import Front
 from bester.broker.core.suspects import Suspects, holds_suspect
@@ -223,7 +223,10 @@ class Workers:
 
     def _put(self, type_: str, item: QueueItem, *, first: bool) -> None:
         """Put an item into the queue of its type or of its suspects, at the end or in front."""
-        queue = self._suspects.queue(type_) if item.suspected else self._queue(type_)
+        if item.suspected:
+            self._suspects.put(type_, item, oldest(item).since, first=first)
+            return
+        queue = self._queue(type_)
         if first:
             queue.appendleft(item)
         else:
@@ -260,8 +263,7 @@ class Workers:
             if not self._queues[type_]:
                 self._drop_queue(type_)
         else:
-            self._suspects.queue(type_).remove(group)
-            self._suspects.tidy(type_)
+            self._suspects.remove(type_, group)
         self._put(type_, group, first=True)
 
     # --- suspects ---
@@ -560,8 +562,7 @@ class Workers:
             queue.sweep(lambda item: bool(self._overdue_of(item, waits_since, overdue)))
             if not queue:
                 self._drop_queue(type_)
-        suspects = self._suspects.take_all(type_)
-        for item in suspects:
+        for item in self._suspects.take_overdue(type_, lambda item: waits_since(oldest(item))):
             for rest in self._overdue_of(item, waits_since, overdue):
                 self._put(type_, rest, first=False)
         if overdue:
