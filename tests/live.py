@@ -24,6 +24,7 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 import zmq
 import zmq.asyncio
 
+from tests.kernel_buffers import narrow_connection
 from tests.stores import with_store
 
 DEADLINE_S = 20.0
@@ -222,14 +223,15 @@ class RawClient:
         self.writer = writer
 
     @classmethod
-    async def connect(cls, server: LiveServer) -> Self:
-        """Open a connection and send nothing."""
-        return cls(*await asyncio.open_connection(server.host, server.port, limit=64 * 1024 * 1024))
+    async def connect(cls, server: LiveServer, *, narrow: bool = False) -> Self:
+        """Open a connection and send nothing. `narrow`: the client's kernel holds little in either direction."""
+        opening = narrow_connection if narrow else asyncio.open_connection
+        return cls(*await opening(server.host, server.port, limit=64 * 1024 * 1024))
 
     @classmethod
-    async def login(cls, server: LiveServer, user: str, password: str = "secret") -> Self:
+    async def login(cls, server: LiveServer, user: str, password: str = "secret", *, narrow: bool = False) -> Self:
         """Open a connection and log in as libester does."""
-        client = await cls.connect(server)
+        client = await cls.connect(server, narrow=narrow)
         client.send(
             {
                 "header": {"scope": "client", "authentication": {"username": user, "password": password}},

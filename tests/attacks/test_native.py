@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.attacks.stand import HANDLERS, TOML, all_is_well, attacked, framed, heard_of, login, reset, unix_client
+from tests.kernel_buffers import most_bytes_held, stop_reading
 from tests.live import LAYOUTS, LiveServer, RawClient, live_server
 
 
@@ -232,11 +233,15 @@ async def test_a_storm_of_logins_is_answered_to_the_last(server: LiveServer) -> 
 
 
 async def test_client_that_does_not_read_holds_up_nobody(server: LiveServer) -> None:
-    deaf = await RawClient.connect(server)
-    deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport that reads, as all here do
-    deaf.writer.write(login("deaf") + message(data=json.dumps("x" * 50_000)) * 400)
-    for _ in range(3):
+    deaf = await RawClient.connect(server, narrow=True)
+    stop_reading(deaf.writer)
+    echo = message(data=json.dumps("x" * 50_000))
+    deaf.writer.write(login("deaf") + echo * (400 + most_bytes_held() // len(echo)))
+    unsent = [deaf.writer.transport.get_write_buffer_size(), 0]
+    while unsent[0] != unsent[1]:  # until the server reads no more from deaf
         await all_is_well(server)
+        unsent = [deaf.writer.transport.get_write_buffer_size(), unsent[0]]
+    assert unsent[0] > 400 * 50_000 // 2
     reset(deaf)
     await deaf.close()
     await all_is_well(server)

@@ -36,6 +36,7 @@ from bester.broker.wire.messages import (
     Submit,
     Welcome,
 )
+from tests.kernel_buffers import narrow_connection, narrow_listener, stop_reading
 
 DEADLINE_S = 10.0
 
@@ -264,6 +265,16 @@ class Scene:
     async def client(self, user: str = "alice", kind: str = "tcp4") -> Raw:
         client = await self.connect(kind)
         await client.log_in(user)
+        return client
+
+    async def slow_client(self, user: str = "slow") -> Raw:
+        """Return a client that is logged in and does not read until `read_on`. The kernel holds less for the client,
+        and for all later ones of this scene, than a large message has."""
+        narrow_listener(self.service.listeners[0].server)
+        client = Raw(*await narrow_connection(*self.tcp4))
+        self.clients.append(client)
+        await client.log_in(user)
+        stop_reading(client.writer)
         return client
 
     async def empty(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 from bester.broker.wire.messages import Close, Confirm, Open, Submit
 from tests.e2e.bridge_raw_stand import Play, player, report, short
 from tests.e2e.bridge_scene import GOOD_LOGIN, LISTED, OPEN_TO_SERVERS, Scene, command, login, message
+from tests.kernel_buffers import read_on
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -34,8 +35,8 @@ class TestDelivering:
 
     def test_client_that_does_not_read_delays_no_other(self, play: Play) -> None:
         async def story(it: Scene) -> None:
-            alice, bob, slow = await it.client(), await it.client("bob"), await it.client("slow")
-            slow.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a stream's transport can
+            alice, bob = await it.client(), await it.client("bob")
+            await it.slow_client()
             body = json.dumps("x" * 500_000).encode()
             (session,) = it.broker.of("slow")
             for number in range(40):
@@ -52,8 +53,7 @@ class TestDelivering:
 
     def test_slow_reader_gets_every_message_and_each_is_confirmed_only_then(self, play: Play) -> None:
         async def story(it: Scene) -> None:
-            slow = await it.client("slow")
-            slow.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a stream's transport can
+            slow = await it.slow_client()
             body = json.dumps("x" * 800_000).encode()
             (session,) = it.broker.of("slow")
             for number in range(5):
@@ -62,8 +62,9 @@ class TestDelivering:
             other.write(message("echo"))
             await other.read()
             await other.read()
-            assert all(confirm.upto < 5 for confirm in it.broker.of_kind(Confirm))
-            slow.writer.transport.resume_reading()  # type: ignore[attr-defined]  # as above
+            await it.broker.until(lambda: 6 in (serial for row in it.broker.of_kind(Confirm) for serial in row.done))
+            assert all((row.upto, row.done) in ((0, []), (0, [6])) for row in it.broker.of_kind(Confirm))
+            read_on(slow.writer)
             for number in range(5):
                 assert (await slow.read())["header"]["id"] == f"s1/e/{number}.0.0"
             await it.broker.until(lambda: it.broker.of_kind(Confirm)[-1].upto == 6)

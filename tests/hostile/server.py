@@ -209,6 +209,7 @@ class HostileServer(Program):
                 while answer:
                     writer.write(answer)
                     await writer.drain()
+                    await asyncio.sleep(0)  # `drain` lets nobody else run until the kernel's buffer is full
                 await asyncio.sleep(LIVES_S)
         writer.transport.abort()
 

@@ -122,6 +122,7 @@ class HostileUser(Program):
             while True:
                 writer.write(WAVES["large"])
                 await writer.drain()
+                await asyncio.sleep(0)  # `drain` lets nobody else run until the kernel's buffer is full
 
     async def _is_mute(self) -> None:
         async with self._logged_in("mute"):

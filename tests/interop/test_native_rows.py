@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.kernel_buffers import most_bytes_held, stop_reading
 from tests.live import LAYOUTS, LiveServer, RawClient, raw_handler, shared_server
 
 GOOD_LOGIN = {
@@ -295,26 +296,30 @@ async def test_reset_connection_harms_no_other(server: LiveServer) -> None:
 
 
 async def test_client_that_does_not_read_delays_no_other(server: LiveServer) -> None:
-    lazy = await RawClient.login(server, "lazy")
-    lazy.writer.transport.pause_reading()  # type: ignore[attr-defined]  # the stream's transport reads too
+    lazy = await RawClient.login(server, "lazy", narrow=True)
+    stop_reading(lazy.writer)
     bob = await RawClient.login(server, "bob")
     text = "x" * 500_000
-    for number in range(60):  # 30 MB for lazy: more than his queue holds
-        bob.submit("chat", {"to": ["lazy"], "text": text}, f"to-lazy-{number}")
-        bob.submit("echo", number, f"echo-{number}")
     reports: dict[str, Any] = {}
-    echoes = {f"echo-{n}" for n in range(60)}
-    while not echoes <= reports.keys():
-        frame = await bob.receive()
-        if "status" in frame["header"]:
-            reports[frame["payload"]["id"]] = frame
+    sent = 0
+
+    async def until_reported(count: int, kind: str = "") -> None:
+        """Wait for so many reports on messages of a kind."""
+        while sum(id_.startswith(kind) for id_ in reports) < count:
+            frame = await bob.receive()
+            if "status" in frame["header"]:
+                reports[frame["payload"]["id"]] = frame["header"]["status"]
+
+    while "bad" not in reports.values():  # sent more than the kernel holds for lazy, and more than his queue holds
+        assert sent * len(text) < most_bytes_held() + 64 * 1024 * 1024
+        for number in range(sent, sent + 20):
+            bob.submit("chat", {"to": ["lazy"], "text": text}, f"to-lazy-{number}")
+            bob.submit("echo", number, f"echo-{number}")
+        sent += 20
+        await until_reported(sent, "echo")
     await lazy.close()  # the count of his queued messages is known only then
-    while len(reports) < 120:
-        frame = await bob.receive()
-        if "status" in frame["header"]:
-            reports[frame["payload"]["id"]] = frame
-    assert all(reports[id_]["header"]["status"] == "good" for id_ in echoes)
-    assert any(reports[f"to-lazy-{n}"]["header"]["status"] == "bad" for n in range(60))
+    await until_reported(2 * sent)
+    assert all(status == "good" for id_, status in reports.items() if id_.startswith("echo"))
     await bob.close()
 
 

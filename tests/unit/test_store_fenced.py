@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from itertools import count
 from typing import Any
 
 import pytest
@@ -14,8 +13,7 @@ import pytest
 from bester.broker.core.effects import Effects, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
-from bester.broker.postgres import Database, connect
-from bester.broker.postgres_schema import migrate
+from bester.broker.postgres import Database
 from bester.broker.store.postgres import PostgresStore
 from bester.broker.store_driver import StoreDriver
 from bester.broker.store_requests import Bury, Committed, FindDeadLetters, Read, Write
@@ -23,7 +21,6 @@ from tests.unit.postgres_cable import Cable
 from tests.unit.store_stand import asked, keep, letter
 
 DEADLINE_S = 30.0
-_numbers = count(1)
 LETTERS = FindDeadLetters(None, None, 9)
 
 
@@ -75,23 +72,6 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture
-def cable(postgres: Database) -> Iterator[Cable]:
-    with connect(postgres, "a test") as made:
-        migrate(made, postgres)
-    found = Cable(postgres)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def store(cable: Cable) -> Iterator[PostgresStore]:
-    found = PostgresStore(cable.database, f"fenced{next(_numbers)}")
-    found.open()
-    yield found
-    found.close()
-
-
 def take_lease(store: PostgresStore, database: Database) -> None:
     """Let another process take the lease, which has run out."""
     with closing(PostgresStore(database, store.broker)) as second:
@@ -100,31 +80,31 @@ def take_lease(store: PostgresStore, database: Database) -> None:
 
 
 def test_nothing_is_said_of_what_waits_behind_a_commit_whose_fate_another_broker_has_sealed(
-    store: PostgresStore, cable: Cable, postgres: Database
+    far: PostgresStore, cable: Cable, postgres: Database
 ) -> None:
     """The connection breaks in the middle of a commit, and before it is back another process has the lease."""
-    told, here = Told(store), store.database
+    told, here = Told(far), far.database
     nowhere = Database("postgresql://bester@/postgres?host=/nowhere", here.schema)
-    cable.cut, store.database = "before", nowhere
+    cable.cut, far.database = "before", nowhere
     told.ask(keep(1))
-    until(lambda: store.away != "")
-    take_lease(store, postgres)
+    until(lambda: far.away != "")
+    take_lease(far, postgres)
     told.ask(keep(2), Bury(letter("a")), LETTERS)
-    store.database = here
-    until(lambda: store.fenced != "")
+    far.database = here
+    until(lambda: far.fenced != "")
     told.turn()
     assert told.log == []
-    store.close()
+    far.close()
     told.end()
     assert told.log == []
 
 
 @pytest.mark.parametrize("request_", [keep(1), Bury(letter("a")), LETTERS], ids=["message", "dead letter", "question"])
 def test_nothing_is_said_of_what_is_refused_because_the_lease_was_taken(
-    request_: Write | Read, store: PostgresStore, postgres: Database
+    request_: Write | Read, far: PostgresStore, postgres: Database
 ) -> None:
-    told = Told(store)
-    take_lease(store, postgres)
+    told = Told(far)
+    take_lease(far, postgres)
     told.ask(request_)
     told.end()
-    assert store.fenced and told.log == []
+    assert far.fenced and told.log == []

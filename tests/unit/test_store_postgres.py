@@ -62,24 +62,6 @@ def test_brokers_of_a_server_are_told_with_what_a_dead_one_has_left(cluster: Clu
     assert namespaces(Database("postgresql:///none?host=/nowhere")) == [], "a check goes on"
 
 
-@pytest.fixture
-def cable(postgres: Database) -> Iterator[Cable]:
-    with connect(postgres, "a test") as made:
-        migrate(made, postgres)
-    found = Cable(postgres)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def far(cable: Cable) -> Iterator[PostgresStore]:
-    """A store at the end of the cable."""
-    found = PostgresStore(cable.database, f"far{next(_names)}")
-    found.open()
-    yield found
-    found.close()
-
-
 def another(store: PostgresStore) -> PostgresStore:
     """Return another broker of the same name."""
     return PostgresStore(store.database, store.broker)

@@ -252,6 +252,7 @@ def live_part(service: Service) -> tuple[tuple[str, ...], Prepare]:
     """Return the keys that a running bridge takes in live, and the part of a Reloader that does so."""
 
     def prepare(config: Config) -> Apply:
+        """Return a function that takes in the servers of a configuration. Raises ConfigError."""
         certificates = service.certificates.prepare(config)
 
         def apply() -> None:

@@ -244,6 +244,7 @@ def live_part(broker: Broker) -> tuple[tuple[str, ...], Prepare]:
     """Return the keys that a running broker takes in live, and the part of a Reloader that does so."""
 
     def prepare(config: Config) -> Apply:
+        """Return a function that takes in the routes, grants and names of a configuration."""
         routes, grants = routes_of(config), grants_of(config)
 
         def apply() -> None:
