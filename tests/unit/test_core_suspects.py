@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from bester.broker.core.cases import Case, Kind
 from bester.broker.core.effects import Link
+from bester.broker.core.jobs import Job
 from bester.broker.core.settings import Budget, Settings
-from bester.broker.core.suspects import DRAIN_S
+from bester.broker.core.suspects import DRAIN_S, Suspicion
+from bester.broker.core.workers import Workers
 from bester.broker.store_requests import DeadLetter
 from bester.broker.wire.messages import Goodbye, Heartbeat, Relayed, Report, Request
 from tests.unit.core_stand import Stand, clients
@@ -380,6 +383,19 @@ def test_suspect_that_waits_too_long_is_a_dead_letter() -> None:
     ward.stand.wait(601.0, step_s=1.0)
     assert ward.reports() == {b"1": ["timeout"], b"2": ["handler-lost"]}
     assert sorted(letter.reason for letter in ward.letters()) == ["handler-lost", "timeout"]
+
+
+def test_overdue_suspect_is_taken_out_also_behind_a_later_one() -> None:
+    workers = Workers(20_000)
+    case = Case(Kind.SUBMIT, Link("ipc", b"here"), 1, "m", "m")
+    jobs = [Job(case, str(n), str(n), "t", b"1", scope="client", origin="s", user="u") for n in range(4)]
+    for each, since in zip(jobs, (3.0, 1.0, 2.0, 4.0), strict=True):
+        each.since, each.suspicion = since, Suspicion()
+        workers.enqueue(each, first=True)
+    for now, late, left in ((0.5, [], 4), (1.0, [jobs[1]], 3), (2.5, [jobs[2]], 2), (9.0, [jobs[3], jobs[0]], 0)):
+        assert workers.overdue("t", dict.fromkeys(jobs, now).__getitem__) == late
+        assert workers.waiting == left
+    assert not workers.waiting_types()
 
 
 def test_log_counts_the_suspects() -> None:

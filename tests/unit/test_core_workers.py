@@ -17,7 +17,6 @@ from bester.broker.core.effects import Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.pools import CHUNK, Worker
 from bester.broker.core.settings import Limits, Settings
-from bester.broker.core.suspects import Suspicion
 from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import Error, Goodbye, Heartbeat, Hello, Reply, Report, Request, Submit
 from tests.unit.core_stand import Stand
@@ -246,18 +245,6 @@ def test_overdue_message_is_taken_out_also_behind_a_requeued_one() -> None:
     assert workers.overdue("t", lambda _: 9.0) == [back]
     assert workers.waiting == 0
     assert not workers.has_queue("t")
-
-
-def test_overdue_suspect_is_taken_out_also_behind_a_later_one() -> None:
-    workers = Workers(20_000)
-    jobs = [job(id_=str(number)) for number in range(4)]
-    for each, since in zip(jobs, (3.0, 1.0, 2.0, 4.0), strict=True):
-        each.since, each.suspicion = since, Suspicion()
-        workers.enqueue(each, first=True)
-    for now, late, left in ((0.5, [], 4), (1.0, [jobs[1]], 3), (2.5, [jobs[2]], 2), (9.0, [jobs[3], jobs[0]], 0)):
-        assert workers.overdue("t", dict.fromkeys(jobs, now).__getitem__) == late
-        assert workers.waiting == left
-    assert not workers.waiting_types()
 
 
 def test_overdue_message_group_is_taken_out() -> None:
