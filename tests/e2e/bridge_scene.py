@@ -36,9 +36,11 @@ from bester.broker.wire.messages import (
     Submit,
     Welcome,
 )
+from tests.ipv6 import HAS_IPV6
 from tests.kernel_buffers import narrow_connection, narrow_listener, stop_reading
 
 DEADLINE_S = 10.0
+TCP6 = HostPort("::1", 0) if HAS_IPV6 else None
 
 
 class FakeBroker:
@@ -247,17 +249,22 @@ class Scene:
 
     @property
     def tcp4(self) -> HostPort:
-        host, port = self.service.addresses[0].split(":")
+        host, port = self.address("tcp4").split(":")
         return HostPort(host, int(port))
+
+    def address(self, kind: str) -> str:
+        """Return the address of the listener of a kind."""
+        (found,) = (each.address for each in self.service.listeners if each.url.startswith(f"{kind}://"))
+        return found
 
     async def connect(self, kind: str = "tcp4") -> Raw:
         match kind:
             case "tcp4":
                 streams = await asyncio.open_connection(*self.tcp4)
             case "tcp6":
-                streams = await asyncio.open_connection("::1", int(self.service.addresses[1].rpartition(":")[2]))
+                streams = await asyncio.open_connection("::1", int(self.address("tcp6").rpartition(":")[2]))
             case _:
-                streams = await asyncio.open_unix_connection(self.service.addresses[2])
+                streams = await asyncio.open_unix_connection(self.address("unix"))
         client = Raw(*streams)
         self.clients.append(client)
         return client
@@ -290,7 +297,7 @@ def config(directory: Path, *, native: NativeConfig | None = None, **more: Any) 
     return Config(
         directory=directory,
         server=ServerConfig("s1", directory),
-        native=native or NativeConfig(HostPort("127.0.0.1", 0), HostPort("::1", 0), directory / "n"),
+        native=native or NativeConfig(HostPort("127.0.0.1", 0), TCP6, directory / "n"),
         fabric=FabricConfig((), ()),
         informer=directory / "i",
         **more,

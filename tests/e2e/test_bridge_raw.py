@@ -20,6 +20,7 @@ from bester.broker.wire.address import HostPort
 from bester.broker.wire.messages import Close, Confirm, Login
 from tests.e2e.bridge_raw_stand import Play, player, report, short
 from tests.e2e.bridge_scene import GOOD_LOGIN, Raw, Scene, login, message
+from tests.ipv6 import needs_ipv6
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -28,7 +29,7 @@ def play(request: pytest.FixtureRequest) -> Play:
 
 
 class TestFirstFrame:
-    @pytest.mark.parametrize("kind", ["tcp4", "tcp6", "unix"])
+    @pytest.mark.parametrize("kind", ["tcp4", pytest.param("tcp6", marks=needs_ipv6), "unix"])
     def test_a_client_logs_in(self, play: Play, kind: str) -> None:
         async def story(it: Scene) -> None:
             client = await it.connect(kind)

@@ -22,6 +22,7 @@ from bester.client import (
 )
 from tests.e2e.client_stand import client_of, hold
 from tests.e2e.fake_native_server import FakeServer, Peer, free_port, message_frame, report_frame, within
+from tests.ipv6 import needs_ipv6
 
 
 @pytest.fixture
@@ -181,6 +182,7 @@ class TestTransports:
         finally:
             shutil.rmtree(folder)
 
+    @needs_ipv6
     async def test_ipv6(self) -> None:
         async with FakeServer(host="::1") as server, client_of(server) as client:
             assert server.address.startswith("[::1]:")

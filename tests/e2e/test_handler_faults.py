@@ -80,8 +80,10 @@ async def running(app: App, endpoint: str, **options: Any) -> AsyncIterator[Stan
         worker.start()
         await broker.expect(Hello)
         await worker.wait_ready()
-        yield broker
-        await asyncio.wait_for(worker.stop(), PATIENCE_S)
+        try:
+            yield broker
+        finally:
+            await asyncio.wait_for(worker.stop(), PATIENCE_S)
 
 
 def raises(make: Callable[[], BaseException]) -> Callable[[Message], Any]:

@@ -13,6 +13,7 @@ from bester.bridge.frames import frame
 from bester.bridge.informer import Informer
 from bester.bridge.limits import Limits
 from tests.e2e.bridge_scene import Raw, Scene, scene
+from tests.ipv6 import needs_ipv6
 from tests.live import short_directory
 
 
@@ -51,6 +52,7 @@ async def test_a_question(it: Scene, question: bytes, answer: object) -> None:
     assert await asker.read() == answer
 
 
+@needs_ipv6
 async def test_server_info_names_the_listeners(it: Scene) -> None:
     await it.client("alice")
     asker = await informer(it)

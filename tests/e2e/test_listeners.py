@@ -15,6 +15,7 @@ import pytest
 from bester.bridge.listeners import check_plaintext, listen_tcp, listen_unix
 from bester.broker.wire.address import HostPort
 from bester.broker.wire.codes import ConfigError
+from tests.ipv6 import needs_ipv6
 
 LOOPBACK = HostPort("127.0.0.1", 0)
 
@@ -38,6 +39,7 @@ class TestTcp:
             pass
         listener.close()
 
+    @needs_ipv6
     async def test_ipv6_address_is_in_brackets(self) -> None:
         listener = await listen_tcp("tcp6", HostPort("::1", 0), asyncio.Protocol, family=socket.AF_INET6)
         assert re.fullmatch(r"tcp6://\[::1\]:[1-9]\d+", listener.url)

@@ -46,8 +46,21 @@ async def running(app: App, endpoint: str, **options: Any) -> AsyncIterator[tupl
         worker.start()
         await broker.expect(Hello)
         await worker.wait_ready()
-        yield broker, worker
-        await asyncio.wait_for(worker.stop(), PATIENCE_S)
+        try:
+            yield broker, worker
+        finally:
+            await asyncio.wait_for(worker.stop(), PATIENCE_S)
+
+
+@asynccontextmanager
+async def letting_go() -> AsyncIterator[asyncio.Event]:
+    """Yield an event that is set at the end of a test that fails, too: the end of the loop waits for a stubborn
+    handler."""
+    event = asyncio.Event()
+    try:
+        yield event
+    finally:
+        event.set()
 
 
 async def until(true: Callable[[], object]) -> None:
@@ -146,7 +159,7 @@ async def test_stubborn_handler_keeps_its_credit_and_is_not_waited_for(
     endpoint: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bester.handlers.task_pool.STUBBORN_S", 0.2)
-    app, let_go = App(), asyncio.Event()
+    app = App()
 
     @app.handler("job")
     async def job(message: Message) -> Command:
@@ -157,7 +170,7 @@ async def test_stubborn_handler_keeps_its_credit_and_is_not_waited_for(
                 continue
         return message.reply("late")
 
-    async with running(app, endpoint) as (broker, worker):
+    async with letting_go() as let_go, running(app, endpoint) as (broker, worker):
         broker.send(request(1, b"1", "job"), request(2, b"2", "job"))
         await until(lambda: caplog.text.count("s ago, but still running") == 2)
         stopping = asyncio.create_task(worker.stop())
@@ -172,7 +185,7 @@ async def test_next_of_a_group_does_not_wait_for_a_stubborn_handler(
     endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bester.handlers.task_pool.STUBBORN_S", 0.2)
-    app, let_go = App(), asyncio.Event()
+    app = App()
 
     @app.handler("chat", order="user")
     async def chat(message: Message) -> Command:
@@ -183,7 +196,7 @@ async def test_next_of_a_group_does_not_wait_for_a_stubborn_handler(
                 continue
         return message.reply(message.data)
 
-    async with running(app, endpoint, request_ms=60_000) as (broker, _):
+    async with letting_go() as let_go, running(app, endpoint, request_ms=60_000) as (broker, _):
         broker.send(request(1, b'"hang"', "chat", deadline_ms=LIMIT_MS), request(2, b'"next"', "chat"))
         assert (await broker.expect(Reply)).token == 2
         assert (await broker.ask(3, b'"more"', "chat")).status == 0

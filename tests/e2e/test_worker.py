@@ -34,8 +34,10 @@ async def running(app: App, endpoint: str, **options: Any) -> AsyncIterator[tupl
         worker = Worker(app, endpoint, **options)
         worker.start()
         await broker.expect(Hello)
-        yield broker, worker
-        await asyncio.wait_for(worker.stop(), PATIENCE_S)
+        try:
+            yield broker, worker
+        finally:
+            await asyncio.wait_for(worker.stop(), PATIENCE_S)
 
 
 def echo_app(**options: Any) -> App:

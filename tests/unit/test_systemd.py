@@ -15,6 +15,7 @@ import pytest
 from bester.broker import logs
 from bester.broker.systemd import PINGS_A_PERIOD, ServiceManager, is_journal
 from bester.broker.wire.codes import ConfigError
+from tests.ipv6 import needs_ipv6
 
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
@@ -118,11 +119,13 @@ class TestPassedSockets:
         assert first.fileno() == -1 and second.fileno() >= 0
         second.close()
 
+    @needs_ipv6
     def test_flow_and_scope_do_not_count(self) -> None:
         sock = listening("::1", socket.AF_INET6)
         assert ServiceManager(passed=(sock,)).take(socket.AF_INET6, ("::1", sock.getsockname()[1])) is sock
         sock.close()
 
+    @needs_ipv6
     def test_one_that_no_key_names_is_a_mistake(self) -> None:
         manager = ServiceManager(passed=(listening(), listening("::1", socket.AF_INET6)))
         with pytest.raises(ConfigError, match=r"a socket for 127\.0\.0\.1:\d+, \[::1\]:\d+, where this program"):

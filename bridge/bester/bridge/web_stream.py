@@ -65,7 +65,7 @@ class WebStream(Layer):
 
     __slots__ = (
         "_above", "_came", "_deadline", "_frames", "_head_bytes", "_max_frame", "_open", "_origins", "_over",
-        "_refused", "_socket", "_unended",
+        "_parting", "_refused", "_socket", "_unended",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +84,7 @@ class WebStream(Layer):
         self._deadline: asyncio.TimerHandle | None = None
         self._over = False  # the rest of a message that is too long is dropped
         self._open = False
+        self._parting = False  # refused: what still comes is dropped
         self._head_bytes = 0
 
     # --- from the transport below -------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ class WebStream(Layer):
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes of the request, or of messages."""
-        if self._below is None or self._below.is_closing():
+        if self._below is None or self._below.is_closing() or self._parting:
             return
         if not self._open:
             self._head_bytes += len(data)
@@ -219,11 +220,15 @@ class WebStream(Layer):
             self._refuse(f"its request is for no WebSocket: {error}")
 
     def _refuse(self, why: str) -> None:
-        """Answer what is no request for a WebSocket, and close."""
+        """Answer what is no request for a WebSocket, and end the stream. Read on until the peer ends it too: closing
+        with bytes unread would reset the connection, and could take the answer away."""
         self._refused(why)
+        self._parting = True
         if self._below is not None:
             self._below.write(_NOT_A_SOCKET % (len(_WHAT_THIS_IS), _WHAT_THIS_IS))
-            self._below.close()
+            if self._below.can_write_eof():
+                self._below.write_eof()
+            asyncio.get_running_loop().call_later(PARTING_S, self._below.close)
 
     def _send(self, event: Event) -> None:
         if self._below is not None:
