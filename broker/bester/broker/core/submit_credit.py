@@ -31,8 +31,9 @@ SPARE = 8
 ROOM = 256
 """Messages that may wait beside those in work: as many as a handler takes at once by default, so that handlers do not
 run dry. Each that waits more is a delay for all behind it."""
-ROOM_BYTES = 16 * 1024 * 1024
-"""The same in bytes: 64 KiB for each of these messages. Large bodies that wait leave the processor's caches as well."""
+ROOM_BYTES = 2 * 1024 * 1024
+"""The same in bytes: large bodies that wait leave the processor's caches as well, and what a client asks for with them
+overflows its connections when it comes at once."""
 COARSE = 8
 """A share that would change by less than one part in COARSE is left as it is: fewer messages to bridges."""
 
