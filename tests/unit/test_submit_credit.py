@@ -88,7 +88,9 @@ class TestShares:
             }
             credit.on_report(link, held)
             known = dict(credit.share([], (0, known["credit_bytes"] - 2**20))).get(link, known)
-        assert ROOM_BYTES <= known["credit_bytes"] < 4 * ROOM_BYTES, "the room, the least share, and twice what is in work"
+        assert ROOM_BYTES <= known["credit_bytes"] < 4 * ROOM_BYTES, (
+            "the room, the least share, and twice what is in work"
+        )
 
     def test_messages_that_are_still_leave_their_room_to_others(self) -> None:
         credit = SubmitCredit(Limits())
