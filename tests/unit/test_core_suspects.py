@@ -398,6 +398,36 @@ def test_overdue_suspect_is_taken_out_also_behind_a_later_one() -> None:
     assert not workers.waiting_types()
 
 
+def test_message_of_workers_that_are_silent_together_has_killed_one_of_them() -> None:
+    ward = Ward(3)
+    ward.submit(b"1")
+    for link in list(ward.hands):
+        ward.stand.alive.pop(link)
+    ward.stand.wait(8.0)
+    ward.listen()
+    assert [len(held) for held in ward.hands.values()].count(1) == 1, "only the first was given it"
+    assert ward.letters() == []
+    ward.hands.clear()
+    link = ward.join()
+    assert [request.meta["attempt"] for request in ward.hands[link]] == [2]
+    assert ward.answer(link) == b"1"
+    assert ward.reports() == {b"1": [None]}
+    ward.is_well()
+
+
+def test_suspects_of_several_types_take_turns() -> None:
+    ward = Ward(1, types=("t", "u"))
+    for number in range(3):
+        for type_ in ("t", "u"):
+            ward.submit(b'"%s%d"' % (type_.encode(), number), type_)
+    (link,) = ward.hands
+    ward.kill(link)
+    link = ward.join()
+    answers = [ward.answer(link) for _ in range(6)]
+    assert {answers[0][1:2], answers[1][1:2]} == {b"t", b"u"}
+    assert {answers[2][1:2], answers[3][1:2]} == {b"t", b"u"}
+
+
 def test_log_counts_the_suspects() -> None:
     ward = Ward(1, types=("t", "u"))
     for number in range(4):

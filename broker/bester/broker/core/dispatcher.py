@@ -517,6 +517,11 @@ class Dispatcher:
             job.attempt -= 1
             self._unsent.add(job)
 
+    def pass_over(self, workers: Iterable[Worker]) -> None:
+        """Give nothing to workers that are all lost now: a message of one would count a death at each of the others."""
+        for worker in workers:
+            self._workers.leave(worker)
+
     def on_worker_lost(self, worker: Worker, now: float) -> None:
         """Requeue the messages of a dead worker, before all that wait. Only a message that the worker held alone has
         used up an attempt; of several, each is next given to a worker alone, until the one that kills is found."""

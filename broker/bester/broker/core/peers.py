@@ -340,7 +340,9 @@ class Peers:
             for peer in self.by_link.values():
                 peer.last_heard = now
         self._ticked = now
-        for peer in [peer for peer in self.by_link.values() if self._is_silent(peer, now)]:
+        silent = [peer for peer in self.by_link.values() if self._is_silent(peer, now)]
+        self._dispatcher.pass_over([peer.worker for peer in silent if peer.worker is not None])
+        for peer in silent:
             self.on_peer_lost(peer, "fallen silent", now)
             if peer.role == "handler":
                 self._restarts.fell(peer, now)

@@ -94,12 +94,13 @@ class Suspects:
 
     def next_for(self, worker: Worker) -> QueueItem | None:
         """Return the next suspect for a worker that holds nothing, None where none of its types has one."""
-        for type_, queue in self._queues.items():
-            if type_ in worker.pool.types:
-                item = queue.popleft()
-                self._tidy(type_)
-                return item
-        return None
+        type_ = next((type_ for type_ in self._queues if type_ in worker.pool.types), None)
+        if type_ is None:
+            return None
+        queue = self._queues[type_] = self._queues.pop(type_)  # types take turns
+        item = queue.popleft()
+        self._tidy(type_)
+        return item
 
     def cleared(self) -> list[tuple[str, list[QueueItem]]]:
         """Take out items that are suspects no more, by type, in their order."""
