@@ -62,6 +62,11 @@ def test_rules_hold_where_a_lease_ends_while_marks_wait_for_a_locked_store(seed:
     play(seed, CLUSTER)
 
 
+def test_later_outcomes_of_a_message_that_two_brokers_have_sent_are_counted_together() -> None:
+    """Its first report was lost, and the other server sends one outcome to each of the brokers."""
+    play(19294, CLUSTER)
+
+
 @pytest.mark.parametrize("seed", range(30, 45))
 def test_promises_hold_with_very_little_credit(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All bridges of a server have 8 messages together, and a type is stuck soon; HEARTBEATs are lost as well."""

@@ -250,6 +250,40 @@ def test_note_of_another_broker_is_moved_to_the_one_that_gets_the_outcome(pair: 
         assert store.read(outcomes("n")) == {"bob": "delivered"}
 
 
+def note(number: int, left: int, *so_far: str) -> RecordRemote:
+    """Return the note of a message that is queued at s2; `so_far`: the worst of the outcomes that were counted."""
+    meta = {"left": left, **({"worst": so_far[0]} if so_far else {})}
+    return RecordRemote(entry(number, lane("s2", "t"), id="n.0.0", target="s2", meta=meta), "queued")
+
+
+FATES: Any = [
+    (note(1, 2), note(7, 3), ("queued", 3, None)),
+    (note(1, 1, "delivered"), note(7, 2), ("queued", 1, "delivered")),
+    (note(1, 2), note(7, 1, "failed:expired"), ("queued", 1, "failed:expired")),
+    (note(1, 2, "failed:expired"), note(7, 1, "delivered"), ("queued", 1, "failed:expired")),
+    (note(1, 0, "delivered")._replace(outcome="delivered"), note(7, 2), ("delivered", 0, "delivered")),
+    (note(1, 2), note(7, 0, "delivered")._replace(outcome="delivered"), ("delivered", 0, "delivered")),
+]
+
+
+@pytest.mark.parametrize(("theirs", "mine", "united"), FATES)
+@pytest.mark.parametrize("adopts", [False, True])
+def test_notes_of_a_message_that_was_submitted_at_two_brokers_are_counted_as_one(
+    pair: Pair, theirs: RecordRemote, mine: RecordRemote, united: tuple[str, int, str | None], *, adopts: bool
+) -> None:
+    """The other server sends each outcome once, to whichever broker: of two notes neither would come to its end."""
+    pair.write(pair.one, theirs)
+    pair.write(pair.two, mine)
+    if adopts:
+        pair.run_out(pair.one)
+        assert pair.adopt().outcomes == 0
+    found, outcome = pair.two.read(FindEntry("n.0.0", "s2", 92))
+    assert (found.number, outcome, found.meta["left"], found.meta.get("worst")) == (7, *united)
+    if mine.outcome == "queued" and not adopts:
+        assert pair.one.read(FindEntry("n.0.0", "s2")) is None
+    assert pair.two.read(outcomes("n")) == {"s2": united[0]}
+
+
 def test_expiry_is_moved_to_the_time_of_the_store(pair: Pair) -> None:
     pair.write(pair.one, SaveClock(ClockState(NOW_S - 5_000, 0.0, "", 0.0)), keep(1))
     pair.run_out(pair.one)

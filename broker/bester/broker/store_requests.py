@@ -290,7 +290,8 @@ class FindEntry(NamedTuple):
 
     In a shared store another broker may have sent the message, and its later outcome may come here. An entry of another
     broker that has ended, or is queued at the server, is moved to this namespace under `number`, which the core has
-    reserved: the outcomes of a message are counted by one broker."""
+    reserved: the outcomes of a message are counted by one broker. Where this namespace has a note of the message too,
+    `united_notes` makes one of both."""
 
     id: str
     server: str

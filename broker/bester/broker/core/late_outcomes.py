@@ -34,7 +34,7 @@ from bester.broker.store_requests import (
     owner_of,
 )
 from bester.broker.wire.messages import Meta
-from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, SENT, failed, is_final, severity, worst
+from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, QUEUED, SENT, failed, is_final, severity, worst
 
 MAX_OUTCOME_BYTES = 4096
 """Bytes of a late outcome from another server: an id and a code."""
@@ -161,11 +161,10 @@ class LateOutcomes:
             return "malformed"
         if not is_final(outcome):
             return "malformed"
+        find = FindEntry(message, peer, self._queues.reserve_numbers(1) if self._is_shared else 0)
         self._out.read(
-            FindEntry(message, peer, self._queues.reserve_numbers(1) if self._is_shared else 0),
-            lambda answer, now: self._reports.settle(
-                case, None, self._on_entry_found(peer, message, outcome, answer, now)
-            ),
+            find,
+            lambda answer, now: self._reports.settle(case, None, self._on_entry_found(find, outcome, answer, now)),
         )
         return None
 
@@ -179,10 +178,11 @@ class LateOutcomes:
             self.on_ended(entry, outcome, now, amended=True)
 
     def _on_entry_found(
-        self, peer: str, id_: str, outcome: str, answer: tuple[Entry, str | None] | None, now: float
+        self, find: FindEntry, outcome: str, answer: tuple[Entry, str | None] | None, now: float
     ) -> str:
         """Take in the message that an outcome is about, None where there is none. Returns the outcome for the server
         that sent it: a failure that is tried again, where it came before the message was recorded."""
+        id_, peer, number = find
         if answer is None:
             # Soon after a start the message may still be submitted again: then all of its outcomes count.
             young = now < self._started + self._settings.limits.restart_s
@@ -192,9 +192,14 @@ class LateOutcomes:
         entry, state = answer
         if state is None:  # the answer `queued` has not come yet
             return failed("overloaded")
-        left, so_far = self._counted.get(entry.number) or (entry.meta.get("left"), entry.meta.get("worst", DELIVERED))
+        if entry.number == number and state == QUEUED:  # the note of another broker, which was moved here
+            self._notes.add(peer)
+        left, so_far = entry.meta.get("left"), entry.meta.get("worst", DELIVERED)
         if type(left) is not int:
             return DELIVERED
+        if entry.number in self._counted:  # the store may be behind, or ahead by what it has united
+            counted, counted_worst = self._counted[entry.number]
+            left, so_far = min(left, counted), worst(so_far, counted_worst)
         if left < 1:
             self._amend(entry, worst(so_far, state), outcome, now)
             return DELIVERED

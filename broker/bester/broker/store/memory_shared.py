@@ -12,7 +12,7 @@ from typing import Any
 
 from bester.broker.store.lease import LEASE_S, RENEW_S
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store.rows import of_all_brokers
+from bester.broker.store.rows import of_all_brokers, pack, united_notes, unpack
 from bester.broker.store_requests import (
     Adopt,
     Adopted,
@@ -111,7 +111,7 @@ class SharedMemoryStore(MemoryStore):
             case Adopt():
                 return self.adopt(read)
             case FindEntry():
-                return super()._answer(read) or self._find_elsewhere(read)
+                return self._find_anywhere(read)
             case FindOutcomes():
                 return of_all_brokers(found for each in self._all() for found in each.outcomes_of(read))
         return super()._answer(read)
@@ -128,19 +128,38 @@ class SharedMemoryStore(MemoryStore):
         found: tuple[Entry, str | None] | None = super()._answer(read)
         return found
 
-    def _find_elsewhere(self, read: FindEntry) -> tuple[Entry, str | None] | None:
+    def _find_anywhere(self, read: FindEntry) -> tuple[Entry, str | None] | None:
+        """Return the entry of this namespace, where an ended one of another broker is moved to, or united with."""
+        mine = self.entry_of(read)
+        if not read.number or (mine is not None and mine[1] != QUEUED):
+            return mine
+        waiting: tuple[Entry, None] | None = None
         for other in self._all():
             found = other.entry_of(read) if other is not self else None
             if found is None:
                 continue
             entry, outcome = found
-            if outcome is not None:
+            if outcome is None:
+                waiting = waiting or (entry, None)
+            elif mine is None:
                 other._end(entry.number, "", True)
                 sender = None if self._is_disowned(other, entry.number, entry) else entry.sender
-                entry = entry._replace(number=read.number, sender=sender)
-                self._insert(entry, outcome, {})
-            return entry, outcome
-        return None
+                self._insert(entry._replace(number=read.number, sender=sender), outcome, {})
+                mine = self.entry_of(read)
+            elif mine[0].queue == entry.queue:
+                other._end(entry.number, "", True)
+                self._unite(mine[0].number, entry, outcome)
+                mine = self.entry_of(read)
+        return mine or waiting
+
+    def _unite(self, number: int, theirs: Entry, outcome: str) -> None:
+        """Take another namespace's note of a message into the note that is here."""
+        row = self._rows[number]
+        if row.outcome == QUEUED:
+            united, meta = united_notes((row.outcome, unpack(row.meta)), (outcome, theirs.meta))
+            self._rows[number] = row._replace(meta=pack(meta))
+            if united != QUEUED:
+                self._end(number, united, False)
 
     def _all(self) -> list[SharedMemoryStore]:
         return list(self.database.namespaces.values())
@@ -200,6 +219,8 @@ class SharedMemoryStore(MemoryStore):
             may_be_there = outcome is None and number <= other._sent_upto.get(entry.queue, 0)
             other._end(number, "", True)
             there = self._numbers.get((entry.id, entry.queue))
+            if there is not None and outcome is not None:
+                self._unite(there, entry, outcome)
             meta = entry.meta | {"repeated": True} if may_be_there or there is not None else entry.meta
             entry = entry._replace(
                 number=adopt.first + at, expires_s=entry.expires_s + later_s, meta=meta,

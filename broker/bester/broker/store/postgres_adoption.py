@@ -8,14 +8,15 @@ what is left: the namespace keeps its name, its epoch and its clock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bester.broker.store import postgres_reading
 from bester.broker.store.lease import LEASE_S
 from bester.broker.store.postgres_reading import rows
-from bester.broker.store.postgres_writing import Group
-from bester.broker.store.rows import read_text, unpack
+from bester.broker.store.postgres_writing import Group, written
+from bester.broker.store.rows import pack, read_text, united_notes, unpack
 from bester.broker.store_requests import Adopt, Adopted, Entry, FindEntry, SaveLane, SaveName, united
+from bester.broker.wire.outcomes import QUEUED
 
 if TYPE_CHECKING:
     from bester.broker.postgres import Connection
@@ -41,6 +42,11 @@ WITH gone AS (
 )
 UPDATE entry mine SET repeated = TRUE FROM gone WHERE mine.ns = %b AND mine.number = gone.number
 AND mine.outcome IS NULL
+"""
+_NOTES = """
+SELECT mine.ns, mine.number, mine.outcome, mine.box, mine.meta, e.ns, e.number, e.outcome, e.box, e.meta
+FROM entry e JOIN entry mine ON mine.ns = %b AND mine.key = e.key
+WHERE e.ns = %b AND e.number = ANY(%b::bigint[]) AND mine.outcome = 'queued' AND e.outcome IS NOT NULL
 """
 _BODIES = """
 INSERT INTO body (ns, serial, body) SELECT %b, t.new, b.body
@@ -88,6 +94,16 @@ _COPY = (
 _ARRIVED = "SELECT peer, type, epoch, floor, outcomes FROM arrived WHERE ns = %b"
 
 
+class _Note(NamedTuple):
+    """A row of an entry, as far as notes of a message that was submitted at two brokers differ."""
+
+    ns: int
+    number: int
+    outcome: str | None
+    box: str
+    meta: bytes
+
+
 def find(connection: Connection, ns: int) -> str:
     """Return the name of a broker whose namespace is abandoned and holds anything, empty where there is none."""
     found = rows(connection, _ABANDONED, ns)
@@ -95,26 +111,53 @@ def find(connection: Connection, ns: int) -> str:
 
 
 def find_entry(connection: Connection, ns: int, lease: int, read: FindEntry) -> tuple[Entry, str | None] | None:
-    """Return the entry that a later outcome is about, wherever it is; an ended one of another broker is moved here.
+    """Return the entry that a later outcome is about, wherever it is; an ended one of another broker is moved here, or
+    united with the one that is here.
 
     Raises psycopg.Error."""
     found: tuple[Entry, str | None] | None = postgres_reading.answer(connection, ns, read)
-    if found is None and rows(connection, postgres_reading.ELSEWHERE, ns, *postgres_reading.in_lane(read)):
-        with connection.transaction():
-            rows(connection, "SELECT held(%b, %b) FROM broker WHERE ns = %b FOR SHARE", ns, lease, ns)
-            query = f"{postgres_reading.ELSEWHERE} LIMIT 1 FOR UPDATE"
-            for other, number, outcome in rows(connection, query, ns, *postgres_reading.in_lane(read)):
-                if outcome is None:
-                    return _waiting_at(connection, other, read)
-                values = ns, read.number, ns, ns, other, other, number
+    if found is not None and found[1] != QUEUED:
+        return found
+    if all(row[0] == ns for row in rows(connection, postgres_reading.ANYWHERE, *postgres_reading.in_lane(read))):
+        return found
+    with connection.transaction():
+        rows(connection, "SELECT held(%b, %b) FROM broker WHERE ns = %b FOR SHARE", ns, lease, ns)
+        # Two brokers that unite the notes of one message take the locks in one order.
+        query = f"{postgres_reading.ANYWHERE} ORDER BY ns, number FOR UPDATE"
+        there = rows(connection, query, *postgres_reading.in_lane(read))
+        mine = next((_Note(*row) for row in there if row[0] == ns), None)
+        waiting: int | None = None
+        for theirs in (_Note(*row) for row in there if row[0] != ns):
+            if theirs.outcome is None:
+                waiting = theirs.ns
+            elif mine is None:
+                values = ns, read.number, ns, ns, theirs.ns, theirs.ns, theirs.number
                 connection.execute(_MOVE_ENDED.encode(), values, binary=True)
-            found = postgres_reading.answer(connection, ns, read)
+                mine = theirs._replace(ns=ns, number=read.number)
+            elif mine.outcome is not None and mine.box == theirs.box:
+                statement = "DELETE FROM entry WHERE ns = %b AND number = %b"
+                connection.execute(statement.encode(), (theirs.ns, theirs.number), binary=True)
+                mine = _unite(connection, mine, theirs)
+        found = postgres_reading.answer(connection, ns, read)
+        if found is None and waiting is not None:
+            found = postgres_reading.answer(connection, waiting, read)
     return found
 
 
-def _waiting_at(connection: Connection, other: int, read: FindEntry) -> tuple[Entry, str | None] | None:
-    found: tuple[Entry, str | None] | None = postgres_reading.answer(connection, other, read)
-    return found
+def _unite(connection: Connection, mine: _Note, theirs: _Note) -> _Note:
+    """Take another namespace's note of a message into mine, and return mine as it is then. A damaged one is left."""
+    if mine.outcome != QUEUED or theirs.outcome is None:
+        return mine
+    try:
+        outcome, meta = united_notes(
+            (mine.outcome, unpack(mine.meta)), (read_text(theirs.outcome), unpack(theirs.meta))
+        )
+    except ValueError:
+        return mine
+    united = mine._replace(outcome=written(outcome), meta=bytes(pack(meta)))
+    values = united.outcome, united.meta, mine.ns, mine.number
+    connection.execute(b"UPDATE entry SET outcome = %b, meta = %b WHERE ns = %b AND number = %b", values, binary=True)
+    return united
 
 
 class Move:
@@ -163,6 +206,8 @@ class Move:
             if shared is not None and shared not in serials:
                 serials[shared] = self.serial
                 self.serial += 1
+        for row in rows(connection, _NOTES, self._ns, other, old):
+            _unite(connection, _Note(*row[:5]), _Note(*row[5:]))
         self._do(_DUPLICATES, other, old, self._ns, self._ns)
         self._do(_BODIES, self._ns, list(serials), list(serials.values()), other)
         new = list(range(adopt.first, adopt.first + len(old)))

@@ -44,7 +44,7 @@ _IN_LANE = "id = %b AND left(id, %b) = left(%b, %b) AND box >= %b AND box < %b"
 
 
 FIND_ENTRY = f"SELECT {_BARE}, outcome FROM entry e WHERE ns = %b AND {_IN_LANE} LIMIT 1"  # noqa: S608 (own words)
-ELSEWHERE = f"SELECT ns, number, outcome FROM entry e WHERE ns IN (SELECT ns FROM broker WHERE ns <> %b) AND {_IN_LANE}"  # noqa: S608 (own words)
+ANYWHERE = f"SELECT ns, number, outcome, box, meta FROM entry e WHERE ns IN (SELECT ns FROM broker) AND {_IN_LANE}"  # noqa: S608 (own words)
 
 
 def in_lane(read: FindEntry) -> tuple[str | int, ...]:

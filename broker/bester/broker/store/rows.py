@@ -6,13 +6,13 @@ Names come from strangers: any `str` can be written, one with half a surrogate p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
 from bester.broker.store_requests import is_mailbox, sharer_of
-from bester.broker.wire.outcomes import QUEUED, severity
+from bester.broker.wire.outcomes import QUEUED, severity, worst
 
 _MARK = "\ufdd0"
 """A code point that never is a character: precedes the digits of a code that UTF-8 cannot write, and of itself."""
@@ -99,3 +99,26 @@ def of_all_brokers(outcomes: Iterable[tuple[str, str, str | None]]) -> dict[str,
         if id_ not in found or found[id_][1] in (None, QUEUED):
             found[id_] = target, outcome
     return summed_up(found.values())
+
+
+def united_notes(
+    mine: tuple[str, Mapping[str, Any]], theirs: tuple[str, Mapping[str, Any]]
+) -> tuple[str, dict[str, Any]]:
+    """Return the outcome and meta of one note for two notes of one message, which was submitted at two brokers.
+
+    An ended note stands before a `queued` one. Of two `queued` ones the note that has counted an outcome stands: the
+    other server sends each outcome once, to whichever broker. Where neither has counted, the larger count stands: the
+    smaller one is from a later answer, and the outcomes between the two answers are still to come."""
+    (outcome, meta), (other, others) = mine, theirs
+    if outcome == other == QUEUED:
+        counts = [each["left"] for each in (meta, others) if type(each.get("left")) is int]
+        began = [each for each in (meta, others) if "worst" in each]
+        if len(began) == 1:
+            counted = {key: began[0][key] for key in ("left", "worst") if key in began[0]}
+        else:
+            counted = {"left": (min if began else max)(counts)} if counts else {}
+            counted |= {"worst": worst(*(each["worst"] for each in began))} if began else {}
+    else:
+        stands, outcome = (meta, outcome) if outcome != QUEUED else (others, other)
+        counted = {key: stands[key] for key in ("left", "worst") if key in stands}
+    return outcome, {key: meta[key] for key in meta if key not in ("left", "worst")} | counted
