@@ -7,6 +7,7 @@ import compileall
 import gc
 import inspect
 import os
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ DEADLINE_S = 5.0
 """Time in seconds for self-ending leftovers (a thread that closes its pipe, a child that is reaped); a good test needs
 none."""
 STEP_S = 0.01
+SHORT_CHARACTERS = len("/private/tmp")
+"""Longest directory for temporary files. A path of a Unix socket has 107 bytes at most, and pytest's names for a worker
+and a test take most of them."""
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("broker", "bridge", "handlers", "client", "cli", "conformance", "tests", "examples")
 
@@ -115,9 +119,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the project once: a test's server or command starts in half the time where Python need not compile the
-    project anew, as it does at each start under PYTHONDONTWRITEBYTECODE."""
+    """Use a directory for temporary files whose path is short. Compile the project once: a test's server or command
+    starts in half the time where Python need not compile the project anew, as it does at each start under
+    PYTHONDONTWRITEBYTECODE."""
     if not hasattr(config, "workerinput"):  # the workers start after this
+        if len(tempfile.gettempdir()) > SHORT_CHARACTERS:
+            os.environ["TMPDIR"], tempfile.tempdir = "/tmp", None
         for name in SOURCES:
             compileall.compile_dir(str(ROOT / name), quiet=2)
 

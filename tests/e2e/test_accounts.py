@@ -458,7 +458,8 @@ def test_no_remedy_closes_a_directory_of_the_system(path: str) -> None:
 
 
 def test_no_remedy_closes_a_foreign_or_the_home_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory.mkdir(mode=0o755)
+    directory.mkdir()
+    directory.chmod(0o755)  # whatever the umask is
     (directory / "letter.txt").write_text("not Bester's")
     with monkeypatch.context() as at_home:
         at_home.setenv("HOME", str(directory))
@@ -470,7 +471,8 @@ def test_no_remedy_closes_a_foreign_or_the_home_directory(directory: Path, monke
 
 
 def test_empty_directory_of_the_system_stays_unchanged(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory.mkdir(mode=0o755)
+    directory.mkdir()
+    directory.chmod(0o755)  # whatever the umask is
     monkeypatch.setattr(data_dir, "SYSTEM", re.compile(re.escape(str(directory))))
     with pytest.raises(ConfigError, match="name a directory of Bester's own"):
         prepare(directory)
