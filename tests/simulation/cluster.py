@@ -372,10 +372,10 @@ class Cluster:
     # --- the play ---
 
     def _is_quiet(self) -> bool:
-        """Return whether the rules find everything settled, and no broker stands still, or is about to end because its
-        lease was taken."""
+        """Return whether the rules find everything settled, every bridge has a broker to ask, and no broker stands
+        still, or is about to end because its lease was taken."""
         awake = all(broker.up and not broker.frozen and not broker.store.fenced for broker in self.pair)
-        return awake and self.rules.quiet()
+        return awake and all(bridge.is_linked for bridge in self.bridges) and self.rules.quiet()
 
     def run(self) -> None:
         """Play the scenario to its end. Raises BrokenRuleError."""

@@ -211,6 +211,11 @@ class ClusterBridge:
 
     # --- homes ---
 
+    @property
+    def is_linked(self) -> bool:
+        """Return whether any broker is there."""
+        return bool(self._ready)
+
     def _home(self, user: str) -> int | None:
         elsewhere = {each.broker for each in self._unreported.values() if each.device.user == user}
         unfinished = sorted(at for at in elsewhere if at is not None and at in self._ready)
