@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +21,9 @@ from bester.broker.store_requests import Bounds
 from bester.cli.commands import run
 from bester.cli.doctor import examine
 from tests.authorities import DAY, Authority
+from tests.chaos.machine import may_mount
 from tests.keyed import key_file, new_pair
+from tests.live import BESTER
 from tests.unit.store_sqlite_stand import keep
 
 HEAD = '[server]\nname = "s1"\ndata_dir = "data"\n'
@@ -173,6 +176,29 @@ def test_fault_of_a_file_is_named_with_its_remedy(
     assert cause in finding.text
     assert remedy in finding.remedy
     assert set(by) <= {"server away"}
+
+
+@pytest.mark.parametrize(("place", "check"), [("data", "data"), ("other", "store")])
+def test_directory_that_cannot_be_written_to_is_named_with_its_remedy(directory: Path, place: str, check: str) -> None:
+    (directory / "other").mkdir(mode=0o700)
+    store_at(directory / place / "store.db")
+    more = f'[store]\nurl = "sqlite:{place}/store.db"\n'
+    assert found(directory, more) == {}
+    command = [str(BESTER), "check", "-c", str(directory / "bester.toml"), "--json"]
+    if os.geteuid() == 0:  # who is not kept off by a mode
+        if not may_mount():
+            pytest.skip("root that may not mount can write everywhere")
+        mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+        command = ["unshare", "-m", "sh", "-c", mount, str(directory / place), *command]
+    else:
+        (directory / place).chmod(0o500)
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    (directory / place).chmod(0o700)
+    errors = [row for row in map(json.loads, lines) if row["level"] == "error"]
+    assert [row["check"] for row in errors] == [check]
+    cause, remedy = ("read-only", "mount it") if os.geteuid() == 0 else ("cannot be written to", "chmod 700")
+    assert cause in errors[0]["text"]
+    assert remedy in errors[0]["remedy"]
 
 
 def test_port_that_another_program_holds_is_named_with_its_process(directory: Path) -> None:

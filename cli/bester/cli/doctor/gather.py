@@ -112,7 +112,16 @@ def _data_dir(path: Path) -> File:
         return File(key, str(path), f"{path}: is another user's; run this as the user that the server runs as")
     if mode & 0o077:
         return File(key, str(path), f"{path}: other users may open it (mode {mode:04o}); chmod 700 {path}")
+    if not os.access(path, os.W_OK | os.X_OK):
+        return File(key, str(path), _unwritable(path))
     return File(key, str(path), about=f"{path} is this user's alone")
+
+
+def _unwritable(path: Path) -> str:
+    """Return the fault of a directory that this user cannot write to."""
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return f"{path}: its disk is mounted read-only; mount it for writing"
+    return f"{path}: cannot be written to by this user; chmod 700 {path}"
 
 
 def _certificates(config: Config, now_s: float) -> Iterator[Certificate]:
@@ -187,6 +196,9 @@ def _stores(config: Config) -> Iterator[File]:
     if path is not None:
         made = path.parent != config.server.data_dir or os.path.exists(path.parent)
         fault = _damage(path, store=True) if made else None
+        apart = made and path.parent != config.server.data_dir and os.path.isdir(path.parent)
+        if fault is None and apart and not os.access(path.parent, os.W_OK | os.X_OK):
+            fault = _unwritable(path.parent)
         yield File("[store] url", str(path), fault, _is_whole(path))
     accounts = config.server.data_dir / ACCOUNTS
     if config.auth == "accounts":
