@@ -84,6 +84,10 @@ def test_the_list(side: str) -> None:
         (["handler", "--", "/nowhere/at-all"], "cannot start /nowhere/at-all"),
         (["handler", "--case", "9999", "--", "true"], "there is no handler case 9999"),
         (["handler", "--timeout", "5", "--", "false"], "has ended with status 1"),
+        (
+            ["handler", "--", "sh", "-c", "echo 'Error: no module x'; printf '%s\n' at a at b c d; exit 1"],
+            "Error: no module x; ",
+        ),
         (["handler", "--bad", "5", "--", "true"], "--bad goes with --data"),
         (["handler", "--data", "{", "--", "true"], "is no JSON"),
         (["handler", "--type", "a,b", "--", "true"], "can be no message type"),

@@ -83,8 +83,8 @@ class HandlerSide:
         try:
             await self._open(stand, welcomed=True)
         except Unseen as unseen:
-            last = "".join(f": {line}" for line in stand.program.tail()[-1:]) if stand.program is not None else ""
-            raise Unseen(f"{unseen}{last}") from None
+            complaint = stand.program.complaint if stand.program is not None else ""
+            raise Unseen(f"{unseen}: {complaint}" if complaint else str(unseen)) from None
         finally:
             if stand.reusable:
                 self._idle.append(stand)

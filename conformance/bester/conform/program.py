@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ WAITS = ("sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
 OUTPUT_LINES = 6
 """Lines of a program's output that are shown where a case fails."""
 OUTPUT_BYTES = 4096
+COMPLAINT = re.compile(r"error|exception|fatal|panic|cannot|not found", re.IGNORECASE)
 SHUTDOWN_S = 5.0
 """Longest time until a killed process is gone."""
 
@@ -81,11 +83,18 @@ class Program:
             pass
         await self.exits(SHUTDOWN_S)
 
-    def tail(self) -> list[str]:
+    @property
+    def complaint(self) -> str:
+        """The last line of the program's output that reads like a complaint, else the last line; empty where there is
+        none. A runtime may write more after the error: Node its version, Ruby the callers."""
+        lines = self.tail(OUTPUT_BYTES)
+        return next((line for line in reversed(lines) if COMPLAINT.search(line)), lines[-1] if lines else "")
+
+    def tail(self, limit: int = OUTPUT_LINES) -> list[str]:
         """Return the last lines of the program's output, with control characters replaced."""
         try:
             text = self._log.read_bytes()[-OUTPUT_BYTES:].decode(errors="replace")
         except OSError:
             return []
-        lines = [line for line in text.splitlines() if line.strip()][-OUTPUT_LINES:]
+        lines = [line for line in text.splitlines() if line.strip()][-limit:]
         return ["".join(char if char.isprintable() else "\ufffd" for char in line.expandtabs()) for line in lines]
