@@ -122,13 +122,15 @@ class TestSend:
         await within(peer.gone.wait())
         assert peer.acks.empty()
 
-    async def test_bad_report(self, server: FakeServer) -> None:
+    @pytest.mark.parametrize(("recipient", "shown"), [("g", "g"), ("", "''")])
+    async def test_bad_report(self, server: FakeServer, recipient: str, shown: str) -> None:
         server.on_message = lambda peer, payload: peer.report(
-            payload["id"], "bad", reason="not-connected", recipients={"g": "failed:not-connected"}
+            payload["id"], "bad", reason="not-connected", recipients={recipient: "failed:not-connected"}
         )
         terminal = Terminal()
         assert await send(server.address, terminal) == 1
-        assert terminal.out == ["bad: not-connected (the user has no connection to the server), g failed:not-connected"]
+        meaning = "the user has no connection to the server"
+        assert terminal.out == [f"bad: not-connected ({meaning}), {shown} failed:not-connected"]
 
     @pytest.mark.parametrize(
         ("reason", "note", "line"),

@@ -333,9 +333,11 @@ class TestRefusals:
         with pytest.raises(ClientClosed):
             core.submit("chat", b"1")
 
-    @pytest.mark.parametrize("type_", ["", "dummy", "builtin"])
-    def test_reserved_type_is_refused(self, type_: str) -> None:
-        with pytest.raises(ValueError, match="not a type"):
+    @pytest.mark.parametrize(
+        ("type_", "why"), [("", "type is empty"), ("dummy", "keeps it for itself"), ("builtin", "keeps it for itself")]
+    )
+    def test_reserved_or_empty_type_is_refused(self, type_: str, why: str) -> None:
+        with pytest.raises(ValueError, match=why):
             a_core().submit(type_, b"1")
 
     def test_refusal_with_an_unknown_reason(self) -> None:

@@ -57,7 +57,12 @@ def outcome_line(message: str, recipient: str, outcome: str) -> str:
     """Return a later outcome of a message for one recipient as one line for people."""
     code = reason_of(outcome)
     meaning = f" ({CODES[code].meaning})" if code in CODES else ""
-    return _shown(f"later: {recipient} {outcome}{meaning}, message {message}")
+    return _shown(f"later: {_result(recipient, outcome)}{meaning}, message {message}")
+
+
+def _result(recipient: str, outcome: str) -> str:
+    """Return the outcome for a recipient in two words; an empty name, as a careless handler gives it, shows as ''."""
+    return f"{recipient or repr(recipient)} {outcome}"
 
 
 def report_line(report: Report) -> str:
@@ -67,7 +72,7 @@ def report_line(report: Report) -> str:
         meaning = CODES[report.reason].meaning if report.reason in CODES else ""
         meaning = report.note or meaning
         parts.append(f"{report.reason} ({meaning})" if meaning else report.reason)
-    parts += [f"{name} {outcome}" for name, outcome in report.recipients.items()]
+    parts += [_result(name, outcome) for name, outcome in report.recipients.items()]
     if report.message:
         parts.append(f"message {report.message}")
     return _shown(f"{parts[0]}: {', '.join(parts[1:])}" if parts[1:] else parts[0])
@@ -256,7 +261,7 @@ async def show_outcome(
         echo(json.dumps({"message": message, "recipients": recipients}))
     else:
         for name, outcome in recipients.items():
-            echo(_shown(f"{name} {outcome}"))
+            echo(_shown(_result(name, outcome)))
     return FAILED if any(map(ends_badly, recipients.values())) else DONE
 
 

@@ -126,7 +126,9 @@ class Window:
 
     def add(self, type_: str, data: bytes, terms: Terms = NO_TERMS) -> str:
         """Take a message in and return its id. Raises WindowFull, MessageTooLarge, ValueError."""
-        if not type_ or type_ in ("dummy", "builtin"):
+        if not type_:
+            raise ValueError("a message's type is empty; name the type of a handler")
+        if type_ in ("dummy", "builtin"):
             raise ValueError(f"{type_!r} is not a type of message: the protocol keeps it for itself")
         terms.check()
         if not self.room:
