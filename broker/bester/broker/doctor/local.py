@@ -272,7 +272,13 @@ def _with_remedy(fault: str) -> tuple[str, str]:
 LOCAL: tuple[Check[Local], ...] = (
     Check("config", "the file cannot be read, or a key is wrong", "the line names the key", "", _config),
     Check("server", "a server runs and does not answer", "see its log, or start it again", "BesterAway", _server),
-    Check("data", "other users may open the data directory, or it is not ours", "chmod 700, or chown", "", _data_dir),
+    Check(
+        "data",
+        "other users may open the data directory, it is not ours, or it cannot be written to",
+        "chmod 700, chown, or mount its disk for writing",
+        "",
+        _data_dir,
+    ),
     Check(
         "port",
         "another program holds a port (named where the system shows it), it is not ours to open, or nobody listens",
@@ -289,7 +295,7 @@ LOCAL: tuple[Check[Local], ...] = (
         _keys,
     ),
     Check("clock", "", "", "BesterClockOff", _clock),
-    Check("store", "store or accounts are damaged, or cannot be read", "restore a backup", "BesterStoreFails", _store),
+    Check("store", "store or accounts are damaged, or cannot be used", "restore a backup", "BesterStoreFails", _store),
     Check(
         "broker",
         "another broker of the server, with the same PostgreSQL, is dead",
