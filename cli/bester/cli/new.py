@@ -40,7 +40,9 @@ def handler(language: str, name: str) -> None:
 
     from bester.broker.wire.codes import BesterError
 
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) or keyword.iskeyword(name) or name == "test":
+    if keyword.iskeyword(name) or name == "test":
+        raise click.UsageError(f"{name!r} is a word of Python or of its test tools; choose another")
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
         text = f"{name!r} cannot name a module and a program; use up to 64 small letters, digits and _, a letter first"
         raise click.UsageError(text)
     if name in TAKEN[language] or (language == "python" and name in packages_distributions()):
