@@ -78,6 +78,12 @@ def wrong_mode(directory: Path) -> str:
     return ""
 
 
+def dangling_data_dir(directory: Path) -> str:
+    (directory / "data").rmdir()
+    (directory / "data").symlink_to("nowhere")
+    return ""
+
+
 def open_key(directory: Path) -> str:
     key_file(directory / "data/server.key", new_pair()).chmod(0o644)
     return ""
@@ -153,6 +159,7 @@ def peer_away(directory: Path) -> str:
     ("fault", "check", "cause", "remedy"),
     [
         (wrong_mode, "data", "mode 0755", "chmod 700"),
+        (dangling_data_dir, "data", "data: leads to no directory", "name another one"),
         (open_key, "key", "mode 0644", "chmod 600"),
         (public_of_another_key, "key", "server.key.pub: is not the public key of", "write that key there"),
         (own_key_listed, "key", "[servers.s2] key: is this server's own key", "list that of s2"),

@@ -99,6 +99,8 @@ def _data_dir(path: Path) -> File:
     try:
         found = path.stat()
     except FileNotFoundError:
+        if path.is_symlink():
+            return File(key, str(path), f"{path}: leads to no directory; name another one as {key}")
         parent = next(each for each in path.parents if os.path.exists(each))
         if os.access(parent, os.W_OK | os.X_OK):
             return File(key, str(path), about=f"{path} is made at the first start")
