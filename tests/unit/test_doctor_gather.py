@@ -185,6 +185,16 @@ def test_fault_of_a_file_is_named_with_its_remedy(
     assert set(by) <= {"server away"}
 
 
+def test_a_directory_of_all_users_is_not_to_be_closed_to_them(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory.chmod(0o755)
+    monkeypatch.setenv("HOME", str(directory))
+    file = directory / "bester.toml"
+    for place in ("/tmp", str(directory)):
+        file.write_text(f'[server]\ndata_dir = "{place}"\n[native]\ntcp4 = "127.0.0.1:0"\n')
+        (finding,) = (each for each in examine(file) if each.check == "data")
+        assert (finding.level, finding.remedy) == ("error", "name a directory of Bester's own as [server] data_dir")
+
+
 @pytest.mark.parametrize(("place", "check"), [("data", "data"), ("other", "store")])
 def test_directory_that_cannot_be_written_to_is_named_with_its_remedy(directory: Path, place: str, check: str) -> None:
     (directory / "other").mkdir(mode=0o700)

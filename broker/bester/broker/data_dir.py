@@ -31,6 +31,15 @@ OURS = frozenset(
 )
 
 
+def is_shared(path: Path) -> bool:
+    """Return whether a directory belongs to the machine, or is this user's home with foreign files: its mode is not
+    Bester's to change. Raises OSError."""
+    real = path.resolve()
+    if SYSTEM.fullmatch(str(real)) is not None:
+        return True
+    return real == Path(os.path.expanduser("~")).resolve() and not set(os.listdir(real)) <= OURS
+
+
 def prepare(path: Path) -> None:
     """Create the directory with mode 0700, or check its mode. Raises ConfigError with the remedy."""
     try:
@@ -46,7 +55,7 @@ def prepare(path: Path) -> None:
         raise ConfigError(f"{path}: is no directory; name another one as [server] data_dir") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; name a directory of your own as [server] data_dir") from None
-    if everybodys or path.resolve() == Path(os.path.expanduser("~")).resolve() or path.stat().st_uid != os.geteuid():
+    if is_shared(path) or path.stat().st_uid != os.geteuid():
         problem = (
             f"other users share the directory (mode {mode:04o}); name a directory of Bester's own as [server] data_dir"
         )

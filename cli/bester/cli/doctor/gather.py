@@ -18,7 +18,7 @@ from bester.bridge.listeners import BACKLOG
 from bester.broker import database
 from bester.broker.accounts import FILE as ACCOUNTS
 from bester.broker.config import Config
-from bester.broker.data_dir import LOCK, OURS
+from bester.broker.data_dir import LOCK, OURS, is_shared
 from bester.broker.doctor.local import Broker, Certificate, File, Local
 from bester.broker.keys import KeyPair, read_pair
 from bester.broker.postgres import namespaces, reachable
@@ -110,6 +110,8 @@ def _data_dir(path: Path) -> File:
     mode = stat.S_IMODE(found.st_mode)
     if not stat.S_ISDIR(found.st_mode):
         return File(key, str(path), f"{path}: is no directory; name another one as {key}")
+    if is_shared(path) and mode & 0o077:
+        return File(key, str(path), f"{path}: is shared with other users; name a directory of Bester's own as {key}")
     if found.st_uid != os.geteuid():
         return File(key, str(path), f"{path}: is another user's; run this as the user that the server runs as")
     if mode & 0o077:
