@@ -110,7 +110,7 @@ def _data_dir(path: Path) -> File:
     mode = stat.S_IMODE(found.st_mode)
     if not stat.S_ISDIR(found.st_mode):
         return File(key, str(path), f"{path}: is no directory; name another one as {key}")
-    if is_shared(path) and mode & 0o077:
+    if mode & 0o077 and is_shared(path):
         return File(key, str(path), f"{path}: is shared with other users; name a directory of Bester's own as {key}")
     if found.st_uid != os.geteuid():
         return File(key, str(path), f"{path}: is another user's; run this as the user that the server runs as")
