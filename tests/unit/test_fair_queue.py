@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.broker.core.fair_queue import FairQueue
+from bester.broker.core.fair_queue import NEWCOMERS, FairQueue
 
 Item = tuple[str, int]
 
@@ -41,6 +41,31 @@ def test_sender_that_says_less_than_its_share_waits_for_no_round_of_the_others(b
         taken = queue.take(5) if by == "take" else [queue.popleft() for _ in range(5)]
         assert ("z", 1) in taken, "after the turn that has begun"
         queue.take(18)  # twice the share of one
+
+
+@pytest.mark.parametrize("burst", [5, 8, 20])
+def test_sender_that_says_little_goes_before_all_who_come_back(burst: int) -> None:
+    """Senders whose items are all taken between two bursts of theirs have their share all the same."""
+    queue, crowd = queue_of(quantum=8), [str(number) for number in range(50)]
+    for number in range(40):
+        for sender in crowd if number % 2 else reversed(crowd):
+            for _ in range(burst):
+                queue.append((sender, number))
+        queue.append(("z", number))
+        queue.append((f"new {number}", number))
+        taken = drained(queue)
+        assert number < 5 or taken.index(("z", number)) <= 8 + 1, "first, or behind the newcomer"
+
+
+def test_endless_row_of_newcomers_is_not_always_first() -> None:
+    queue = queue_of(*[("a", n) for n in range(100)], quantum=4)
+    queue.take(4)
+    waited = 0
+    while queue.count_of("a") > 88:
+        queue.append((f"new {waited}", 0))
+        queue.popleft()
+        waited += 1
+    assert waited < 2 * 8 * NEWCOMERS
 
 
 def test_sender_that_always_comes_back_has_no_more_than_its_share() -> None:

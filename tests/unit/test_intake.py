@@ -244,6 +244,30 @@ def test_users_who_always_have_something_to_send_get_equal_shares(connections: t
         assert all(abs(each - fair) <= 0.1 * fair for each in served.values()), served
 
 
+def test_sender_that_says_little_is_not_behind_those_who_wait_for_room() -> None:
+    """A crowd that fills the room again and again has had its share; who says little comes before it."""
+    scene = Scene(held_messages=320, turn_units=64, turn_quantum=16, max_connections=1_000_000)
+    crowd = {f"u{n}": [scene.log_in(f"u{n}")] for n in range(40)}
+    zoe = scene.log_in("zoe")
+    waiting: list[Submit] = []
+    for number in range(60):
+        for (connection,) in crowd.values():
+            if connection.reading:
+                scene.bridge.on_bytes(connection, message("m") * 60)
+        if number % 10 == 9:
+            scene.bridge.on_bytes(zoe, message("z"))
+        scene.one_turn()
+        submits = scene.take(Submit)
+        if number % 10 == 9:
+            sessions = [submit.session for submit in submits]
+            assert number < 20 or sessions.index(zoe.session.number) <= scene.limits.turn_quantum, (
+                "behind the turn that has begun"
+            )
+        waiting += submits
+        done, waiting = waiting[:60], waiting[60:]
+        scene.bridge.receive(good(*done))
+
+
 def test_sender_that_waits_for_room_is_served_again_by_reports_alone() -> None:
     """A connection that waits for its sender's room stays where it is while reports make some."""
     scene = Scene(held_messages=64, turn_units=20, turn_quantum=4, max_connections=1_000_000)

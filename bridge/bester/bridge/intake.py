@@ -5,10 +5,11 @@ not read from meanwhile. In each turn of the loop the senders that wait take tur
 sender among themselves. Frames left over at the end of the budget go first in the next turn.
 
 Costs are counted in units: one a frame, and one for each `UNIT_BYTES` of it. The sender that has had fewest units is
-next, and gets a quantum of them. A sender that comes counts as one that has always waited, and has its first turn a
-quantum earlier: a sender that says less than its share waits for no round of the others, and those who always wait have
-equal shares. (This is fair queueing by virtual time: the units of a sender that always waits grow by those of all,
-divided by the senders that wait.)
+next, and gets a quantum of them. A sender that comes counts as one that has had a quantum less than those who always
+wait: a sender that says less than its share waits for no round of the others, and those who always wait have equal
+shares, also where they must wait for room in between. (This is start-time fair queueing: the units of those who always
+wait are those that the sender had whose turn it is. They grow by a small part of the units of senders that have
+come, too, so that an endless row of newcomers is not always first.)
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from bester.bridge.inspection import IntakeState
 from bester.bridge.limits import Limits
 from bester.bridge.ports import ClientConnection
 from bester.bridge.senders import Sender
+
+NEWCOMERS = 128
+"""Divisor: a turn of those who always wait comes after so many quanta of newcomers at the latest. More than the senders
+that wait at once in most servers, so that their units keep ahead of those of a sender that says little."""
 
 
 class Intake:
@@ -42,7 +47,8 @@ class Intake:
         self._wake = wake
         # A sender that waits takes turns, or has blocked connections alone and no room for them.
         self._ring: dict[Sender, int] = {}  # senders that take turns, with the number of their entry in `_order`
-        self._order: list[tuple[float, int, Sender]] = []  # a heap by units; entries with an old number are void
+        # A heap by units, with the number and whether the sender has come; entries with an old number are void.
+        self._order: list[tuple[float, int, bool, Sender]] = []
         self._numbers = count(1)
         self._units = 0.0  # those of a sender that always waits
         self._blocked: dict[Sender, None] = {}
@@ -114,22 +120,27 @@ class Intake:
 
     def _take_turns(self, sender: Sender) -> None:
         """Give a sender that comes its place among those that take turns."""
-        sender.units = max(sender.units, self._units)
-        self._place(sender, sender.units - self._limits.turn_quantum)
+        least = self._units - self._limits.turn_quantum
+        has_come = sender.units <= least
+        if has_come:
+            sender.units = least
+        self._place(sender, has_come=has_come)
 
-    def _place(self, sender: Sender, units: float) -> None:
+    def _place(self, sender: Sender, *, has_come: bool = False) -> None:
         self._ring[sender] = number = next(self._numbers)
-        heappush(self._order, (units, number, sender))
+        heappush(self._order, (sender.units, number, has_come, sender))
 
     def _serve_next(self) -> None:
         """Handle frames of one connection of the sender whose turn it is."""
-        _, number, sender = heappop(self._order)
+        _, number, has_come, sender = heappop(self._order)
         if self._ring.get(sender) != number:
             return
         if not sender.ready and not self._has_room(sender):  # the senders before it have taken the room
             del self._ring[sender]
             self._blocked[sender] = None
             return
+        if not has_come:
+            self._units = max(self._units, sender.units)
         waiting = sender.ready or sender.blocked
         connection = next(iter(waiting))
         del waiting[connection]
@@ -137,19 +148,20 @@ class Intake:
         try:
             used = self._handle(connection, min(self._limits.turn_quantum, self.left))
         finally:  # a fault in one connection's frames must not keep the other senders from their turns
+            if has_come:
+                self._units += used / NEWCOMERS
             self._settle(sender, number, connection, used)
 
     def _settle(self, sender: Sender, number: int, connection: ClientConnection, used: int) -> None:
         """Charge a sender for the frames of one of its connections, and put both where they wait now."""
         sender.units += used
-        self._units += used / max(len(self._ring), 1)
         self.left -= used
         if connection.session.has_waiting:
             self.add(connection)
         if self._ring.get(sender) != number:  # it has lost that connection, and come back
             return
         if sender.ready or (sender.blocked and not sender.submissions.is_over(sender)):
-            self._place(sender, sender.units)
+            self._place(sender)
             return
         del self._ring[sender]
         if sender.blocked:

@@ -6,6 +6,7 @@ A user is one sender, with however many connections; so is a native server's hos
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Sender:
         self.count = 0
         self.size_bytes = 0
         self.fan = 1.0
-        self.units = 0.0
+        self.units = -inf
         self.ready: dict[ClientConnection, None] = {}
         self.blocked: dict[ClientConnection, None] = {}
 

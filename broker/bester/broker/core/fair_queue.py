@@ -1,10 +1,11 @@
 """A queue in which senders take turns: who queues most waits longest for the last of it, and nobody else does. Pure.
 
 The sender of whom fewest items were taken is next, and a quantum of its items is taken in a row, so that what they lead
-to can be handled together. A sender that comes counts as one that has always waited, and has its first turn a quantum
-earlier: a sender that says less than its share waits for no round of the others, and those who always wait have equal
-shares. (This is fair queueing by virtual time: what was taken of a sender that always waits grows by the items taken of
-all, divided by the senders that wait.)
+to can be handled together. A sender that comes counts as one of whom a quantum less was taken than of those who always
+wait: a sender that says less than its share waits for no round of the others, and those who always wait have equal
+shares, also where they have nothing here for a moment. (This is start-time fair queueing: what was taken of those who
+always wait is what had been taken of the sender in turn. It grows by a small part of the items of senders that have
+come, too, so that an endless row of newcomers is not always first.)
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ T = TypeVar("T")
 
 QUANTUM = 32
 """Items of one sender in a row where others wait: as many as bridges send in a row."""
+NEWCOMERS = 128
+"""Divisor: a turn of those who always wait comes after so many quanta of newcomers at the latest. More than the senders
+that wait at once in most servers, so that their items keep ahead of those of a sender that says little."""
 RESTING = 64
 """Least number of senders without items to be looked through for those that need not be remembered."""
 
@@ -31,7 +35,7 @@ class FairQueue(Generic[T]):
     """
 
     __slots__ = (
-        "_count", "_head", "_left", "_number", "_order", "_quantum", "_resting", "_resting_most", "_sender",
+        "_count", "_has_come", "_head", "_left", "_number", "_order", "_quantum", "_resting", "_resting_most", "_sender",
         "_sender_of", "_taken", "_turn", "_turns", "_virtual",
     )  # fmt: skip
 
@@ -40,10 +44,12 @@ class FairQueue(Generic[T]):
         self._quantum = quantum
         self._head: deque[T] = deque()
         self._turns: dict[Hashable, deque[T]] = {}
-        self._order: list[tuple[float, int, Hashable, float]] = []  # a heap: place, number, sender, items taken
+        # A heap: items taken, number, whether the sender has come, sender.
+        self._order: list[tuple[float, int, bool, Hashable]] = []
         self._number = count()
         self._virtual = 0.0  # items taken of a sender that always waits
         self._taken = 0.0  # items taken of the sender in turn
+        self._has_come = False  # the sender in turn has this turn for having come
         self._sender: Hashable = None
         self._turn: deque[T] | None = None  # items of the sender in turn
         self._left = 0
@@ -53,6 +59,11 @@ class FairQueue(Generic[T]):
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def remembered(self) -> int:
+        """Number of senders without items whose share is remembered."""
+        return len(self._resting)
 
     def __iter__(self) -> Iterator[T]:
         """Yield the items sender by sender: each sender's own in their order."""
@@ -79,8 +90,9 @@ class FairQueue(Generic[T]):
             items.append(item)
             return
         self._turns[sender] = deque((item,))
-        taken = max(self._resting.pop(sender, self._virtual), self._virtual)
-        heappush(self._order, (taken - self._quantum, next(self._number), sender, taken))
+        least = self._virtual - self._quantum
+        taken = self._resting.pop(sender, least)
+        heappush(self._order, (max(taken, least), next(self._number), taken <= least, sender))
 
     def appendleft(self, item: T) -> None:
         """Add an item at the head."""
@@ -111,14 +123,17 @@ class FairQueue(Generic[T]):
         """Take the next items of one sender, at most as many as are left of the turn."""
         items = self._turn
         if items is None:
-            _, _, self._sender, self._taken = heappop(self._order)
+            self._taken, _, self._has_come, self._sender = heappop(self._order)
+            if not self._has_come:
+                self._virtual = max(self._virtual, self._taken)
             self._turn = items = self._turns[self._sender]
             self._left = self._quantum
         number = min(most, self._left, len(items))
         self._left -= number
         self._count -= number
+        if self._has_come:
+            self._virtual += number / NEWCOMERS
         self._taken += number
-        self._virtual += number / len(self._turns)
         taken = [items.popleft() for _ in range(number)]
         if not items or not self._left:
             self._end_turn()
@@ -128,12 +143,13 @@ class FairQueue(Generic[T]):
         """Let the sender in turn rest where it has no items left, and take its place among the others otherwise."""
         sender = self._sender
         if self._turn:
-            heappush(self._order, (self._taken, next(self._number), sender, self._taken))
+            heappush(self._order, (self._taken, next(self._number), False, sender))
         else:
             del self._turns[sender]
             self._resting[sender] = self._taken
             if len(self._resting) > self._resting_most:
-                self._resting = {each: taken for each, taken in self._resting.items() if taken > self._virtual}
+                least = self._virtual - self._quantum
+                self._resting = {each: taken for each, taken in self._resting.items() if taken > least}
                 self._resting_most = max(2 * len(self._resting), RESTING)
         self._turn = None
 
@@ -165,5 +181,5 @@ class FairQueue(Generic[T]):
         if self._turn is not None and not self._turn:
             self._end_turn()
         self._turns = {sender: items for sender, items in self._turns.items() if items}
-        self._order = [entry for entry in self._order if entry[2] in self._turns]
+        self._order = [entry for entry in self._order if entry[3] in self._turns]
         heapify(self._order)

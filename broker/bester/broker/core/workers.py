@@ -24,6 +24,11 @@ from bester.broker.core.suspects import Suspects, holds_suspect
 
 HELD_OF_ONE = 64
 """Messages of one worker that `held` yields: of others, too, whatever the first one holds."""
+MOST_EMPTY = 64
+"""Empty queues that are kept, for they know who has had more than others. Where messages come in batches, a queue is
+empty and full again in a moment."""
+MOST_REMEMBERED = 1024
+"""Senders that a queue may remember to be kept. Memory."""
 MAX_LOOKS = 16
 """Ordered types that are looked at to find one to forget: many messages of one batch may ask for that."""
 
@@ -40,6 +45,7 @@ class Workers:
         self._pools: dict[frozenset[str], Pool] = {}
         self._serving: dict[str, list[Pool]] = {}
         self._queues: dict[str, FairQueue[QueueItem]] = {}
+        self._empty: dict[str, FairQueue[QueueItem]] = {}  # queues without items, the latest at the end
         self._waits: dict[str, int] = {}
         self._wait_bytes: dict[str, int] = {}
         self._ordered: dict[str, None] = {}  # types, the one looked at last at the end
@@ -339,15 +345,20 @@ class Workers:
     def _queue(self, type_: str) -> FairQueue[QueueItem]:
         queue = self._queues.get(type_)
         if queue is None:
-            queue = self._queues[type_] = FairQueue(sender_of)
+            kept = self._empty.pop(type_, None)
+            queue = self._queues[type_] = FairQueue(sender_of) if kept is None else kept
             for pool in self._serving.get(type_, ()):
                 pool.queued_types[type_] = None
         return queue
 
     def _drop_queue(self, type_: str) -> None:
-        del self._queues[type_]
+        queue = self._queues.pop(type_)
         for pool in self._serving.get(type_, ()):
             del pool.queued_types[type_]
+        if not queue and queue.remembered <= MOST_REMEMBERED:
+            self._empty[type_] = queue
+            if len(self._empty) > MOST_EMPTY:
+                del self._empty[next(iter(self._empty))]
 
     def _put_in_order(self, type_: str, served: frozenset[str]) -> None:
         """Make a type ordered from now on, and form message groups of its waiting jobs."""
