@@ -35,8 +35,8 @@ class FairQueue(Generic[T]):
     """
 
     __slots__ = (
-        "_count", "_has_come", "_head", "_left", "_number", "_order", "_quantum", "_resting", "_resting_most", "_sender",
-        "_sender_of", "_taken", "_turn", "_turns", "_virtual",
+        "_count", "_has_come", "_head", "_left", "_number", "_order", "_quantum", "_resting", "_resting_most",
+        "_sender", "_sender_of", "_taken", "_turn", "_turns", "_virtual",
     )  # fmt: skip
 
     def __init__(self, sender_of: Callable[[T], Hashable], quantum: int = QUANTUM) -> None:
