@@ -14,11 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from bester.broker.core.cases import Case, Kind
 from bester.broker.core.effects import Link
-from bester.broker.core.fair_queue import QUANTUM
 from bester.broker.core.jobs import Job
 from bester.broker.core.pools import CHUNK, Worker
 from bester.broker.core.settings import Limits, Settings
-from bester.broker.core.workers import MOST_EMPTY, Workers
+from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import Error, Goodbye, Heartbeat, Hello, Reply, Report, Request, Submit
 from tests.unit.core_stand import Stand
 
@@ -217,31 +216,6 @@ def test_one_flooding_user_of_an_ordered_type_does_not_starve_the_others() -> No
         crew.come(job(user="flood"))
     crew.come(job(user="v"))
     assert "v" in [crew.finish(worker).user for _ in range(4)]
-
-
-def test_user_who_says_little_does_not_wait_for_floods_that_come_in_batches() -> None:
-    crew = Crew(8)
-    (worker,) = crew.crew
-    for number in range(20):
-        for flooder in range(30):
-            for _ in range(9):
-                crew.come(job(user=f"f{flooder}"))
-        crew.come(job(user="v"))
-        users = []
-        while worker.inflight:  # until nothing waits, and the queue is empty
-            users.append(crew.finish(worker).user)
-        assert number < 5 or users.index("v") <= 8 + QUANTUM
-
-
-def test_queues_that_are_kept_are_few() -> None:
-    crew = Crew(1, types=" ".join(f"t{number}" for number in range(3 * MOST_EMPTY)))
-    (worker,) = crew.crew
-    for number in range(3 * MOST_EMPTY):
-        crew.come(job(f"t{number}"))
-        crew.come(job(f"t{number}"))
-        crew.finish(worker)
-        crew.finish(worker)
-    assert len(crew.workers._empty) <= MOST_EMPTY
 
 
 def test_order_asked_for_later_holds_for_waiting_messages() -> None:
