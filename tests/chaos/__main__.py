@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import secrets
 import signal
 import sys
@@ -21,7 +22,10 @@ from tests.chaos.course import Result, StuckError, play
 SHOWN = 20
 """Number of wrongs that are printed in full."""
 BEFORE_S, AFTER_S = 5.0, 15.0
-"""Faults from so long before a lost message was sent until so long after are part of its story."""
+"""Faults from so long before a lost message was sent until so long after are part of its story; so are those around a
+wrong."""
+TIME = re.compile(r"^ +([0-9]+\.[0-9]+)  ", re.MULTILINE)
+"""Beginning of a line of a message's story."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,12 +94,20 @@ def told(result: Result) -> list[str]:
     for number, user in verdict.lost[:SHOWN]:
         entry = result.ledger.entries[number]
         lines.append(f"LOST for {user}: {entry.story()}")
-        first_s, last_s = entry.sent.at_s - BEFORE_S, entry.sent.at_s + AFTER_S
-        lines += [f"    {at_s:12.3f}  ({what})" for at_s, what in result.story if first_s <= at_s <= last_s]
-    lines += [f"WRONG: {what}" for what in verdict.wrong[:SHOWN]]
+        lines += around(result, entry.sent.at_s, entry.sent.at_s)
+    for what in verdict.wrong[:SHOWN]:
+        lines.append(f"WRONG: {what}")
+        times = [float(at_s) for at_s in TIME.findall(what)]
+        lines += around(result, min(times), max(times)) if times else []
     if len(verdict.wrong) > SHOWN:
         lines.append(f"and {len(verdict.wrong) - SHOWN} more wrongs")
     return [*lines, result.line]
+
+
+def around(result: Result, first_s: float, last_s: float) -> list[str]:
+    """Return the lines on the faults of a time, and of some time before and after it."""
+    first_s, last_s = first_s - BEFORE_S, last_s + AFTER_S
+    return [f"    {at_s:12.3f}  ({what})" for at_s, what in result.story if first_s <= at_s <= last_s]
 
 
 if __name__ == "__main__":

@@ -135,6 +135,24 @@ def test_report_on_a_dead_letter_waits_and_another_report_does_not() -> None:
     assert len(stand.dead()) == 1
 
 
+def test_report_on_a_dead_letter_waits_for_a_store_that_is_away() -> None:
+    """The letter is in memory alone meanwhile: were this broker killed, the next one must get the message again."""
+    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+    stand.store.locked = True
+    bridge.submits(1)
+    stand.request(chat)
+    stand.wait(12.0)
+    assert stand.state.answers == 1
+    assert bridge.reports() == []
+    bridge.submits(2)
+    stand.answer(chat)
+    assert [report.token for report in bridge.reports()] == [2]
+    stand.store.locked = False
+    stand.wait(2.0)
+    assert [(report.token, report.reason) for report in bridge.reports()] == [(1, "timeout")]
+    assert (stand.state.answers, len(stand.dead())) == (0, 1)
+
+
 def test_report_that_waits_is_not_lost_with_its_link() -> None:
     stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
     stand.store.locked = True

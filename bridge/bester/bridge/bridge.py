@@ -21,6 +21,7 @@ from bester.bridge.homes import Homes
 from bester.bridge.inspection import BridgeState, Refused, summed
 from bester.bridge.intake import Intake
 from bester.bridge.limits import COUNTED, Limits
+from bester.bridge.marked import Marked
 from bester.bridge.meter import Meter
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
@@ -135,6 +136,7 @@ class Bridge:
             clock,
             reached,
         )
+        self._marked = Marked()
         self._questions = Questions(self.brokers, clock, self._apply)
         self._push = self._outbound.push
         self._turn_to(self.brokers.first)
@@ -227,6 +229,8 @@ class Bridge:
                 left.extend(group)
             elif kind is Deliver:
                 run: Any = list(group)
+                if self.brokers.are_several:
+                    run = self._marked.take(run, self._broker)
                 handled, frames = self._deliveries.deliver(run, now, frames)
                 if frames <= 0:
                     left = run[handled:]
@@ -257,7 +261,7 @@ class Bridge:
         while backlog.is_ready and frames > 0 and self._clock() < enough:
             message = backlog.pop()
             if isinstance(message, Deliver):
-                _, frames = self._deliveries.deliver((message,), now, frames - 1)
+                _, frames = self._deliveries.deliver(self._marked.take((message,), broker), now, frames - 1)
             else:
                 self._receive_rarer(message, now)
         if backlog.is_ready:

@@ -311,9 +311,9 @@ class StoreDriver:
         if result.busy:
             result = result._replace(kept=self._store.hold_back(group))
         self._away = self._away and not result.ok
-        self._held_back = not result.ok
+        held_back, self._held_back = self._held_back, not result.ok
         self._router.figures.store.failures += not result.ok
-        if group or result.late or result.dropped:
+        if group or result.late or result.dropped or held_back:  # answers may wait for what was held back
             self._carry_out(self._router.on_committed(group, result, self._clock()))
 
     def _probe(self) -> None:

@@ -23,14 +23,16 @@ class PendingAnswers:
     """Answers by the write that they wait for.
 
     There are no more of them than messages under way, and the store driver ends every wait: by a commit, or by a
-    failure where the store is away for too long. `_outlasting` are answers to other servers which rest on a write that
-    was held back when the store was away: a later outcome that was taken in would be lost with this process.
+    failure where the store is away for too long. `_outlasting` are answers which rest on a write held back when
+    the store was away. It would be lost with this process: a dead letter, or, for another server, a later outcome that
+    was taken in.
     """
 
     def __init__(self, out: Effects) -> None:
         self._out = out
         self._by_write: dict[int, tuple[Write, list[tuple[Link, Message]]]] = {}  # by the identity of the write
         self._resting: set[int] = set()  # identities of those writes that come with a Rewrite
+        self._burying: set[int] = set()  # the same with a Bury
         self._outlasting: list[tuple[Link, Message]] = []
 
     @property
@@ -56,10 +58,13 @@ class PendingAnswers:
             self._by_write[id(last)] = last, waiting
             if any(type(write) is Rewrite for write in out.writes):
                 self._resting.add(id(last))
+            if any(type(write) is Bury for write in out.writes):
+                self._burying.add(id(last))
 
     def on_committed(self, writes: Sequence[Write], result: Committed) -> None:
         """Send the answers that waited for a group of writes. Where the group failed because the store is away, its
-        Rewrites are held back, and answers to other servers wait for the next group that is written."""
+        dead letters and Rewrites are held back, and the answers to senders, or for the latter those to other servers,
+        wait for the next group that is written."""
         if result.ok and self._outlasting:
             answers, self._outlasting = self._outlasting, []
             self._send(answers)
@@ -72,8 +77,12 @@ class PendingAnswers:
         found = self._by_write.pop(id(write), None)
         if found is None:
             return
-        answers, rests = found[1], id(write) in self._resting
+        answers, rests, buries = found[1], id(write) in self._resting, id(write) in self._burying
         self._resting.discard(id(write))
+        self._burying.discard(id(write))
+        if is_away and buries:
+            self._outlasting += answers
+            return
         if is_away and rests:
             self._outlasting += [pair for pair in answers if type(pair[1]) is Relayed]
             answers = [pair for pair in answers if type(pair[1]) is not Relayed]
