@@ -15,12 +15,14 @@ from bester.broker.store.postgres import PostgresStore
 from bester.broker.store_requests import (
     Adopt,
     Adopted,
+    AdoptionSeen,
+    Brokers,
     Bury,
     ClockState,
     Disown,
     End,
     Fetch,
-    FindAbandoned,
+    FindBrokers,
     FindEntry,
     MarkSent,
     RecordRemote,
@@ -103,14 +105,19 @@ def of(store: Any, box: str = BOB) -> list[Any]:
 def test_living_broker_is_left_alone(pair: Pair) -> None:
     pair.write(pair.one, keep(1))
     assert pair.snapshot.is_shared
-    assert pair.two.read(FindAbandoned()) == ""
+    found: Brokers = pair.two.read(FindBrokers())
+    assert (found.abandoned, [(each.name, each.state) for each in found.all]) == (
+        "",
+        [("b1", "lives"), ("b2", "lives")],
+    )
+    assert found.adoptions == ()
     assert pair.adopt() == Adopted()
     assert [each.number for each in of(pair.one)] == [1]
 
 
 def test_empty_namespace_is_not_adopted(pair: Pair) -> None:
     pair.run_out(pair.one)
-    assert pair.two.read(FindAbandoned()) == ""
+    assert pair.two.read(FindBrokers()).abandoned == ""
     assert pair.adopt() == Adopted()
     pair.write(pair.one, keep(1))  # its lease was not taken
 
@@ -120,7 +127,7 @@ def test_messages_come_behind_those_of_their_queue_and_in_order(pair: Pair) -> N
     pair.write(pair.one, keep(4, CAT, body=b"shared", id="x.0.0"), keep(5, BOB, body=b"shared", id="x.0.1"))
     pair.write(pair.two, keep(9, body=b"9"))
     pair.run_out(pair.one)
-    assert pair.two.read(FindAbandoned()) == "b1"
+    assert pair.two.read(FindBrokers()).abandoned == "b1"
     adopted = pair.adopt()
     assert (adopted.broker, adopted.outcomes, adopted.is_more) == ("b1", 0, False)
     assert [(each.number >= FIRST, each.body) for each in of(pair.two)] == [
@@ -200,12 +207,29 @@ def test_large_namespace_is_moved_in_parts(pair: Pair) -> None:
     assert {each.body for each in of(pair.two)} == {body}
 
 
+def test_adoption_is_told_of_as_one_whatever_its_parts(pair: Pair) -> None:
+    pair.write(pair.one, *(keep(number, id=f"s1/b/{number}.0.0") for number in range(1, 6)), Bury(letter("a")))
+    pair.write(pair.one, End(1, "failed:expired"))
+    pair.run_out(pair.one)
+    first = pair.adopt(3)
+    assert (first.dead_letters, first.is_more) == (1, True)
+    assert not pair.adopt(3).is_more
+    found: Brokers = pair.two.read(FindBrokers())
+    assert [each._replace(ago_s=0.0) for each in found.adoptions] == [AdoptionSeen("b1", "b2", 0.0, 4, 1, 1)]
+    assert 0 <= found.adoptions[0].ago_s < LOTS
+    assert [(each.name, each.state) for each in found.all] == [("b1", "dead"), ("b2", "lives")]
+    pair.one.close()
+    pair.one.open()
+    pair.write(pair.one, keep(7, id="s1/b/7.0.0"))
+    assert pair.one.read(FindBrokers()).adoptions[0][:2] == ("b1", "b2"), "any broker of the server tells"
+
+
 def test_inbound_lanes_are_united(pair: Pair) -> None:
     pair.write(pair.one, SaveLane("s2", "t", "e", 3, {3: "delivered", 5: "queued 1"}), SaveLane("s2", "u", "e", 0, {}))
     pair.write(pair.one, SaveLane("s3", "t", "old", 9, {9: "delivered"}))
     pair.write(pair.two, SaveLane("s2", "t", "e", 4, {6: "delivered"}), SaveLane("s3", "t", "new", 1, {1: "sent"}))
     pair.run_out(pair.one)
-    assert pair.two.read(FindAbandoned()) == "b1"
+    assert pair.two.read(FindBrokers()).abandoned == "b1"
     adopted = pair.adopt()
     assert sorted(adopted.snapshot.lanes) == [
         SaveLane("s2", "t", "e", 4, {5: "queued 1", 6: "delivered"}),
