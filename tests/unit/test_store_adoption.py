@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from bester.broker.postgres import Database
+from bester.broker.postgres import Database, connect
 from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store.postgres import PostgresStore
+from bester.broker.store.postgres_writing import TOLD_LOCK, key_of_entry
 from bester.broker.store_requests import (
+    About,
     Adopt,
     Adopted,
     AdoptionSeen,
@@ -21,6 +23,7 @@ from bester.broker.store_requests import (
     ClockState,
     Disown,
     End,
+    Enqueue,
     Fetch,
     FindBrokers,
     FindEntry,
@@ -43,7 +46,7 @@ from tests.unit.postgres_cable import Cable
 from tests.unit.store_stand import BOB, LETTERS, LOTS, NOW_S, asked, dead, entry, keep, letter, outcomes
 
 FIRST = 1_000
-CAT = mailbox("cat")
+CAT, ALICE = mailbox("cat"), mailbox("alice")
 
 
 class Pair:
@@ -255,6 +258,51 @@ def test_outcomes_notes_and_dead_letters_go_along(pair: Pair) -> None:
     assert pair.two.read(FindEntry("n.0.0", "s2"))[1] == "queued"
     assert sorted(each.id for each in pair.two.read(dead())) == ["a", "b"]
     assert pair.adopt() == Adopted()
+
+
+def late(number: int, *, failed: bool) -> Enqueue:
+    """Return the outcome of the message of id m.0.0 in bob's mailbox, for alice."""
+    told = entry(number, ALICE, id="m.0.0.outcome.0", target="alice", sender=None)
+    return Enqueue(told, About("m.0.0", BOB, failed))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ("failed:expired", "delivered", [False, True]),  # while the other copy waits nothing is lost
+        ("delivered", "failed:expired", [True, False]),
+        ("delivered", "delivered", [True, False]),
+        ("failed:expired", "failed:expired", [False, True]),
+    ],
+)
+def test_outcome_of_a_message_that_two_brokers_have_is_told_by_one(
+    pair: Pair, first: str, second: str, told: list[bool]
+) -> None:
+    pair.write(pair.one, keep(1, id="m.0.0"))
+    pair.write(pair.two, keep(1, id="m.0.0", meta={"repeated": True}))
+    assert pair.two.read(outcomes("m")) == {"bob": "queued"}
+    ends = [(pair.one, first), (pair.two, second)]
+    for (store, outcome), is_told in zip(ends, told, strict=True):
+        repeated = pair.write(store, End(1, outcome), late(2, failed=outcome != "delivered"))
+        assert repeated == ({} if is_told else {2: None})
+        assert len(of(store, ALICE)) == is_told
+        if store is pair.one:
+            assert pair.two.read(outcomes("m")) == {"bob": "delivered" if first == "delivered" else "queued"}
+    assert pair.one.read(outcomes("m")) == {"bob": "delivered" if "delivered" in (first, second) else first}
+
+
+def test_outcome_is_told_where_another_broker_writes_one_at_the_same_time(cluster: Cluster) -> None:
+    database = cluster.database()
+    with closing(PostgresStore(database, "b1")) as one, closing(PostgresStore(database, "b2")) as two:
+        for store in (one, two):
+            store.open()
+            assert store.commit([keep(1, id="m.0.0")]).ok
+        assert one.commit([End(1, "delivered"), late(2, failed=False)]).ok
+        with connect(database, "a test") as other, other.transaction():
+            key = key_of_entry("m.0.0", BOB)
+            other.execute("SELECT pg_advisory_xact_lock(%s, hashtext(encode(%s, 'hex')))", (TOLD_LOCK, key))
+            assert two.commit([End(1, "delivered"), late(2, failed=False)]).repeated == {}
+        assert len(of(two, ALICE)) == 1, "nobody has waited"
 
 
 def test_note_of_another_broker_is_moved_to_the_one_that_gets_the_outcome(pair: Pair) -> None:

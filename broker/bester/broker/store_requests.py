@@ -104,11 +104,23 @@ class DeadLetter(NamedTuple):
 # --- writes ---------------------------------------------------------------------------------------------------------
 
 
+class About(NamedTuple):
+    """The message that a late outcome is about: its id, its queue, and whether it has `failed`."""
+
+    id: str
+    queue: str
+    failed: bool
+
+
 class Enqueue(NamedTuple):
     """Put a message into its queue. Where the queue has had one of the same id, in whatever state, the new one is a
-    duplicate: nothing is written but its mark `repeated`, which a ready message takes over, and the answer says so."""
+    duplicate: nothing is written but its mark `repeated`, which a ready message takes over, and the answer says so.
+
+    A late outcome is a duplicate, too, where another broker of the server has a copy of the message that it is `about`
+    and tells the outcome: of a copy that was delivered, and of one that still waits, where this one has failed."""
 
     entry: Entry
+    about: About | None = None
 
 
 class RecordRemote(NamedTuple):

@@ -16,11 +16,13 @@ from bester.broker.store.memory import MemoryStore
 from bester.broker.store.rows import of_all_brokers, pack, united_notes, unpack
 from bester.broker.store_requests import (
     MOST_ADOPTIONS,
+    About,
     Adopt,
     Adopted,
     AdoptionSeen,
     Brokers,
     BrokerSeen,
+    Enqueue,
     Entry,
     FindBrokers,
     FindEntry,
@@ -34,7 +36,7 @@ from bester.broker.store_requests import (
     united,
 )
 from bester.broker.wire.codes import BesterError
-from bester.broker.wire.outcomes import QUEUED
+from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT
 
 TAKEN = "another process has taken the lease"
 
@@ -102,6 +104,10 @@ class SharedMemoryStore(MemoryStore):
         self._reach()
         self.check_lease()
         repeated = super()._write(writes)
+        for write in writes:
+            if type(write) is Enqueue and write.about is not None and self._is_told(write.about):
+                self._end(write.entry.number, "", True)
+                repeated.setdefault(write.entry.number)
         self._renew()
         if any(type(write) is SaveClock for write in writes):
             self._clock_saved_s = self.database.clock()
@@ -120,6 +126,16 @@ class SharedMemoryStore(MemoryStore):
             case FindOutcomes():
                 return of_all_brokers(found for each in self._all() for found in each.outcomes_of(read))
         return super()._answer(read)
+
+    def _is_told(self, about: About) -> bool:
+        """Return whether another broker tells the outcome of a message."""
+        for other in self._all():
+            number = other._numbers.get((about.id, about.queue)) if other is not self else None
+            if number is not None:
+                outcome = other._rows[number].outcome
+                if outcome in (DELIVERED, SENT) or (about.failed and outcome is None):
+                    return True
+        return False
 
     def _insert(self, entry: Entry, outcome: str | None, repeated: dict[int, str | None]) -> None:
         super()._insert(entry, outcome, repeated)
