@@ -176,6 +176,8 @@ def bester_cluster(folder: Path) -> Iterator[Side]:
         bridge = stack.enter_context(Running("bridge", bester("bridge", "-c", str(file), "--workers", "2"), folder))
         command = bester("handler", "bester.handlers.stock.echo:app", "-c", str(file))
         handler = stack.enter_context(Running("handler", command, folder))
+        # A bridge serves when each of its processes has a broker; before, one of them may refuse a login.
+        bridge.wait_until(lambda: " serves " in bridge.log())
         bridge.wait_until(lambda: handler.log().count(" serves ") >= len(CLUSTER) and echoes(port))
         processes = {"broker": brokers[0], "second broker": brokers[1], "bridge": bridge, "handler": handler}
         yield Side("bester cluster", "bester", port, processes, ",".join(fabrics), victim="second broker")

@@ -6,12 +6,17 @@ import asyncio
 import json
 import signal
 import socket
+from contextlib import closing
 from pathlib import Path
 
+from bester.broker.postgres import connect
+from bester.broker.store.postgres import PostgresStore
 from tests.e2e.chromium import browser, needs_chromium
 from tests.e2e.operator_stand import HEAD, TOKEN, operated, secret_in
 from tests.e2e.test_operator import DIES, messages
 from tests.live import LiveServer, RawClient, short_directory
+from tests.postgres_server import Cluster
+from tests.unit.store_stand import keep
 
 ODD = """
 [servers.s2]
@@ -60,6 +65,25 @@ async def test_phone_shows_wide_tables_within_boxes_that_scroll(tmp_path: Path) 
             assert found["body"] == [width, width, width]
             assert found["cut"] == found["hidden"] == []
             assert {"way", "types", "servers", "dead"} <= set(found["scrolled"])
+        assert page.console == []
+
+
+@needs_chromium
+async def test_page_shows_the_brokers_of_a_server_and_who_adopted(cluster: Cluster, tmp_path: Path) -> None:
+    database = cluster.database()
+    store = f'[store]\nurl = "{database.url}"\nschema = "{database.schema}"\n'
+    with closing(PostgresStore(database, "<b1>")) as dead:
+        dead.open()
+        assert dead.commit([keep(1)]).ok
+    with connect(database, "a test") as other:  # as if it had been killed
+        other.execute("UPDATE broker SET until = clock_timestamp() - INTERVAL '1 hour'")
+    async with operated(store) as operator, browser(tmp_path) as page:
+        await page.go_to(f"{operator.base}/?token={TOKEN}")
+        await page.says("#findings", "broker <b1> has been dead for 60")
+        await page.says("#brokers", "<b1>")
+        await page.says("#adoptions", "<b1>")
+        (row,) = await page.rows("adoptions")
+        assert (row[0], row[3:]) == ("<b1>", ["1", "0", "0"])
         assert page.console == []
 
 

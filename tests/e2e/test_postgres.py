@@ -228,6 +228,23 @@ async def test_other_broker_adopts_what_a_killed_one_has_left(cluster: Cluster) 
         await bob.close()
         await ann.close()
         assert any("adopted" in line and "b1" in line for line in servers.lines().splitlines())
+        with connect(servers.database, "a test") as other:
+            view = "SELECT broker, adopter, messages, outcomes, dead_letters FROM adoptions ORDER BY adopted_at"
+            assert other.execute(view).fetchall() == [("b1", "b2", 20, 0, 0), ("b1", "b2", 1, 0, 0)]
+        async with asyncio.timeout(DEADLINE_S):
+            while len(rows := [line.split() for line in await status_of(second) if line.startswith("b1 ")]) < 2:
+                await asyncio.sleep(0.1)  # the next look at the database is no event for others
+        assert [(row[1], row[-3:]) for row in rows] == [("b2", ["1", "0", "0"]), ("b2", ["20", "0", "0"])]
+        assert any(line.startswith("brokers: b1 dead for ") for line in await status_of(second))
+
+
+async def status_of(server: LiveServer) -> list[str]:
+    """Return the lines of `bester status`."""
+    command = await asyncio.create_subprocess_exec(
+        BESTER, "status", cwd=server.directory, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    said, _ = await asyncio.wait_for(command.communicate(), DEADLINE_S)
+    return said.decode().splitlines()
 
 
 @pytest.mark.parametrize("command", [("up",), ("user", "list")])

@@ -282,17 +282,30 @@ class Cluster:
             broker.freeze(seconds)
 
     def _crash_unanswered(self) -> None:
-        """A broker ends for longer than its lease, and the other server has no answers from a while before until its
-        messages have been adopted."""
-        broker, down_s = self.random.choice(self.pair), self._some_time(25.0)
-        weather = self.other.out["s1"].weather[1]
+        """The broker that the other server sends to ends for longer than its lease, mostly, after some messages of
+        that server; no answer has come back from a while before until the messages have been adopted."""
+        chance, link = self.random, self.other.out["s1"]
+        broker = next((each for each in self.pair if each is link.server), self.pair[0])
+        down_s = self._some_time(chance.choice((25.0, 40.0)))
+        weather = link.weather[1]
         weather.cut = True
-        self.world.after(self.random.uniform(0.1, 1.5), lambda: broker.crash(down_s))
+        for _ in range(chance.choice((2, 4))):
+            self.world.after(chance.uniform(0.0, 1.0), self._relay)
+        self.world.after(chance.uniform(0.1, 2.5), lambda: broker.crash(down_s))
 
         def mend() -> None:
             weather.cut = False
 
         self.world.after(min(self._some_time(0.1) + LEASE_S + 5.0, max(0.0, HEALED_S - self.world.now)), mend)
+
+    def _relay(self) -> None:
+        """A device of the other server writes to a user of the pair."""
+        chance = self.random
+        device = chance.choice([each for each in self.clients if each.server.name == "s2"])
+        self._numbers += 1
+        program = [["servers", ["s1"], chance.choice(TYPES), [["clients", [chance.choice(USERS)]]]]]
+        body = programs.body_of(self._numbers, "", program)
+        device.say(self._numbers, chance.choice(TYPES), body, Terms(None, None, False))
 
     def _crash(self) -> None:
         broker, down_s = self._some_broker(), self._some_time(self.random.choice((3.0, 25.0, 25.0)))

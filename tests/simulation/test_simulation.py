@@ -56,6 +56,15 @@ def test_rules_hold_for_two_brokers_of_one_server(first: int) -> None:
     assert not play_all(range(first, first + 10), jobs=1, kind=CLUSTER).broken
 
 
+def test_two_brokers_meet_every_fate_of_a_message() -> None:
+    seeds = range(30, 60)
+    reports = [report for seed in seeds for one in submissions_of(play(seed, CLUSTER)) for report in one.reports]
+    assert {"delivered", "queued", "failed:storage-unavailable"} <= {
+        outcome for report in reports for outcome in report.recipients.values()
+    }
+    assert {"storage-unavailable", "timeout", "unreachable"} <= {report.reason for report in reports}
+
+
 @pytest.mark.parametrize("seed", [1509, 2808, 3105])
 def test_rules_hold_where_a_lease_ends_while_marks_wait_for_a_locked_store(seed: int) -> None:
     """Another broker adopts what is written, not the marks and outcomes that wait in memory."""

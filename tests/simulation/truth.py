@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -75,6 +76,22 @@ class Truth:
         for client in self.scenario.clients:
             for arrival in client.outcomes:
                 self._push_is_right(client, arrival, by_message)
+            if not forgot:
+                self._is_told_once(client)
+
+    def _is_told_once(self, client: SimClient) -> None:
+        """Check that a later outcome is told again only with a mark, and no failure after a delivery."""
+        unmarked: set[str] = set()
+        told: dict[str, str] = {}
+        for arrival in client.outcomes:
+            if not arrival.marked and arrival.id in unmarked:
+                raise BrokenRuleError(f"{client.name} was told something again, and it is not marked: {arrival}")
+            if not arrival.marked:
+                unmarked.add(arrival.id)
+            outcome = json.loads(arrival.body)["outcome"]
+            before = told.setdefault(arrival.id, outcome)
+            if outcome != before and before in (DELIVERED, SENT):
+                raise BrokenRuleError(f"{client.name} was told {before}, and then {outcome}: {arrival}")
 
     def _push_is_right(self, client: SimClient, arrival: Arrival, by_message: dict[str, Submission]) -> None:
         received = frames.parse(

@@ -10,7 +10,7 @@ import pytest
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store.memory_shared import SharedMemory
-from bester.broker.store_requests import Adopt, Adopted, FindAbandoned, mailbox
+from bester.broker.store_requests import Adopt, Adopted, Brokers, FindBrokers, mailbox
 from bester.broker.wire.messages import Deliver, Relay, Relayed
 from bester.broker.wire.outcomes import OUTCOME_TYPE
 from tests.unit.core_post import Post, bodies_of
@@ -64,8 +64,42 @@ def test_mailbox_is_delivered_to_a_user_who_is_here() -> None:
     came = server.two.heard_of(bridge, Deliver)
     assert bodies_of(came) == [b"1", b"2"]
     assert not any("redelivered" in deliver.meta for deliver in came)
-    assert adoptions(server.two) == [{"broker": "b1", "messages": 2, "outcomes": 0}]
+    assert adoptions(server.two) == [{"broker": "b1", "messages": 2, "outcomes": 0, "dead_letters": 0}]
     assert server.two.router.status(server.two.now)["store"]["adopted"] == 2
+
+
+def test_status_tells_of_the_brokers_and_of_who_adopted() -> None:
+    server = Server()
+    two = server.two
+    Post(server.one).queues(b"1", b"2")
+    server.adopt()
+    status = two.router.status(two.now)
+    assert [(each["name"], each["state"], each["gone_s"]) for each in status["brokers"]] == [
+        ("b1", "lives", None), ("b2", "lives", None),
+    ]  # fmt: skip
+    server.end()
+    for _ in range(2):  # looks: the first finds and adopts, the second sees the adoption
+        server.adopt()
+    dead = two.router.status(two.now)["brokers"][0]
+    two.now += 1.0
+    status = two.router.status(two.now)
+    assert (dead["name"], dead["state"]) == ("b1", "dead")
+    assert status["brokers"][0] == dead | {"gone_s": dead["gone_s"] + 1.0}
+    assert status["adoptions"] == [
+        {"broker": "b1", "adopter": "b2", "ago_s": 1.0, "messages": 2, "outcomes": 0, "dead_letters": 0}
+    ]
+    (look,) = [read for read in reads_of(two) if isinstance(read.request, FindBrokers)]
+    two.take(two.router.on_read(look, None, two.now))
+    (seen,) = two.router.status(two.now)["adoptions"]
+    assert seen == status["adoptions"][0] | {"ago_s": LOOK_S + 1.0}, "the store is away, and the last look stays"
+
+
+def reads_of(stand: Stand) -> list[Any]:
+    """Return the reads of the next look, which get no answer."""
+    stand.commits = False
+    stand.now += LOOK_S
+    stand.tick()
+    return stand.reads
 
 
 def test_delivery_that_was_not_confirmed_is_marked() -> None:
@@ -141,9 +175,9 @@ def test_lane_to_a_server_goes_on_under_new_numbers_above_its_floor() -> None:
     two.commits = False
     two.now += LOOK_S
     two.tick()
-    looks = [read for read in two.reads if isinstance(read.request, FindAbandoned)]
+    looks = [read for read in two.reads if isinstance(read.request, FindBrokers)]
     two.reads.clear()
-    two.take(two.router.on_read(looks[0], "b1", two.now))
+    two.take(two.router.on_read(looks[0], Brokers("b1"), two.now))
     (adoption,) = two.reads
     two.reads.clear()
     two.commits = True
@@ -220,8 +254,8 @@ def test_adoption_without_an_answer_is_asked_for_again_under_its_numbers(answer:
         two.tick()
         while two.reads:
             read = two.reads.pop(0)
-            if isinstance(read.request, FindAbandoned):
-                two.take(two.router.on_read(read, "b1", two.now))
+            if isinstance(read.request, FindBrokers):
+                two.take(two.router.on_read(read, Brokers("b1"), two.now))
             elif isinstance(read.request, Adopt):
                 firsts.append(read.request.first)
                 two.take(two.router.on_read(read, answer, two.now))
@@ -233,4 +267,4 @@ def test_broker_with_a_store_of_its_own_never_looks() -> None:
     stand.commits = False
     stand.reads.clear()
     stand.wait(3 * LOOK_S)
-    assert not any(isinstance(read.request, FindAbandoned) for read in stand.reads)
+    assert not any(isinstance(read.request, FindBrokers) for read in stand.reads)

@@ -16,10 +16,13 @@ from bester.broker.core.symptoms import busiest
 from bester.broker.doctor.findings import CERTIFICATE_S, ROOM_BYTES
 from bester.broker.doctor.live import BEHIND, CLOCK_WARNING_S, FLOOD, FLOOD_PER_S, LIVE, findings_of
 from bester.broker.operator.metrics import text_of
+from bester.broker.store.lease import LEASE_S
+from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store_requests import Bounds
 from bester.broker.wire.messages import Ask, Heartbeat, Meta, Request
 from bester.broker.wire.trouble import Attempt
-from tests.unit.core_stand import Stand, clients
+from tests.unit.core_stand import START, Stand, clients
+from tests.world.clock import World
 
 ALERTS = (Path(__file__).parents[2] / "deploy/alerts.yml").read_text()
 DAY = 86400.0
@@ -178,6 +181,16 @@ def flood_that_never_waits() -> dict[str, Any]:
     return status(scene)
 
 
+def broker_dead() -> dict[str, Any]:
+    world = World(start_s=START)
+    shared = SharedMemory(lambda: world.now)
+    shared.namespace("b1").open()
+    scene = Stand(Settings("s1"), accounts=frozenset({"alice"}), world=world, store=shared.namespace("b2"))
+    scene.bridge("alice")
+    scene.wait(LEASE_S + 200.0)
+    return status(scene)
+
+
 def dead_letters() -> dict[str, Any]:
     scene = stand()
     bridge, chat = scene.bridge("alice"), scene.handler("chat")
@@ -230,6 +243,8 @@ FAULTS = [
           "waiting_of_one_sender"),
     Fault(flood_that_never_waits, "flood", "user alice sends 1500 of 2000 messages a second", "messages_per_s",
           "BesterFloodRate", "messages_per_second_of_one_sender"),
+    Fault(broker_dead, "broker", "broker b1 has been dead for 3.3 min (", "start it again", "BesterBrokerDead",
+          "broker_living"),
     Fault(dead_letters, "dead letters", "1 dead letter of type chat in 10.0 min: handler-lost", "bester dead replay",
           "BesterDeadLetters", "messages_dead_total"),
 ]  # fmt: skip

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from bester.broker.doctor.findings import Finding, certificate, merged
-from bester.broker.doctor.local import GONE_S, Broker, Certificate, File, Local, Peer, Port, findings_of
+from bester.broker.doctor.local import Certificate, File, Local, Peer, Port, findings_of
 from bester.broker.doctor.table import markdown
+from bester.broker.store_requests import GONE_S, BrokerSeen
 from tests.checks_page import PAGE, written
 
 DAY = 86400.0
@@ -26,7 +27,7 @@ GOOD = Local(
     connections=20_000,
     backlog=4096,
     peers=(Peer("s2", "tcp://s2:2225", None),),
-    brokers=(Broker("b1"), Broker("b2")),
+    brokers=(BrokerSeen("b1", "lives"), BrokerSeen("b2", "lives")),
     programs=(File("[handlers.x]", "node"),),
     listen_backlog=8192,
 )
@@ -37,8 +38,14 @@ def worse(**facts: Any) -> list[Finding]:
     return [each for each in findings_of(GOOD._replace(**facts)) if each.level != "ok"]
 
 
+def dead(name: str, gone_s: float, waiting: int = 0) -> BrokerSeen:
+    return BrokerSeen(name, "dead", gone_s, "process 8 on h2", waiting)
+
+
 def test_broker_that_was_given_up_long_ago_is_not_named() -> None:
-    gone = findings_of(GOOD._replace(brokers=(Broker("b1"), Broker("b2", GONE_S, "process 8 on h2"))))
+    gone = findings_of(
+        GOOD._replace(brokers=(BrokerSeen("b1", "lives"), dead("b2", GONE_S), BrokerSeen("b3", "ended")))
+    )
     assert [each.text for each in gone if each.check == "broker"] == ["broker b1 lives"]
 
 
@@ -63,13 +70,14 @@ def test_good_facts_give_one_ok_or_more_of_each_check() -> None:
         ),
         ({"ports": (Port("k", "h:80", "taken"),)}, "port", "error", "held by another program", "stop that"),
         (
-            {"brokers": (Broker("b1"), Broker("b2", 120.0, "process 8 on h2"))},
+            {"brokers": (BrokerSeen("b1", "lives"), dead("b2", 120.0))},
             "broker", "warning", "b2 has been dead for 2.0 min (process 8 on h2): others have", "start it again",
         ),
         (
-            {"brokers": (Broker("b1"), Broker("b2", GONE_S, "process 8 on h2", 7))},
+            {"brokers": (BrokerSeen("b1", "lives"), dead("b2", GONE_S, 7))},
             "broker", "warning", "7 messages of it wait", "adopts what it kept",
         ),
+        ({"brokers": (BrokerSeen("b2", "ended", waiting=1),)}, "broker", "warning", "has ended", "adopts what it kept"),
         ({"ports": (Port("k", "h:80", "denied"),)}, "port", "error", "may not be opened", "a higher one"),
         ({"ports": (Port("k", "h:80", "no-address"),)}, "port", "error", "no such address", "choose another k"),
         ({"running": True}, "port", "error", "nobody listens there", "bester bridge"),

@@ -19,6 +19,8 @@ from bester.broker.core.settings import Route, Settings
 from bester.broker.lockout import FAILURES
 from bester.broker.operator.metrics import text_of
 from bester.broker.server import Broker
+from bester.broker.store.lease import LEASE_S
+from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import Adopted, Bounds, Snapshot, StoredQueue, mailbox
 from bester.broker.wire.messages import (
@@ -35,7 +37,8 @@ from bester.broker.wire.messages import (
     Request,
 )
 from bester.broker.wire.trouble import OTHER_THAN_LISTED
-from tests.unit.core_stand import Stand, clients, servers
+from tests.unit.core_stand import START, Stand, clients, servers
+from tests.world.clock import World
 
 S2 = Link("server", b"s2")
 BRIDGE = "bester_bridge_"
@@ -198,6 +201,7 @@ BEYOND = {
     "bester_bound_limit": "test_bounds_and_states_of_servers_change",
     "bester_server_state": "test_bounds_and_states_of_servers_change",
     "bester_type_declared": "test_bounds_and_states_of_servers_change",
+    "bester_broker_living": "test_brokers_that_live_and_that_do_not_are_told_apart",
     "bester_logins": "test_logins_and_lockouts_are_counted",
     "bester_lockouts": "test_logins_and_lockouts_are_counted",
     "bester_store_bytes": "test_disk_of_the_store_is_measured",
@@ -235,6 +239,21 @@ def test_bounds_and_states_of_servers_change() -> None:
     scene.message()
     assert bounds(scene, "used")["jobs"] == 1
     assert bounds(scene, "limit")["jobs"] == scene.settings.limits.max_held
+
+
+def test_brokers_that_live_and_that_do_not_are_told_apart() -> None:
+    scene = Scene()
+    assert level(scene.metrics()["bester_broker_living"]) == 0
+    world = World(start_s=START)
+    shared = SharedMemory(lambda: world.now)
+    for name in ("b1", "b3"):
+        shared.namespace(name).open()
+    two = Stand(Settings("s1"), world=world, store=shared.namespace("b2"))
+    two.wait(LEASE_S + 10.0)
+    shared.namespace("b3").open()
+    two.wait(3.0)
+    living = families(text_of(two.router.status(two.now)))["bester_broker_living"]
+    assert {sample.labels["broker"]: sample.value for sample in living.samples} == {"b1": 0, "b2": 1, "b3": 1}
 
 
 def test_every_metric_has_its_event() -> None:

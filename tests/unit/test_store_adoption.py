@@ -9,18 +9,23 @@ from typing import Any
 
 import pytest
 
-from bester.broker.postgres import Database
+from bester.broker.postgres import Database, connect
 from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store.postgres import PostgresStore
+from bester.broker.store.postgres_writing import TOLD_LOCK, key_of_entry
 from bester.broker.store_requests import (
+    About,
     Adopt,
     Adopted,
+    AdoptionSeen,
+    Brokers,
     Bury,
     ClockState,
     Disown,
     End,
+    Enqueue,
     Fetch,
-    FindAbandoned,
+    FindBrokers,
     FindEntry,
     MarkSent,
     RecordRemote,
@@ -41,7 +46,7 @@ from tests.unit.postgres_cable import Cable
 from tests.unit.store_stand import BOB, LETTERS, LOTS, NOW_S, asked, dead, entry, keep, letter, outcomes
 
 FIRST = 1_000
-CAT = mailbox("cat")
+CAT, ALICE = mailbox("cat"), mailbox("alice")
 
 
 class Pair:
@@ -103,14 +108,19 @@ def of(store: Any, box: str = BOB) -> list[Any]:
 def test_living_broker_is_left_alone(pair: Pair) -> None:
     pair.write(pair.one, keep(1))
     assert pair.snapshot.is_shared
-    assert pair.two.read(FindAbandoned()) == ""
+    found: Brokers = pair.two.read(FindBrokers())
+    assert (found.abandoned, [(each.name, each.state) for each in found.all]) == (
+        "",
+        [("b1", "lives"), ("b2", "lives")],
+    )
+    assert found.adoptions == ()
     assert pair.adopt() == Adopted()
     assert [each.number for each in of(pair.one)] == [1]
 
 
 def test_empty_namespace_is_not_adopted(pair: Pair) -> None:
     pair.run_out(pair.one)
-    assert pair.two.read(FindAbandoned()) == ""
+    assert pair.two.read(FindBrokers()).abandoned == ""
     assert pair.adopt() == Adopted()
     pair.write(pair.one, keep(1))  # its lease was not taken
 
@@ -120,7 +130,7 @@ def test_messages_come_behind_those_of_their_queue_and_in_order(pair: Pair) -> N
     pair.write(pair.one, keep(4, CAT, body=b"shared", id="x.0.0"), keep(5, BOB, body=b"shared", id="x.0.1"))
     pair.write(pair.two, keep(9, body=b"9"))
     pair.run_out(pair.one)
-    assert pair.two.read(FindAbandoned()) == "b1"
+    assert pair.two.read(FindBrokers()).abandoned == "b1"
     adopted = pair.adopt()
     assert (adopted.broker, adopted.outcomes, adopted.is_more) == ("b1", 0, False)
     assert [(each.number >= FIRST, each.body) for each in of(pair.two)] == [
@@ -200,12 +210,29 @@ def test_large_namespace_is_moved_in_parts(pair: Pair) -> None:
     assert {each.body for each in of(pair.two)} == {body}
 
 
+def test_adoption_is_told_of_as_one_whatever_its_parts(pair: Pair) -> None:
+    pair.write(pair.one, *(keep(number, id=f"s1/b/{number}.0.0") for number in range(1, 6)), Bury(letter("a")))
+    pair.write(pair.one, End(1, "failed:expired"))
+    pair.run_out(pair.one)
+    first = pair.adopt(3)
+    assert (first.dead_letters, first.is_more) == (1, True)
+    assert not pair.adopt(3).is_more
+    found: Brokers = pair.two.read(FindBrokers())
+    assert [each._replace(ago_s=0.0) for each in found.adoptions] == [AdoptionSeen("b1", "b2", 0.0, 4, 1, 1)]
+    assert 0 <= found.adoptions[0].ago_s < LOTS
+    assert [(each.name, each.state) for each in found.all] == [("b1", "dead"), ("b2", "lives")]
+    pair.one.close()
+    pair.one.open()
+    pair.write(pair.one, keep(7, id="s1/b/7.0.0"))
+    assert pair.one.read(FindBrokers()).adoptions[0][:2] == ("b1", "b2"), "any broker of the server tells"
+
+
 def test_inbound_lanes_are_united(pair: Pair) -> None:
     pair.write(pair.one, SaveLane("s2", "t", "e", 3, {3: "delivered", 5: "queued 1"}), SaveLane("s2", "u", "e", 0, {}))
     pair.write(pair.one, SaveLane("s3", "t", "old", 9, {9: "delivered"}))
     pair.write(pair.two, SaveLane("s2", "t", "e", 4, {6: "delivered"}), SaveLane("s3", "t", "new", 1, {1: "sent"}))
     pair.run_out(pair.one)
-    assert pair.two.read(FindAbandoned()) == "b1"
+    assert pair.two.read(FindBrokers()).abandoned == "b1"
     adopted = pair.adopt()
     assert sorted(adopted.snapshot.lanes) == [
         SaveLane("s2", "t", "e", 4, {5: "queued 1", 6: "delivered"}),
@@ -231,6 +258,51 @@ def test_outcomes_notes_and_dead_letters_go_along(pair: Pair) -> None:
     assert pair.two.read(FindEntry("n.0.0", "s2"))[1] == "queued"
     assert sorted(each.id for each in pair.two.read(dead())) == ["a", "b"]
     assert pair.adopt() == Adopted()
+
+
+def late(number: int, *, failed: bool) -> Enqueue:
+    """Return the outcome of the message of id m.0.0 in bob's mailbox, for alice."""
+    told = entry(number, ALICE, id="m.0.0.outcome.0", target="alice", sender=None)
+    return Enqueue(told, About("m.0.0", BOB, failed))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ("failed:expired", "delivered", [False, True]),  # while the other copy waits nothing is lost
+        ("delivered", "failed:expired", [True, False]),
+        ("delivered", "delivered", [True, False]),
+        ("failed:expired", "failed:expired", [False, True]),
+    ],
+)
+def test_outcome_of_a_message_that_two_brokers_have_is_told_by_one(
+    pair: Pair, first: str, second: str, told: list[bool]
+) -> None:
+    pair.write(pair.one, keep(1, id="m.0.0"))
+    pair.write(pair.two, keep(1, id="m.0.0", meta={"repeated": True}))
+    assert pair.two.read(outcomes("m")) == {"bob": "queued"}
+    ends = [(pair.one, first), (pair.two, second)]
+    for (store, outcome), is_told in zip(ends, told, strict=True):
+        repeated = pair.write(store, End(1, outcome), late(2, failed=outcome != "delivered"))
+        assert repeated == ({} if is_told else {2: None})
+        assert len(of(store, ALICE)) == is_told
+        if store is pair.one:
+            assert pair.two.read(outcomes("m")) == {"bob": "delivered" if first == "delivered" else "queued"}
+    assert pair.one.read(outcomes("m")) == {"bob": "delivered" if "delivered" in (first, second) else first}
+
+
+def test_outcome_is_told_where_another_broker_writes_one_at_the_same_time(cluster: Cluster) -> None:
+    database = cluster.database()
+    with closing(PostgresStore(database, "b1")) as one, closing(PostgresStore(database, "b2")) as two:
+        for store in (one, two):
+            store.open()
+            assert store.commit([keep(1, id="m.0.0")]).ok
+        assert one.commit([End(1, "delivered"), late(2, failed=False)]).ok
+        with connect(database, "a test") as other, other.transaction():
+            key = key_of_entry("m.0.0", BOB)
+            other.execute("SELECT pg_advisory_xact_lock(%s, hashtext(encode(%s, 'hex')))", (TOLD_LOCK, key))
+            assert two.commit([End(1, "delivered"), late(2, failed=False)]).repeated == {}
+        assert len(of(two, ALICE)) == 1, "nobody has waited"
 
 
 def test_note_of_another_broker_is_moved_to_the_one_that_gets_the_outcome(pair: Pair) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +14,11 @@ from itertools import count
 import psycopg
 import pytest
 
-from bester.broker.postgres import Database, connect, namespaces, schema_fault, url_fault, why
+from bester.broker.postgres import Database, connect, schema_fault, url_fault, why
 from bester.broker.postgres_schema import STEPS, migrate
 from bester.broker.store import lease
 from bester.broker.store.postgres import PostgresStore
+from bester.broker.store.postgres_brokers import namespaces
 from bester.broker.store_requests import (
     Bury,
     Committed,
@@ -55,10 +58,18 @@ def test_brokers_of_a_server_are_told_with_what_a_dead_one_has_left(cluster: Clu
             two.open()
             assert two.commit([keep(1), keep(2)]).ok
             first, second = namespaces(database)
-            assert (first.broker, first.living, second.broker, second.living) == ("b1", True, "b2", True)
+            assert (first.name, first.state, second.name, second.state) == ("b1", "lives", "b2", "lives")
+            assert first.process == f"process {os.getpid()} on {platform.node()}"
         first, second = namespaces(database)
-        assert (first.living, second.living, second.waiting) == (True, False, 2)
-        assert second.dead_s >= 0
+        assert (first.state, second.state, second.waiting) == ("lives", "ended", 2)
+        asked(one, "UPDATE broker SET until = clock_timestamp() - INTERVAL '1 hour' WHERE name = 'b2'")
+        first, second = namespaces(database)
+        assert (second.state, second.waiting) == ("dead", 2)
+        assert 3600 <= second.gone_s < 3700
+        asked(one, "DELETE FROM entry")
+        assert [each.name for each in namespaces(database)] == ["b1", "b2"]
+        asked(one, "UPDATE broker SET until = clock_timestamp() - INTERVAL '8 days' WHERE name = 'b2'")
+        assert [each.name for each in namespaces(database)] == ["b1"]
     assert namespaces(Database("postgresql:///none?host=/nowhere")) == [], "a check goes on"
 
 

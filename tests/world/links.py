@@ -55,6 +55,11 @@ class SimLink:
         """The link's name at the server, None while there is no socket."""
         return self._link
 
+    @property
+    def server(self) -> SimServer | None:
+        """Return the server that the link was last connected to, None where nobody listened."""
+        return self._server
+
     # --- a BrokerPort ---
 
     def send(self, message: Message) -> bool:

@@ -20,8 +20,8 @@ from bester.broker.config import Config
 from bester.broker.data_dir import about_to_end
 from bester.broker.logs import facts
 from bester.broker.names import Names
-from bester.broker.postgres import namespaces
 from bester.broker.reload import Reloader
+from bester.broker.store.postgres_brokers import namespaces
 from bester.broker.turn import Turn
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codes import ConfigError
@@ -86,7 +86,7 @@ def run_up(
             bridge.attach(broker.attach(bridge.bridge.receive))
             if config.store.database is not None and not several:
                 found = await asyncio.to_thread(namespaces, config.store.database)
-                living = [each.broker for each in found if each.living and each.broker != config.server.broker]
+                living = [each.name for each in found if each.state == "lives" and each.name != config.server.broker]
                 if living:
                     _warn_of_others(1 + len(living))
             broker.on_handler = children.served

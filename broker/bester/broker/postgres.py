@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from bester.broker.wire.codes import BesterError, ConfigError
@@ -173,40 +173,6 @@ def reachable(database: Database) -> str | None:
     except BesterError as error:
         return error.text
     return None
-
-
-class Namespace(NamedTuple):
-    """A broker of the schema: whether its lease lives, how long ago it ran out, the host and the process that held it,
-    and how many messages of a dead one wait to be adopted."""
-
-    broker: str
-    living: bool
-    dead_s: float
-    host: str
-    process: int | None
-    waiting: int
-
-
-_NAMESPACES = """
-SELECT broker, living, extract(epoch FROM now() - lease_until)::float8, host, process,
-    CASE WHEN living THEN 0 ELSE (SELECT count(*) FROM queued q WHERE q.broker = b.broker) END
-FROM brokers b ORDER BY broker
-"""
-
-
-def namespaces(database: Database) -> list[Namespace]:
-    """Return the brokers that have served a server, none where the database does not tell."""
-    try:
-        require(database)
-        import psycopg
-
-        try:
-            with connect(database, "bester check") as connection:
-                return [Namespace(*row) for row in connection.execute(_NAMESPACES)]
-        except psycopg.Error:
-            return []
-    except BesterError:
-        return []
 
 
 def why(database: Database, error: Exception) -> str:

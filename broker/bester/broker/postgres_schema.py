@@ -202,7 +202,26 @@ _VIEWS = (
 # Brokers on different machines have store's times of their own, which the database's clock compares.
 _SAVED_AT = ("ALTER TABLE clock ADD COLUMN saved_at TIMESTAMPTZ",)
 
-STEPS: tuple[tuple[str, ...], ...] = ((*_TABLES, *_VIEWS), _SAVED_AT)
+# Adoptions are told to whoever asks later, through any broker.
+_ADOPTIONS = (
+    """
+    CREATE TABLE adoption (
+        serial BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        broker TEXT COLLATE "C" NOT NULL,
+        adopter TEXT COLLATE "C" NOT NULL,
+        at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+        messages BIGINT NOT NULL,
+        outcomes BIGINT NOT NULL,
+        letters BIGINT NOT NULL
+    )
+    """,
+    """
+    CREATE VIEW adoptions AS
+        SELECT broker, adopter, at AS adopted_at, messages, outcomes, letters AS dead_letters FROM adoption
+    """,
+)
+
+STEPS: tuple[tuple[str, ...], ...] = ((*_TABLES, *_VIEWS), _SAVED_AT, _ADOPTIONS)
 """Step n makes version n + 1 of version n. A released step is never changed: steps are only added."""
 
 

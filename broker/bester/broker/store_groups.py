@@ -16,7 +16,7 @@ from bester.broker.store_requests import (
     End,
     Enqueue,
     Fetch,
-    FindAbandoned,
+    FindBrokers,
     FindDeadLetters,
     FindOutcomes,
     Read,
@@ -106,7 +106,7 @@ class Groups:
 
     def concerns(self, read: Read) -> bool:
         """Return whether the answer to a read may depend on a message that waits."""
-        if not self._waiting or isinstance(read, FindDeadLetters | FindAbandoned | Adopt):
+        if not self._waiting or isinstance(read, FindDeadLetters | FindBrokers | Adopt):
             return False
         entries = (write.entry for write, _ in self._waiting)
         if isinstance(read, Fetch):

@@ -104,11 +104,23 @@ class DeadLetter(NamedTuple):
 # --- writes ---------------------------------------------------------------------------------------------------------
 
 
+class About(NamedTuple):
+    """The message that a late outcome is about: its id, its queue, and whether it has `failed`."""
+
+    id: str
+    queue: str
+    failed: bool
+
+
 class Enqueue(NamedTuple):
     """Put a message into its queue. Where the queue has had one of the same id, in whatever state, the new one is a
-    duplicate: nothing is written but its mark `repeated`, which a ready message takes over, and the answer says so."""
+    duplicate: nothing is written but its mark `repeated`, which a ready message takes over, and the answer says so.
+
+    A late outcome is a duplicate, too, where another broker of the server has a copy of the message that it is `about`
+    and tells the outcome: of a copy that was delivered, and of one that still waits, where this one has failed."""
 
     entry: Entry
+    about: About | None = None
 
 
 class RecordRemote(NamedTuple):
@@ -337,9 +349,8 @@ class FindOldest(NamedTuple):
     read is empty."""
 
 
-class FindAbandoned(NamedTuple):
-    """Ask for a namespace of the same server that holds anything and whose lease has run out: the name of its broker,
-    empty where there is none. A store of one namespace finds none."""
+class FindBrokers(NamedTuple):
+    """Ask for the brokers of the same server: `Brokers`. A store of one namespace knows none."""
 
 
 class Adopt(NamedTuple):
@@ -356,8 +367,8 @@ class Adopt(NamedTuple):
     stored_s: float
 
 
-Read = Fetch | FindExpired | FindEntry | FindOutcomes | FindDeadLetters | FindOldest | FindAbandoned | Adopt
-Question = FindOutcomes | FindDeadLetters | FindOldest | FindAbandoned | Adopt
+Read = Fetch | FindExpired | FindEntry | FindOutcomes | FindDeadLetters | FindOldest | FindBrokers | Adopt
+Question = FindOutcomes | FindDeadLetters | FindOldest | FindBrokers | Adopt
 """Reads whose asker may ask again: their answer is None where the store cannot be read."""
 
 
@@ -406,18 +417,65 @@ class Snapshot:
     is_shared: bool = False
 
 
+BrokerState = Literal["lives", "ended", "dead"]
+"""A broker lives while it has its lease; it has ended where it gave the lease back, and is dead where that ran out."""
+
+
+class BrokerSeen(NamedTuple):
+    """A broker of the server: `gone_s` is the time since its lease ran out, 0 where it did not. `process` held the
+    lease, in words; `waiting` counts the messages that wait to be adopted, up to MOST_COUNTED."""
+
+    name: str
+    state: BrokerState
+    gone_s: float = 0.0
+    process: str = ""
+    waiting: int = 0
+
+
+class AdoptionSeen(NamedTuple):
+    """An adoption, `ago_s` seconds ago: `adopter` took over what `broker` had left."""
+
+    broker: str
+    adopter: str
+    ago_s: float
+    messages: int
+    outcomes: int
+    dead_letters: int
+
+
+class Brokers(NamedTuple):
+    """The brokers of a server. `abandoned` names one whose namespace holds anything and whose lease has run out, empty
+    where there is none. `all` are those that live, those that died within GONE_S, and those with messages that wait;
+    `adoptions` are the latest, the last one first."""
+
+    abandoned: str = ""
+    all: tuple[BrokerSeen, ...] = ()
+    adoptions: tuple[AdoptionSeen, ...] = ()
+
+
+GONE_S = 7 * 86_400.0
+"""Time for which a dead broker that has left nothing is still named, and an adoption: then they are not missed."""
+MOST_COUNTED = 10_000
+"""Waiting messages of a dead broker that are counted: a count of millions would hold up the commits."""
+MOST_BROKERS = 64
+"""Brokers that are told of: a bridge is linked to at most as many."""
+MOST_ADOPTIONS = 16
+"""Adoptions that are told of: what a person reads."""
+
+
 class Adopted(NamedTuple):
     """Contents that were moved from the namespace of a `broker`, empty where there was nothing to move.
 
     `snapshot` has the moved part alone: its queues, shares, types, names, and what else a broker reads at its start;
     its `lanes` are those of this namespace, united with the other's. `outcomes` counts the moved messages that had
-    ended, `is_more` says that the other namespace still holds some.
+    ended, `dead_letters` the moved ones; `is_more` says that the other namespace still holds some messages or outcomes.
     """
 
     broker: str = ""
     snapshot: Snapshot = Snapshot()
     outcomes: int = 0
     is_more: bool = False
+    dead_letters: int = 0
 
 
 def united(mine: SaveLane | None, theirs: SaveLane) -> SaveLane:

@@ -18,6 +18,7 @@ from bester.cli.output import err, out, plain
 
 Status = Mapping[str, Any]
 TYPES = ("TYPE", "HANDLERS", "WAIT", "IN FLIGHT", "RECEIVED", "ANSWERED", "AGAIN", "DEAD", "FAILED")
+ADOPTIONS = ("BROKER", "ADOPTED BY", "AGO", "MESSAGES", "OUTCOMES", "DEAD LETTERS")
 SERVERS = ("SERVER", "STATE", "QUEUED", "OLDEST", "RETRIES", "NEXT TRY", "LAST ERROR")
 
 
@@ -38,10 +39,13 @@ def status(config_path: Path | None, as_json: bool) -> None:
     if found["servers"]:
         out("")
         tables.show(server_rows(found), SERVERS)
+    if rows := adoption_rows(found):
+        out("")
+        tables.show(rows, ADOPTIONS)
     if reached := reached_bounds(found):
         out("")
         out(f"Refused or dropped at a bound: {reached}")
-    for line in [*worries(found), *_dead_brokers(config_path)]:
+    for line in worries(found):
         err(f"bester: {line}")
 
 
@@ -87,19 +91,6 @@ def worries(found: Status) -> list[str]:
     return [f"{each.text}; {each.remedy}" for each in findings_of(found)]
 
 
-def _dead_brokers(config_path: Path | None) -> list[str]:
-    """Return a sentence for each other broker of the server that is dead."""
-    config = load(config_path)
-    if config.store.database is None:
-        return []
-    from bester.broker.doctor.local import Local, brokers
-    from bester.cli.doctor.gather import brokers_of
-
-    return [
-        f"{text}; {remedy}" for level, text, remedy in brokers(Local("", brokers=brokers_of(config))) if level != "ok"
-    ]
-
-
 def reached_bounds(found: Status) -> str:
     """Return the bounds at which something was refused, dropped or cut since the start, with the counts."""
     rows = [(name, count) for name, count in found.get("reached", {}).items() if count]
@@ -121,11 +112,29 @@ def head_lines(found: Status) -> list[str]:
     broker = f", broker {plain(found['broker'])}" if found.get("broker") else ""
     head = f"{plain(found['server'])}{broker}, up {_span(found['up_s'])}"
     lockouts = f"; {found['lockouts']} lockouts" if found["lockouts"] else ""
+    brokers = ", ".join(map(_broker, found.get("brokers", ())))
     return [
         f"{head}: {found['users']} users, {found['sessions']} sessions",
         f"unreported {found['cases']}, queued {queued['messages']} ({queued['mailboxes']} mailboxes), store {size}",
         f"logins: {logins}{lockouts}",
+        *([f"brokers: {brokers}"] if brokers else ()),
     ]
+
+
+def _broker(row: Mapping[str, Any]) -> str:
+    state = f"dead for {_span(row['gone_s'])}" if row["state"] == "dead" else row["state"]
+    return f"{plain(row['name'])} {plain(state)}"
+
+
+def adoption_rows(found: Status) -> list[tuple[str, ...]]:
+    """Return the cells of the adoptions, the last one first, below ADOPTIONS."""
+    return [
+        (
+            plain(row["broker"]), plain(row["adopter"]), _span(row["ago_s"]),
+            *(str(row[count]) for count in ("messages", "outcomes", "dead_letters")),
+        )
+        for row in found.get("adoptions", ())
+    ]  # fmt: skip
 
 
 def _type_cells(type_: str, row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,12 +1,14 @@
 """Adoption: the messages of another broker of the same server, whose lease in the shared store has run out.
 
-A look for such a namespace is a read; where there is one, its contents are moved into this broker's own namespace, in
-transactions of a bounded size, and each unit takes in its part as at a start, on top of what it has. Moved messages get
-numbers that are reserved beforehand. Until the answer has come no lane tells its server a floor above those numbers:
-the server would take the messages for settled ones. Pure.
+A look at the brokers of the server is a read, and a status tells of them. Where there is such a namespace, its contents
+are moved into this broker's own, in transactions of a bounded size, and each unit takes in its part as at a start, on
+top of what it has. Moved messages get numbers that are reserved beforehand. Until the answer has come no lane tells its
+server a floor above those numbers: the server would take the messages for settled ones. Pure.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from bester.broker.core.clock import Clock
 from bester.broker.core.dispatcher import Dispatcher
@@ -19,7 +21,7 @@ from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.settings import Limits
 from bester.broker.core.standing import Standing
-from bester.broker.store_requests import Adopt, Adopted, FindAbandoned, Snapshot
+from bester.broker.store_requests import Adopt, Adopted, Brokers, FindBrokers, Snapshot
 
 
 class Adoption:
@@ -47,6 +49,8 @@ class Adoption:
         self._look_at = now + limits.adoption_look_s
         self._asking = False
         self._first: int | None = None  # of the numbers that are reserved for an adoption without an answer
+        self._brokers = Brokers()
+        self._seen_at = now
 
     def tick(self, now: float) -> None:
         """Look for an abandoned namespace, or repeat an adoption whose answer was lost, where it is time."""
@@ -55,14 +59,36 @@ class Adoption:
         self._look_at = now + self._limits.adoption_look_s
         self._asking = True
         if self._first is None:
-            self._out.read(FindAbandoned(), self._on_found)
+            self._out.read(FindBrokers(), self._on_found)
         else:
             self._ask(self._first, now)
 
-    def _on_found(self, broker: str | None, now: float) -> None:
+    def _on_found(self, brokers: Brokers | None, now: float) -> None:
+        """Take in the brokers of the server; None: the store cannot tell now, and the last look stays."""
         self._asking = False
-        if broker:
+        if brokers is None:
+            return
+        self._brokers, self._seen_at = brokers, now
+        if brokers.abandoned:
             self._begin(now)
+
+    def as_map(self, now: float) -> dict[str, Any]:
+        """Return the `brokers` of the server and their latest `adoptions`, as seen by the last look. A server that has
+        a single broker, this one, has neither."""
+        later_s = now - self._seen_at
+        brokers = self._brokers.all if len(self._brokers.all) > 1 else ()
+        return {
+            "brokers": [
+                {
+                    "name": each.name, "state": each.state, "process": each.process, "waiting": each.waiting,
+                    "gone_s": None if each.state == "lives" else round(each.gone_s + later_s, 3),
+                }
+                for each in brokers
+            ],
+            "adoptions": [
+                each._asdict() | {"ago_s": round(each.ago_s + later_s, 3)} for each in self._brokers.adoptions
+            ],
+        }  # fmt: skip
 
     def _begin(self, now: float) -> None:
         self._first = self._queues.floor_limit = self._queues.reserve_numbers(self._limits.adopted_at_once)
@@ -82,7 +108,10 @@ class Adoption:
         if adopted.broker:
             messages = sum(state.messages for state in adopted.snapshot.queues.values())
             self._figures.adopted += messages
-            self._out.notice("adopted", broker=adopted.broker, messages=messages, outcomes=adopted.outcomes)
+            self._out.notice(
+                "adopted", broker=adopted.broker, messages=messages, outcomes=adopted.outcomes,
+                dead_letters=adopted.dead_letters,
+            )  # fmt: skip
             self._take(adopted.snapshot, now)
         if adopted.is_more:
             self._begin(now)

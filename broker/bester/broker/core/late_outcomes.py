@@ -22,6 +22,7 @@ from bester.broker.core.settings import Settings
 from bester.broker.core.transfers import Transfers
 from bester.broker.store_requests import (
     OUTCOME_KEPT_S,
+    About,
     DeadLetter,
     Disown,
     End,
@@ -78,7 +79,8 @@ class LateOutcomes:
         if entry.sender is not None and meta.get("push") and message is not None and self._owns(entry):
             report = {"message": message, "recipient": entry.target, "outcome": outcome}
             until_s = self._queues.clock.stored(now) + self._settings.bounds.ttl_s
-            self._enqueue(mailbox(entry.sender), entry, entry.sender, report, until_s, number, now)
+            about = None if amended else About(entry.id, entry.queue, outcome not in (DELIVERED, SENT))
+            self._enqueue(mailbox(entry.sender), entry, entry.sender, report, until_s, number, now, about)
         if type(peer) is str and peer in self._settings.routes and message is not None:
             report = {"message": message, "outcome": outcome}
             # The outcome can be asked for over there as long as this.
@@ -86,16 +88,20 @@ class LateOutcomes:
             self._enqueue(lane(peer, OUTCOME_TYPE), entry, peer, report, until_s, number, now)
 
     def _enqueue(
-        self, queue: str, entry: Entry, target: str, report: dict[str, Any], until_s: float, number: int, now: float
-    ) -> None:
-        """Enqueue an outcome as a message without a sender: it has no late outcome of its own."""
+        self, queue: str, entry: Entry, target: str, report: dict[str, Any], until_s: float, number: int, now: float,
+        about: About | None = None,
+    ) -> None:  # fmt: skip
+        """Enqueue an outcome as a message without a sender: it has no late outcome of its own. Of a message that was
+        submitted at two brokers both may tell: then the outcome of the one that came later is marked, as it is."""
         body = json.dumps(report, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
         meta: Meta = {"origin": self._settings.name, "root": entry.meta.get("root"), "path": []}
+        if about is not None and self._is_shared and entry.meta.get("repeated"):
+            meta["repeated"] = True
         late = Entry(
             self._queues.reserve_numbers(1), queue, f"{entry.id}.outcome.{number}", target, OUTCOME_TYPE, body, None,
             until_s, meta,
         )  # fmt: skip
-        self._queues.enqueue(late, None, now)  # without room for it, the outcome can still be asked for
+        self._queues.enqueue(late, None, now, about)  # without room for it, the outcome can still be asked for
 
     def on_account_removed(self, user: str, now: float) -> None:
         """Keep the outcomes of all messages of a removed account so far from a new account of its name."""

@@ -23,6 +23,7 @@ from bester.broker.store_requests import (
     DAMAGED,
     NUMBERS_A_LIFE,
     OUTCOME_KEPT_S,
+    About,
     Committed,
     End,
     Enqueue,
@@ -254,8 +255,9 @@ class Queues:
 
     # --- writing ---
 
-    def enqueue(self, entry: Entry, case: Case | None, now: float) -> str | None:
-        """Enqueue a message; its case counts one pending result more, which is settled at the commit.
+    def enqueue(self, entry: Entry, case: Case | None, now: float, about: About | None = None) -> str | None:
+        """Enqueue a message; its case counts one pending result more, which is settled at the commit. A late outcome is
+        `about` a message.
 
         Returns a code, and leaves the case alone, where there is no room.
         """
@@ -274,7 +276,7 @@ class Queues:
         self._records[entry.number] = Record(entry.number, queue, size, State.WRITING, case, sharer=sharer)
         if self._next_expiry_s is None or entry.expires_s < self._next_expiry_s:
             self._next_expiry_s = entry.expires_s
-        self._out.writes.append(Enqueue(entry))
+        self._out.writes.append(Enqueue(entry, about))
         return None
 
     def keep_inflight(self, number: int) -> None:

@@ -514,6 +514,7 @@ class Router:
             "rates": self._rates.as_map(),
             "recent_dead": self.figures.recent_dead.as_map(now),
             "refused": refused_lately(self._refused.latest(), now),
+            **self._units.adoption.as_map(now),
         }
 
     def status(self, now: float) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def status_of(
     the ends of the histograms' buckets. `servers` are the configured ones, `oldest_s` the ages of their oldest queued
     messages; `bounds` are pairs of used and most. `reached` counts how often something was refused, dropped or
     forgotten at a bound. `broker` is this broker's name where the store may be shared. `declared` are the types of
-    declared handlers. `symptoms` are further facts for the doctor.
+    declared handlers. `symptoms` are further facts for the doctor, such as the other `brokers` of the server.
     """
     peers = list(peers)
     handlers = [peer for peer in peers if peer.worker is not None or peer.auth is not None]

@@ -5,10 +5,11 @@ A status of an older server lacks some of the facts, and nothing is found of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bester.broker.doctor.findings import Check, Finding, Found, certificate, disk, found, several, span, text_of
+from bester.broker.store_requests import GONE_S, MOST_COUNTED, BrokerSeen
 
 Status = Mapping[str, Any]
 OTHERS = "(others)"
@@ -206,6 +207,30 @@ def _dead_letters(status: Status) -> Iterator[Found]:
         )
 
 
+def of_brokers(brokers: Iterable[BrokerSeen]) -> Iterator[Found]:
+    """Yield the findings on the brokers of a server that do not live."""
+    for each in brokers:
+        is_over = each.state == "ended" or each.gone_s >= GONE_S
+        if each.state == "lives" or (is_over and not each.waiting):
+            continue
+        since = f"has been dead for {span(each.gone_s)}" if each.state == "dead" else "has ended"
+        more = " or more" if each.waiting >= MOST_COUNTED else ""
+        left = f"{several(each.waiting, 'message')}{more} of it wait for a living broker"
+        left = left if each.waiting else "others have its users"
+        yield (
+            "warning",
+            f"broker {text_of(each.name)} {since} ({text_of(each.process)}): {left}",
+            "start it again, or leave it to a living broker, which adopts what it kept",
+        )
+
+
+def _broker(status: Status) -> Iterator[Found]:
+    rows = status.get("brokers", ())
+    return of_brokers(
+        BrokerSeen(row["name"], row["state"], row["gone_s"] or 0.0, row["process"], row["waiting"]) for row in rows
+    )
+
+
 def _bound(status: Status) -> Iterator[Found]:
     for name, (used, most) in status["bounds"].items():
         if most and used > FULL * most and name not in GRANTED:
@@ -281,6 +306,13 @@ LIVE: tuple[Check[Status], ...] = (
         "renew it ([TLS](tls.md))",
         "BesterCertificateEnds",
         _certificate,
+    ),
+    Check(
+        "broker",
+        "another broker of the server, with the same PostgreSQL, is dead",
+        "start it; a living one adopts what it kept",
+        "BesterBrokerDead",
+        _broker,
     ),
     Check(
         "disk",

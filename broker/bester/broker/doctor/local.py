@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from bester.broker.doctor.findings import Check, Finding, Found, certificate, disk, found, several, span, text_of
+from bester.broker.doctor.live import of_brokers
+from bester.broker.store_requests import BrokerSeen
 
 ASIDE = 128
 """Descriptors that a process needs besides its connections: files, sockets of the fabric, libraries."""
@@ -13,8 +15,6 @@ ENOUGH = 0.9
 """Part of the configured connections for which there must be descriptors: for a few less nobody changes a machine."""
 SOMAXCONN = 4096
 """The kernel's own default since Linux 5.4; with less, clients that all reconnect at once wait for TCP's timers."""
-GONE_S = 7 * 86_400.0
-"""Time for which a broker that has left nothing is still named: then it is not missed."""
 FUTURE_S = 60.0
 """Time by which a file may be newer than now: file servers have clocks of their own."""
 
@@ -57,16 +57,6 @@ class Peer(NamedTuple):
     key_wrong: bool = False
 
 
-class Broker(NamedTuple):
-    """A broker of the same server in the shared store: when its lease ended (None where it lives), the process that
-    held the lease, in words, and how many messages of a dead one wait to be adopted."""
-
-    name: str
-    dead_s: float | None = None
-    process: str = ""
-    waiting: int = 0
-
-
 class Local(NamedTuple):
     """Facts about the files and the machine of one server.
 
@@ -93,7 +83,7 @@ class Local(NamedTuple):
     backlog: int | None = None
     peers: tuple[Peer, ...] = ()
     programs: tuple[File, ...] = ()
-    brokers: tuple[Broker, ...] = ()
+    brokers: tuple[BrokerSeen, ...] = ()
     listen_backlog: int = 0
 
 
@@ -172,22 +162,11 @@ def _store(facts: Local) -> Iterator[Found]:
     yield from _files(facts.stores)
 
 
-def brokers(facts: Local) -> Iterator[Found]:
-    """Yield the findings on the brokers of the server."""
+def _brokers(facts: Local) -> Iterator[Found]:
     for each in facts.brokers:
-        name = text_of(each.name)
-        if each.dead_s is None:
-            yield "ok", f"broker {name} lives", ""
-        elif each.waiting or each.dead_s < GONE_S:
-            text = f"broker {name} has been dead for {span(each.dead_s)} ({text_of(each.process)})"
-            left = (
-                f"{each.waiting} messages of it wait for a living broker" if each.waiting else "others have its users"
-            )
-            yield (
-                "warning",
-                f"{text}: {left}",
-                "start it again, or leave it to a living broker, which adopts what it kept",
-            )
+        if each.state == "lives":
+            yield "ok", f"broker {text_of(each.name)} lives", ""
+    yield from of_brokers(facts.brokers)
 
 
 def _disk(facts: Local) -> Iterator[Found]:
@@ -296,13 +275,7 @@ LOCAL: tuple[Check[Local], ...] = (
     ),
     Check("clock", "", "", "BesterClockOff", _clock),
     Check("store", "store or accounts are damaged, or cannot be used", "restore a backup", "BesterStoreFails", _store),
-    Check(
-        "broker",
-        "another broker of the server, with the same PostgreSQL, is dead",
-        "start it; a living one adopts what it kept",
-        "",
-        brokers,
-    ),
+    Check("broker", "", "", "BesterBrokerDead", _brokers),
     Check("disk", "", "", "BesterDiskNearlyFull", _disk),
     Check(
         "descriptors",

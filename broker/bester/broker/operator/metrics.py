@@ -86,6 +86,15 @@ class _Collector:
         if store["bytes"] is not None:
             yield GaugeMetricFamily("bester_store_bytes", "Size of the store's files.", store["bytes"])
             yield GaugeMetricFamily("bester_store_room_bytes", "Room on the store's disk.", store["room_bytes"])
+        living = GaugeMetricFamily(
+            "bester_broker_living",
+            "1 for a broker of this server that lives, 0 for one that is dead.",
+            labels=["broker"],
+        )
+        for each in status["brokers"]:
+            if each["state"] != "ended":
+                living.add_metric([each["name"]], int(each["state"] == "lives"))
+        yield living
         used = GaugeMetricFamily("bester_bound_used", "How much of a bound is used.", labels=["bound"])
         bound = GaugeMetricFamily("bester_bound_limit", "The bound.", labels=["bound"])
         for name, (now, limit) in status["bounds"].items():

@@ -75,6 +75,8 @@ STATUS = record(
         sync_s=NUMBER,
         sync_buckets_s=several(NUMBER),
     ),
+    brokers=several(record("name", "state", "process", gone_s=maybe(NUMBER), waiting=COUNT)),
+    adoptions=several(record("broker", "adopter", ago_s=NUMBER, messages=COUNT, outcomes=COUNT, dead_letters=COUNT)),
     bounds={"type": "object", "additionalProperties": {"type": "array", "minItems": 2, "maxItems": 2}},
 )
 LETTER: Schema = record(

@@ -22,6 +22,7 @@ from bester.broker.store_requests import (
     READ_BYTES,
     Adopt,
     Adopted,
+    Brokers,
     Bury,
     ClockState,
     DeadLetter,
@@ -31,7 +32,7 @@ from bester.broker.store_requests import (
     Enqueue,
     Entry,
     Fetch,
-    FindAbandoned,
+    FindBrokers,
     FindDeadLetters,
     FindEntry,
     FindExpired,
@@ -372,8 +373,8 @@ class MemoryStore(Commits):
                     for key, numbers in self._ready.items()
                     if key.startswith("lane/")
                 }
-            case FindAbandoned() | Adopt():  # there is one namespace
-                return "" if isinstance(read, FindAbandoned) else Adopted()
+            case FindBrokers() | Adopt():  # there is one namespace
+                return Brokers() if isinstance(read, FindBrokers) else Adopted()
             case FindDeadLetters():
                 return self._page(read) if read.oldest_first else self._dead(read, reversed(self._letters.values()))
 

@@ -6,6 +6,7 @@ For simulations: brokers in one process that share a database can be played with
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,10 +15,16 @@ from bester.broker.store.lease import LEASE_S, RENEW_S
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store.rows import of_all_brokers, pack, united_notes, unpack
 from bester.broker.store_requests import (
+    MOST_ADOPTIONS,
+    About,
     Adopt,
     Adopted,
+    AdoptionSeen,
+    Brokers,
+    BrokerSeen,
+    Enqueue,
     Entry,
-    FindAbandoned,
+    FindBrokers,
     FindEntry,
     FindOutcomes,
     Read,
@@ -29,7 +36,7 @@ from bester.broker.store_requests import (
     united,
 )
 from bester.broker.wire.codes import BesterError
-from bester.broker.wire.outcomes import QUEUED
+from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT
 
 TAKEN = "another process has taken the lease"
 
@@ -41,6 +48,7 @@ class SharedMemory:
         self.clock = clock
         self.lease_s = lease_s
         self.namespaces: dict[str, SharedMemoryStore] = {}
+        self.adoptions: deque[tuple[float, AdoptionSeen]] = deque(maxlen=MOST_ADOPTIONS)
 
     def namespace(self, broker: str, *, dead_letters: int = 10_000) -> SharedMemoryStore:
         """Return the namespace of a broker, a new one where the broker has none."""
@@ -96,6 +104,10 @@ class SharedMemoryStore(MemoryStore):
         self._reach()
         self.check_lease()
         repeated = super()._write(writes)
+        for write in writes:
+            if type(write) is Enqueue and write.about is not None and self._is_told(write.about):
+                self._end(write.entry.number, "", True)
+                repeated.setdefault(write.entry.number)
         self._renew()
         if any(type(write) is SaveClock for write in writes):
             self._clock_saved_s = self.database.clock()
@@ -105,9 +117,8 @@ class SharedMemoryStore(MemoryStore):
         self._reach()
         self.check_lease()
         match read:
-            case FindAbandoned():
-                other = self._abandoned()
-                return "" if other is None else other.broker
+            case FindBrokers():
+                return self._brokers()
             case Adopt():
                 return self.adopt(read)
             case FindEntry():
@@ -115,6 +126,16 @@ class SharedMemoryStore(MemoryStore):
             case FindOutcomes():
                 return of_all_brokers(found for each in self._all() for found in each.outcomes_of(read))
         return super()._answer(read)
+
+    def _is_told(self, about: About) -> bool:
+        """Return whether another broker tells the outcome of a message."""
+        for other in self._all():
+            number = other._numbers.get((about.id, about.queue)) if other is not self else None
+            if number is not None:
+                outcome = other._rows[number].outcome
+                if outcome in (DELIVERED, SENT) or (about.failed and outcome is None):
+                    return True
+        return False
 
     def _insert(self, entry: Entry, outcome: str | None, repeated: dict[int, str | None]) -> None:
         super()._insert(entry, outcome, repeated)
@@ -166,6 +187,26 @@ class SharedMemoryStore(MemoryStore):
 
     # --- adoption ---
 
+    def _brokers(self) -> Brokers:
+        now, other = self.database.clock(), self._abandoned()
+        found = [
+            BrokerSeen(each.broker, "lives" if each.until_s >= now else "dead", max(now - each.until_s, 0.0))
+            for each in sorted(self._all(), key=lambda each: each.broker)
+        ]
+        adoptions = [seen._replace(ago_s=now - at) for at, seen in reversed(self.database.adoptions)]
+        return Brokers("" if other is None else other.broker, tuple(found), tuple(adoptions))
+
+    def _record(self, adopted: Adopted) -> Adopted:
+        """Note an adoption; the parts of one are one."""
+        now, done = self.database.clock(), self.database.adoptions
+        waiting = sum(queue.messages for queue in adopted.snapshot.queues.values())
+        counts = waiting, adopted.outcomes, adopted.dead_letters
+        if done and done[-1][1][:2] == (adopted.broker, self.broker) and now - done[-1][0] < self.database.lease_s:
+            before = done.pop()[1]
+            counts = before.messages + counts[0], before.outcomes + counts[1], before.dead_letters + counts[2]
+        done.append((now, AdoptionSeen(adopted.broker, self.broker, 0.0, *counts)))
+        return adopted
+
     def _abandoned(self) -> SharedMemoryStore | None:
         now = self.database.clock()
         for other in self._all():
@@ -186,6 +227,7 @@ class SharedMemoryStore(MemoryStore):
             later_s = adopt.stored_s - (other._clock.stored_s + self.database.clock() - other._clock_saved_s)
         for key, theirs in other._lanes.items():
             self._lanes[key] = united(self._lanes.get(key), theirs)
+        letters = len(other._letters)
         for id_, letter in other._letters.items():
             if id_ not in self._letters:
                 self._serial += 1
@@ -208,7 +250,7 @@ class SharedMemoryStore(MemoryStore):
         self._renew()
         snapshot = self._moved(moved)
         waiting = sum(queue.messages for queue in snapshot.queues.values())
-        return Adopted(other.broker, snapshot, len(moved) - waiting, bool(other._rows))
+        return self._record(Adopted(other.broker, snapshot, len(moved) - waiting, bool(other._rows), letters))
 
     def _move(self, other: SharedMemoryStore, adopt: Adopt, later_s: float) -> list[int]:
         """Move messages and outcomes, and return their new numbers."""

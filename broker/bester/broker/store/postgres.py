@@ -33,7 +33,7 @@ from bester.broker.store_requests import (
     Adopted,
     End,
     Enqueue,
-    FindAbandoned,
+    FindBrokers,
     FindEntry,
     Held,
     Read,
@@ -446,7 +446,7 @@ class PostgresStore(Commits):
                     return self._adopt(connection, read)
                 with connection.pipeline():
                     connection.execute("SELECT held(%b, %b)", (self._lease.ns, self._lease.epoch))
-                    if isinstance(read, FindAbandoned):
+                    if isinstance(read, FindBrokers):
                         return postgres_adoption.find(connection, self._lease.ns)
                     if isinstance(read, FindEntry) and read.number:
                         return postgres_adoption.find_entry(connection, self._lease.ns, self._lease.epoch, read)

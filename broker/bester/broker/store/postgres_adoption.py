@@ -12,10 +12,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bester.broker.store import postgres_reading
 from bester.broker.store.lease import LEASE_S
+from bester.broker.store.postgres_brokers import brokers_of
 from bester.broker.store.postgres_reading import rows
 from bester.broker.store.postgres_writing import Group, written
 from bester.broker.store.rows import pack, read_text, united_notes, unpack
-from bester.broker.store_requests import Adopt, Adopted, Entry, FindEntry, SaveLane, SaveName, united
+from bester.broker.store_requests import (
+    GONE_S,
+    MOST_ADOPTIONS,
+    Adopt,
+    Adopted,
+    AdoptionSeen,
+    Brokers,
+    Entry,
+    FindEntry,
+    SaveLane,
+    SaveName,
+    united,
+)
 from bester.broker.wire.outcomes import QUEUED
 
 if TYPE_CHECKING:
@@ -27,7 +40,8 @@ SELECT b.ns, b.name FROM broker b WHERE b.ns <> %b AND b.until < clock_timestamp
     OR EXISTS (SELECT 1 FROM letter l WHERE l.ns = b.ns)
 ) ORDER BY b.ns LIMIT 1
 """
-_FENCE = "UPDATE broker SET lease = lease + 1, until = clock_timestamp() WHERE ns = %b"
+# The end of the lease stays: it tells since when the broker is dead.
+_FENCE = "UPDATE broker SET lease = lease + 1 WHERE ns = %b"
 _RENEW = "UPDATE broker SET until = clock_timestamp() + %b::float8 * INTERVAL '1 second' WHERE ns = %b"
 _LATER_BY = """
 SELECT coalesce(%b::float8 - (stored_s + extract(epoch FROM clock_timestamp() - saved_at)::float8), 0.0)
@@ -91,6 +105,22 @@ _COPY = (
     "INSERT INTO held_server (ns, name) SELECT %b, name FROM held_server WHERE ns = %b",
     "INSERT INTO disowned (ns, name, upto, at_s) SELECT %b, name, 0, at_s FROM disowned WHERE ns = %b",
 )
+_RECORD_PART = """
+UPDATE adoption SET at = clock_timestamp(), messages = messages + %b, outcomes = outcomes + %b, letters = letters + %b
+WHERE serial = (SELECT serial FROM adoption ORDER BY serial DESC LIMIT 1) AND broker = %b
+AND adopter = (SELECT name FROM broker WHERE ns = %b) AND at > clock_timestamp() - %b::float8 * INTERVAL '1 second'
+"""
+_RECORD = """
+INSERT INTO adoption (messages, outcomes, letters, broker, adopter)
+SELECT %b, %b, %b, %b, name FROM broker WHERE ns = %b
+"""
+_FORGET_RECORDS = "DELETE FROM adoption WHERE serial <= (SELECT max(serial) FROM adoption) - %b"
+_RECORDS = """
+SELECT broker, adopter, extract(epoch FROM clock_timestamp() - at)::float8, messages, outcomes, letters FROM adoption
+WHERE at > clock_timestamp() - %b::float8 * INTERVAL '1 second' ORDER BY serial DESC LIMIT %b
+"""
+KEPT_RECORDS = 1_000
+"""Adoptions that the view remembers: one a day for years."""
 _ARRIVED = "SELECT peer, type, epoch, floor, outcomes FROM arrived WHERE ns = %b"
 
 
@@ -104,10 +134,15 @@ class _Note(NamedTuple):
     meta: bytes
 
 
-def find(connection: Connection, ns: int) -> str:
-    """Return the name of a broker whose namespace is abandoned and holds anything, empty where there is none."""
+def find(connection: Connection, ns: int) -> Brokers:
+    """Return the brokers of the server. Raises psycopg.Error."""
     found = rows(connection, _ABANDONED, ns)
-    return read_text(found[0][1]) if found else ""
+    brokers = [each._replace(name=read_text(each.name)) for each in brokers_of(connection)]
+    adoptions = [
+        AdoptionSeen(read_text(broker), read_text(adopter), max(ago_s, 0.0), *counts)
+        for broker, adopter, ago_s, *counts in rows(connection, _RECORDS, GONE_S, MOST_ADOPTIONS)
+    ]
+    return Brokers(read_text(found[0][1]) if found else "", tuple(brokers), tuple(adoptions))
 
 
 def find_entry(connection: Connection, ns: int, lease: int, read: FindEntry) -> tuple[Entry, str | None] | None:
@@ -177,7 +212,7 @@ class Move:
             return Adopted()
         other, name = found[0]
         self._do(_FENCE, other)
-        self._letters(other)
+        letters = self._letters(other)
         self._lanes(other)
         moved, is_more = self._entries(other, adopt)
         for statement in _COPY:
@@ -187,7 +222,15 @@ class Move:
             for table in ("handed", "body", "disowned"):
                 self._do(f"DELETE FROM {table} WHERE ns = %b", other)  # noqa: S608 (own words)
         self._do(_RENEW, LEASE_S, self._ns)
-        return told(self._connection, self._ns, adopt, read_text(name), moved, is_more=is_more)
+        adopted = told(self._connection, self._ns, adopt, read_text(name), moved, is_more=is_more)
+        self._record(name, moved - adopted.outcomes, adopted.outcomes, letters)
+        return adopted._replace(dead_letters=letters)
+
+    def _record(self, broker: str, *counts: int) -> None:
+        """Note the adoption for whoever asks later; the parts of one are one."""
+        if not self._do(_RECORD_PART, *counts, broker, self._ns, LEASE_S):
+            self._do(_RECORD, *counts, broker, self._ns)
+            self._do(_FORGET_RECORDS, KEPT_RECORDS)
 
     def _do(self, statement: str, *values: object) -> int:
         return self._connection.execute(statement.encode(), values, binary=True).rowcount
@@ -219,11 +262,14 @@ class Move:
             self._do(_UNUSED_BODIES, other)
         return moved, is_more
 
-    def _letters(self, other: int) -> None:
+    def _letters(self, other: int) -> int:
+        """Move the dead letters; return how many."""
         duplicates, move = _LETTERS
         self._do(duplicates, other, self._ns)
-        if self._do(move, self._ns, other):
+        moved = self._do(move, self._ns, other)
+        if moved:
             self._do(_DROP_OLDEST, self._ns, self._ns, self._dead_letters)
+        return moved
 
     def _lanes(self, other: int) -> None:
         theirs = self._lanes_of(other)

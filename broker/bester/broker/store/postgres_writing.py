@@ -72,6 +72,18 @@ UPDATE entry e SET repeated = TRUE FROM (
     AND o.outcome IS NULL AND NOT o.repeated FOR UPDATE OF o SKIP LOCKED
 ) AS found WHERE e.ns = found.ns AND e.number = found.number
 """
+# A late outcome is taken back where another broker has told it, or will. Two brokers that end their copies of one
+# message at the same time both tell it: nobody waits for a process that may stand still.
+_TOLD_ELSEWHERE = """
+DELETE FROM entry e USING unnest(%b::bigint[], %b::bytea[], %b::boolean[]) AS late (number, key, failed)
+WHERE e.ns = %b AND e.number = late.number AND pg_try_advisory_xact_lock(%b, hashtext(encode(late.key, 'hex')))
+AND EXISTS (
+    SELECT 1 FROM entry o WHERE o.ns IN (SELECT ns FROM broker) AND o.ns <> e.ns AND o.key = late.key
+    AND (o.outcome IN ('delivered', 'sent') OR (late.failed AND o.outcome IS NULL))
+) RETURNING e.number
+"""
+TOLD_LOCK = 0x62737475
+"""Class of the locks that a broker holds while it writes a late outcome, one for each message ("bstu")."""
 _BODIES = "INSERT INTO body (ns, serial, body) SELECT %b, t.* FROM unnest(%b::bigint[], %b::bytea[]) AS t"
 _DROP_UNUSED = """
 DELETE FROM body b WHERE b.ns = %b AND b.serial = ANY(%b::bigint[])
@@ -250,8 +262,18 @@ class Group:
         marked = [row[:2] for row, write in zip(rows, run, strict=True) if write.entry.meta.get("repeated")]
         if marked:
             self._say(_REPEATED, [number for number, _ in marked], [key for _, key in marked], self._ns)
+        late = [(write.entry.number, write.about) for write in run if isinstance(write, Enqueue) and write.about]
+        if late:
+            numbers, abouts = [number for number, _ in late], [about for _, about in late]
+            keys = [key_of_entry(about.id, about.queue) for about in abouts]
+            failed = [about.failed for about in abouts]
+            self._say(_TOLD_ELSEWHERE, numbers, keys, failed, self._ns, TOLD_LOCK, take=self._take_told)
         if serials:  # all entries of a body may have been duplicates
             self._say(_DROP_UNUSED, self._ns, list(serials.values()))
+
+    def _take_told(self, cursor: Cursor) -> None:
+        """Take in the late outcomes that another broker tells."""
+        self.repeated.update((number, None) for (number,) in cursor.fetchall())
 
     def _take_repeated(self, run: Sequence[Any], rows: Sequence[Any], cursor: Cursor) -> None:
         """Take in the duplicates; the first one of some is in the same statement, which does not see its own rows."""

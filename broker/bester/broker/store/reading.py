@@ -12,11 +12,12 @@ from bester.broker.store_requests import (
     READ_BYTES,
     Adopt,
     Adopted,
+    Brokers,
     DeadLetter,
     DeadLetterPage,
     Entry,
     Fetch,
-    FindAbandoned,
+    FindBrokers,
     FindDeadLetters,
     FindEntry,
     FindExpired,
@@ -54,8 +55,8 @@ def answer(db: sqlite3.Connection, read: Read) -> Any:
             return _find_dead_letters(db, read)
         case FindOldest():
             return _oldest(db)
-        case FindAbandoned():  # a file has one namespace
-            return ""
+        case FindBrokers():  # a file has one namespace
+            return Brokers()
         case Adopt():
             return Adopted()
 

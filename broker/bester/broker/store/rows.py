@@ -12,7 +12,7 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
 from bester.broker.store_requests import is_mailbox, sharer_of
-from bester.broker.wire.outcomes import QUEUED, severity, worst
+from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT, severity, worst
 
 _MARK = "\ufdd0"
 """A code point that never is a character: precedes the digits of a code that UTF-8 cannot write, and of itself."""
@@ -92,13 +92,22 @@ def summed_up(outcomes: Iterable[tuple[str, str | None]]) -> dict[str, str]:
 
 
 def of_all_brokers(outcomes: Iterable[tuple[str, str, str | None]]) -> dict[str, str]:
-    """Return the outcome of each target, of (id, target, outcome) in several namespaces: a message that was submitted
-    at two brokers is in both, and has ended where it has ended in one."""
+    """Return the outcome of each target, of (id, target, outcome) in several namespaces.
+
+    A message that was submitted at two brokers is in both. It is delivered where it was delivered by one, and waits
+    where it waits at one; an outcome stands before a note that the message is queued at another server."""
     found: dict[str, tuple[str, str | None]] = {}
     for id_, target, outcome in outcomes:
-        if id_ not in found or found[id_][1] in (None, QUEUED):
+        if id_ not in found or _standing(outcome) < _standing(found[id_][1]):
             found[id_] = target, outcome
     return summed_up(found.values())
+
+
+def _standing(outcome: str | None) -> int:
+    """Return the rank of one of several copies of a message: that of the lowest rank stands for all."""
+    if outcome in (DELIVERED, SENT):
+        return 0
+    return 1 if outcome is None else 3 if outcome == QUEUED else 2
 
 
 def united_notes(

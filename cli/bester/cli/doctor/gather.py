@@ -19,10 +19,12 @@ from bester.broker import database
 from bester.broker.accounts import FILE as ACCOUNTS
 from bester.broker.config import Config
 from bester.broker.data_dir import LOCK, OURS, is_shared
-from bester.broker.doctor.local import Broker, Certificate, File, Local
+from bester.broker.doctor.local import Certificate, File, Local
 from bester.broker.keys import KeyPair, read_pair
-from bester.broker.postgres import namespaces, reachable
+from bester.broker.postgres import reachable
 from bester.broker.store.file import examine
+from bester.broker.store.postgres_brokers import namespaces
+from bester.broker.store_requests import BrokerSeen
 from bester.broker.tls_files import Pair, client_context, server_context
 from bester.broker.wire.codes import BesterError, ConfigError
 from bester.cli.doctor.peers import reached
@@ -50,7 +52,7 @@ def gather(config: Config, status: Mapping[str, Any] | None, trouble: str | None
         certificates=tuple(_certificates(config, now_s)),
         keys=tuple(keys),
         stores=tuple(_stores(config)),
-        brokers=brokers_of(config),
+        brokers=_brokers_of(config),
         rooms=tuple(_rooms(directories)),
         ahead_s=_newest(config.server.data_dir) - now_s,
         descriptors=_descriptors(owner),
@@ -62,20 +64,10 @@ def gather(config: Config, status: Mapping[str, Any] | None, trouble: str | None
     )
 
 
-def brokers_of(config: Config) -> tuple[Broker, ...]:
+def _brokers_of(config: Config) -> tuple[BrokerSeen, ...]:
     """Return the brokers of a server with a shared store, none of one that has a single one, this one."""
     found = [] if config.store.database is None else namespaces(config.store.database)
-    if all(each.broker == config.server.broker for each in found):
-        return ()
-    return tuple(
-        Broker(
-            each.broker,
-            None if each.living else max(each.dead_s, 0.0),
-            f"process {each.process} on {each.host}",
-            each.waiting,
-        )
-        for each in found
-    )
+    return () if all(each.name == config.server.broker for each in found) else tuple(found)
 
 
 def owner_of(data_dir: Path) -> int | None:

@@ -190,6 +190,11 @@ function lists(status) {
       acts.append(button("retry", "r" + each.name, "api/peers/retry", { name: each.name }), " ", each.held ? button("release", "h" + each.name, "api/peers/release", { name: each.name }) : button("hold", "h" + each.name, "api/peers/hold", { name: each.name }));
       return { kind: each.state === "down" ? "bad" : each.held ? "warm" : "", cells: [each.name, each.held ? "held, " + each.state : each.state, span(each.since_s), each.queued, each.oldest_s == null ? "" : span(each.oldest_s), each.retries, each.next_try_s == null ? "" : span(each.next_try_s), each.error || "", acts] };
     }), "no other server is listed");
+  $("cluster").hidden = !status.brokers.length && !status.adoptions.length;
+  table("brokers", [["broker"], ["state"], ["since", "n"], ["messages that wait", "n"], ["process", "words"]],
+    status.brokers.map((each) => ({ kind: each.state === "dead" ? "bad" : "", cells: [each.name, each.state, each.state === "dead" ? span(each.gone_s) : "", each.state === "lives" ? "" : each.waiting, each.process] })), "this one alone");
+  table("adoptions", [["broker"], ["adopted by"], ["ago", "n"], ["messages", "n"], ["outcomes", "n"], ["dead letters", "n"]],
+    status.adoptions.map((each) => ({ cells: [each.broker, each.adopter, span(each.ago_s), each.messages, each.outcomes, each.dead_letters] })), "none within a week");
   table("bounds", [["bound"], ["used", "n"], ["most", "n"], ["", "n"]],
     Object.entries(status.bounds).filter(([, [used]]) => used).sort(([n, [a, b]], [m, [c, d]]) => GRANTED.includes(n) - GRANTED.includes(m) || c / d - a / b).slice(0, 12).map(([name, [used, most]]) => ({ kind: !most || GRANTED.includes(name) ? "" : used > 0.9 * most ? "bad" : used > 0.7 * most ? "warm" : "", cells: [GRANTED.includes(name) ? name + " given out" : name, ...(name.endsWith("bytes") ? [bytes(used), bytes(most)] : [used, most]), most ? ((100 * used) / most).toFixed(1) + " %" : ""] })), "nothing is in use");
 }
