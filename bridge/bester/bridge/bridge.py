@@ -65,6 +65,8 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.outcomes import failed
 
+_OPEN = State.OPEN
+
 MAKE_WAY = 2
 """Strangers that make way for one where all their places are taken: their excess shrinks, without many cuts a turn."""
 
@@ -552,32 +554,36 @@ class Bridge:
     def _apply(self, connection: ClientConnection, step: Step, now: float) -> None:
         """Write the frames of a step and send its messages; a refusal is reported to the session at once."""
         steps = [step]
-        for each in steps:
-            for frame in each.write:
+        for write, send in steps:
+            for frame in write:
                 self._push(connection, frame)
-            if not each.send:
-                continue
-            submits = _submits(each.send)
-            if submits:
-                connection.session.window.submissions.submit(submits)
-            if len(submits) == len(each.send):
-                continue
-            for message in each.send:
-                match message:
-                    case Login():
-                        if not self._login(message, connection):
-                            reason = "overloaded" if self.is_ready else NO_BROKER
-                            steps.append(connection.session.on_login_answer(1, reason, now))
-                    case Close():
-                        self._close(message, connection, None)
-                    case Doubted() | SpokeTls():
-                        self._on_stranger(connection, message)
-                    case Acknowledged():
-                        self._deliveries.on_acks(connection, message.ids)
-                    case Question() | NewPassword():
-                        if not self._questions.ask(connection, message):
-                            steps.append(connection.session.on_report(refusal(message.token, "unreachable"), now, 0))
+            if send:
+                submits = _submits(send)
+                if submits:
+                    connection.session.window.submissions.submit(submits)
+                if len(submits) < len(send):
+                    steps += self._send_rarer(connection, send, now)
         self._settle(connection)
+
+    def _send_rarer(self, connection: ClientConnection, messages: Sequence[Any], now: float) -> list[Step]:
+        """Send the messages of a step that are no submits; return the steps that follow from refusals."""
+        steps: list[Step] = []
+        for message in messages:
+            match message:
+                case Login():
+                    if not self._login(message, connection):
+                        reason = "overloaded" if self.is_ready else NO_BROKER
+                        steps.append(connection.session.on_login_answer(1, reason, now))
+                case Close():
+                    self._close(message, connection, None)
+                case Doubted() | SpokeTls():
+                    self._on_stranger(connection, message)
+                case Acknowledged():
+                    self._deliveries.on_acks(connection, message.ids)
+                case Question() | NewPassword():
+                    if not self._questions.ask(connection, message):
+                        steps.append(connection.session.on_report(refusal(message.token, "unreachable"), now, 0))
+        return steps
 
     def _close(self, message: Close, connection: ClientConnection, behind: int | None) -> None:
         """Tell every broker that a session has ended, one of them behind the message with the token `behind`."""
@@ -666,7 +672,7 @@ class Bridge:
     def _settle(self, connection: ClientConnection) -> None:
         """Do what the state of a session asks for, after anything that may have changed the state."""
         session = connection.session
-        if session.state is not State.OPEN:
+        if session.state is not _OPEN:
             self._settle_state(connection, session)
         if session.splitter.change is not None:
             self._settle_frame(connection)
@@ -698,7 +704,8 @@ class Bridge:
         """Stop or resume reading. A connection that does not read its frames is not read from, nor is one whose frames
         wait."""
         out = connection.out
-        wants = connection.session.wants_input and not (out.in_flight and out.queued_bytes >= self.limits.out_pause)
+        is_slow = out.taken_bytes != out.sent_bytes and out.queued_bytes >= self.limits.out_pause
+        wants = connection.session.wants_input and not is_slow
         if wants is not connection.reading:
             connection.read(wants)
 
@@ -748,6 +755,6 @@ class Bridge:
 
 def _submits(messages: Sequence[Any]) -> Sequence[Submit]:
     """Return the submits among the messages of a step, which mostly holds nothing else."""
-    if list(map(type, messages)).count(Submit) == len(messages):
+    if type(messages[0]) is Submit and (len(messages) == 1 or list(map(type, messages)).count(Submit) == len(messages)):
         return messages
     return [message for message in messages if type(message) is Submit]

@@ -245,7 +245,7 @@ class Outbound:
         room = self._limits.turn_bytes
         enough: float | None = None
         while True:
-            look = max(room - LOOK_BYTES, 0)
+            look = room - LOOK_BYTES if room > LOOK_BYTES else 0
             while dirty and room > look:
                 connection = dirty.popleft()
                 out = connection.out

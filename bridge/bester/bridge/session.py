@@ -83,7 +83,7 @@ class Step(NamedTuple):
 
 
 def _nothing() -> Step:
-    return Step([], [])
+    return _new(Step, ([], []))
 
 
 def _is_ack(body: bytes) -> bool:
@@ -219,15 +219,16 @@ class Session:
         return step
 
     def _read(self, data: bytes, step: Step, now: float, ration: int) -> None:
-        state = self.state
-        if state is not State.OPEN and state is not State.NEW and state is not State.AUTHENTICATING:
+        was_open = self.state is _OPEN
+        if not was_open and self.state not in (State.NEW, State.AUTHENTICATING):
             return
         bodies = self.splitter.feed(data)
-        if state is State.NEW and bodies:
+        if not was_open and self.state is State.NEW and bodies:
             self.spent += 1
             self._first(bodies.pop(0), step, now)
-        if bodies and self.state is not State.CLOSING:
-            self._take(bodies, step, now, ration and max(ration - self.spent, 1))
+        if bodies and (was_open or self.state is not State.CLOSING):
+            left = ration - self.spent if ration > self.spent else 1
+            self._take(bodies, step, now, ration and left)
         if (refused := self.splitter.refused) is not None:
             reason = "frame-too-large" if refused else "malformed"
             if refused and self._meter is not None and self.state is not State.NEW:

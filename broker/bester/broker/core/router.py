@@ -205,15 +205,16 @@ class Router:
         return peer
 
     def _take(self, committed: Sequence[Write] = (), result: Committed | None = None) -> Effects:
-        if self._inbound_lanes.has_writes:
+        if self._inbound_lanes.due:
             self._inbound_lanes.flush()
-        if self._out.writes and self._out.messages:
+        out = self._out
+        if out.writes and out.messages:
             self._answers.hold()
         if result is not None:  # after `hold`: these answers wait for no other commit
             self._answers.on_committed(committed, result)
         if self._peers.resumes:
             self._peers.count_reports()
-        return self._out.take()
+        return out.take()
 
     def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
         """Take in the answer of a server that this broker has linked to; such a link carries answers alone."""
