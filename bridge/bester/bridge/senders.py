@@ -52,6 +52,8 @@ class Sender:
     def on_copies(self, copies: int, messages: int = 1) -> None:
         """Note how many copies of each of some messages of this sender are made, one for each connection that gets the
         message."""
+        if copies == self.fan:
+            return
         for _ in range(messages):
             left = self.fan * FAN_LEFT
             if left <= copies:

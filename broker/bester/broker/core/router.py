@@ -169,11 +169,11 @@ class Router:
     def receive_all(self, link: Link, messages: Sequence[Message | Malformed], now: float) -> Effects:
         """Take in the messages that arrived on a link in one batch, in order: run by run of one kind."""
         self._reports.now = now
-        if link.door == "server":
+        peer = self._by_link.get(link)
+        if peer is None and link.door == "server":
             for message in messages:
                 self._receive_of_server(link, message, now)
             return self._take()
-        peer = self._by_link.get(link)
         for kind, run in runs(messages):
             if peer is not None and not peer.leaving and (carry_out := self._table[peer.role].get(kind)) is not None:
                 carry_out(peer, run, now)
