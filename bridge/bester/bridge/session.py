@@ -105,8 +105,8 @@ class Session:
     """State of one connection. `number` is unique in the bridge's life, `address` the peer's host, `tokens` the
     bridge's rising tokens; unreported messages are counted in `window`. `in_doubt`: the first frame may come from a
     listed server. `certificate` are the names for which the peer of a TLS connection has shown a certificate. `held`
-    are the frames that wait, and `parked` the bytes behind them; most connections have neither. The page docs/session.md
-    lists the fields."""
+    are the frames that wait, and `parked` the bytes behind them; most have neither. The page docs/session.md lists the
+    fields."""
 
     __slots__ = (
         "_fault",
