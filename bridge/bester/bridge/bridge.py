@@ -66,6 +66,8 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.outcomes import failed
 
+_OPEN = State.OPEN
+
 MAKE_WAY = 2
 """Strangers that make way for one where all their places are taken: their excess shrinks, without many cuts a turn."""
 
@@ -118,6 +120,7 @@ class Bridge:
         self._meter = Meter(limits.messages_per_s)
         self._made_way = self._frames_over = self._frames_late = 0
         self._awake = False
+        self._half_turn = limits.turn_units // 2
         self.reached = reached = self._meter.reached
         self.brokers = Brokers(brokers, limits, self._tokens, notice, self._wake, reached, self._user_of)
         self._senders = Senders()
@@ -165,7 +168,8 @@ class Bridge:
         for each, announcement in self._homes.on_joined():
             each.link.send(announcement)
         self._log_in_again(logins)
-        self._drain_backlog()
+        for each in self.brokers.all:
+            self._drain(each)
 
     def on_link_lost(self, why: str, broker: Broker | None = None) -> None:
         """Hold the unreported messages of a lost link, or submit them to another broker, as the pending logins; these
@@ -205,7 +209,7 @@ class Bridge:
         self._unreported: MutableMapping[int, Submission] = broker.submissions.by_token
         self._deliveries.turn_to(broker)
 
-    def receive(self, messages: Iterable[Message | Malformed], broker: Broker | None = None) -> None:
+    def receive(self, messages: Sequence[Message | Malformed], broker: Broker | None = None) -> None:
         """Handle messages of a broker, in order. Deliveries of more copies than a turn may make go on in the next
         turns, where users take turns."""
         if broker is not None and broker is not self._broker:
@@ -220,34 +224,31 @@ class Bridge:
             self._later(partial(self._go_on, broker))
             self._handle(passing, now)
 
-    def _handle(self, messages: Iterable[Message | Malformed], now: float) -> list[Message | Malformed]:
+    def _handle(self, messages: Sequence[Message | Malformed], now: float) -> list[Message | Malformed]:
         """Handle messages of the broker, in order; return those that the turn has no time for."""
         frames = self.limits.turn_frames
         left: list[Message | Malformed] = []
-        for kind, group in groupby(messages, type):
+        for kind, run in _runs(messages):
             if frames <= 0:
-                left.extend(group)
+                left.extend(run)
             elif kind is Deliver:
-                run: Any = list(group)
                 if self.brokers.are_several:
                     run = self._marked.take(run, self._broker)
                 handled, frames = self._deliveries.deliver(run, now, frames)
                 if frames <= 0:
-                    left = run[handled:]
+                    left = list(run[handled:])
             elif kind is Report:
-                self._receive_reports(group, now)
+                self._receive_reports(run, now)
             else:
-                for message in group:
+                for message in run:
                     self._receive_rarer(message, now)
         return left
 
-    def _receive_reports(self, reports: Iterable[Any], now: float) -> None:
-        count = 0
+    def _receive_reports(self, reports: Sequence[Any], now: float) -> None:
         for report in reports:
-            count += 1
             token, status, reason, id_, recipients, note = report
             self._report(token, status, reason, id_, recipients, now, note)
-        self._deliveries.on_reports(count)
+        self._deliveries.on_reports(len(reports))
         if self._submissions.has_held:  # for credit, which there is again
             self._wake()
 
@@ -387,9 +388,9 @@ class Bridge:
         """Pass the bytes of a connection to its session, or let them wait for the turn of their sender."""
         intake, session = self._intake, connection.session
         left = intake.left
-        if left < self.limits.turn_units // 2:
+        if left < self._half_turn:
             self._wake()  # the next turn has a budget of its own
-        if left <= 0 or session.is_ready:
+        if left <= 0 or ((session.held or session.parked) and session.is_ready):
             session.park(data)
             intake.add(connection)
             self._settle_reading(connection)
@@ -481,7 +482,8 @@ class Bridge:
             for token in broker.submissions.overdue(now):
                 self.reached["hold_s"] += 1
                 self._report(token, 1, "unreachable", None, {}, now)
-        self._drain_backlog()
+        for broker in self.brokers.all:
+            self._drain(broker)
         for broker in self.brokers.live:
             report = broker.submissions.report(more=self._intake.has_more)
             if report is not None:
@@ -556,32 +558,36 @@ class Bridge:
     def _apply(self, connection: ClientConnection, step: Step, now: float) -> None:
         """Write the frames of a step and send its messages; a refusal is reported to the session at once."""
         steps = [step]
-        for each in steps:
-            for frame in each.write:
+        for write, send in steps:
+            for frame in write:
                 self._push(connection, frame)
-            if not each.send:
-                continue
-            submits = _submits(each.send)
-            if submits:
-                connection.session.window.submissions.submit(submits)
-            if len(submits) == len(each.send):
-                continue
-            for message in each.send:
-                match message:
-                    case Login():
-                        if not self._login(message, connection):
-                            reason = "overloaded" if self.is_ready else NO_BROKER
-                            steps.append(connection.session.on_login_answer(1, reason, now))
-                    case Close():
-                        self._close(message, connection, None)
-                    case Doubted() | SpokeTls():
-                        self._on_stranger(connection, message)
-                    case Acknowledged():
-                        self._deliveries.on_acks(connection, message.ids)
-                    case Question() | NewPassword():
-                        if not self._questions.ask(connection, message):
-                            steps.append(connection.session.on_report(refusal(message.token, "unreachable"), now, 0))
+            if send:
+                submits = _submits(send)
+                if submits:
+                    connection.session.window.submissions.submit(submits)
+                if len(submits) < len(send):
+                    steps += self._send_rarer(connection, send, now)
         self._settle(connection)
+
+    def _send_rarer(self, connection: ClientConnection, messages: Sequence[Any], now: float) -> list[Step]:
+        """Send the messages of a step that are no submits; return the steps that follow from refusals."""
+        steps: list[Step] = []
+        for message in messages:
+            match message:
+                case Login():
+                    if not self._login(message, connection):
+                        reason = "overloaded" if self.is_ready else NO_BROKER
+                        steps.append(connection.session.on_login_answer(1, reason, now))
+                case Close():
+                    self._close(message, connection, None)
+                case Doubted() | SpokeTls():
+                    self._on_stranger(connection, message)
+                case Acknowledged():
+                    self._deliveries.on_acks(connection, message.ids)
+                case Question() | NewPassword():
+                    if not self._questions.ask(connection, message):
+                        steps.append(connection.session.on_report(refusal(message.token, "unreachable"), now, 0))
+        return steps
 
     def _close(self, message: Close, connection: ClientConnection, behind: int | None) -> None:
         """Tell every broker that a session has ended, one of them behind the message with the token `behind`."""
@@ -661,7 +667,7 @@ class Bridge:
     def _go_on_after_report(self, connection: ClientConnection, now: float) -> None:
         """Let frames of a connection that waited for room in the window go on, or the end that waited for reports."""
         session = connection.session
-        if session.has_more:
+        if (session.held or session.state is not _OPEN) and session.has_more:
             if not session.has_waiting:
                 self._apply(connection, session.proceed(now, 0), now)
             elif connection not in session.window.sender.blocked:  # or the intake looks at it in each turn
@@ -670,11 +676,11 @@ class Bridge:
     def _settle(self, connection: ClientConnection) -> None:
         """Do what the state of a session asks for, after anything that may have changed the state."""
         session = connection.session
-        if session.state is not State.OPEN:
+        if session.state is not _OPEN:
             self._settle_state(connection, session)
         if session.splitter.change is not None:
             self._settle_frame(connection)
-        if session.has_waiting:
+        if (session.held or session.parked) and session.has_waiting:
             self._intake.add(connection)
         self._settle_reading(connection)
 
@@ -701,8 +707,10 @@ class Bridge:
     def _settle_reading(self, connection: ClientConnection) -> None:
         """Stop or resume reading. A connection that does not read its frames is not read from, nor is one whose frames
         wait."""
-        out = connection.out
-        wants = connection.session.wants_input and not (out.in_flight and out.queued_bytes >= self.limits.out_pause)
+        session, out = connection.session, connection.out
+        wants = (session.state is _OPEN and not session.held and not session.parked) or session.wants_input
+        if out.taken_bytes != out.sent_bytes and out.queued_bytes >= self.limits.out_pause:
+            wants = False
         if wants is not connection.reading:
             connection.read(wants)
 
@@ -730,28 +738,35 @@ class Bridge:
     def flush(self) -> None:
         """Write to each connection once, within the budget of a turn, then send one confirmation of everything that has
         ended by these writes. New input comes last."""
+        has_more = True  # where it fails
         try:
-            self._outbound.flush(self._settle_reading)  # reading alone: settled sessions must not be touched again
+            has_more = self._outbound.flush(self._settle_reading)  # settled sessions must not be touched again
         finally:
             self._awake = False
-            if self._outbound.has_more:
+            if has_more:
                 self._wake()
-        self._drain_backlog()
         for broker in self.brokers.all:
-            if broker.link.keeps_up:
+            if self._drain(broker):
                 for confirm in broker.confirmations.confirm():
                     broker.link.send(confirm)
         self._intake.serve()
 
-    def _drain_backlog(self) -> None:
-        """Send what waited for room on the links."""
-        for broker in self.brokers.all:
-            broker.link.flush()
-            broker.submissions.send_held()
+    def _drain(self, broker: Broker) -> bool:
+        """Send what waited for room on the link to a broker; return whether the link keeps up."""
+        keeps_up = broker.link.flush()
+        broker.submissions.send_held()
+        return keeps_up
+
+
+def _runs(messages: Sequence[Any]) -> Iterable[tuple[type[Any], Sequence[Any]]]:
+    """Return the runs of messages of one class, in order."""
+    if len(messages) == 1:
+        return ((type(messages[0]), messages),)
+    return [(kind, list(run)) for kind, run in groupby(messages, type)]
 
 
 def _submits(messages: Sequence[Any]) -> Sequence[Submit]:
     """Return the submits among the messages of a step, which mostly holds nothing else."""
-    if list(map(type, messages)).count(Submit) == len(messages):
+    if type(messages[0]) is Submit and (len(messages) == 1 or list(map(type, messages)).count(Submit) == len(messages)):
         return messages
     return [message for message in messages if type(message) is Submit]

@@ -71,11 +71,6 @@ class BrokerLink:
         """Return whether there is a broker, and no message waits for room on the link."""
         return self.is_ready and not self._backlog
 
-    @property
-    def keeps_up(self) -> bool:
-        """Return whether no message waits for room on the link."""
-        return not self._backlog
-
     def send(self, message: Message) -> None:
         """Send a message that the broker must get while the link lives: now, or when there is room."""
         if not self.is_ready or self.port is None:
@@ -88,10 +83,11 @@ class BrokerLink:
             self._reached["link_backlog"] += 1
             self._notice(f"the link to the broker is full; {type(message).__name__} dropped")
 
-    def flush(self) -> None:
-        """Send the waiting messages, as far as there is room."""
+    def flush(self) -> bool:
+        """Send the waiting messages, as far as there is room; return whether none is left."""
         while self._backlog and self.port is not None and self.port.send(self._backlog[0]):
             self._backlog.popleft()
+        return not self._backlog
 
     def submit(self, messages: Sequence[Submit]) -> int:
         """Send messages in order, as far as there is room; return how many were sent."""

@@ -25,6 +25,7 @@ log = logging.getLogger("bester.bridge")
 
 CHECK_AGAIN_S = 0.01
 """For loops that finish a write later, and call nothing then."""
+_CLOSING = State.CLOSING
 _NO_ROOM = native.report(native.AUTH_ID, 1, "overloaded")
 
 
@@ -128,9 +129,11 @@ class Connection(asyncio.Protocol):
                 self._check_later(0)
                 return False
             self._bridge.on_bytes_sent(self, out.on_sent())
-            if len(chunk) > JOIN_BYTES and out.queued_bytes:
+            if out.pushed_bytes == out.sent_bytes:
+                break
+            if len(chunk) > JOIN_BYTES:
                 return True  # others first; behind a small chunk comes a large one, or nothing
-        if self.session.state is State.CLOSING and not out.in_flight:
+        if self.session.state is _CLOSING and not out.in_flight:
             self._end(transport)
         return False
 

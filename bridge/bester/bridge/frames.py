@@ -11,6 +11,7 @@ from typing import Literal
 
 HEADER_BYTES = 4
 _HEADER = Struct("<I")
+_unpack = _HEADER.unpack_from
 SHORT_BYTES = 1024
 HEADERS = tuple(map(_HEADER.pack, range(SHORT_BYTES)))
 """Headers of frames of less than SHORT_BYTES, by length: to look one up takes a quarter of the time."""
@@ -67,9 +68,15 @@ class Splitter:
         """
         if self.refused is not None:
             return []
-        if not self._rest:
-            return self._cut(data, 0)
-        return self._finish(data)
+        if self._rest:
+            return self._finish(data)
+        end = len(data)
+        if end > HEADER_BYTES:
+            (length,) = _unpack(data)
+            if length == end - HEADER_BYTES and length <= self._limit:  # most often: one whole frame
+                self._limit = self.limit_bytes
+                return [data[HEADER_BYTES:]]
+        return self._cut(data, 0)
 
     def _finish(self, data: bytes) -> list[bytes]:
         """Complete the current frame. Only the missing bytes are joined to the frame: a large frame is not copied at
@@ -105,9 +112,8 @@ class Splitter:
         bodies: list[bytes] = []
         end, least, limit = len(data), self._least, self._limit
         need = HEADER_BYTES
-        unpack = _HEADER.unpack_from
         while end - start >= HEADER_BYTES:
-            (length,) = unpack(data, start)
+            (length,) = _unpack(data, start)
             if not least <= length <= limit:
                 self._refuse(length)
                 return bodies

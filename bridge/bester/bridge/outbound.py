@@ -55,6 +55,7 @@ class Outbound:
     ) -> None:
         self._reached = Counter() if reached is None else reached
         self._limits = limits
+        self._room = min(limits.out_queue, limits.out_answers)
         self._clock = clock
         self._wake = wake
         self._groups: dict[int, _Group] = {}  # by the first session of the user
@@ -97,7 +98,7 @@ class Outbound:
             return 0
         if out.log is not None:
             out.catch_up()
-        return min(self._limits.out_queue, self._limits.out_answers) - out.pushed_bytes + out.sent_bytes
+        return self._room - out.pushed_bytes + out.sent_bytes
 
     def push_run(self, connection: ClientConnection, frames: bytes) -> None:
         """Queue frames, in one piece, for which there is `room`."""
@@ -216,14 +217,9 @@ class Outbound:
             self._dirty.append(connection)
             self._wake()
 
-    @property
-    def has_more(self) -> bool:
-        """Return whether there is something to write in the next turn."""
-        return bool(self._dirty or self._late.by_sender or self._much.by_sender)
-
-    def flush(self, written: Callable[[ClientConnection], None]) -> None:
+    def flush(self, written: Callable[[ClientConnection], None]) -> bool:
         """Write once to each connection, within the budget of a turn; `written` gets those whose socket did not take
-        everything. Call again in the next turn where `has_more`."""
+        everything. Return whether there is something to write in the next turn."""
         if self._groups:
             for group in list(self._groups.values()):
                 self._close(group)
@@ -238,6 +234,7 @@ class Outbound:
             self._dirty.clear()
         if self._much.by_sender:
             self._write_much(max(room, self._limits.turn_bytes // MUCH_SHARE), written)
+        return bool(self._dirty or self._late.by_sender or self._much.by_sender)
 
     def _write_dirty(self, dirty: deque[ClientConnection] | InTurn, written: Callable[[ClientConnection], None]) -> int:
         """Write to connections with little to write, as far as there is room and time; return the bytes of room left,
@@ -245,7 +242,7 @@ class Outbound:
         room = self._limits.turn_bytes
         enough: float | None = None
         while True:
-            look = max(room - LOOK_BYTES, 0)
+            look = room - LOOK_BYTES if room > LOOK_BYTES else 0
             while dirty and room > look:
                 connection = dirty.popleft()
                 out = connection.out

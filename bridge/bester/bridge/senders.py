@@ -53,10 +53,14 @@ class Sender:
     def on_copies(self, copies: int, messages: int = 1) -> None:
         """Note how many copies of each of some messages of this sender are made, one for each connection that gets the
         message."""
+        if copies == self.fan:
+            return
         for _ in range(messages):
-            self.fan = max(copies, self.fan * FAN_LEFT, 1.0)
-            if self.fan <= copies:
+            left = self.fan * FAN_LEFT
+            if left <= copies:
+                self.fan = max(copies, 1.0)
                 return
+            self.fan = max(left, 1.0)
 
     def on_refused(self, copies: int) -> None:
         """Note that a connection had no room for its copy: fewer messages may be on their way at once."""

@@ -40,7 +40,7 @@ TIME_OF = {
     State.NEW: "first_frame_s", State.AUTHENTICATING: "login_s", State.DRAINING: "drain_s", State.SERVER: "server_s"
 }  # fmt: skip
 """Bound that a connection has reached whose time is up in this state."""
-_OPEN = State.OPEN
+_OPEN, _AUTHENTICATING = State.OPEN, State.AUTHENTICATING
 _Sent = native.Sent
 _new = tuple.__new__  # creates a message in half the time of its class
 
@@ -83,7 +83,7 @@ class Step(NamedTuple):
 
 
 def _nothing() -> Step:
-    return Step([], [])
+    return _new(Step, ([], []))
 
 
 def _is_ack(body: bytes) -> bool:
@@ -104,17 +104,16 @@ def refusal(token: int, reason: str) -> Report:
 class Session:
     """State of one connection. `number` is unique in the bridge's life, `address` the peer's host, `tokens` the
     bridge's rising tokens; unreported messages are counted in `window`. `in_doubt`: the first frame may come from a
-    listed server. `certificate` are the names for which the peer of a TLS connection has shown a certificate. The page
-    docs/session.md lists the fields."""
+    listed server. `certificate` are the names for which the peer of a TLS connection has shown a certificate. `held`
+    are the frames that wait, and `parked` the bytes behind them; most have neither. The page docs/session.md lists the
+    fields."""
 
     __slots__ = (
         "_fault",
-        "_held",
         "_held_bytes",
         "_in_doubt",
         "_limits",
         "_meter",
-        "_parked",
         "_rates",
         "_stopping",
         "_tokens",
@@ -123,7 +122,9 @@ class Session:
         "address",
         "certificate",
         "deadline",
+        "held",
         "number",
+        "parked",
         "peer_ended",
         "spent",
         "splitter",
@@ -152,9 +153,9 @@ class Session:
         self._rates = meter if meter is not None and meter.limits else None  # None: no look at each message
         self._tokens = tokens
         self.splitter = Splitter(limits.max_frame, first_limit_bytes)
-        self._held: deque[bytes] | None = None  # frames not handled yet: during login, or with the window full
+        self.held: deque[bytes] | None = None  # frames not handled yet: during login, or with the window full
         self._held_bytes = 0
-        self._parked = b""  # bytes that wait to be read, behind the held frames
+        self.parked = b""  # bytes that wait to be read, behind the held frames
         self.spent = 0
         self._stopping = False  # `stop` follows the held frames
         self._fault: native.Fault | None = None  # the fault to report at the stop
@@ -164,22 +165,25 @@ class Session:
     @property
     def wants_input(self) -> bool:
         """Return whether to read on. In states that ignore bytes, reading on still finds the end of the stream."""
-        if self.state is State.AUTHENTICATING or self._parked:
+        if self.state is _AUTHENTICATING or self.parked:
             return False
-        return not self._held or (self.acks and self._held_bytes < self._limits.ahead_bytes)
+        return not self.held or (self.acks and self._held_bytes < self._limits.ahead_bytes)
 
     @property
     def has_waiting(self) -> bool:
         """Return whether bytes or frames wait: for room in the window, or for their turn."""
-        return bool(self._parked) or (bool(self._held) and self.state is _OPEN)
+        return bool(self.parked) or (bool(self.held) and self.state is _OPEN)
 
     @property
     def is_ready(self) -> bool:
         """Return whether bytes or frames wait that may be handled now, by `proceed`. Frames come first: bytes behind
         frames that wait for room wait, too."""
-        if self._held and self.state is _OPEN and not self.acks:
-            return not self.window.is_full
-        return bool(self._parked) or (bool(self._held) and self.state is _OPEN and not self.window.is_full)
+        if not self.held:
+            return bool(self.parked)
+        has_room = self.state is _OPEN and not self.window.is_full
+        if self.state is _OPEN and not self.acks:
+            return has_room
+        return has_room or bool(self.parked)
 
     @property
     def is_target(self) -> bool:
@@ -201,14 +205,14 @@ class Session:
 
     def park(self, data: bytes) -> None:
         """Keep bytes of the peer until `proceed`: it is not their turn."""
-        self._parked = self._parked + data if self._parked else data
+        self.parked = self.parked + data if self.parked else data
 
     def on_bytes(self, data: bytes, now: float, ration: int = ALL) -> Step:
         """Handle bytes of the peer."""
         step = _nothing()
-        if self._parked or (len(data) > CUT_BYTES and self.state is _OPEN):
+        if self.parked or (len(data) > CUT_BYTES and self.state is _OPEN):
             self.spent = 0
-            waited = bool(self._parked)
+            waited = bool(self.parked)
             self.park(data)
             if not waited:
                 self._read_parked(step, now, ration)
@@ -219,15 +223,16 @@ class Session:
         return step
 
     def _read(self, data: bytes, step: Step, now: float, ration: int) -> None:
-        state = self.state
-        if state is not State.OPEN and state is not State.NEW and state is not State.AUTHENTICATING:
+        was_open = self.state is _OPEN
+        if not was_open and self.state not in (State.NEW, State.AUTHENTICATING):
             return
         bodies = self.splitter.feed(data)
-        if state is State.NEW and bodies:
+        if not was_open and self.state is State.NEW and bodies:
             self.spent += 1
             self._first(bodies.pop(0), step, now)
-        if bodies and self.state is not State.CLOSING:
-            self._take(bodies, step, now, ration and max(ration - self.spent, 1))
+        if bodies and (was_open or self.state is not State.CLOSING):
+            left = ration - self.spent if ration > self.spent else 1
+            self._take(bodies, step, now, ration and left)
         if (refused := self.splitter.refused) is not None:
             reason = "frame-too-large" if refused else "malformed"
             if refused and self._meter is not None and self.state is not State.NEW:
@@ -247,13 +252,13 @@ class Session:
 
         Where the ration is what ends the reading, bytes stay parked: frames that are cut long before their turn
         cost more memory than their bytes, and have left the processor's caches when they are handled."""
-        data, self._parked = self._parked, b""
+        data, self.parked = self.parked, b""
         start, end = 0, len(data)
         while start < end and not self._stopping:
             stop = end
             if ration and self.state is _OPEN and not self.acks:
-                if self._held is not None or self.spent >= ration:
-                    self._parked = data[start:] if start else data
+                if self.held is not None or self.spent >= ration:
+                    self.parked = data[start:] if start else data
                     return
                 stop = min(end, start + max(CUT_BYTES, self.splitter.needed_bytes - self.splitter.waiting_bytes))
             piece = data[start:stop] if stop - start < end else data
@@ -275,7 +280,7 @@ class Session:
         """End the session of a lost connection."""
         step = _nothing()
         self._leave("lost", step, None)
-        self._held, self._parked = None, b""
+        self.held, self.parked = None, b""
         self.window.clear()
         return step
 
@@ -352,7 +357,7 @@ class Session:
             return step
         if status:
             step.write.append(native.refused(reason or "authentication-failed", retry_ms))
-            self._held = None
+            self.held = None
             self._go("refused", now)
             return step
         self._go("accepted", now)
@@ -390,18 +395,18 @@ class Session:
     @property
     def has_more(self) -> bool:
         """Return whether a report may let something go on: held frames, or an end that waited for the report."""
-        return self._held is not None or self.state is not _OPEN
+        return self.held is not None or self.state is not _OPEN
 
     def proceed(self, now: float, ration: int = ALL) -> Step:
         """Handle held frames and parked bytes, or finish."""
         self.spent = 0
         step = _nothing()
-        if self._held is not None:
+        if self.held is not None:
             self._continue(step, now, ration)
         has_ration = ration > self.spent
-        if self._parked and (has_ration or self.acks or self.state is not _OPEN):
+        if self.parked and (has_ration or self.acks or self.state is not _OPEN):
             self._read_parked(step, now, ration if has_ration else 0)
-        elif not self._parked and self._held is None and not self.window and self.state is not State.OPEN:
+        elif not self.parked and self.held is None and not self.window and self.state is not State.OPEN:
             self._leave("finished", step, now)
         return step
 
@@ -440,7 +445,7 @@ class Session:
     def _take(self, bodies: list[bytes], step: Step, now: float, ration: int) -> None:
         """Handle frames in order, as far as state, window and ration allow; hold the rest."""
         handled = 0
-        if self._held is None and self.state is _OPEN:
+        if self.held is None and self.state is _OPEN:
             handled = self._handle(bodies if len(bodies) <= ration else bodies[:ration], step, now)
             if self.state is not _OPEN:  # a frame was the last one
                 return
@@ -457,22 +462,22 @@ class Session:
 
     def _hold(self, body: bytes) -> None:
         """Hold a frame until there is room for it."""
-        if self._held is None:
-            self._held = deque()
-        self._held.append(body)
+        if self.held is None:
+            self.held = deque()
+        self.held.append(body)
         self._held_bytes += len(body) + OVERHEAD_BYTES
 
     def _hold_all(self, bodies: list[bytes]) -> None:
         """Hold frames until there is room for them."""
-        if self._held is None:
-            self._held = deque(bodies)
+        if self.held is None:
+            self.held = deque(bodies)
         else:
-            self._held.extend(bodies)
+            self.held.extend(bodies)
         self._held_bytes += sum(map(len, bodies)) + len(bodies) * OVERHEAD_BYTES
 
     def _continue(self, step: Step, now: float, ration: int) -> None:
         """Handle held frames as far as the ration goes, and then the stop behind them."""
-        held, self._held = self._held, None
+        held, self.held = self.held, None
         if held and self.state is _OPEN:
             bodies: list[bytes] = []
             room = ration - self.spent
@@ -488,7 +493,7 @@ class Session:
             if self.state is not _OPEN:  # a frame was the last one
                 return
         if held:
-            self._held = held
+            self.held = held
         elif self._stopping:
             self._stop(self._fault, step, now)
 
@@ -607,7 +612,7 @@ class Session:
     def _stop(self, fault: native.Fault | None, step: Step, now: float) -> None:
         """Stop taking frames, and report the fault, if any; a stop behind held frames happens after them."""
         self.splitter.drop()
-        if self.state is State.AUTHENTICATING or self._held:
+        if self.state is State.AUTHENTICATING or self.held:
             self._stopping, self._fault = True, self._fault or fault
             return
         if (self.state, "stop") not in TRANSITIONS:

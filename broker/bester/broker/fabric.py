@@ -119,7 +119,7 @@ class FabricLink:
         if self._socket is None or self.link_client.state in _NOT_YET or len(self._queue) >= MAX_QUEUED:
             return False
         self._queue.append(message)
-        if not self._flushes:
+        if not self._flushes and not self._is_reading:
             self._flush_soon()
         return True
 
@@ -127,9 +127,11 @@ class FabricLink:
         """Queue messages as `send` does; return how many were queued."""
         if self._socket is None or self.link_client.state in _NOT_YET:
             return 0
-        taken = messages[: MAX_QUEUED - len(self._queue)]
-        self._queue.extend(taken)
-        self._flush_soon()
+        room = MAX_QUEUED - len(self._queue)
+        taken = messages if len(messages) <= room else messages[:room]
+        self._queue += taken
+        if not self._is_reading:
+            self._flush_soon()
         return len(taken)
 
     def flush(self) -> None:
@@ -353,7 +355,7 @@ class FabricLink:
     # --- sending ---
 
     def _flush_soon(self) -> None:
-        if not self._is_reading and not self._flushes and self._retry_handle is None:
+        if not self._flushes and self._retry_handle is None:
             self._flushes = True
             self._turn.soon(self._flush)
 
@@ -379,7 +381,8 @@ class FabricLink:
             self._retry_handle = None
 
     def _send_queue(self) -> None:
-        self._forget_flush()
+        if self._flushes or self._retry_handle is not None:
+            self._forget_flush()
         try:
             if self._stuck:
                 self._send_stuck()

@@ -9,6 +9,8 @@ from bester.broker.wire.runs import Received
 from bester.handlers.payload import HandlerError, value_of
 from bester.handlers.reply import MISSING, body_of, send_clients, send_handler, send_servers
 
+_new = tuple.__new__  # creates a command in half the time of its class
+
 
 class Message:
     """A message for a handler. `user`, `scope` and `peer` are stamped here; others' `origin` and `path` are claims."""
@@ -103,4 +105,5 @@ class Message:
         user = self._request.user
         if user is None:
             raise HandlerError("there is no user to reply to: the message came from a server or a handler")
-        return Command("sendClients", [user], body_of(data, raw))
+        body = raw if type(raw) is bytes and data is MISSING else body_of(data, raw)
+        return _new(Command, ("sendClients", [user], body, None))

@@ -92,7 +92,7 @@ class TaskPool:
 
     def wake(self) -> None:
         """Wake members to work off the queue."""
-        if self._woken or self._leader is not None or self._closing:
+        if not self._queue or self._woken or self._leader is not None or self._closing:
             return
         for _ in range(min(self._wave, len(self._queue))):
             self._woken += 1

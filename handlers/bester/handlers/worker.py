@@ -309,6 +309,9 @@ class Worker:
     def _on_run(self, requests: Sequence[Received]) -> None:
         """Begin requests that came together, in their order, as runs of one type."""
         start, count = 0, len(requests)
+        if count == 1:
+            self._begin_run(requests[0].type, requests)
+            start = 1
         while start < count:
             type_ = requests[start].type
             end = start + 1

@@ -75,6 +75,9 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     id: str
     root: str
     pending: int = 0
+    sender: str | None = None
+    figures: TypeFigures | None = None
+    since: float = 0.0
     recipients: dict[str, str] | None = None  # made for the first: most cases name nobody
     names_size: int = 0
     worst: str = DELIVERED
@@ -84,13 +87,10 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     expires: float | None = None
     push: bool = False
     resubmitted: bool = False
-    sender: str | None = None
     peer: str | None = None
     claimed_id: str | None = None
     other_askers: list[tuple[Link, int]] | None = None
     watchers: tuple[Watcher, ...] = ()
-    figures: TypeFigures | None = None
-    since: float = 0.0
     traced: bool = True
 
     def completes_on(self, link: Link) -> bool:
@@ -191,15 +191,16 @@ class Reports:
 
     def settle_reported(self, cases: Sequence[Case]) -> None:
         """Count one pending result of each case as done, which was reported by its bridge if it was the last."""
-        now = self.now
+        now, ended = self.now, 0
         for case in cases:
             case.pending = pending = case.pending - 1
             if pending == 0:
-                self.open -= 1
+                ended += 1
                 if (figures := case.figures) is not None:
                     figures.lasted.append(now - case.since)
                 if case.reason is not None or case.watchers or case.other_askers is not None:
                     self._end(case, silent=case.reason is None)
+        self.open -= ended
 
     def add_asker(self, case: Case, link: Link, token: int) -> None:
         """Send the report also to the sender of a duplicate: at once, if the case has ended."""

@@ -152,7 +152,7 @@ class Dispatcher:
         neither. A run for which there is room is assigned as a whole."""
         limits, type_ = self._limits, jobs[0].type
         check = self._faults.get(type_) if self._faults else None
-        if len(jobs) > 1 and check is None and self._assign_whole(jobs, now):
+        if check is None and self._assign_whole(jobs, now):
             return
         worker: Worker | None = None
         given: list[Job] = []  # jobs for this worker, which has `room` for more
@@ -196,16 +196,20 @@ class Dispatcher:
     def _assign_whole(self, jobs: Sequence[Job], now: float) -> bool:
         """Assign a run of jobs of one type where a single worker gets all of them, all may be held, and none has come
         far. Returns whether they were assigned."""
-        limits, size_bytes = self._limits, sum([len(job.body) for job in jobs])
+        limits, count, first = self._limits, len(jobs), jobs[0]
+        if count == 1:
+            size_bytes, have_come_far = len(first.body), bool(first.path)
+        else:
+            size_bytes, have_come_far = sum([len(job.body) for job in jobs]), bool([job for job in jobs if job.path])
         if (
-            self._held + len(jobs) > limits.max_held or self._held_bytes + size_bytes > limits.max_held_bytes
-            or [job for job in jobs if job.path]
+            have_come_far
+            or self._held + count > limits.max_held or self._held_bytes + size_bytes > limits.max_held_bytes
         ):  # fmt: skip
             return False
-        worker = self._workers.choose(jobs[0])
-        if worker is None or self._workers.room(worker, jobs[0].type) < len(jobs):
+        worker = self._workers.choose(first)
+        if worker is None or (count > 1 and self._workers.room(worker, first.type) < count):
             return False
-        self._held += len(jobs)
+        self._held += count
         self._held_bytes += size_bytes
         self._assign(worker, jobs, now)
         return True
@@ -294,7 +298,8 @@ class Dispatcher:
     def feed(self, worker: Worker, now: float) -> None:
         """Assign waiting messages to a worker up to its credit, and requeued messages to all free workers."""
         workers = self._workers
-        self._fill(worker, now)
+        if worker.pool.queued_types or worker.groups or worker.is_isolated:
+            self._fill(worker, now)
         if workers.requeued or workers.freed:
             self._share_out(now)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
+
+from msgspec import Struct, field
 
 from bester.broker.store_requests import Read, Write
 from bester.broker.wire.messages import Message
@@ -155,7 +158,7 @@ class StoreRead(NamedTuple):
 ShellCall = Verify | ChangePassword | LoginDecided | Notice | LookUp | Reconnect | Restart | Spans
 
 
-class Effects:
+class Effects(Struct, eq=False):  # a Struct, since every batch of a link has one
     """Effects of one call of the router, which its shell carries out in this order:
 
     `writes`  on disk as soon as the store can be written; then `Router.on_committed` has the messages that follow
@@ -168,14 +171,11 @@ class Effects:
     the bound's name, from the broker's start on.
     """
 
-    __slots__ = ("calls", "messages", "reached", "reads", "writes")
-
-    def __init__(self, reached: Counter[str] | None = None) -> None:
-        self.reached = Counter() if reached is None else reached
-        self.messages: defaultdict[Link, list[Message]] = defaultdict(list)
-        self.calls: list[ShellCall] = []
-        self.writes: list[Write] = []
-        self.reads: list[StoreRead] = []
+    reached: Counter[str] = field(default_factory=Counter)
+    messages: defaultdict[Link, list[Message]] = field(default_factory=partial(defaultdict, list))
+    calls: list[ShellCall] = []
+    writes: list[Write] = []
+    reads: list[StoreRead] = []
 
     def __bool__(self) -> bool:
         return bool(self.messages or self.calls or self.writes or self.reads)
@@ -195,8 +195,10 @@ class Effects:
     def take(self) -> Effects:
         """Return all effects collected so far, and start an empty collection."""
         taken = Effects(self.reached)
-        taken.messages, self.messages = self.messages, taken.messages
-        taken.calls, self.calls = self.calls, taken.calls
+        if self.messages:
+            taken.messages, self.messages = self.messages, taken.messages
+        if self.calls:
+            taken.calls, self.calls = self.calls, taken.calls
         if self.writes or self.reads:
             taken.writes, self.writes = self.writes, taken.writes
             taken.reads, self.reads = self.reads, taken.reads

@@ -105,7 +105,7 @@ class InboundLanes:
         self._lanes: dict[Key, _Lane] = {
             (each.peer, each.type): _Lane(each.epoch, each.floor, sorted(each.outcomes.items())) for each in saved
         }
-        self._due: dict[Key, None] = {}
+        self.due: dict[Key, None] = {}
         self._later: dict[Key, None] = {}
 
     def find(self, peer: str, type_: str, meta: dict[str, Any]) -> tuple[Case | str | None, LanePosition | None]:
@@ -158,16 +158,16 @@ class InboundLanes:
     def remember(self, key: Key, *, at_once: bool = True) -> None:
         """Have the outcomes of a lane written in this turn, or with the next tick where not `at_once`: a commit for
         each message would cost more than the rare duplicate over a crash within a tick, which is marked."""
-        (self._due if at_once else self._later)[key] = None
+        (self.due if at_once else self._later)[key] = None
 
     def tick(self) -> None:
         """Make due the lanes that could wait for a tick."""
-        self._due |= self._later
+        self.due |= self._later
         self._later.clear()
 
     def flush(self) -> None:
         """Write the lanes that are due."""
-        for key in self._due:
+        for key in self.due:
             self._later.pop(key, None)
             lane = self._lanes.get(key)
             if lane is not None:
@@ -175,7 +175,7 @@ class InboundLanes:
                 if len(ended) > MAX_WRITTEN:
                     ended = {number: ended[number] for number in heapq.nlargest(MAX_WRITTEN, ended)}
                 self._out.writes.append(SaveLane(*key, lane.epoch, lane.floor, ended))
-        self._due.clear()
+        self.due.clear()
 
     def adopt(self, saved: Iterable[SaveLane]) -> None:
         """Take in the lanes of another broker of this server: a message that it has answered is recognized here."""
@@ -202,11 +202,6 @@ class InboundLanes:
             key: LaneState(lane.epoch, lane.floor, len(lane.outcomes), min(lane.outcomes, default=None), lane.refused)
             for key, lane in self._lanes.items()
         }
-
-    @property
-    def has_writes(self) -> bool:
-        """Return whether a lane is due to be written."""
-        return bool(self._due)
 
 
 def lane_of(meta: dict[str, Any]) -> tuple[str, int, int] | None:

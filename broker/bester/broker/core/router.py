@@ -169,11 +169,11 @@ class Router:
     def receive_all(self, link: Link, messages: Sequence[Message | Malformed], now: float) -> Effects:
         """Take in the messages that arrived on a link in one batch, in order: run by run of one kind."""
         self._reports.now = now
-        if link.door == "server":
+        peer = self._by_link.get(link)
+        if peer is None and link.door == "server":
             for message in messages:
                 self._receive_of_server(link, message, now)
             return self._take()
-        peer = self._by_link.get(link)
         for kind, run in runs(messages):
             if peer is not None and not peer.leaving and (carry_out := self._table[peer.role].get(kind)) is not None:
                 carry_out(peer, run, now)
@@ -205,15 +205,16 @@ class Router:
         return peer
 
     def _take(self, committed: Sequence[Write] = (), result: Committed | None = None) -> Effects:
-        if self._inbound_lanes.has_writes:
+        if self._inbound_lanes.due:
             self._inbound_lanes.flush()
-        if self._out.writes and self._out.messages:
+        out = self._out
+        if out.writes and out.messages:
             self._answers.hold()
         if result is not None:  # after `hold`: these answers wait for no other commit
             self._answers.on_committed(committed, result)
         if self._peers.resumes:
             self._peers.count_reports()
-        return self._out.take()
+        return out.take()
 
     def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
         """Take in the answer of a server that this broker has linked to; such a link carries answers alone."""

@@ -180,10 +180,16 @@ def write_run(messages: Sequence[Message], most_bytes: int = MAX_FRAME_BYTES) ->
     run: Any = messages
     kind: type[Any] = type(run[0])
     body = _BODIES.get(kind)
-    if body is None or list(map(type, run)).count(kind) < len(run) or not _is_short(kind, run):
+    if body is None:
         return None
-    sizes = [len(message[body]) for message in run]
-    if max(sizes) > min(INLINE_BYTES, most_bytes) or sum(sizes) >= BATCH_BYTES:
+    if len(run) == 1:
+        longest = total = len(run[0][body])
+    elif list(map(type, run)).count(kind) == len(run):
+        sizes = [len(message[body]) for message in run]
+        longest, total = max(sizes), sum(sizes)
+    else:
+        return None
+    if longest > INLINE_BYTES or longest > most_bytes or total >= BATCH_BYTES or not _is_short(kind, run):
         return None
     op = (OP_OF[kind],)
     try:
