@@ -16,7 +16,6 @@ import math
 import os
 import random
 import secrets
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -56,6 +55,7 @@ from bester.broker.removed_accounts import RemovedAccounts
 from bester.broker.slices import Slices
 from bester.broker.store import Store
 from bester.broker.store_driver import RETRY_S, StoreDriver
+from bester.broker.store_thread import StoreThread
 from bester.broker.turn import Turn
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import parse_endpoint
@@ -152,7 +152,8 @@ class Broker:
         """The store's file, whose size the figures show."""
         self._store = store
         self._measure_at = 0.0
-        self._driver = StoreDriver(self.router, store, self._carry_out, aside=self._aside)
+        self._store_thread = StoreThread(self._on_aside)
+        self._driver = StoreDriver(self.router, store, self._carry_out, aside=self._store_thread.run)
         self._retry_handle: asyncio.TimerHandle | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self._sockets: list[FabricSocket] = []
@@ -206,6 +207,7 @@ class Broker:
             task.cancel()
         await self._group.__aexit__(None, None, None)
         self._driver.finish()
+        self._store_thread.close()
         if self._retry_handle is not None:
             self._retry_handle.cancel()
         self._close_sockets()
@@ -588,16 +590,10 @@ class Broker:
         if self._driver.due:
             self._flush_soon()
 
-    def _aside(self, work: Callable[[], None]) -> None:
-        """Run a commit beside the loop, on a thread of its own: each of them takes long. Raises RuntimeError where the
-        system has no thread."""
-
-        def run() -> None:
-            work()
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._retry)
-
-        threading.Thread(target=run, name="store", daemon=True).start()
+    def _on_aside(self) -> None:
+        """Have the loop look at what the store's thread has done; called there."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._retry)
 
     def _retry_later(self) -> None:
         if self._driver.is_pending and self._retry_handle is None:
