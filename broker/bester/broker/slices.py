@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bester.broker.core.effects import Link
+from bester.broker.share import Share
 
 SLICE = 16
 """Rows handled between two looks at the clock: a look costs a hundredth of them where they are cheap."""
@@ -23,6 +24,11 @@ FIRST = 4
 """The same of a party of which nothing is known."""
 SLICE_S = 0.001
 """Seconds in one turn of the loop: a message of an honest client takes four or five turns."""
+MADE_UP_S = 0.008
+"""Most of a turn's time that is made up for: a machine that stood still must not be mistaken for a costly message."""
+SHORT_BYTES = 64 * 1024
+"""Length of a message that is handled at once, where nothing waits: reading and checking it takes some tenths of a
+millisecond at most."""
 MOST_BYTES = 320 * 1024 * 1024
 """Bytes that wait in all. Memory; a handler that answers all requests of the usual credit (256) at once, with a
 megabyte each, is below."""
@@ -74,6 +80,7 @@ class Slices:
         self._most_count = most_count
         self._lines: OrderedDict[str, _Line] = OrderedDict()  # by party, in turn
         self._is_due = False
+        self._share = Share(SLICE_S, MADE_UP_S)
         self._cutting: set[Link] = set()  # links that were cut, until their connections have ended
         self.size_bytes = self.count = 0
         """What waits."""
@@ -84,14 +91,15 @@ class Slices:
             return
         size_bytes = sum(map(len, frames))
         line = self._lines.get(link.party)
-        if line is None and not self._is_due:
+        if line is None and not self._is_due and size_bytes <= SHORT_BYTES and self._share.begin():
+            began = self._clock()
             rows = self._read(frames)
             if len(rows) <= SLICE:
                 self._take(link, rows)
-                return
-            line = self._queue(_Batch(link, frames, size_bytes, self._clock()))
-            line.rows = rows
-            self._serve()
+                self._share.end(self._clock() - began)
+            else:
+                self._queue(_Batch(link, frames, size_bytes, began)).rows = rows
+                self._serve()
             return
         while self._lines and (self.size_bytes + size_bytes > self._most_bytes or self.count >= self._most_count):
             most = max(self._lines.values(), key=lambda each: (each.size_bytes, len(each.batches)))
@@ -162,11 +170,15 @@ class Slices:
 
     def _go_on(self) -> None:
         self._is_due = False
-        self._serve()
+        if self._share.begin():
+            self._serve()
+        else:
+            self._call_soon()
 
     def _serve(self) -> None:
         """Handle slices of the parties in turn until the time of the turn is used up."""
-        enough = (now := self._clock()) + SLICE_S
+        began = now = self._clock()
+        enough = began + SLICE_S
         try:
             while self._lines and now < enough:
                 party, line = next(iter(self._lines.items()))
@@ -175,6 +187,7 @@ class Slices:
                 before, now = now, self._clock()
                 line.slice = min(line.slice + 1, SLICE) if now - before < SLICE_S / 4 else max(line.slice // 4, 1)
         finally:  # also after a fault over one message
+            self._share.end(self._clock() - began)
             if self._lines:
                 self._call_soon()
 
