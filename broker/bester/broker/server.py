@@ -81,6 +81,9 @@ BACKLOG = 1024
 """Waiting ipc connections: all handlers of a busy machine at once, at its start."""
 MAX_LINKS = 20_000
 """Links of one socket that are remembered by their routing ids; above the bound all are made anew. Memory."""
+LOST_AT_ONCE = 16
+"""Links that are lost in one turn because they cannot be sent to; others are tried again in the next. Each may hold
+messages that go to other handlers, and a party may let a hundred links go at once."""
 MAX_LOGINS = 8192
 """Logins whose check was begun: far more than the queue of checks, which chooses whom it turns away. Memory."""
 
@@ -165,6 +168,7 @@ class Broker:
         self._outgoing: dict[Link, list[Message]] = {}
         self._turn = turn or Turn()
         self._flushes = False  # at the end of this turn
+        self._lost = 0  # links of this turn that could not be sent to
         self._tick_handle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
@@ -570,6 +574,7 @@ class Broker:
     def _flush(self) -> None:
         """Write and read, then send the messages of this turn of the loop, one batch a destination."""
         self._flushes = False
+        self._lost = 0
         if self._driver.due:
             self._driver.run()
             self._retry_later()
@@ -619,6 +624,11 @@ class Broker:
                 socket.send_to(identity, link.party, frames)
                 sent = True
         except zmq.ZMQError:  # EHOSTUNREACH: the peer has gone; EAGAIN: the peer does not read
+            if not sent and self._lost >= LOST_AT_ONCE:
+                self._outgoing[link] = [*messages, *self._outgoing.pop(link, ())]
+                self._flush_soon()
+                return
+            self._lost += 1
             first, *rest = messages[-1:] if sent else messages  # after a batch that was sent, the last surely was not
             waiting = (*rest, *self._outgoing.pop(link, ()))
             self._carry_out(self.router.on_undeliverable(link, first, time.monotonic(), waiting))

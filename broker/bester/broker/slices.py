@@ -24,6 +24,8 @@ FIRST = 4
 """The same of a party of which nothing is known."""
 SLICE_S = 0.001
 """Seconds in one turn of the loop: a message of an honest client takes four or five turns."""
+ENDED_AT_ONCE = 16
+"""Ends of links that are handled as they come; more wait for their party's turn. A party may let a hundred links go."""
 MADE_UP_S = 0.008
 """Most of a turn's time that is made up for: a machine that stood still must not be mistaken for a costly message."""
 SHORT_BYTES = 64 * 1024
@@ -81,6 +83,7 @@ class Slices:
         self._lines: OrderedDict[str, _Line] = OrderedDict()  # by party, in turn
         self._is_due = False
         self._share = Share(SLICE_S, MADE_UP_S)
+        self._ended = 0  # links that have ended at once, since a turn's slices
         self._cutting: set[Link] = set()  # links that were cut, until their connections have ended
         self.size_bytes = self.count = 0
         """What waits."""
@@ -112,9 +115,10 @@ class Slices:
         """Take in the end of a link, which comes behind its messages."""
         if link in self._cutting:
             self._cutting.discard(link)
-        elif link.party in self._lines:
+        elif link.party in self._lines or self._ended >= ENDED_AT_ONCE:
             self._queue(_Batch(link, None, 0, self._clock()))
         else:
+            self._ended += 1
             self._end(link)
 
     def waits_since(self, party: str) -> float | None:
@@ -170,6 +174,7 @@ class Slices:
 
     def _go_on(self) -> None:
         self._is_due = False
+        self._ended = 0
         if self._share.begin():
             self._serve()
         else:
