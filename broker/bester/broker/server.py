@@ -64,7 +64,7 @@ from bester.broker.wire.codes import ConfigError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Malformed, Message
 from bester.broker.wire.notes import describe
-from bester.broker.wire.runs import read, write_run
+from bester.broker.wire.runs import read, read_part, write_run
 from bester.broker.wire.silence import ReadUntil
 from bester.broker.wire.unsendable import expected_answer, substitute
 
@@ -315,7 +315,7 @@ class Broker:
             socket.cut(link.key.removeprefix(door), link.party, why)
 
         socket = CurveSocket(self._context, self._pair, received, gone, self._on_refused, self._turn)
-        slices = Slices(read, take, end=end, cut=cut, clock=time.monotonic, soon=self._loop.call_soon)
+        slices = Slices(read_part, take, end=end, cut=cut, clock=time.monotonic, soon=self._loop.call_soon)
         self._slices[door] = slices
         return socket
 

@@ -58,17 +58,18 @@ class _Line:
 
     def __init__(self) -> None:
         self.batches: deque[_Batch] = deque()
-        self.rows: Sequence[Any] | None = None
+        self.rows: Any = None
         self.size_bytes = 0
         self.slice = FIRST
 
 
 class Slices:
-    """Messages of one door. `read(frames)` returns the rows of a message, `take(link, rows)` handles rows, `end(link)`
+    """Messages of one door. `read(frames)` returns the rows of a message, whose parts are read as they are taken by
+    `rows[:n]`, of `rows[n:]` the next ones; `take(link, rows)` handles rows, `end(link)`
     the end of a link; `cut(link, why)` closes the connection of a link. `soon` calls a function in the next turn."""
 
     def __init__(
-        self, read: Callable[[Sequence[bytes]], Sequence[Any]], take: Callable[[Link, Sequence[Any]], None], *,
+        self, read: Callable[[Sequence[bytes]], Any], take: Callable[[Link, Sequence[Any]], None], *,
         end: Callable[[Link], None], cut: Callable[[Link, str], None], clock: Callable[[], float],
         soon: Callable[[Callable[[], None]], object], most_bytes: int = MOST_BYTES, most_count: int = MOST_COUNT,
     ) -> None:  # fmt: skip
@@ -98,7 +99,7 @@ class Slices:
             began = self._clock()
             rows = self._read(frames)
             if len(rows) <= SLICE:
-                self._take(link, rows)
+                self._take(link, rows[:])
                 self._share.end(self._clock() - began)
             else:
                 self._queue(_Batch(link, frames, size_bytes, began)).rows = rows
