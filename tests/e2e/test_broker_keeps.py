@@ -72,10 +72,16 @@ class Recorded(MemoryStore):
         super().__init__(**fields)
         self.story: list[Any] = []
 
-    def commit(self, writes: Sequence[Write]) -> Committed:
-        result = super().commit(writes)
-        self.story.append([type(write) for write in writes] if result.ok else [result.why])
-        return result
+    def begin(self, writes: Sequence[Write]) -> Callable[[], Committed]:
+        end = super().begin(writes)
+
+        def commit() -> Committed:
+            """Record the group once it is committed."""
+            result = end()
+            self.story.append([type(write) for write in writes] if result.ok else [result.why])
+            return result
+
+        return commit
 
 
 class Bridge:

@@ -62,17 +62,23 @@ class Recorder(Router):
 
 
 class Paced(MemoryStore):
-    """A store whose commits take as long as told, by the stand's stopwatch."""
+    """A store whose disk takes as long as told, by the stand's stopwatch."""
 
     took_s = 0.0
     total_s = 0.0
     is_faulty = False
 
-    def commit(self, writes: Sequence[Write]) -> Committed:
-        if self.is_faulty:
-            raise ArithmeticError("a bug")
-        self.total_s += self.took_s
-        return super().commit(writes)
+    def begin(self, writes: Sequence[Write]) -> Callable[[], Committed]:
+        end = super().begin(writes)
+
+        def wait() -> Committed:
+            """Wait for the disk."""
+            if self.is_faulty:
+                raise ArithmeticError("a bug")
+            self.total_s += self.took_s
+            return end()
+
+        return wait
 
 
 class Stand:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bester.broker.store.memory import MemoryStore
@@ -75,6 +76,10 @@ class Disk:
         if pressing:
             server.fall_into(AFTER)
         return result
+
+    def begin(self, writes: Sequence[Write]) -> Callable[[], Committed]:
+        """Leave all of a group's work to the call that is returned."""
+        return partial(self.commit, writes)
 
     def hold_back(self, writes: Sequence[Write]) -> frozenset[int]:
         """Take a group that was locked out for too long."""

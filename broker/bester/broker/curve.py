@@ -17,8 +17,9 @@ from collections.abc import Callable, Container, Sequence
 import zmq
 from zmq.utils import z85
 
-from bester.broker.fabric_socket import RECEIVED_AT_ONCE, FabricSocket, Frames
+from bester.broker.fabric_socket import MADE_UP_S, RECEIVED_AT_ONCE, FabricSocket, Frames
 from bester.broker.keys import KeyPair
+from bester.broker.share import Share
 from bester.broker.turn import Turn
 from bester.broker.unread import Unread
 from bester.broker.wire.messages import MAX_FRAMES
@@ -32,6 +33,10 @@ MAX_ADDRESSES = 20_000
 """Connections whose address is remembered for the log; above the bound new ones are logged without."""
 UNSEEN = "unseen"
 """Stands for the address of a party that had left before it was looked at; it is seen at one of its next attempts."""
+READ_S = 0.001
+"""Seconds of reading in a turn: parties on other machines choose what a message costs to read, and what is read waits
+(`slices`) until its turn comes."""
+
 _EVENTS = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -105,6 +110,8 @@ class CurveSocket(FabricSocket):
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._on_gone = on_gone
         self._on_refused = on_refused
+        self._drain_s = READ_S
+        self._share = Share(READ_S, MADE_UP_S)
         self._receive = self._receive_keyed
         self._begun: tuple[Frames, tuple[bytes, int]] | None = None  # a message whose rest comes, and who sends it
         self._holders: dict[bytes, tuple[bytes, int]] = {}  # key and descriptor of the connection, by routing id

@@ -16,7 +16,6 @@ import math
 import os
 import random
 import secrets
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -56,6 +55,7 @@ from bester.broker.removed_accounts import RemovedAccounts
 from bester.broker.slices import Slices
 from bester.broker.store import Store
 from bester.broker.store_driver import RETRY_S, StoreDriver
+from bester.broker.store_thread import StoreThread
 from bester.broker.turn import Turn
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import parse_endpoint
@@ -64,7 +64,7 @@ from bester.broker.wire.codes import ConfigError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Malformed, Message
 from bester.broker.wire.notes import describe
-from bester.broker.wire.runs import read, write_run
+from bester.broker.wire.runs import read, read_part, write_run
 from bester.broker.wire.silence import ReadUntil
 from bester.broker.wire.unsendable import expected_answer, substitute
 
@@ -81,6 +81,9 @@ BACKLOG = 1024
 """Waiting ipc connections: all handlers of a busy machine at once, at its start."""
 MAX_LINKS = 20_000
 """Links of one socket that are remembered by their routing ids; above the bound all are made anew. Memory."""
+LOST_AT_ONCE = 16
+"""Links that are lost in one turn because they cannot be sent to; others are tried again in the next. Each may hold
+messages that go to other handlers, and a party may let a hundred links go at once."""
 MAX_LOGINS = 8192
 """Logins whose check was begun: far more than the queue of checks, which chooses whom it turns away. Memory."""
 
@@ -152,7 +155,8 @@ class Broker:
         """The store's file, whose size the figures show."""
         self._store = store
         self._measure_at = 0.0
-        self._driver = StoreDriver(self.router, store, self._carry_out, aside=self._aside)
+        self._store_thread = StoreThread(self._on_aside)
+        self._driver = StoreDriver(self.router, store, self._carry_out, aside=self._store_thread.run)
         self._retry_handle: asyncio.TimerHandle | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self._sockets: list[FabricSocket] = []
@@ -164,6 +168,7 @@ class Broker:
         self._outgoing: dict[Link, list[Message]] = {}
         self._turn = turn or Turn()
         self._flushes = False  # at the end of this turn
+        self._lost = 0  # links of this turn that could not be sent to
         self._tick_handle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
@@ -206,6 +211,7 @@ class Broker:
             task.cancel()
         await self._group.__aexit__(None, None, None)
         self._driver.finish()
+        self._store_thread.close()
         if self._retry_handle is not None:
             self._retry_handle.cancel()
         self._close_sockets()
@@ -309,7 +315,7 @@ class Broker:
             socket.cut(link.key.removeprefix(door), link.party, why)
 
         socket = CurveSocket(self._context, self._pair, received, gone, self._on_refused, self._turn)
-        slices = Slices(read, take, end=end, cut=cut, clock=time.monotonic, soon=self._loop.call_soon)
+        slices = Slices(read_part, take, end=end, cut=cut, clock=time.monotonic, soon=self._loop.call_soon)
         self._slices[door] = slices
         return socket
 
@@ -568,6 +574,7 @@ class Broker:
     def _flush(self) -> None:
         """Write and read, then send the messages of this turn of the loop, one batch a destination."""
         self._flushes = False
+        self._lost = 0
         if self._driver.due:
             self._driver.run()
             self._retry_later()
@@ -588,16 +595,10 @@ class Broker:
         if self._driver.due:
             self._flush_soon()
 
-    def _aside(self, work: Callable[[], None]) -> None:
-        """Run a commit beside the loop, on a thread of its own: each of them takes long. Raises RuntimeError where the
-        system has no thread."""
-
-        def run() -> None:
-            work()
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._retry)
-
-        threading.Thread(target=run, name="store", daemon=True).start()
+    def _on_aside(self) -> None:
+        """Have the loop look at what the store's thread has done; called there."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._retry)
 
     def _retry_later(self) -> None:
         if self._driver.is_pending and self._retry_handle is None:
@@ -623,6 +624,11 @@ class Broker:
                 socket.send_to(identity, link.party, frames)
                 sent = True
         except zmq.ZMQError:  # EHOSTUNREACH: the peer has gone; EAGAIN: the peer does not read
+            if not sent and self._lost >= LOST_AT_ONCE:
+                self._outgoing[link] = [*messages, *self._outgoing.pop(link, ())]
+                self._flush_soon()
+                return
+            self._lost += 1
             first, *rest = messages[-1:] if sent else messages  # after a batch that was sent, the last surely was not
             waiting = (*rest, *self._outgoing.pop(link, ()))
             self._carry_out(self.router.on_undeliverable(link, first, time.monotonic(), waiting))

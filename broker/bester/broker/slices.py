@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bester.broker.core.effects import Link
+from bester.broker.share import Share
 
 SLICE = 16
 """Rows handled between two looks at the clock: a look costs a hundredth of them where they are cheap."""
@@ -23,6 +24,13 @@ FIRST = 4
 """The same of a party of which nothing is known."""
 SLICE_S = 0.001
 """Seconds in one turn of the loop: a message of an honest client takes four or five turns."""
+ENDED_AT_ONCE = 16
+"""Ends of links that are handled as they come; more wait for their party's turn. A party may let a hundred links go."""
+MADE_UP_S = 0.008
+"""Most of a turn's time that is made up for: a machine that stood still must not be mistaken for a costly message."""
+SHORT_BYTES = 64 * 1024
+"""Length of a message that is handled at once, where nothing waits: reading and checking it takes some tenths of a
+millisecond at most."""
 MOST_BYTES = 320 * 1024 * 1024
 """Bytes that wait in all. Memory; a handler that answers all requests of the usual credit (256) at once, with a
 megabyte each, is below."""
@@ -50,17 +58,18 @@ class _Line:
 
     def __init__(self) -> None:
         self.batches: deque[_Batch] = deque()
-        self.rows: Sequence[Any] | None = None
+        self.rows: Any = None
         self.size_bytes = 0
         self.slice = FIRST
 
 
 class Slices:
-    """Messages of one door. `read(frames)` returns the rows of a message, `take(link, rows)` handles rows, `end(link)`
+    """Messages of one door. `read(frames)` returns the rows of a message, whose parts are read as they are taken by
+    `rows[:n]`, of `rows[n:]` the next ones; `take(link, rows)` handles rows, `end(link)`
     the end of a link; `cut(link, why)` closes the connection of a link. `soon` calls a function in the next turn."""
 
     def __init__(
-        self, read: Callable[[Sequence[bytes]], Sequence[Any]], take: Callable[[Link, Sequence[Any]], None], *,
+        self, read: Callable[[Sequence[bytes]], Any], take: Callable[[Link, Sequence[Any]], None], *,
         end: Callable[[Link], None], cut: Callable[[Link, str], None], clock: Callable[[], float],
         soon: Callable[[Callable[[], None]], object], most_bytes: int = MOST_BYTES, most_count: int = MOST_COUNT,
     ) -> None:  # fmt: skip
@@ -74,6 +83,8 @@ class Slices:
         self._most_count = most_count
         self._lines: OrderedDict[str, _Line] = OrderedDict()  # by party, in turn
         self._is_due = False
+        self._share = Share(SLICE_S, MADE_UP_S)
+        self._ended = 0  # links that have ended at once, since a turn's slices
         self._cutting: set[Link] = set()  # links that were cut, until their connections have ended
         self.size_bytes = self.count = 0
         """What waits."""
@@ -84,14 +95,15 @@ class Slices:
             return
         size_bytes = sum(map(len, frames))
         line = self._lines.get(link.party)
-        if line is None and not self._is_due:
+        if line is None and not self._is_due and size_bytes <= SHORT_BYTES and self._share.begin():
+            began = self._clock()
             rows = self._read(frames)
             if len(rows) <= SLICE:
-                self._take(link, rows)
-                return
-            line = self._queue(_Batch(link, frames, size_bytes, self._clock()))
-            line.rows = rows
-            self._serve()
+                self._take(link, rows[:])
+                self._share.end(self._clock() - began)
+            else:
+                self._queue(_Batch(link, frames, size_bytes, began)).rows = rows
+                self._serve()
             return
         while self._lines and (self.size_bytes + size_bytes > self._most_bytes or self.count >= self._most_count):
             most = max(self._lines.values(), key=lambda each: (each.size_bytes, len(each.batches)))
@@ -104,9 +116,10 @@ class Slices:
         """Take in the end of a link, which comes behind its messages."""
         if link in self._cutting:
             self._cutting.discard(link)
-        elif link.party in self._lines:
+        elif link.party in self._lines or self._ended >= ENDED_AT_ONCE:
             self._queue(_Batch(link, None, 0, self._clock()))
         else:
+            self._ended += 1
             self._end(link)
 
     def waits_since(self, party: str) -> float | None:
@@ -162,11 +175,16 @@ class Slices:
 
     def _go_on(self) -> None:
         self._is_due = False
-        self._serve()
+        self._ended = 0
+        if self._share.begin():
+            self._serve()
+        else:
+            self._call_soon()
 
     def _serve(self) -> None:
         """Handle slices of the parties in turn until the time of the turn is used up."""
-        enough = (now := self._clock()) + SLICE_S
+        began = now = self._clock()
+        enough = began + SLICE_S
         try:
             while self._lines and now < enough:
                 party, line = next(iter(self._lines.items()))
@@ -175,6 +193,7 @@ class Slices:
                 before, now = now, self._clock()
                 line.slice = min(line.slice + 1, SLICE) if now - before < SLICE_S / 4 else max(line.slice // 4, 1)
         finally:  # also after a fault over one message
+            self._share.end(self._clock() - began)
             if self._lines:
                 self._call_soon()
 

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bester.broker.core.effects import Effects, StoreRead
@@ -53,10 +55,15 @@ RETRY_S = 0.02
 """Pause between two tries of a pending group, some microseconds each."""
 NOTICE_S = 1.0
 """Time after which the log says that a group is pending."""
-SLOW_S = 0.1
-"""Time of a commit after which the next SLOW_COMMITS quick ones are made beside the loop: everybody would notice the
-next one as slow as that. A thread costs more than a small commit on a quick disk."""
+SLOW_S = 0.002
+"""Wait for the disk after which the loop waits for none of the next SLOW_COMMITS, and so on from each that is as slow:
+others would wait as long as for all else in a turn. A quick disk answers sooner than a thread."""
 SLOW_COMMITS = 20
+STUCK_S = 0.1
+"""Time of a commit above which messages are refused where too much comes behind it. Until then the loop waits instead:
+a disk that takes its time is no reason to refuse anything."""
+STEP_S = 0.001
+"""Pause between two looks at a thread that is waited for."""
 TOLD_S = 0.3
 """Time of a commit after which the log says that the disk is slow."""
 FINISH_S = 2.0
@@ -95,7 +102,7 @@ class StoreDriver:
 
     `due`: something can be written or read now. `aside` runs a function beside the loop, after which the shell calls
     `retry`, and raises RuntimeError where the system has no thread; None: all commits are made at once. `pause` waits,
-    at the end of the process alone. `stopwatch` measures commits, in seconds.
+    at the end of the process, or where much comes behind a commit. `stopwatch` measures commits, in seconds.
     """
 
     def __init__(
@@ -153,6 +160,8 @@ class StoreDriver:
                 self._carry_out(self._router.on_read(read, None, self._clock()))
         if self._pending is not None:
             self._waiting_bytes += sum(map(size_of, writes))
+            if self._waiting_bytes > WAITING_BYTES // 2 and self._pending.aside and not self._store.is_remote:
+                self._wait_for_disk(self._pending)
         elif reads or any(type(write) in _PRESSING for write in writes):
             self.due = True
 
@@ -235,7 +244,7 @@ class StoreDriver:
         if pending.aside:
             assert pending.result is not None
             result, pending.result, pending.aside = pending.result, None, False
-            self._time(pending.took_s, result)
+            self._time(pending.took_s, pending.took_s, result)
         elif self._is_beside:
             self._start(pending)
             return
@@ -256,7 +265,7 @@ class StoreDriver:
         if not group:
             return
         if self._is_beside:
-            self._start(_Pending(group, self._clock(), self._slow_text(SLOW_S)))
+            self._start(_Pending(group, self._clock()))
             return
         result = self._attempt(group)
         if result.busy and not self._away:
@@ -266,12 +275,18 @@ class StoreDriver:
 
     def _attempt(self, group: Sequence[Write]) -> Committed:
         started = self._stopwatch()
-        result = self._store.commit(group)
-        self._time(self._stopwatch() - started, result)
+        end = self._store.begin(group)
+        waits_since = self._stopwatch()
+        result = end()
+        now = self._stopwatch()
+        self._time(now - started, now - waits_since, result)
         return result
 
     def _start(self, pending: _Pending) -> None:
-        """Commit a group, or do reads, beside the loop; where the system has no thread, on the loop."""
+        """Wait for the disk beside the loop, or do reads; where the system has no thread, on the loop.
+
+        The statements of a group are carried out here: in a thread, each would wait for the interpreter, of which a
+        busy loop leaves little. A remote store leaves them to the thread, whose waits are longer than that."""
 
         def read() -> None:
             """Do the reads, and leave the answers for the next try."""
@@ -284,13 +299,17 @@ class StoreDriver:
             """Commit the group, and leave the result for the next try."""
             started = self._stopwatch()
             try:
-                result = self._store.commit(pending.group)
+                result = commit()
             except Exception as error:  # noqa: BLE001 (a fault of the store must not leave the group pending for ever)
                 kept = self._store.hold_back(pending.group)
                 result = Committed(False, why=repr(error), code="storage-unavailable", kept=kept)
             pending.took_s = self._stopwatch() - started
             pending.result = result
 
+        commit: Callable[[], Committed] = partial(self._store.commit, pending.group)
+        if not pending.reads and not self._store.is_remote:
+            with suppress(Exception):  # a fault of the store: the commit has it again
+                commit = self._store.begin(pending.group)
         work = read if pending.reads else write
         pending.aside = True
         self._pending = pending
@@ -319,23 +338,31 @@ class StoreDriver:
     def _probe(self) -> None:
         """Write what the store holds back, and find out whether the store can be written again."""
         if self._is_beside:
-            self._start(_Pending((), self._clock(), self._slow_text(SLOW_S)))
+            self._start(_Pending((), self._clock()))
         else:
             self._conclude((), self._attempt(()))
 
-    def _time(self, took_s: float, result: Committed) -> None:
-        """Take in how long a commit took, and how it ended: after a slow one the next ones are made beside the loop."""
+    def _time(self, took_s: float, waited_s: float, result: Committed) -> None:
+        """Take in how long a commit took, and how it ended: after a slow wait the next ones are made beside
+        the loop."""
         figures = self._router.figures.store
         figures.commits += 1
         figures.commit_s += took_s
         if result.sync_s is not None:
             figures.sync.add(result.sync_s)
-        if took_s >= SLOW_S:
+        if took_s >= TOLD_S:
+            self._notice(self._slow_text(took_s))
+        if waited_s >= SLOW_S:
             self._slow = SLOW_COMMITS
-            if took_s >= TOLD_S:
-                self._notice(self._slow_text(took_s))
         elif self._slow:
             self._slow -= 1
+
+    def _wait_for_disk(self, pending: _Pending) -> None:
+        """Wait for the thread where much comes behind its group, up to the time of a disk that is stuck."""
+        for _ in range(round(STUCK_S / STEP_S)):
+            if pending.is_done:
+                return
+            self._pause(STEP_S)
 
     def _is_over(self, pending: _Pending, now: float) -> bool:
         """Return whether a group has been pending for too long, or too much waits behind it; tell the log
@@ -346,7 +373,7 @@ class StoreDriver:
             return True
         if pending.waited_s >= NOTICE_S and not pending.told:
             pending.told = True
-            self._notice(pending.why)
+            self._notice(pending.why or self._slow_text(pending.waited_s))
         most_bytes = REMOTE_WAITING_BYTES if self._store.is_remote else WAITING_BYTES
         return pending.waited_s >= PATIENCE_S or self._waiting_bytes > most_bytes
 
@@ -405,7 +432,7 @@ class StoreDriver:
 
     def _read_aside(self, reads: Sequence[StoreRead]) -> None:
         """Do reads beside the loop, where there is any thread."""
-        pending = _Pending((), self._clock(), self._slow_text(SLOW_S), reads=reads)
+        pending = _Pending((), self._clock(), reads=reads)
         if self._aside is not None:
             self._start(pending)
         else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -122,8 +123,11 @@ class Suspects:
         workers = [worker for pool in pools for worker in pool.workers]
         count = min(len(self._queues.get(type_, ())), max(1, len(workers) // ISOLATED_PART))
         ready = [worker for worker in workers if worker.is_isolated and (worker.is_idle or holds_suspect(worker))]
-        others = sorted((worker for worker in workers if worker not in ready), key=_how_long)
-        chosen = ready + others[: max(0, count - len(ready))]
+        chosen = ready
+        if len(ready) < count:
+            taken = set(ready)
+            others = (worker for worker in workers if worker not in taken)
+            chosen = ready + nsmallest(count - len(ready), others, key=_how_long)
         return [worker for worker in chosen if len(workers) > 1 or self._may_drain(worker, now)]
 
     def _may_drain(self, worker: Worker, now: float) -> bool:
@@ -135,11 +139,11 @@ class Suspects:
 
 def holds_suspect(worker: Worker) -> bool:
     """Return whether a worker holds a suspect that is not settled."""
-    return any(job.suspected and not job.is_settled for job in worker.inflight.values())
+    return not worker.is_idle and any(job.suspected and not job.is_settled for job in worker.inflight.values())
 
 
 def _how_long(worker: Worker) -> tuple[bool, int]:
     """Order workers by how much they have to finish; a worker that holds only settled messages is stuck, and comes
     last."""
-    held = worker.inflight.values()
-    return bool(held) and all(job.is_settled for job in held), len(held)
+    held = len(worker.inflight)
+    return held > 0 and worker.is_idle, held

@@ -6,7 +6,7 @@ long.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +44,10 @@ class Store(Protocol):
         held back with the Ends of its group, for one of them may be that of its message; of very many the oldest is
         given up. A group that finds the store locked by another process is returned as `busy` at once, and is still the
         caller's."""
+
+    def begin(self, writes: Sequence[Write]) -> Callable[[], Committed]:
+        """Write a group as `commit` does, up to the wait for the disk: the returned call waits, on any thread, and
+        nothing is asked of the store meanwhile."""
 
     def hold_back(self, writes: Sequence[Write]) -> frozenset[int]:
         """Take a group that was `busy` for too long as one whose commit has failed. Returns `Committed.kept`."""

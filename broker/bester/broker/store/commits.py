@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeGuard
 
 from bester.broker.store_requests import (
@@ -111,22 +112,37 @@ class Commits(ABC):
     def commit(self, writes: Sequence[Write]) -> Committed:
         """Write a group in one transaction, after the writes that are held back. A group that finds the store locked is
         `busy`, and nothing is done with it."""
+        return self.begin(writes)()
+
+    def begin(self, writes: Sequence[Write]) -> Callable[[], Committed]:
+        """Write a group as `commit` does, up to the wait for the disk: the returned call waits, on any thread, and
+        nothing is asked of the store meanwhile."""
         self._sync_s = None
         try:
-            repeated = self._write([*self._held_back.values(), *writes] if self._held_back else writes)
-        except BusyError as error:
-            return Committed(False, why=error.text, code="storage-unavailable", busy=True)
+            end = self._write_unsynced([*self._held_back.values(), *writes] if self._held_back else writes)
         except BesterError as error:
-            if self._held_back and isinstance(error, UnwritableError):
-                self._try_alone()
-                if not self._held_back:  # the fault was among those: this group may be sound
-                    return self.commit(writes)
-            kept = self.hold_back(writes)
-            self._try_alone()
-            code: Fault = "storage-unavailable" if error.code == "storage-unavailable" else "storage-full"
-            return self._result(Committed(False, why=error.text, code=code, kept=kept))
+            return partial(self._not_written, writes, error)
+        return partial(self._conclude, writes, end)
+
+    def _conclude(self, writes: Sequence[Write], end: Callable[[], dict[int, str | None]]) -> Committed:
+        try:
+            repeated = end()
+        except BesterError as error:
+            return self._not_written(writes, error)
         self._written(list(self._held_back), {})
         return self._result(Committed(True, repeated, sync_s=self._sync_s))
+
+    def _not_written(self, writes: Sequence[Write], error: BesterError) -> Committed:
+        if isinstance(error, BusyError):
+            return Committed(False, why=error.text, code="storage-unavailable", busy=True)
+        if self._held_back and isinstance(error, UnwritableError):
+            self._try_alone()
+            if not self._held_back:  # the fault was among those: this group may be sound
+                return self.commit(writes)
+        kept = self.hold_back(writes)
+        self._try_alone()
+        code: Fault = "storage-unavailable" if error.code == "storage-unavailable" else "storage-full"
+        return self._result(Committed(False, why=error.text, code=code, kept=kept))
 
     def _result(self, result: Committed) -> Committed:
         """Add to a result what became of earlier promises since the last one."""
@@ -250,6 +266,11 @@ class Commits(ABC):
     @abstractmethod
     def _answer(self, read: Read) -> Any:
         """Return the answer of the store itself, or raise BesterError."""
+
+    def _write_unsynced(self, writes: Sequence[Write]) -> Callable[[], dict[int, str | None]]:
+        """Do the part of `_write` that is no wait; return a call that does the rest. Either may raise as `_write` does:
+        nothing is written then."""
+        return partial(self._write, writes)
 
     @abstractmethod
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:

@@ -12,7 +12,9 @@ import secrets
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -292,12 +294,15 @@ class SqliteStore(Commits):
     # --- writing ---
 
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
+        return self._write_unsynced(writes)()
+
+    def _write_unsynced(self, writes: Sequence[Write]) -> Callable[[], dict[int, str | None]]:
         if self._alone or self._stands_in:
             self._open_as_usual()
         db = self._db
         repeated: dict[int, str | None] = {}
         self._letters_dropped = 0
-        try:
+        with self._whole():
             self._see_file()
             self._see_room(writes)
             db.execute("BEGIN IMMEDIATE")
@@ -306,9 +311,26 @@ class SqliteStore(Commits):
             for kind, run in groupby(writes, type):
                 repeated |= self._carry_out(kind, list(run))
             expired, oldest = self._forget_some()
+        return partial(self._sync, repeated, expired, oldest)
+
+    def _sync(self, repeated: dict[int, str | None], expired: int, oldest: int) -> dict[int, str | None]:
+        """End the transaction, and wait for the disk: in one call of SQLite, which needs no interpreter meanwhile."""
+        with self._whole():
             started = time.perf_counter()
-            db.execute("COMMIT")  # waits for the disk
+            self._db.execute("COMMIT")
             self._sync_s = time.perf_counter() - started
+        self._unwritten = None
+        if self._letters_dropped or oldest:
+            self._forgotten += Counter(dead_letters=self._letters_dropped, outcomes=oldest)
+        if expired + oldest < FORGOTTEN_AT_ONCE:
+            self._to_forget = None
+        return repeated
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Undo the transaction where a part of it fails. Raises BesterError for the fault."""
+        try:
+            yield
         except BaseException as error:
             self._roll_back()
             if isinstance(error, _UNWRITABLE):
@@ -325,12 +347,6 @@ class SqliteStore(Commits):
             if isinstance(error, BesterError) or not isinstance(error, Exception):
                 raise
             raise UnwritableError("storage-full", f"{self.path}: {_UNWRITABLE_WHY} ({error!r})") from None
-        self._unwritten = None
-        if self._letters_dropped or oldest:
-            self._forgotten += Counter(dead_letters=self._letters_dropped, outcomes=oldest)
-        if expired + oldest < FORGOTTEN_AT_ONCE:
-            self._to_forget = None
-        return repeated
 
     def _open_as_usual(self) -> None:
         """Try to open the file as usual, at most once in AGAIN_S, where there was no room at the start. Raises

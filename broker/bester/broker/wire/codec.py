@@ -249,8 +249,45 @@ def fault(message: Message, most_bytes: int = MAX_FRAME_BYTES) -> WireError | No
 # --- bytes to messages -----------------------------------------------------------------------------------------
 
 
+class UnreadRows:
+    """Rows of a batch that are unpacked, and become messages part by part: `[:n]` returns the first n messages, `[n:]`
+    the rest, unread."""
+
+    __slots__ = ("_at", "_frames", "_rows")
+
+    def __init__(self, rows: list[Any], frames: Sequence[bytes], at: int = 0) -> None:
+        self._rows = rows
+        self._frames = frames
+        self._at = at
+
+    def __len__(self) -> int:
+        return len(self._rows) - self._at
+
+    def __getitem__(self, part: slice) -> Any:
+        start, stop, _ = part.indices(len(self))
+        if part.stop is None and start:
+            return UnreadRows(self._rows, self._frames, self._at + start)
+        frames = self._frames
+        messages: list[Message | Malformed] = []
+        for row in self._rows[self._at + start : self._at + stop]:
+            try:
+                read = READERS[row[0]]
+            except (LookupError, TypeError):
+                read = careful
+            messages.append(read(row, frames))
+        return messages
+
+
 def decode(frames: Sequence[bytes]) -> list[Message | Malformed]:
     """Decode the frames of one ZeroMQ message into its messages, in order."""
+    rows: Any = unpack(frames)
+    messages: list[Message | Malformed] = rows[:]
+    return messages
+
+
+def unpack(frames: Sequence[bytes]) -> list[Message | Malformed] | UnreadRows:
+    """Decode the frames of one ZeroMQ message as far as that is quick: a batch that is sound MessagePack stays
+    unread."""
     if not frames:
         return [Malformed("malformed", "an empty ZeroMQ message; frame 0 is an array of messages")]
     if len(frames) > MAX_FRAMES:
@@ -267,14 +304,7 @@ def decode(frames: Sequence[bytes]) -> list[Message | Malformed]:
         kind = f"an array of {len(rows)}" if type(rows) is list else kind_of(rows)
         text = f"frame 0 is {kind} where an array of 1 to {MAX_BATCH} messages is meant: [[op, field, …], …]"
         return [Malformed("malformed", text)]
-    messages: list[Message | Malformed] = []
-    for row in rows:
-        try:
-            read = READERS[row[0]]
-        except (LookupError, TypeError):
-            read = careful
-        messages.append(read(row, frames))
-    return messages
+    return UnreadRows(rows, frames)
 
 
 def _suspect(frame: bytes) -> bool:

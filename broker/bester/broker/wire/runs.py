@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, Union
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-from bester.broker.wire.codec import BATCH_BYTES, MAX_ITEMS, decode
+from bester.broker.wire.codec import BATCH_BYTES, MAX_ITEMS, UnreadRows, unpack
 from bester.broker.wire.messages import (
     INLINE_BYTES,
     MAX_BATCH,
@@ -164,12 +164,19 @@ def read_deliveries(frames: Sequence[bytes]) -> Sequence[Deliver] | None:
 def read(frames: Sequence[bytes]) -> Sequence[Message | Malformed]:
     """Return the messages of a ZeroMQ message that came to a server, in order: values of the classes in READ_AS where
     all of them are usual, else the messages of `codec.decode`."""
+    rows: Any = read_part(frames)
+    messages: Sequence[Message | Malformed] = rows[:] if type(rows) is UnreadRows else rows
+    return messages
+
+
+def read_part(frames: Sequence[bytes]) -> Sequence[Message | Malformed] | UnreadRows:
+    """Read a message as `read` does; messages that are not usual stay unread."""
     if _decode_usual is not None and len(frames) == 1:
         try:
             return _decode_usual(frames[0])
         except (ValueError, RecursionError):
             pass
-    return decode(frames)
+    return unpack(frames)
 
 
 def write_run(messages: Sequence[Message], most_bytes: int = MAX_FRAME_BYTES) -> list[bytes] | None:

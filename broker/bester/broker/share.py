@@ -1,0 +1,32 @@
+"""A part's share of the loop's turns: some time in each, and no turn until one that took longer is made up for. Pure.
+
+A step cannot be cut: the check of a large body, a reply to five thousand users. Who takes such steps one after the
+other would make every turn as long. So a step of several shares is followed by as many turns without one, and the
+others wait for one such step, and not for one in each of the turns that their messages take. Where nobody else has
+anything to do these turns take no time.
+"""
+
+from __future__ import annotations
+
+
+class Share:
+    """Time of one part in each turn of the loop: `turn_s`, and `most_s` as the most that is made up for."""
+
+    __slots__ = ("_debt_s", "_most_s", "_turn_s")
+
+    def __init__(self, turn_s: float, most_s: float) -> None:
+        self._turn_s = turn_s
+        self._most_s = most_s
+        self._debt_s = 0.0
+
+    def begin(self) -> bool:
+        """Return whether the part has this turn; call once a turn."""
+        if self._debt_s <= 0.0:
+            return True
+        self._debt_s -= self._turn_s
+        return False
+
+    def end(self, took_s: float) -> None:
+        """Count what a turn took."""
+        over_s = took_s - self._turn_s
+        self._debt_s = min(over_s, self._most_s) if over_s > self._turn_s else 0.0
