@@ -232,11 +232,10 @@ class Bridge:
             if frames <= 0:
                 left.extend(run)
             elif kind is Deliver:
-                if self.brokers.are_several:
-                    run = self._marked.take(run, self._broker)
-                handled, frames = self._deliveries.deliver(run, now, frames)
+                deliveries = self._marked.take(run, self._broker) if self.brokers.are_several else run
+                handled, frames = self._deliveries.deliver(deliveries, now, frames)
                 if frames <= 0:
-                    left = list(run[handled:])
+                    left = list(deliveries[handled:])
             elif kind is Report:
                 self._receive_reports(run, now)
             else:
