@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import count
 from typing import Any
 
@@ -11,7 +12,7 @@ from bester.broker.core.effects import Link
 from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store_requests import Adopt, Adopted, Brokers, FindBrokers, mailbox
-from bester.broker.wire.messages import Deliver, Relay, Relayed
+from bester.broker.wire.messages import Confirm, Deliver, Relay, Relayed
 from bester.broker.wire.outcomes import OUTCOME_TYPE
 from tests.unit.core_post import Post, bodies_of
 from tests.unit.core_stand import START, Stand, clients, servers
@@ -112,6 +113,25 @@ def test_delivery_that_was_not_confirmed_is_marked() -> None:
     server.adopt()
     (deliver,) = server.two.heard_of(bridge, Deliver)
     assert deliver.meta["redelivered"] is True
+
+
+def test_broker_that_was_stopped_for_long_and_comes_back_tells_no_outcome() -> None:
+    server = Server()
+    one, two = server.one, server.two
+    post = Post(one)
+    post.queues(b"1", outcome=True)
+    front = one.bridge("bob", name="c")
+    (deliver,) = one.heard_of(front, Deliver)  # and the process stands still
+    one.store.until_s = 0.0  # type: ignore[attr-defined]  # a namespace of shared memory
+    alice, bob = two.bridge("alice", name="a"), two.bridge("bob")
+    server.adopt()
+    assert two.deliver(bob).meta["redelivered"] is True
+    (told,) = two.heard_of(alice, Deliver)
+    assert (told.type, json.loads(told.body)["outcome"]) == (OUTCOME_TYPE, "delivered")
+    one.say(front, Confirm(0, [deliver.serial], []))
+    one.tick()
+    assert one.store.fenced
+    assert one.heard_of(post.bridge, Deliver) == []
 
 
 def test_adopted_messages_go_behind_older_ones_and_before_new_ones() -> None:
