@@ -11,7 +11,7 @@ from bester.bridge.bridge import Bridge
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
 from bester.bridge.outqueue import OutQueue
-from bester.bridge.ports import Waiting
+from bester.bridge.ports import Reading, Waiting
 from bester.bridge.session import Session
 from bester.broker.wire.messages import LoggedIn, Message, Submit
 
@@ -83,9 +83,11 @@ class ListConnection:
 
 
 class Scene:
-    """Bridge with a broker port that is a list, and a clock that stands still. `places` are those of its brokers."""
+    """Bridge with a broker port that is a list, and a clock that stands still. `places` are those of its brokers;
+    without a `reading`, everything waits for the end of a turn."""
 
     places: Sequence[str] = ("",)
+    reading: Reading | None = None
 
     def __init__(self, **limits: Any) -> None:
         self.now = 0.0
@@ -96,8 +98,9 @@ class Scene:
         self._soon: list[Callable[[], None]] = []
         self.limits = replace(Limits(), **limits)
         self.bridge = Bridge(
-            self.limits, clock=lambda: self.now, soon=self._soon.append, notice=self.notices.append,
-            ended=lambda session, why: self.ended.append((session.number, why)), brokers=self.places,
+            self.limits, clock=lambda: self.now, soon=self._soon.append, reading=self.reading,
+            notice=self.notices.append, brokers=self.places,
+            ended=lambda session, why: self.ended.append((session.number, why)),
         )  # fmt: skip
         self.begin()
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from random import Random
 
 import pytest
 
 from bester.bridge.confirmations import Confirmations
+from bester.bridge.frames import frame
 from bester.bridge.limits import KIB
 from bester.bridge.outbound import LOOK_BYTES, WRITE_COST
-from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Heartbeat, Report, Welcome
+from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Heartbeat, Message, Report, Welcome
 from tests.unit.bridge_stand import ListConnection, Scene
 
 
@@ -36,6 +38,35 @@ class Costly(Scene):
         connection.chunk_bytes = self.limits.write_chunk
         assert self.bridge.admit(connection, host)
         return connection
+
+
+class Noted:
+    """Reading that notes how each read began and ended."""
+
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+
+    def begin(self) -> None:
+        self.noted.append("begin")
+
+    def end(self) -> None:
+        self.noted.append("end")
+
+    def leave(self) -> None:
+        self.noted.append("leave")
+
+    def take(self) -> list[str]:
+        """Return what was noted, and forget it."""
+        noted, self.noted = self.noted, []
+        return noted
+
+
+class NotedScene(Scene):
+    """Scene whose reads are noted."""
+
+    def __init__(self) -> None:
+        self.reading = self.reads = Noted()
+        super().__init__()
 
 
 def to(serial: int, *users: list[ListConnection], size: int = 1, token: int | None = None) -> Deliver:
@@ -195,3 +226,42 @@ def test_postponed_deliveries_hold_the_confirmation_back() -> None:
     ledger.end(second)
     assert ledger.confirm() == [Confirm(4, [], [], 0)]
     assert ledger.waiting == 0
+
+
+def test_message_alone_is_sent_on_in_its_reading_and_others_at_the_end_of_the_turn() -> None:
+    scene = NotedScene()
+    alice, bob = scene.log_in("alice"), scene.log_in("bob")
+    scene.reads.take()
+    first = scene.submit(alice)
+    assert scene.reads.take() == ["begin", "end"]
+    second = scene.submit(bob)
+    assert scene.reads.take() == [], "another message is under way: both wait for the end of the turn"
+    scene.broker(Report(first, 0, None, "m", {}), Report(second, 0, None, "m", {}))
+    scene.submit(bob)
+    assert scene.reads.take() == ["begin", "end"]
+
+
+def test_answer_of_the_bridge_itself_waits_for_the_end_of_the_turn() -> None:
+    scene = NotedScene()
+    alice = scene.log_in("alice")
+    scene.reads.take()
+    scene.bridge.on_bytes(alice, frame(b'{"payload":{"type":"dummy","data":null,"id":"p"}}'))
+    assert scene.reads.take() == ["begin", "leave"]
+    assert alice.lines() == []
+    scene.turn()
+    assert alice.lines() == ["0 p"]
+
+
+def test_fault_in_a_reading_ends_it() -> None:
+    class Faulty(NotedScene):
+        """Scene whose broker raises for a submit."""
+
+        def send_all(self, messages: Sequence[Message]) -> int:
+            raise RuntimeError("a fault")
+
+    scene = Faulty()
+    alice = scene.log_in("alice")
+    scene.reads.take()
+    with pytest.raises(RuntimeError):
+        scene.submit(alice)
+    assert scene.reads.take() == ["begin", "end"], "what is asked for later would never be sent"

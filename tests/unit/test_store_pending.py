@@ -204,6 +204,7 @@ def test_lock_that_lasts_refuses_new_messages_and_loses_no_end(stand: Stand) -> 
     stand.driver.tick()
     assert stand.store.held_back == 0
     assert stand.driver.is_idle
+    assert stand.log == [([], "ok")], "what waited for the end goes on"
     stand.store.locked = True
     stand.add(keep(6))
     assert stand.log == [], "the next lock is waited for again"

@@ -48,6 +48,18 @@ def test_calls_of_a_reading_callback_run_at_its_end() -> None:
     assert run(scene) == (["read", "broker", "bridge"],) * 2
 
 
+def test_callback_that_leaves_leaves_its_calls_to_the_loop() -> None:
+    """Run the calls of a callback that ends by `leave` in the next turn, and those of the next one at its end."""
+
+    def scene(turn: Turn, ran: list[str]) -> None:
+        turn.begin()
+        turn.soon(lambda: ran.append("left"))
+        turn.leave()
+        ran.append("over")
+
+    assert run(scene) == (["over"], ["over", "left"])
+
+
 def test_call_that_asks_again_runs_once_a_turn() -> None:
     """Leave the second run to the next turn: a budget of a turn is spent once."""
 

@@ -25,7 +25,7 @@ from bester.bridge.marked import Marked
 from bester.bridge.meter import Meter
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
-from bester.bridge.ports import ClientConnection, Waiting
+from bester.bridge.ports import ClientConnection, Reading, Waiting
 from bester.bridge.questions import Questions
 from bester.bridge.registry import Registry
 from bester.bridge.senders import STRANGERS, Key, Sender, Senders
@@ -75,7 +75,8 @@ MAKE_WAY = 2
 class Bridge:
     """The bridge of one broker, or of several: `brokers` are their places, such as endpoints, all different. `clock`
     returns monotonic seconds; `soon` makes a call at the end of this turn of the loop, `later` in the next turn (`soon`
-    where it is None).
+    where it is None). A message that comes while no other is under way is sent on in its `reading`, where there is one:
+    nothing is gained for it by the wait for others of the turn.
 
     `first_frame_bytes` returns the largest first frame allowed from a host whose certificate has these names (another
     server's message is its first frame). `in_doubt` returns whether a stranger may be a listed server: a larger frame
@@ -91,6 +92,7 @@ class Bridge:
         clock: Callable[[], float],
         soon: Callable[[Callable[[], None]], object],
         later: Callable[[Callable[[], None]], object] | None = None,
+        reading: Reading | None = None,
         first_frame_bytes: Callable[[str, tuple[str, ...]], int] | None = None,
         in_doubt: Callable[[str], bool] = lambda host: False,
         on_doubt: Callable[[str], None] = lambda host: None,
@@ -104,7 +106,7 @@ class Bridge:
         self.more_figures: Callable[[], dict[str, int]] = dict
         """Called for figures of the shell, which the broker is told with those of `inspect`."""
         self._clock = clock
-        self._soon, self._later = soon, later or soon
+        self._soon, self._later, self._reading = soon, later or soon, reading
         self._first_frame_bytes = first_frame_bytes or (lambda host, certificate: limits.first_frame)
         self._in_doubt, self._on_doubt = in_doubt, on_doubt
         self._ended = ended
@@ -385,6 +387,20 @@ class Bridge:
 
     def on_bytes(self, connection: ClientConnection, data: bytes) -> None:
         """Pass the bytes of a connection to its session, or let them wait for the turn of their sender."""
+        reading, others = self._reading, self._awake or bool(connection.session.window.table)
+        if reading is None or others:
+            self._read(connection, data)
+            return
+        reading.begin()
+        try:
+            self._read(connection, data)
+        finally:
+            if self._awake:  # what the bridge does once a turn has a budget of a turn
+                reading.leave()
+            else:
+                reading.end()
+
+    def _read(self, connection: ClientConnection, data: bytes) -> None:
         intake, session = self._intake, connection.session
         left = intake.left
         if left < self._half_turn:

@@ -1,4 +1,5 @@
-"""The connection of a client or of another server, as the bridge's core sees it. Types alone."""
+"""The connection of a client or of another server, and the turn of the loop, as the bridge's core sees them. Types
+alone."""
 
 from __future__ import annotations
 
@@ -10,6 +11,15 @@ from bester.bridge.session import Session
 
 Waiting = tuple[Delivery, int]
 """Value of a mark in an out-queue: a delivery, and the number of the target in it."""
+
+
+class Reading(Protocol):
+    """The turn of the loop in which bytes are read: `begin` and `end` around a read send what the read asks for at
+    once, `leave` in place of `end` leaves that to the end of the turn."""
+
+    def begin(self) -> None: ...
+    def end(self) -> None: ...
+    def leave(self) -> None: ...
 
 
 class ClientConnection(Protocol):

@@ -579,13 +579,11 @@ class Broker:
             self._driver.run()
             self._retry_later()
         outgoing, self._outgoing = self._outgoing, {}
-        for slices in self._slices.values():
-            for link in slices.halfway:
-                if link in outgoing:
-                    self._outgoing[link] = outgoing.pop(link)
+        if self._slices:
+            self._hold_back(outgoing)
         for link, messages in outgoing.items():
-            if link.door == "direct":
-                self._direct[link](messages)
+            if (receive := self._direct.get(link)) is not None:
+                receive(messages)
             elif link.door == "server":
                 self._send_to_server(link, messages)
             else:
@@ -594,6 +592,13 @@ class Broker:
             socket.look_after_sending()
         if self._driver.due:
             self._flush_soon()
+
+    def _hold_back(self, outgoing: dict[Link, list[Message]]) -> None:
+        """Leave the messages to links of which a batch is halfway through for a later turn."""
+        for slices in self._slices.values():
+            for link in slices.halfway:
+                if link in outgoing:
+                    self._outgoing[link] = outgoing.pop(link)
 
     def _on_aside(self) -> None:
         """Have the loop look at what the store's thread has done; called there."""

@@ -332,7 +332,7 @@ class StoreDriver:
         self._away = self._away and not result.ok
         held_back, self._held_back = self._held_back, not result.ok
         self._router.figures.store.failures += not result.ok
-        if group or result.late or result.dropped or held_back:  # answers may wait for what was held back
+        if group or result.late or result.dropped or (held_back and result.ok):  # answers may wait for it
             self._carry_out(self._router.on_committed(group, result, self._clock()))
 
     def _probe(self) -> None:

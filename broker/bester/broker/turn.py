@@ -1,7 +1,7 @@
 """Calls at the end of a turn of the loop: everything that came in the turn is sent together, in the same turn.
 
 A callback of the loop that has read all its input runs the calls itself, between `begin` and `end`. Other callbacks
-leave them to the loop, which runs them once the turn's other callbacks have run.
+leave them to the loop, which runs them once the turn's other callbacks have run, and so does one that ends by `leave`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,12 @@ class Turn:
             self._run()
         else:
             self._is_open = False
+
+    def leave(self) -> None:
+        """End this callback, and leave the calls to the loop."""
+        self._is_open = False
+        if self._calls:
+            self.wait()
 
     def _run(self) -> None:
         self._handle, self._is_open = None, True
