@@ -117,6 +117,18 @@ def test_each_operation_survives_encoding_and_decoding(spec: Operation, data: st
     assert type(read) is type(message)
 
 
+@given(st.lists(messages, min_size=1, max_size=8), st.lists(st.integers(1, 4)))
+def test_batch_that_is_read_part_by_part_has_the_same_messages(sent: list[Message], parts: list[int]) -> None:
+    frames = encode(sent)
+    rest: Any = codec.unpack(frames)
+    read: list[Any] = []
+    for size in parts:
+        assert len(read) + len(rest) == len(decode(frames))
+        read += rest[:size]
+        rest = rest[size:]
+    assert read + rest[:] == decode(frames)
+
+
 @given(messages, st.lists(junk, min_size=1, max_size=3))
 def test_extra_trailing_fields_are_ignored(message: Message, extra: list[Any]) -> None:
     first, *attached = encode([message])

@@ -69,6 +69,24 @@ def test_relayed_counts_queued_results_and_has_the_carried_mark() -> None:
     assert mixed.answer(3) == Relayed(3, "failed:mailbox-full", {"queued": 1, "carried": True})
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), OUTCOMES), max_size=4),
+    st.lists(st.sampled_from(["a", "b", "d", "x" * (MAX_NAMED // 2)]), max_size=6),
+    st.sampled_from(["failed:unknown-user", "failed:not-connected"]),
+)
+def test_failures_of_many_are_those_of_each(before: list[tuple[str, str]], names: list[str], outcome: str) -> None:
+    one, many = case(), case()
+    for name, earlier in before:
+        one.record(name, earlier)
+        many.record(name, earlier)
+    for name in names:
+        one.record(name, outcome)
+    if names:
+        many.record_failures(names, outcome)
+    assert many.answer(7) == one.answer(7)
+    assert (many.worst, many.reason, many.names_size) == (one.worst, one.reason, one.names_size)
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), OUTCOMES), max_size=8))
 def test_each_name_has_its_worst_and_the_report_is_bad_when_anything_failed(outcomes: list[tuple[str, str]]) -> None:
     one = case()

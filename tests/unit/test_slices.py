@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from random import Random
+from typing import Any
 
 import pytest
 
 from bester.broker.core.effects import Link
-from bester.broker.slices import SLICE, SLICE_S, Slices
+from bester.broker.slices import ENDED_AT_ONCE, SLICE, SLICE_S, Slices
 
 ONE, OTHER = Link("curve", b"0:one", "key"), Link("curve", b"0:other", "another key")
 MANY = [Link("curve", b"0:%d" % number, "many") for number in range(50)]
@@ -82,6 +84,52 @@ def test_costly_rows_make_smaller_slices() -> None:
     door.read(ONE, *range(200))
     door.run()
     assert sorted(door.turns)[-5] <= 2 * 0.005, "but for the first ones a turn has a row or two"
+
+
+@pytest.mark.parametrize("count", [1, 3, SLICE + 1])
+def test_costly_step_is_followed_by_turns_without_one(count: int) -> None:
+    """Others wait for one such step, and not for one in each of the turns that their messages take."""
+    cost_s = 5.5 * SLICE_S
+    door = Door(cost_s)
+    for number in range(count):
+        door.read(ONE, number)
+    door.run()
+    assert door.of(ONE) == list(range(count))
+    costly = [at for at, took_s in enumerate(door.turns) if took_s >= cost_s / 2]
+    assert all(later - at > 4 for at, later in pairwise(costly))
+
+
+def test_only_what_is_handled_is_read() -> None:
+    parts: list[int] = []
+
+    class Rows(list[int]):
+        """Rows that note how many of them are read at once."""
+
+        def __getitem__(self, part: Any) -> Any:
+            if part.stop is not None:
+                parts.append(len(list(self)[part]))
+            return Rows(list(self)[part])
+
+    door = Door(0.0001)
+    slices = Slices(
+        lambda frames: Rows(int(frame) for frame in frames), door._take, end=door.ended.append,
+        cut=lambda link, why: None, clock=lambda: door.now, soon=door._soon.append,
+    )  # fmt: skip
+    slices.take_in(ONE, rows(*range(500)))
+    door.run()
+    assert door.of(ONE) == list(range(500))
+    assert sum(parts) == 500
+    assert max(parts) <= SLICE
+
+
+def test_crowd_of_links_ends_over_several_turns() -> None:
+    door = Door(0.0)
+    links = [Link("curve", b"0:%d" % number, f"key {number}") for number in range(ENDED_AT_ONCE + 5)]
+    for link in links:
+        door.slices.on_ended(link)
+    assert door.ended == links[:ENDED_AT_ONCE]
+    door.run()
+    assert door.ended == links
 
 
 @pytest.mark.parametrize("count", [1, SLICE])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -16,7 +17,16 @@ from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store.sqlite import SqliteStore
-from bester.broker.store_driver import LOOK_S, PATIENCE_S, SLOW_COMMITS, SLOW_S, WAITING_BYTES, StoreDriver
+from bester.broker.store_driver import (
+    LOOK_S,
+    PATIENCE_S,
+    SLOW_COMMITS,
+    SLOW_S,
+    STEP_S,
+    STUCK_S,
+    WAITING_BYTES,
+    StoreDriver,
+)
 from bester.broker.store_groups import Groups
 from bester.broker.store_requests import (
     Bury,
@@ -92,6 +102,7 @@ class Stand:
         self.threads = threads
         self.now = 100.0
         self.notices: list[Notice] = []
+        self.pause: Callable[[float], None] = self._let_time_pass
         self.driver = StoreDriver(
             self.router, self.store, self._carry_out, clock=lambda: self.now, groups=groups, aside=self._aside,
             pause=self._pause, stopwatch=lambda: self.store.total_s,
@@ -107,6 +118,9 @@ class Stand:
         self.works.append(work)
 
     def _pause(self, seconds: float) -> None:
+        self.pause(seconds)
+
+    def _let_time_pass(self, seconds: float) -> None:
         self.now += seconds
 
     def add(self, *requests: Write | Read) -> None:
@@ -334,6 +348,53 @@ def test_commit_that_does_not_end_refuses_what_comes_behind(stand: Stand) -> Non
     stand.retry()
     assert stand.log == [([End(1, "delivered"), letter("a", b"2")], "ok")]
     assert stand.driver.is_idle
+
+
+@pytest.mark.parametrize("steps", [1, 30, 1000])
+def test_loop_waits_for_a_disk_where_much_comes_behind_and_refuses_nothing(stand: Stand, steps: int) -> None:
+    stand.slow()
+    _ = stand.log
+    stand.add(keep(1))
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        """Let the disk answer after so many pauses."""
+        pauses.append(seconds)
+        if len(pauses) == steps:
+            stand.works.pop()()
+
+    stand.pause = pause
+    large = [keep(2, b"x" * (WAITING_BYTES // 2 - 1)), keep(3, b"x"), keep(4, b"y")]
+    for each in large:
+        stand.add(each)
+    assert sum(pauses) == pytest.approx(min(steps * STEP_S, STUCK_S))
+    stand.pause = lambda seconds: None
+    if steps > len(pauses):  # the disk is stuck: the loop goes on
+        stand.works.pop()()
+    stand.retry()
+    for _ in range(3):
+        if stand.works:
+            stand.works.pop()()
+        stand.retry()
+    assert [write for group, code in stand.log for write in group if code == "ok"] == [keep(1), *large]
+
+
+def test_statements_of_a_group_are_carried_out_before_the_wait_that_a_thread_makes(tmp_path: Path) -> None:
+    with closing(SqliteStore(tmp_path / "store.db")) as store, closing(SqliteStore(tmp_path / "store.db")) as reader:
+        store.open()
+        end = store.begin([keep(1)])
+        assert store._db.execute("SELECT number FROM entry").fetchall() == [(1,)]
+        results: list[Committed] = []
+        with closing(sqlite3.connect(tmp_path / "store.db")) as other:
+            assert other.execute("SELECT number FROM entry").fetchall() == [], "not committed"
+            thread = threading.Thread(target=lambda: results.append(end()))
+            thread.start()
+            thread.join(30.0)
+            assert other.execute("SELECT number FROM entry").fetchall() == [(1,)]
+        (result,) = results
+        assert result.ok
+        assert result.sync_s is not None
+        assert reader.open().queues[BOX].messages == 1
 
 
 def test_lock_that_a_thread_finds_is_waited_for(stand: Stand) -> None:

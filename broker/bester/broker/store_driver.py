@@ -76,14 +76,15 @@ _PRESSING: frozenset[type[Any]] = frozenset(PRESSING)
 @dataclass
 class _Pending:
     """A group that is not committed yet, or `reads` that are not done yet, `since` some time; `waited_s` of it count,
-    up to the last look at it. `aside`: a thread is at work on it, and sets `result`, or an answer or error for each
-    read as `answers`."""
+    up to the last look at it. The loop may wait for it for `steps` more. `aside`: a thread is at work on it, and sets
+    `result`, or an answer or error for each read as `answers`."""
 
     group: Sequence[Write]
     since: float
     why: str = ""
     looked: float = 0.0
     waited_s: float = 0.0
+    steps: int = round(STUCK_S / STEP_S)
     told: bool = False
     aside: bool = False
     result: Committed | None = None
@@ -358,10 +359,9 @@ class StoreDriver:
             self._slow -= 1
 
     def _wait_for_disk(self, pending: _Pending) -> None:
-        """Wait for the thread where much comes behind its group, up to the time of a disk that is stuck."""
-        for _ in range(round(STUCK_S / STEP_S)):
-            if pending.is_done:
-                return
+        """Wait for the thread where much comes behind its group, for STUCK_S in all."""
+        while pending.steps and not pending.is_done:
+            pending.steps -= 1
             self._pause(STEP_S)
 
     def _is_over(self, pending: _Pending, now: float) -> bool:

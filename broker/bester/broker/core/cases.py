@@ -126,6 +126,25 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
         if self.reason is None:
             self.reason, self.note = reason_of(outcome), note
 
+    def record_failures(self, names: Sequence[str], outcome: str) -> None:
+        """Record one failure of many targets, as `record` does for each."""
+        if self.recipients is None:
+            self.recipients = {}
+        recipients, size, rank = self.recipients, self.names_size, severity(outcome)
+        for name in names:
+            before = recipients.get(name)
+            if before is None:
+                size += len(name) + NAME_COST
+                if size <= MAX_NAMED:
+                    recipients[name] = outcome
+            elif rank > severity(before):
+                recipients[name] = outcome
+        self.names_size = size
+        if rank > severity(self.worst):
+            self.worst = outcome
+        if self.reason is None:
+            self.reason = reason_of(outcome)
+
     @property
     def carried(self) -> bool:
         """Return whether any result was begun, so that a second processing of the message would repeat the result."""

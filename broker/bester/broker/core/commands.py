@@ -194,6 +194,11 @@ class Commands:
         are_open = self._settings.open_accounts
         known = () if are_open else self._accounts_of({targets[t] for t in absent})
         unknown = "not-connected" if are_open else "unknown-user"
+        if not known:  # a reply may name thousands
+            failure, root = failed(unknown), job.root
+            self._trace.extend((now, root, f"{id_}.{t}", failure, targets[t], now) for t in absent)
+            job.case.record_failures([targets[t] for t in absent], failure)
+            return
         for t in absent:
             name, code = targets[t], unknown
             if name in known:

@@ -38,7 +38,7 @@ class Trace:
         self._steps: deque[StepTaken] = deque(maxlen=size)
         self._clock = clock
         self._server = server
-        self.add = self._steps.append
+        self.add, self.extend = self._steps.append, self._steps.extend
         self.one_of = 1
         self._taking = True
         self._due = 0  # messages to be left out until the sample is as small as it should be

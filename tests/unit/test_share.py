@@ -1,0 +1,30 @@
+"""A part that took several shares of a turn makes up for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from bester.broker.share import Share
+
+TURN_S = 0.25
+MOST_S = 2.0
+
+
+@pytest.mark.parametrize(
+    ("took_s", "turns"), [(0.0, 0), (TURN_S, 0), (2 * TURN_S, 0), (3 * TURN_S, 2), (5 * TURN_S, 4), (100.0, 8)]
+)
+def test_costly_turn_is_followed_by_turns_without_one(took_s: float, turns: int) -> None:
+    share = Share(TURN_S, MOST_S)
+    assert share.begin()
+    share.end(took_s)
+    assert [share.begin() for _ in range(turns)] == [False] * turns
+    assert share.begin()
+
+
+def test_made_up_turn_leaves_no_debt() -> None:
+    share = Share(TURN_S, MOST_S)
+    share.end(3 * TURN_S)
+    while not share.begin():
+        pass
+    share.end(0.0)
+    assert share.begin()
