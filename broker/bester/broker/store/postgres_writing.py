@@ -72,18 +72,16 @@ UPDATE entry e SET repeated = TRUE FROM (
     AND o.outcome IS NULL AND NOT o.repeated FOR UPDATE OF o SKIP LOCKED
 ) AS found WHERE e.ns = found.ns AND e.number = found.number
 """
-# A late outcome is taken back where another broker has told it, or will. Two brokers that end their copies of one
-# message at the same time both tell it: nobody waits for a process that may stand still.
+# A late outcome is taken back where another broker has told it, or will: its copy is locked, so that it cannot end in
+# between. One that is locked already may just end, and then both tell: nobody waits for a process that may stand still.
 _TOLD_ELSEWHERE = """
-DELETE FROM entry e USING unnest(%b::bigint[], %b::bytea[], %b::boolean[]) AS late (number, key, failed)
-WHERE e.ns = %b AND e.number = late.number AND pg_try_advisory_xact_lock(%b, hashtext(encode(late.key, 'hex')))
-AND EXISTS (
-    SELECT 1 FROM entry o WHERE o.ns IN (SELECT ns FROM broker) AND o.ns <> e.ns AND o.key = late.key
-    AND (o.outcome IN ('delivered', 'sent') OR (late.failed AND o.outcome IS NULL))
-) RETURNING e.number
+WITH told AS (
+    SELECT late.number FROM unnest(%b::bigint[], %b::bytea[], %b::boolean[]) AS late (number, key, failed), broker b,
+        LATERAL (SELECT o.outcome FROM entry o WHERE o.ns = b.ns AND o.key = late.key FOR UPDATE SKIP LOCKED) AS copy
+    WHERE b.ns <> %b AND (copy.outcome IN ('delivered', 'sent') OR (late.failed AND copy.outcome IS NULL))
+)
+DELETE FROM entry e WHERE e.ns = %b AND e.number = ANY(ARRAY(SELECT told.number FROM told)) RETURNING e.number
 """
-TOLD_LOCK = 0x62737475
-"""Class of the locks that a broker holds while it writes a late outcome, one for each message ("bstu")."""
 _BODIES = "INSERT INTO body (ns, serial, body) SELECT %b, t.* FROM unnest(%b::bigint[], %b::bytea[]) AS t"
 _DROP_UNUSED = """
 DELETE FROM body b WHERE b.ns = %b AND b.serial = ANY(%b::bigint[])
@@ -267,7 +265,7 @@ class Group:
             numbers, abouts = [number for number, _ in late], [about for _, about in late]
             keys = [key_of_entry(about.id, about.queue) for about in abouts]
             failed = [about.failed for about in abouts]
-            self._say(_TOLD_ELSEWHERE, numbers, keys, failed, self._ns, TOLD_LOCK, take=self._take_told)
+            self._say(_TOLD_ELSEWHERE, numbers, keys, failed, self._ns, self._ns, take=self._take_told)
         if serials:  # all entries of a body may have been duplicates
             self._say(_DROP_UNUSED, self._ns, list(serials.values()))
 
