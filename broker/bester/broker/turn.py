@@ -60,11 +60,12 @@ class Turn:
 
     def _run(self) -> None:
         self._handle, self._is_open = None, True
-        calls, have_run = self._calls, []
+        calls = self._calls
+        have_run: list[Call] = []
         try:
-            while calls and calls[0] not in have_run:
-                call = calls.popleft()
+            while calls and (call := calls[0]) not in have_run:
                 have_run.append(call)
+                del calls[0]
                 call()
         finally:  # a call that fails keeps no other back
             self._is_open = False
