@@ -72,7 +72,7 @@ MAKE_WAY = 2
 class Bridge:
     """The bridge of one broker, or of several: `brokers` are their places, such as endpoints, all different. `clock`
     returns monotonic seconds; `soon` makes a call at the end of this turn of the loop, `later` in the next turn (`soon`
-    where it is None).
+    where it is None). `spent_s` returns the time that this turn has taken so far.
 
     `first_frame_bytes` returns the largest first frame allowed from a host whose certificate has these names (another
     server's message is its first frame). `in_doubt` returns whether a stranger may be a listed server: a larger frame
@@ -88,6 +88,7 @@ class Bridge:
         clock: Callable[[], float],
         soon: Callable[[Callable[[], None]], object],
         later: Callable[[Callable[[], None]], object] | None = None,
+        spent_s: Callable[[], float] = lambda: 0.0,
         first_frame_bytes: Callable[[str, tuple[str, ...]], int] | None = None,
         in_doubt: Callable[[str], bool] = lambda host: False,
         on_doubt: Callable[[str], None] = lambda host: None,
@@ -122,7 +123,7 @@ class Bridge:
         self._senders = Senders()
         self._homes = Homes(self.brokers, self._senders, self._connections)
         self._forwards: dict[int, tuple[Broker, int]] = {}  # of several brokers: by the bridge's own token
-        self._intake = Intake(limits, clock, self._handle_waiting, self._wake)
+        self._intake = Intake(limits, clock, self._handle_waiting, self._wake, spent_s)
         self._outbound = Outbound(limits, clock, self._wake, reached)
         self._deliveries = Deliveries(
             limits,

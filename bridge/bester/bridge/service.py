@@ -315,6 +315,7 @@ async def serving(
         clock=time.monotonic,  # a uvloop loop's own stands still within a turn, which budgets of a turn measure
         soon=turn.soon,
         later=loop.call_soon,
+        spent_s=turn.spent_s,
         first_frame_bytes=first_frames.limit_bytes,
         in_doubt=first_frames.is_in_doubt,
         on_doubt=first_frames.put_off,
