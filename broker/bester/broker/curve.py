@@ -17,7 +17,7 @@ from collections.abc import Callable, Container, Sequence
 import zmq
 from zmq.utils import z85
 
-from bester.broker.fabric_socket import MADE_UP_S, RECEIVED_AT_ONCE, FabricSocket, Frames
+from bester.broker.fabric_socket import RECEIVED_AT_ONCE, FabricSocket, Frames
 from bester.broker.keys import KeyPair
 from bester.broker.share import Share
 from bester.broker.turn import Turn
@@ -33,6 +33,8 @@ MAX_ADDRESSES = 20_000
 """Connections whose address is remembered for the log; above the bound new ones are logged without."""
 UNSEEN = "unseen"
 """Stands for the address of a party that had left before it was looked at; it is seen at one of its next attempts."""
+MADE_UP_S = 0.008
+"""Most of a turn's time of reading that is made up for: a machine that stood still is no costly message."""
 READ_S = 0.001
 """Seconds of reading in a turn: parties on other machines choose what a message costs to read, and what is read waits
 (`slices`) until its turn comes."""
@@ -192,7 +194,14 @@ class CurveSocket(FabricSocket):
             self._on_refused(address, party, why)
 
     def _drain(self) -> None:
+        """Read, unless an earlier turn of reading is to be made up for."""
+        if self._loop is not None and not self._share.begin():
+            if self._again is not None:
+                self._again.cancel()
+            self._again = self._loop.call_soon(self._drain)
+            return
         super()._drain()
+        self._share.end(self._drained_s)
         if self._ended and self._loop is not None and not self.has_unread():
             ended, self._ended = self._ended, {}
             for identity, connection in ended.items():

@@ -19,7 +19,6 @@ import zmq
 from zmq.backend import zmq_poll
 
 from bester.broker.monitor import Monitor, OnEvent
-from bester.broker.share import Share
 from bester.broker.turn import Turn
 from bester.broker.wire.messages import MAX_FRAME_BYTES, MAX_FRAMES
 
@@ -31,8 +30,6 @@ SKIPPED_AT_ONCE = 1_000
 """Frames of a message of too many that are dropped before anything else gets its turn, about a millisecond."""
 DRAIN_S = 0.005
 """Seconds of reading before other sockets get their turn, as some messages are costly to carry out."""
-MADE_UP_S = 0.008
-"""Most of a turn's time of reading that is made up for: a machine that stood still is no costly message."""
 RECEIVED_AT_ONCE = 256
 """Frames of one message that are received before the clock is looked at, some tenths of a millisecond."""
 MAX_MET = 20_000
@@ -77,7 +74,7 @@ class FabricSocket:
         self.messages_read = 0
         """Number of ZeroMQ messages read, by a socket of many peers."""
         self._drain_s = DRAIN_S
-        self._share = Share(DRAIN_S, MADE_UP_S)
+        self._drained_s = 0.0  # for which the last turn of reading went on
         self._again: asyncio.Handle | None = None
         self._monitor: Monitor | None = None
 
@@ -223,10 +220,6 @@ class FabricSocket:
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        if not self._share.begin():
-            if self._loop is not None:
-                self._again = self._loop.call_soon(self._drain)
-            return
         receive = self._receive
         began = now = time.monotonic()
         enough = began + self._drain_s
@@ -252,7 +245,7 @@ class FabricSocket:
             empty = True
         finally:
             self.messages_read += read - parts
-            self._share.end(now - began)
+            self._drained_s = now - began
             try:
                 if not empty:  # also after an exception of a callback: the descriptor does not wake for the rest
                     self.look_again()
