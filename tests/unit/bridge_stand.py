@@ -83,17 +83,14 @@ class ListConnection:
 
 
 class Scene:
-    """Bridge with a broker port that is a list, and a clock that stands still, or goes on by `tick_s` at each look.
-    `spent_s` is how long each turn has taken before new input is handled, `places` are those of its brokers; without a
-    `reading`, everything waits for the end of a turn."""
+    """Bridge with a broker port that is a list, and a clock that stands still. `places` are those of its brokers;
+    without a `reading`, everything waits for the end of a turn."""
 
     places: Sequence[str] = ("",)
     reading: Reading | None = None
 
     def __init__(self, **limits: Any) -> None:
         self.now = 0.0
-        self.tick_s = 0.0
-        self.spent_s = 0.0
         self.full = False
         self.sent: list[Message] = []
         self.notices: list[str] = []
@@ -101,15 +98,11 @@ class Scene:
         self._soon: list[Callable[[], None]] = []
         self.limits = replace(Limits(), **limits)
         self.bridge = Bridge(
-            self.limits, clock=self._clock, soon=self._soon.append, reading=self.reading, spent_s=lambda: self.spent_s,
-            notice=self.notices.append, ended=lambda session, why: self.ended.append((session.number, why)),
-            brokers=self.places,
+            self.limits, clock=lambda: self.now, soon=self._soon.append, reading=self.reading,
+            notice=self.notices.append, brokers=self.places,
+            ended=lambda session, why: self.ended.append((session.number, why)),
         )  # fmt: skip
         self.begin()
-
-    def _clock(self) -> float:
-        self.now += self.tick_s
-        return self.now
 
     def begin(self) -> None:
         """Link the bridge to its broker."""

@@ -187,19 +187,6 @@ class TestTurns:
             assert calls <= 3
         scene.turn()
 
-    @pytest.mark.parametrize(("spent_s", "share"), [(0.0, 1.0), (0.5, 0.5), (0.8, 0.2), (100.0, 0.2)])
-    def test_input_has_what_is_left_of_the_turn_and_a_fifth_at_least(self, spent_s: float, share: float) -> None:
-        scene = Scene(turn_s=1.0, turn_units=1000, turn_quantum=1)
-        users = [scene.log_in(f"user{number}") for number in range(4)]
-        for user in users:
-            scene.bridge.on_bytes(user, PING * 2000)  # more than a turn's budget: the rest waits
-        scene.spent_s, scene.tick_s = spent_s, 0.001
-        before = sum(user.count("p") for user in users)
-        began = scene.now
-        scene.one_turn()
-        assert sum(user.count("p") for user in users) > before
-        assert scene.now - began == pytest.approx(share, abs=0.1)
-
     def test_large_frames_cost_more(self) -> None:
         scene = Scene(turn_units=64, turn_quantum=32)
         alice = scene.log_in("alice")

@@ -148,31 +148,3 @@ def test_turn_without_calls_ends_and_later_calls_run() -> None:
         turn.soon(lambda: ran.append("later"))
 
     assert run(scene) == ([], ["later"])
-
-
-def test_turn_tells_how_long_it_has_taken() -> None:
-    """Count from the first callback that reads or asks to the end of the calls, and from none afterwards."""
-    now = 0.0
-    spent: list[float] = []
-
-    async def main() -> None:
-        nonlocal now
-        turn = Turn(lambda: now)
-        for began in (10.0, 20.0):
-            now = began
-            turn.begin()
-            now += 1.0
-            turn.soon(lambda: spent.append(turn.spent_s()))
-            now += 2.0
-            turn.end()
-            spent.append(turn.spent_s())
-        turn.begin()  # reads what nobody answers
-        turn.end()
-        now += 100.0
-        turn.soon(lambda: spent.append(turn.spent_s()))
-        now += 0.5
-        await asyncio.sleep(0)
-        spent.append(turn.spent_s())
-
-    asyncio.run(main())
-    assert spent == [3.0, 0.0, 3.0, 0.0, 0.5, 0.0]

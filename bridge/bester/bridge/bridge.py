@@ -75,9 +75,8 @@ MAKE_WAY = 2
 class Bridge:
     """The bridge of one broker, or of several: `brokers` are their places, such as endpoints, all different. `clock`
     returns monotonic seconds; `soon` makes a call at the end of this turn of the loop, `later` in the next turn (`soon`
-    where it is None), and `spent_s` returns the time that this turn has taken so far. A message that comes while no
-    other is under way is sent on in its `reading`, where there is one: nothing is gained for it by the wait for others
-    of the turn.
+    where it is None). A message that comes while no other is under way is sent on in its `reading`, where there is one:
+    nothing is gained for it by the wait for others of the turn.
 
     `first_frame_bytes` returns the largest first frame allowed from a host whose certificate has these names (another
     server's message is its first frame). `in_doubt` returns whether a stranger may be a listed server: a larger frame
@@ -94,7 +93,6 @@ class Bridge:
         soon: Callable[[Callable[[], None]], object],
         later: Callable[[Callable[[], None]], object] | None = None,
         reading: Reading | None = None,
-        spent_s: Callable[[], float] = lambda: 0.0,
         first_frame_bytes: Callable[[str, tuple[str, ...]], int] | None = None,
         in_doubt: Callable[[str], bool] = lambda host: False,
         on_doubt: Callable[[str], None] = lambda host: None,
@@ -130,7 +128,7 @@ class Bridge:
         self._senders = Senders()
         self._homes = Homes(self.brokers, self._senders, self._connections)
         self._forwards: dict[int, tuple[Broker, int]] = {}  # of several brokers: by the bridge's own token
-        self._intake = Intake(limits, clock, self._handle_waiting, self._wake, spent_s)
+        self._intake = Intake(limits, clock, self._handle_waiting, self._wake)
         self._outbound = Outbound(limits, clock, self._wake, reached)
         self._deliveries = Deliveries(
             limits,

@@ -26,29 +26,25 @@ from bester.bridge.senders import Sender
 NEWCOMERS = 128
 """Divisor: a turn of those who always wait comes after so many quanta of newcomers at the latest. More than the senders
 that wait at once in most servers, so that their units keep ahead of those of a sender that says little."""
-LEAST_SHARE = 5
-"""Part of a turn that new input has at least (a fifth), however long all else takes: it is what makes more work."""
 
 
 class Intake:
     """Connections with frames that wait for their turn.
 
     `handle(connection, ration)` handles waiting frames of a connection, at most `ration` units of them, and returns the
-    units used. `wake` makes one call of `serve` at the end of this turn of the loop; `spent_s` returns how long that
-    turn has taken by then. `left` is what its budget still allows to handle at once.
+    units used. `wake` makes one call of `serve` at the end of this turn of the loop. `left` is what this turn's budget
+    still allows to handle at once.
     """
 
     def __init__(
         self, limits: Limits, clock: Callable[[], float],
         handle: Callable[[ClientConnection, int], int], wake: Callable[[], None],
-        spent_s: Callable[[], float] = lambda: 0.0,
     ) -> None:  # fmt: skip
         self.left = limits.turn_units
         self._limits = limits
         self._clock = clock
         self._handle = handle
         self._wake = wake
-        self._spent_s = spent_s
         # A sender that waits takes turns, or has blocked connections alone and no room for them.
         self._ring: dict[Sender, int] = {}  # senders that take turns, with the number of their entry in `_order`
         # A heap by units, with the number and whether the sender has come; entries with an old number are void.
@@ -111,8 +107,7 @@ class Intake:
         ring = self._ring
         if not ring:
             return
-        turn_s = self._limits.turn_s
-        enough = self._clock() + max(turn_s - self._spent_s(), turn_s / LEAST_SHARE)
+        enough = self._clock() + self._limits.turn_s
         while ring and self.left > 0:
             self._serve_next()
             if self._clock() >= enough:

@@ -95,9 +95,8 @@ class Limits:
     turn_quantum: int = 32
     """The same of one sender, before the next sender's turn where several wait."""
     turn_s: float = 0.0025
-    """Time of one turn of the loop after which no more of the frames that have waited are handled, should they be
-    costly: 20 µs for each of the turn's units, as most cost. They have what writes, deliveries and the broker leave of
-    it, a fifth at least."""
+    """Time for frames that have waited in one turn of the loop, should they be costly: 20 µs for each of the turn's
+    units, as most cost."""
     gone_messages: int = 65_536
     """Messages of clients that have gone, kept until their report in case the broker dies; messages above the bound are
     not submitted again. A server's whole load for a second, and no client waits for these."""

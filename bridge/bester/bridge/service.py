@@ -316,7 +316,6 @@ async def serving(
         soon=turn.soon,
         later=loop.call_soon,
         reading=turn,
-        spent_s=turn.spent_s,
         first_frame_bytes=first_frames.limit_bytes,
         in_doubt=first_frames.is_in_doubt,
         on_doubt=first_frames.put_off,

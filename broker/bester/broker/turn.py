@@ -7,7 +7,6 @@ leave them to the loop, which runs them once the turn's other callbacks have run
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -20,17 +19,13 @@ class Turn:
     A call that asks for itself again runs in the next turn, so that no budget of a turn is spent twice in one.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._began: float | None = None
+    def __init__(self) -> None:
         self._calls: deque[Call] = deque()
         self._is_open = False  # `end` comes, or runs
         self._handle: asyncio.Handle | None = None
 
     def soon(self, call: Call) -> None:
         """Run a call at the end of this turn; the caller asks once until the call has run."""
-        if self._began is None:
-            self._began = self._clock()
         self._calls.append(call)
         if not self._is_open:
             self.wait()
@@ -47,13 +42,7 @@ class Turn:
 
     def begin(self) -> None:
         """Begin a callback of the loop that reads input, and that calls `end` after it."""
-        if self._began is None:
-            self._began = self._clock()
         self._is_open = True
-
-    def spent_s(self) -> float:
-        """Return the seconds that the callbacks and calls of this turn have taken so far."""
-        return 0.0 if self._began is None else self._clock() - self._began
 
     def end(self) -> None:
         """End this callback: run the calls, and those that they ask for, unless the loop will; other callbacks of this
@@ -62,16 +51,12 @@ class Turn:
             self._run()
         else:
             self._is_open = False
-            if not self._calls:
-                self._began = None
 
     def leave(self) -> None:
         """End this callback, and leave the calls to the loop."""
         self._is_open = False
         if self._calls:
             self.wait()
-        else:
-            self._began = None
 
     def _run(self) -> None:
         self._handle, self._is_open = None, True
@@ -84,6 +69,5 @@ class Turn:
                 call()
         finally:  # a call that fails keeps no other back
             self._is_open = False
-            self._began = None
             if calls:
                 self.wait()
