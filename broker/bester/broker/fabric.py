@@ -35,6 +35,10 @@ MAX_QUEUED = 65536
 STUCK_RETRY_S = 0.01
 CLOSING_LINGER_MS = 500
 """Time to send the last messages of a link that closes."""
+FIRST_RECONNECT_MS = 10
+LAST_RECONNECT_MS = 200
+"""Bounds of ZeroMQ's doubling back-off. The first attempt tells that a broker is dead, where nothing listens any more:
+its users wait for it, and are served by another broker afterwards."""
 _NOT_YET = (State.DOWN, State.GREETING)
 _HEARTBEAT: Frames = next(iter(batches([Heartbeat()])))
 
@@ -235,6 +239,7 @@ class FabricLink:
         if isinstance(socket, SharedSocket):
             socket.send_after_reading(self._send_answers)
         socket.socket.ipv6 = "[" in endpoint  # required for IPv6 addresses
+        socket.socket.reconnect_ivl, socket.socket.reconnect_ivl_max = FIRST_RECONNECT_MS, LAST_RECONNECT_MS
         if self._keys is not None:
             self._keys.set_on(socket.socket)
         own, other = (self._keys.pair.public, self._keys.server) if self._keys is not None else (None, None)
