@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from bester.bridge.frames import frame
+from bester.bridge.intake import BRIEF_S
 from bester.bridge.limits import Limits
 from bester.bridge.window import OVERHEAD_BYTES
 from bester.broker.wire.messages import Answer, Ask, Deliver, Heartbeat, Report, Submit
@@ -186,6 +187,29 @@ class TestTurns:
             calls += 1
             assert calls <= 3
         scene.turn()
+
+    @pytest.mark.parametrize(("frames", "handled"), [(1, 16), (32, 32)])
+    def test_turns_are_brief_for_a_while_after_a_sender_with_little_to_say(self, frames: int, handled: int) -> None:
+        scene = Scene(turn_units=32, turn_quantum=16)
+        greedy, bob = scene.log_in("greedy"), scene.log_in("bob")
+
+        def of_a_turn() -> int:
+            before = greedy.count("p")
+            scene.one_turn()
+            return greedy.count("p") - before
+
+        scene.bridge.on_bytes(greedy, PING * 400)
+        while not of_a_turn():
+            pass
+        assert of_a_turn() == 32
+        scene.bridge.on_bytes(bob, PING * frames)
+        while bob.count("p") < frames:
+            of_a_turn()
+        of_a_turn()
+        assert of_a_turn() == handled
+        scene.now += BRIEF_S
+        of_a_turn()
+        assert of_a_turn() == 32
 
     def test_large_frames_cost_more(self) -> None:
         scene = Scene(turn_units=64, turn_quantum=32)

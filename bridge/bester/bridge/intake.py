@@ -10,6 +10,9 @@ wait: a sender that says less than its share waits for no round of the others, a
 shares, also where they must wait for room in between. (This is start-time fair queueing: the units of those who always
 wait are those that the sender had whose turn it is. They grow by a small part of the units of senders that have
 come, too, so that an endless row of newcomers is not always first.)
+
+A message passes several turns on its way, so long turns are the wait of whoever says little, and save work where
+nobody does. Turns are brief for a while after a sender came that had little to say.
 """
 
 from __future__ import annotations
@@ -26,6 +29,12 @@ from bester.bridge.senders import Sender
 NEWCOMERS = 128
 """Divisor: a turn of those who always wait comes after so many quanta of newcomers at the latest. More than the senders
 that wait at once in most servers, so that their units keep ahead of those of a sender that says little."""
+LITTLE = 8
+"""Divisor of a quantum: units of a newcomer that has little to say."""
+BRIEF = 2
+"""Divisor of a turn's budget in brief turns: a fourteenth less is served, in half the time."""
+BRIEF_S = 0.05
+"""Time of brief turns: a person who writes is not alone in a busy server, and a program asks again within this time."""
 
 
 class Intake:
@@ -51,6 +60,7 @@ class Intake:
         self._order: list[tuple[float, int, bool, Sender]] = []
         self._numbers = count(1)
         self._units = 0.0  # those of a sender that always waits
+        self._brief_until = 0.0
         self._blocked: dict[Sender, None] = {}
         self._stuck: dict[ClientConnection, None] = {}  # connections whose next message has a stuck type
 
@@ -103,11 +113,16 @@ class Intake:
         """Begin a turn: handle frames that wait, within the budget, and leave the rest of it to frames that come."""
         if self._blocked:
             self._unblock()
-        self.left = self._limits.turn_units
+        self.left, turn_s = self._limits.turn_units, self._limits.turn_s
+        if self._brief_until:
+            if self._clock() < self._brief_until:
+                self.left, turn_s = max(self.left // BRIEF, 1), turn_s / BRIEF
+            else:
+                self._brief_until = 0.0
         ring = self._ring
         if not ring:
             return
-        enough = self._clock() + self._limits.turn_s
+        enough = self._clock() + turn_s
         while ring and self.left > 0:
             self._serve_next()
             if self._clock() >= enough:
@@ -150,6 +165,8 @@ class Intake:
         finally:  # a fault in one connection's frames must not keep the other senders from their turns
             if has_come:
                 self._units += used / NEWCOMERS
+                if used <= self._limits.turn_quantum // LITTLE and not connection.session.has_waiting:
+                    self._brief_until = self._clock() + BRIEF_S
             self._settle(sender, number, connection, used)
 
     def _settle(self, sender: Sender, number: int, connection: ClientConnection, used: int) -> None:
