@@ -20,13 +20,13 @@ KIB, MIB = 1024, 1024 * 1024
 BEGIN = """# Bounds
 
 Everything that a party can make Bester keep, or do in one turn, has a bound. The bounds are listed here with their
-reasons and with what happens at each. `python -m tests.bounds_page` writes this page from the code, and a test
-compares the two.
+reasons and with what happens at each. `.venv/bin/python -m tests.bounds_page` writes this page from the code, and a
+test compares the two.
 
 At a bound one of three things happens. **Waiting** comes first: a connection above its share is not read from, so
-that TCP tells its program to slow down. A **refusal** is a report with a temporary reason (`overloaded`, `mailbox-
-full`, `storage-full`), of what cannot be held. A **cut** ends a connection that takes nothing, or never finishes what
-it began.
+that TCP tells its program to slow down. A **refusal** is a report with a temporary reason (`overloaded`,
+`mailbox-full`, `storage-full`), of what cannot be held. A **cut** ends a connection that takes nothing, or never
+finishes what it began.
 
 Of what several senders share, a sender (a user with all connections, or a native server's host) gets no more than
 what is left by all: one alone half, two a third each, and so on. A sender that has little is served in any case.

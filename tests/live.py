@@ -102,6 +102,14 @@ class Process:
 BESTER = str(Path(sys.executable).with_name("bester"))
 
 
+def head(name: str = "s1", *, port: int = 0, native: str = "", auth: str = "") -> str:
+    """Return the first tables of a server's file, to which others may be added: its data in `data`, a free port of
+    127.0.0.1 where none is given, further lines of [native], and how [accounts] lets users in, if it is not left out.
+    """
+    accounts = f'[accounts]\nauth = "{auth}"\n' if auth else ""
+    return f'[server]\nname = "{name}"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:{port}"\n{native}{accounts}'
+
+
 class LiveServer:
     """A server from a bester.toml, in one process or several. `host`, `port` and `fabric` are its addresses."""
 
@@ -168,12 +176,8 @@ async def live_server(
 ) -> AsyncIterator[LiveServer]:
     """Run a server with open accounts on a free port of 127.0.0.1; end the server at exit and check its exit status."""
     async with short_directory() as directory:
-        head = (
-            f'[server]\nname = "{name}"\ndata_dir = "data"\n'
-            f'[native]\ntcp4 = "127.0.0.1:0"\n{native}\n'
-            '[accounts]\nauth = "open"\n'
-        )
-        server = await LiveServer.start(directory, head + toml, layout, handlers)
+        text = head(name, native=f"{native}\n", auth="open") + toml
+        server = await LiveServer.start(directory, text, layout, handlers)
         try:
             yield server
         finally:

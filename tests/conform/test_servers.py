@@ -13,7 +13,7 @@ from bester.conform.native_side import Server, conform
 from bester.conform.result import Result, Unseen
 from tests.conform.programs import CAUGHT_WITHIN_S, failures
 from tests.conform.small_server import BREAKS, small_server
-from tests.live import LiveServer, live_server, short_directory
+from tests.live import LiveServer, head, live_server, short_directory
 
 HANDLERS = ("bester.handlers.stock.echo:app", "bester.handlers.stock.chat:app")
 WITHIN_S = 20.0
@@ -50,8 +50,7 @@ async def test_broker_and_bridge_apart_pass() -> None:
 
 async def test_cases_with_accounts_pass_with_three_users() -> None:
     async with short_directory() as directory:
-        toml = '[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n'
-        live = await LiveServer.start(directory, toml, "up", HANDLERS)
+        live = await LiveServer.start(directory, head(), "up", HANDLERS)
         try:
             accounts = Accounts(Path(directory) / "data")
             for user in USERS:

@@ -19,7 +19,7 @@ from bester.broker.accounts import Accounts
 from tests.authorities import DAY, Authority
 from tests.e2e.operator_stand import HANDLERS, Operator, page_of, secret_in
 from tests.keyed import free_port, new_pair
-from tests.live import BESTER, LiveServer, Process, RawClient, RawHandler, raw_handler, short_directory
+from tests.live import BESTER, LiveServer, Process, RawClient, RawHandler, head, raw_handler, short_directory
 from tests.wall_clock import WallClock
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -45,13 +45,9 @@ def slow(message):
     time.sleep(0.02)
     return None
 """
-CONFIG = """
-[server]
-name = "s1"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-[native.tls]
+CONFIG = (
+    head()
+    + """[native.tls]
 listen = "127.0.0.1:0"
 cert = "{cert}"
 key = "{key}"
@@ -84,20 +80,16 @@ key = "{wrong}"
 fabric = "tcp://127.0.0.1:{nobody}"
 key = "{absent}"
 """
-OTHER = """
-[server]
-name = "s2"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-[accounts]
-auth = "open"
-[fabric]
+)
+OTHER = (
+    head("s2", auth="open")
+    + """[fabric]
 listen = ["ipc://DATA_DIR/fabric.sock", "tcp://127.0.0.1:{port}"]
 curve = true
 [servers.s1]
 fabric = "ipc://{here}/data/fabric.sock"
 """
+)
 WRONG, ABSENT = new_pair(), new_pair()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.live import LiveServer, short_directory
+from tests.live import LiveServer, head, short_directory
 
 TOKEN = "0123456789abcdef0123"
 HANDLERS = """
@@ -44,17 +44,7 @@ def breaks(message):
 """
 
 
-HEAD = """
-[server]
-name = "s1"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-[accounts]
-auth = "open"
-[operator]
-http = "127.0.0.1:0"
-"""
+HEAD = head(auth="open") + '[operator]\nhttp = "127.0.0.1:0"\n'
 
 
 class Operator:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bester.broker.accounts import Accounts
-from tests.live import LiveServer, RawClient, short_directory
+from tests.live import LiveServer, RawClient, head, short_directory
 
 USERS = {"s1": ("t", "u", "oven"), "s2": ("g", "h", "fridge")}
 
@@ -18,8 +18,9 @@ USERS = {"s1": ("t", "u", "oven"), "s2": ("g", "h", "fridge")}
 def _toml(name: str, peer: str, type_: str, app: str) -> str:
     handlers = f'[handlers.{type_}]\napp = "{app}"\n'
     return (
-        f'[server]\nname = "{name}"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n{handlers}'
-        f'[servers.{peer}]\nfabric = "ipc://../{peer}/data/fabric.sock"\naccept_types = ["{type_}"]\n'
+        head(name)
+        + handlers
+        + f'[servers.{peer}]\nfabric = "ipc://../{peer}/data/fabric.sock"\naccept_types = ["{type_}"]\n'
     )
 
 

@@ -10,19 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.live import BESTER, LAYOUTS, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, LAYOUTS, LiveServer, Process, RawClient, head, short_directory
 from tests.stores import accounts_of
 
 pytestmark = pytest.mark.stores("sqlite", "postgresql")
 
 DEADLINE_S = 60.0
-TOML = """
-[server]
-name = "s1"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-"""
+TOML = head()
 ECHO = "bester.handlers.stock.echo:app"
 
 

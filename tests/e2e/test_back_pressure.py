@@ -15,7 +15,7 @@ from bester.broker.accounts import OpenAccounts
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
-from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, head, short_directory
 
 BRIDGES = 3
 CONNECTIONS = 2
@@ -56,10 +56,7 @@ async def flooded() -> AsyncIterator[Flooded]:
         for number in range(BRIDGES):
             home = Path(directory, f"b{number}")
             home.mkdir()
-            (home / "bester.toml").write_text(
-                f'[server]\nname = "s1"\ndata_dir = "data"\n[fabric]\nconnect = ["{listen}"]\n'
-                '[native]\ntcp4 = "127.0.0.1:0"\n[accounts]\nauth = "open"\n'
-            )
+            (home / "bester.toml").write_text(head(auth="open") + f'[fabric]\nconnect = ["{listen}"]\n')
             bridge = await started(stack, home, "bridge")
             line = await bridge.says(" serves ")
             bridges.append(LiveServer(home, [bridge], line.partition(" serves ")[2].split(",")[0].strip()))

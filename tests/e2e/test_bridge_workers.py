@@ -16,19 +16,10 @@ from bester.bridge.workers import addresses_of, for_worker
 from bester.broker.config import Config, FabricConfig, NativeConfig, ServerConfig, TlsConfig
 from bester.broker.wire.address import HostPort
 from bester.broker.wire.codes import ConfigError
-from tests.live import BESTER, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, LiveServer, Process, RawClient, head, short_directory
 
 DEADLINE_S = 60.0
-TOML = """
-[server]
-name = "s1"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-unix = "data/native.sock"
-[accounts]
-auth = "open"
-"""
+TOML = head(native='unix = "data/native.sock"\n', auth="open")
 
 
 def children(pid: int) -> list[int]:

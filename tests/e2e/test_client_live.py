@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bester.client import Client, Outcome, Report
-from tests.live import BESTER, LiveServer, Process, short_directory
+from tests.live import BESTER, LiveServer, Process, head, short_directory
 from tests.stores import accounts_of
 
 pytestmark = pytest.mark.stores
@@ -23,14 +23,7 @@ COUNT = 1000
 """Pending messages: far more than are in flight on one connection."""
 DEADLINE_S = 40.0
 """Deadline of events that must happen; a server starts several times in a test, on a loaded machine."""
-FILE = """
-[server]
-name = "s1"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-unix = "n.sock"
-"""
+FILE = head(native='unix = "n.sock"\n')
 CHAT = ("bester.handlers.stock.chat:app",)
 
 

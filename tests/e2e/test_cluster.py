@@ -11,7 +11,7 @@ from typing import Any
 
 from bester.bridge.brokers import weight
 from bester.broker.accounts_postgres import PostgresAccounts
-from tests.live import BESTER, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, LiveServer, Process, RawClient, head, short_directory
 from tests.postgres_server import Cluster
 
 BROKERS = ("b1", "b2")
@@ -211,10 +211,8 @@ async def logged_in_soon(server: LiveServer, user: str) -> RawClient:
 async def test_endpoint_that_leads_to_the_same_broker_is_left_out(cluster: Cluster) -> None:
     async with short_directory() as directory:
         endpoints = [f"ipc://{directory}/{name}.sock" for name in ("first", "second")]
-        text = f'[server]\nname = "s1"\ndata_dir = "data"\n[fabric]\nlisten = {endpoints}\nconnect = {endpoints}\n'
-        (directory / "bester.toml").write_text(
-            text.replace("'", '"') + '[native]\ntcp4 = "127.0.0.1:0"\n[accounts]\nauth = "open"\n'
-        )
+        fabric = f"[fabric]\nlisten = {endpoints}\nconnect = {endpoints}\n".replace("'", '"')
+        (directory / "bester.toml").write_text(head(auth="open") + fabric)
         broker = await Process.start(BESTER, "broker", cwd=directory)
         bridge = await Process.start(BESTER, "bridge", cwd=directory)
         try:

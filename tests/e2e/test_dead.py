@@ -11,7 +11,7 @@ import pytest
 from bester.broker.core.dead_letters import MAX_REPLAYED
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import Bury, DeadLetter
-from tests.live import BESTER, LiveServer, Process, short_directory
+from tests.live import BESTER, LiveServer, Process, head, short_directory
 from tests.stores import accounts_of
 
 pytestmark = pytest.mark.stores
@@ -35,13 +35,9 @@ async def slow(message):
     import asyncio
     await asyncio.sleep(3600)
 """
-SERVER = """
-[server]
-name = "here"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-[handlers.fragile]
+SERVER = (
+    head("here")
+    + """[handlers.fragile]
 app = "handler:app"
 attempts = 2
 [handlers.slow]
@@ -50,6 +46,7 @@ timeout_s = 0.5
 [handlers.echo]
 app = "bester.handlers.stock.echo:app"
 """
+)
 
 
 class Scene:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, head, short_directory
 
 DISK_MIB = 16
 BALLAST_BYTES = 4 * 1024 * 1024
@@ -26,17 +26,7 @@ PAD = "x" * 10_000
 BURST = 25
 """Messages in flight at once."""
 
-TOML = """
-[server]
-name = "s1"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-[handlers.post]
-app = "post:app"
-[store]
-sender_share = 1
-"""
+TOML = head() + '[handlers.post]\napp = "post:app"\n[store]\nsender_share = 1\n'
 APP = """
 from bester.handlers import App
 app = App()

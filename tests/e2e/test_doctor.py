@@ -9,7 +9,7 @@ import pytest
 from bester.cli.doctor import examine
 from tests.e2e.test_curve_troubles import OWN, SERVER, WRONG, fabric
 from tests.keyed import key_file
-from tests.live import short_directory
+from tests.live import head, short_directory
 
 DEADLINE_S = 60.0
 
@@ -19,7 +19,7 @@ async def test_keys_of_other_servers_are_tried_without_a_server(monkeypatch: pyt
     async with short_directory() as directory, fabric(curve=True) as s2, fabric(curve=True, known=False) as s3:
         key_file(directory / "own.key", OWN)
         (directory / "bester.toml").write_text(
-            f'[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n[fabric]\nkey = "own.key"\n'
+            head() + '[fabric]\nkey = "own.key"\n'
             f'[servers.s2]\nfabric = "{s2}"\nkey = "{WRONG.public}"\n'
             f'[servers.s3]\nfabric = "{s3}"\nkey = "{SERVER.public}"\n'
         )

@@ -16,17 +16,11 @@ from typing import Any
 import pytest
 
 from tests.keyed import KeyedParty, free_port, new_pair, server_key
-from tests.live import BESTER, LAYOUTS, LiveServer, Process, RawClient, raw_handler, short_directory
+from tests.live import BESTER, LAYOUTS, LiveServer, Process, RawClient, head, raw_handler, short_directory
 
 PAGE = (Path(__file__).parents[2] / "docs" / "logins.md").read_text(encoding="utf-8")
 DEADLINE_S = 60.0
-TOML = """
-[server]
-name = "s1"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-"""
+TOML = head()
 CHAT = '\n[handlers.chat]\napp = "bester.handlers.stock.chat:app"\n'
 SECRET = "xyzzy-and-a-horse"
 GOOD = json.dumps({"login": True}).encode()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bester.client import Client
-from tests.live import BESTER, DEADLINE_S, LAYOUTS, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, DEADLINE_S, LAYOUTS, LiveServer, Process, RawClient, head, short_directory
 from tests.stores import accounts_of
 
 pytestmark = pytest.mark.stores
@@ -90,8 +90,8 @@ class Killed(LiveServer):
 def _toml(name: str, peer: Path | None) -> str:
     types = ", ".join(f'"{type_}"' for type_ in TYPES)
     return (
-        f'[server]\nname = "{name}"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n'
-        f'[handlers.post]\napp = "post:app"\ntypes = [{types}]\nattempts = {ATTEMPTS}\n'
+        head(name)
+        + f'[handlers.post]\napp = "post:app"\ntypes = [{types}]\nattempts = {ATTEMPTS}\n'
         + (f'[servers.{peer.name}]\nfabric = "ipc://{peer}/data/fabric.sock"\naccept_types = ["*"]\n' if peer else "")
     )
 

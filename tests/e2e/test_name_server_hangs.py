@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.live import BESTER, DEADLINE_S, LAYOUTS, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, DEADLINE_S, LAYOUTS, LiveServer, Process, RawClient, head, short_directory
 
 SHOWN = 'mount --bind "$1" /etc/hosts && mount --bind "$2" /etc/resolv.conf && shift 2 && exec "$@"'
 
@@ -86,10 +86,7 @@ async def server_with(
     """Run a server with the files of `shown`, which must end well."""
     (directory / "h.py").write_text(HANDLER)
     declared = '[handlers.h]\napp = "h:app"\ntypes = ["note", "take"]\n' if layout == "up" else ""
-    (directory / "bester.toml").write_text(
-        f'[server]\nname = "{name}"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:{port}"\n'
-        f'[accounts]\nauth = "open"\n{declared}{servers}'
-    )
+    (directory / "bester.toml").write_text(head(name, port=port, auth="open") + declared + servers)
     processes: list[Process] = []
     try:
         if layout == "up":

@@ -23,9 +23,9 @@ from bester.broker.data_dir import prepare
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.verifying import LET_IN, OVERLOADED
 from bester.broker.wire.codes import BesterError
-from tests.live import BESTER, DEADLINE_S, Process, short_directory
+from tests.live import BESTER, DEADLINE_S, Process, head, short_directory
 
-TOML = '[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n'
+TOML = head()
 USERS = 3000
 """Users enough for a table of many pages."""
 FILES = ("accounts.db", "store.db")

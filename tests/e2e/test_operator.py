@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.operator_stand import HEAD, TOKEN, Operator, operated, page_of, secret_in
-from tests.live import BESTER, LiveServer, Process, RawClient, shared_server, short_directory
+from tests.live import BESTER, LiveServer, Process, RawClient, head, shared_server, short_directory
 
 DIES = '[handlers.dies]\napp = "mixed:app"\ntypes = ["dies"]\nattempts = 1\n'
 ROOT = Path(__file__).parents[2]
@@ -255,9 +255,7 @@ async def test_commands_for_people() -> None:
 
 
 async def test_token_must_be_a_secret_of_its_owner(tmp_path: Path) -> None:
-    toml = (
-        '[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n[operator]\nhttp = "127.0.0.1:0"\n'
-    )
+    toml = head() + '[operator]\nhttp = "127.0.0.1:0"\n'
     (tmp_path / "bester.toml").write_text(toml + 'token = "token"\n')
     for content, mode, words in (
         (None, 0o600, "cannot be read"),

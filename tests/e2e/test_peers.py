@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.live import BESTER, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, LiveServer, Process, RawClient, head, short_directory
 
 pytestmark = pytest.mark.stores
 
@@ -32,19 +32,14 @@ app = App("note")
 def note(message):
     return message.send_clients(["bob"], message.data)
 """
-HEAD = """
-[server]
-name = "{name}"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-[accounts]
-auth = "open"
-[servers.{other}]
+HEAD = (
+    head("{name}", auth="open")
+    + """[servers.{other}]
 fabric = "ipc://{there}/data/fabric.sock"
 accept_types = ["*"]
 trace = true
 """
+)
 
 
 @asynccontextmanager

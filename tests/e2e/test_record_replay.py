@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live import BESTER, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, LiveServer, Process, RawClient, head, short_directory
 
 HANDLER = """
 import os, secrets, time
@@ -36,10 +36,7 @@ async def letters() -> AsyncIterator[LiveServer]:
     """Run a server whose handler of letters is in its directory."""
     async with short_directory() as directory:
         (directory / "letters.py").write_text(HANDLER)
-        toml = (
-            '[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n[accounts]\nauth = "open"\n'
-            '[handlers.letter]\napp = "letters:app"\n'
-        )
+        toml = head(auth="open") + '[handlers.letter]\napp = "letters:app"\n'
         server = await LiveServer.start(directory, toml)
         try:
             yield server

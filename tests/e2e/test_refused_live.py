@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bester.client import Client
-from tests.live import BESTER, LAYOUTS, LiveServer, Process, short_directory
+from tests.live import BESTER, LAYOUTS, LiveServer, Process, head, short_directory
 
 NEAR = """
 from bester.handlers import App
@@ -49,10 +49,7 @@ async def far(message, data: Letter):
 def direct(message, data: Letter):
     raise HandlerError("nobody lives here: \\udcff")
 """
-TOML = (
-    '[server]\nname = "{0}"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n[accounts]\nauth = "open"\n'
-    '[federation]\naccept = "open"\n{1}'
-)
+TOML = head("{0}", auth="open") + '[federation]\naccept = "open"\n{1}'
 
 
 @asynccontextmanager

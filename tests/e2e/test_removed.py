@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bester.client import Client, ClientError
-from tests.live import BESTER, DEADLINE_S, LiveServer, Process, short_directory
+from tests.live import BESTER, DEADLINE_S, LiveServer, Process, head, short_directory
 from tests.stores import accounts_of, removed_from
 
 pytestmark = pytest.mark.stores
@@ -23,13 +23,7 @@ app = App("post")
 def post(message):
     return message.send_clients(["bob"], message.data)
 """
-TOML = """
-[server]
-name = "s1"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-"""
+TOML = head()
 MANY = 600
 """Several windows of the core, so that all messages must go, not only the first."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, head, short_directory
 
 VERSION = """
 import asyncio, os, signal, time
@@ -26,7 +26,7 @@ async def letter(message):
     ACT
     return message.reply({"n": message.data, "by": "VERSION"})
 """
-HEAD = '[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n[accounts]\nauth = "open"\n'
+HEAD = head(auth="open")
 
 
 def version(name: str, act: str = "pass") -> str:

@@ -13,15 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.live import DEADLINE_S, LAYOUTS, LiveServer, Process, RawClient, short_directory
+from tests.live import DEADLINE_S, LAYOUTS, LiveServer, Process, RawClient, head, short_directory
 
-TOML = """
-[server]
-name = "s1"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-"""
+TOML = head()
 APP = """
 from bester.handlers import App
 app = App()

@@ -14,7 +14,7 @@ from bester.bridge.limits import Limits
 from bester.broker.names import Names
 from bester.broker.wire.messages import Forward
 from tests.e2e.name_server import name_server
-from tests.live import LiveServer, RawClient, short_directory
+from tests.live import LiveServer, RawClient, head, short_directory
 
 DEADLINE_S = 30.0
 ANYWHERE = """
@@ -25,17 +25,7 @@ app = App("anywhere")
 def anywhere(message):
     return message.send_servers([message.data], 1)
 """
-TOML = """
-[server]
-name = "s1"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-[accounts]
-auth = "open"
-[federation]
-accept = "open"
-"""
+TOML = head(auth="open") + '[federation]\naccept = "open"\n'
 
 
 async def outcome(forwarder: Forwarder, done: asyncio.Queue[tuple[str, dict[str, Any]]], target: str) -> str:

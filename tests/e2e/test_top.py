@@ -17,17 +17,9 @@ from typing import Any
 import pytest
 
 from bester.cli.top import frame
-from tests.live import BESTER, DEADLINE_S, LiveServer, short_directory
+from tests.live import BESTER, DEADLINE_S, LiveServer, head, short_directory
 
-TOML = """
-[server]
-name = "s1"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-[handlers.echo]
-app = "bester.handlers.stock.echo:app"
-"""
+TOML = head() + '[handlers.echo]\napp = "bester.handlers.stock.echo:app"\n'
 ENTERED, LEFT, SHOWN = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25h"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from bester.broker.accounts import Accounts
 from bester.client import Client, Report
-from tests.live import BESTER, DEADLINE_S, Process, short_directory
+from tests.live import BESTER, DEADLINE_S, Process, head, short_directory
 from tests.wall_clock import WallClock
 
 DAY_S = 24 * 3600.0
@@ -32,18 +32,15 @@ async def die(message):
 def note(message):
     return message.send_clients(["bob"], message.data)
 """
-CONFIG = """
-[server]
-name = "s1"
-data_dir = "data"
-[native]
-tcp4 = "127.0.0.1:0"
-[handlers.note]
+CONFIG = (
+    head()
+    + """[handlers.note]
 app = "h:app"
 [handlers.die]
 app = "h:deadly"
 attempts = 1
 """
+)
 
 
 class Town:

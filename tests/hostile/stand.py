@@ -22,7 +22,7 @@ from bester.broker.accounts import Accounts
 from tests.benchmarks.processes import children, memory_bytes, peak_memory_bytes
 from tests.hostile.program import AT_WORK
 from tests.keyed import Pair, free_port, key_file, new_pair
-from tests.live import LiveServer, Process, short_directory
+from tests.live import LiveServer, Process, head, short_directory
 
 PASSWORD = "a password of many words"
 MARK = "for honest eyes"
@@ -145,8 +145,7 @@ async def _start(servers: dict[str, LiveServer], place: Path, other: str, keys: 
     shutil.copy(Path(__file__).with_name("letters.py"), place)
     own = key_file(place / "own.key", getattr(keys, name))
     toml = (
-        f'[server]\nname = "{name}"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n'
-        f'[fabric]\nlisten = ["ipc://DATA_DIR/fabric.sock", "tcp://127.0.0.1:{ports[name]}"]\n'
+        head(name) + f'[fabric]\nlisten = ["ipc://DATA_DIR/fabric.sock", "tcp://127.0.0.1:{ports[name]}"]\n'
         f'curve = true\nkey = "{own}"\n'
         f'[servers.{other}]\nfabric = "tcp://127.0.0.1:{ports[other]}"\nkey = "{getattr(keys, other).public}"\n'
         'accept_types = ["letter"]\n[handlers.letter]\napp = "letters:app"\n'

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.live import BESTER, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, LiveServer, Process, RawClient, head, short_directory
 
-FILE = '[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n'
+FILE = head()
 
 
 async def bester(directory: Path, command: str) -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from bester.broker.accounts import Accounts
 from bester.client import AuthenticationFailed, Client, ServerRefused
-from tests.live import BESTER, DEADLINE_S, LAYOUTS, LiveServer, Process, short_directory
+from tests.live import BESTER, DEADLINE_S, LAYOUTS, LiveServer, Process, head, short_directory
 
-FILE = '[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n'
+FILE = head()
 LET_IN = {"id": "auth_special", "max_frame": 1_048_576}
 AT_ONCE = 64
 """Connections of attackers at once."""

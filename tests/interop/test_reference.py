@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, head, short_directory
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes:
@@ -335,18 +335,7 @@ async def test_handler_that_does_not_run_is_started_despite_a_stale_socket(direc
         assert not any("is not started" in line for line in server.processes[0].lines)
 
 
-APART = """
-[server]
-name = "s1"
-data_dir = "data"
-[native]
-unix = "native.sock"
-tcp4 = "127.0.0.1:0"
-[accounts]
-auth = "open"
-[informer]
-unix = "bInformer"
-"""
+APART = head(native='unix = "native.sock"\n', auth="open") + '[informer]\nunix = "bInformer"\n'
 
 
 async def test_handlers_of_the_reference_with_broker_bridge_and_handler_apart(directory: Path) -> None:

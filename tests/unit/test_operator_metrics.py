@@ -327,8 +327,7 @@ async def shell(tmp_path: Path) -> AsyncIterator[Shell]:
     accounts = Accounts(tmp_path / "data")
     accounts.add("ann", "right")
     store = SqliteStore(tmp_path / "store.db")
-    async with Broker(Settings("s1"), (), accounts, store) as broker:
-        broker.store_file = store.path
+    async with Broker(Settings("s1"), (), accounts, store, store_file=store.path) as broker:
         yield Shell(broker)
     store.close()
     accounts.close()

@@ -17,19 +17,12 @@ from typing import NamedTuple
 
 from bester.broker.config import Config
 from bester.broker.logs import facts
+from bester.broker.renewal import LOOK_S, Reminder, signature
 from bester.broker.tls_files import Pair, Validity, client_context, day, server_context
 from bester.broker.wire.address import canonical
 from bester.broker.wire.codes import ConfigError
 
-LOOK_S = 60.0
-"""Time between two looks at the files: programs that renew certificates do not tell the server."""
-SOON_S = 14 * 24 * 3600.0
-"""Time before the end of a certificate from which the log warns: programs that renew do so a month before."""
-REMIND_S = 24 * 3600.0
-
 log = logging.getLogger("bester.bridge")
-
-Signature = tuple[tuple[int, int, int, int] | None, ...]
 
 
 class Contexts(NamedTuple):
@@ -46,9 +39,9 @@ class Certificates:
     def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
         self._config = config
         self._clock = clock
-        self._seen = self._signature()
+        self._seen = signature(self._files())
         self._contexts = self._read()
-        self._reminded: float | None = None
+        self._reminder = Reminder()
         self._any_server: ssl.SSLContext | None = None
 
     def figures(self) -> dict[str, int]:
@@ -89,14 +82,14 @@ class Certificates:
 
     def reload(self) -> bool:
         """Read all files again. Return False, and keep everything as it was, where a file cannot be used."""
-        self._seen = self._signature()
+        self._seen = signature(self._files())
         try:
             self._contexts = self._read()
         except ConfigError as error:
             text = "the certificates were not read again, and those before stay in use: %s"
             log.error(text, error, extra=facts("certificates-refused", why=str(error)))
             return False
-        self._reminded = None
+        self._reminder.begin_anew()
         validity = self._contexts.validity
         until = "" if validity is None else f"; this server's is valid until {day(validity.end)}"
         log.info("the certificates were read again%s", until, extra=facts("certificates-read"))
@@ -105,7 +98,7 @@ class Certificates:
 
     def look(self) -> None:
         """Read the files again if one has changed, and warn before the own certificate ends; call once a minute."""
-        if self._signature() != self._seen:
+        if signature(self._files()) != self._seen:
             self.reload()
         self._remind()
 
@@ -118,10 +111,6 @@ class Certificates:
         tls = self._config.native.tls
         own = [] if tls is None else [tls.cert, tls.key, *([] if tls.client_ca is None else [tls.client_ca])]
         return own + [peer.ca for peer in self._config.servers.values() if peer.ca is not None]
-
-    def _signature(self) -> Signature:
-        """Return what changes when a file does."""
-        return tuple(map(_stamp, self._files()))
 
     def _read(self) -> Contexts:
         tls, now = self._config.native.tls, self._clock()
@@ -137,14 +126,11 @@ class Certificates:
         return Contexts(listener, validity, servers)
 
     def _remind(self) -> None:
-        validity, now = self._contexts.validity, self._clock()
-        if validity is None or validity.end - now > SOON_S:
-            return
-        if self._reminded is None or now - self._reminded >= REMIND_S:
-            self._reminded = now
-            state = "has expired" if now > validity.end else "expires"
-            extra = facts("certificate-expires", until=day(validity.end))
-            log.warning("this server's certificate %s on %s; renew it", state, day(validity.end), extra=extra)
+        due = self._reminder.due(self._contexts.validity, self._clock())
+        if due is not None:
+            state, until = due
+            extra = facts("certificate-expires", until=until)
+            log.warning("this server's certificate %s on %s; renew it", state, until, extra=extra)
 
 
 class Watch:
@@ -163,11 +149,3 @@ class Watch:
     def stop(self) -> None:
         """Look no more."""
         self._timer.cancel()
-
-
-def _stamp(path: Path) -> tuple[int, int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode

@@ -9,46 +9,30 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from bester.bridge import native
 from bester.bridge.bridge import Bridge
-from bester.bridge.brokers import MAX_BROKERS
 from bester.bridge.certificates import Certificates, Watch
-from bester.bridge.connection import Connection
 from bester.bridge.credit import hello_options
 from bester.bridge.first_frames import FirstFrames
 from bester.bridge.forward import Forwarder
 from bester.bridge.informer import Informer
-from bester.bridge.lifeline import Lifeline
 from bester.bridge.limits import Limits
-from bester.bridge.listeners import (
-    Factory,
-    Listener,
-    listen_tcp,
-    listen_tls,
-    listen_unix,
-    listen_web,
-    raise_descriptor_limit,
-)
+from bester.bridge.listeners import Listener, listen_unix, raise_descriptor_limit
+from bester.bridge.native_listeners import open_listeners
 from bester.bridge.session import Session
-from bester.broker.config import Config, NativeConfig
+from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
-from bester.broker.keys import LinkKeys, link_keys
+from bester.broker.keys import LinkKeys
 from bester.broker.logs import facts
-from bester.broker.loop import run
 from bester.broker.names import Followed, Names
-from bester.broker.reload import Apply, Prepare, Reloader
+from bester.broker.reload import Apply, Prepare
 from bester.broker.systemd import service_manager
-from bester.broker.tls_faults import TlsError
-from bester.broker.tls_stream import TlsStream
 from bester.broker.turn import Turn
-from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import VERSION, Hello, Message
 from bester.broker.wire.runs import read_deliveries, write_run
@@ -65,11 +49,6 @@ FAREWELL_S = 2.0
 """The last part of that: clients without a report get `timeout`, and have this long to read it."""
 ABORT_S = 1.0
 """Time of the loop to give up connections that were cut."""
-
-PLAIN_ANSWER = native.refused("tls-required")
-"""Answer to plain text at a listener of TLS."""
-PLAIN_HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 21\r\n\r\nuse wss:// (TLS) here"
-"""The same at a listener of WebSockets over TLS."""
 
 log = logging.getLogger("bester.bridge")
 
@@ -334,7 +313,7 @@ async def serving(
         if names is None:
             stack.callback(looked_up.close)
         stack.push_async_callback(service.end)
-        await _listen(config, service, loop, shared=shared)
+        await open_listeners(config.native, service.listeners.append, bridge, certificates, shared=shared)
         if config.informer is not None:
             asking = await listen_unix("[informer] unix", str(config.informer), informer, mode=0o600)
             stack.callback(informer.close)
@@ -345,168 +324,3 @@ async def serving(
         stack.callback(Watch(certificates).stop)
         first_frames.start()
         yield service
-
-
-async def _listen(config: Config, service: Service, loop: asyncio.AbstractEventLoop, *, shared: bool) -> None:
-    listeners = config.native
-
-    def connection() -> Connection:
-        return Connection(service.bridge, loop)
-
-    for key, address, family in (
-        ("[native] tcp4", listeners.tcp4, socket.AF_INET),
-        ("[native] tcp6", listeners.tcp6, socket.AF_INET6),
-    ):
-        if address is not None:
-            listener = await listen_tcp(
-                key, address, connection, family=family, insecure=listeners.insecure, shared=shared
-            )
-            service.listeners.append(listener)
-    if listeners.unix is not None:
-        service.listeners.append(await listen_unix("[native] unix", str(listeners.unix), connection))
-    for address in () if listeners.tls is None else listeners.tls.listen:
-        service.listeners.append(await listen_tls(address, lambda: _secure(service, loop), shared=shared))
-    if listeners.websocket is not None:
-        factory, secure = _web(listeners, service, loop), listeners.tls is not None
-        service.listeners.append(await listen_web(listeners.websocket, factory, secure=secure, shared=shared))
-
-
-def _web(native: NativeConfig, service: Service, loop: asyncio.AbstractEventLoop) -> Factory:
-    """Return the maker of a WebSocket listener's protocols: over TLS where there are certificates."""
-    from bester.bridge.web_stream import Unended, WebStream  # most servers run without
-
-    limits = service.bridge.limits
-    unended = Unended(limits.unfinished_bytes, limits.frame_s + native.max_frame / limits.frame_rate)
-
-    def plain() -> WebStream:
-        """Return the protocol of a connection without TLS, or below it."""
-        connection = Connection(service.bridge, loop)
-
-        def refused(why: str) -> None:
-            address = connection.address
-            log.warning(
-                "WebSocket of %s refused: %s", address, why, extra=facts("web-refused", address=address, why=why)
-            )
-
-        return WebStream(
-            connection, unended=unended, origins=native.websocket_origins, max_frame=native.max_frame, refused=refused
-        )
-
-    def secure() -> TlsStream:
-        """Return the protocol of a connection with TLS."""
-        return TlsStream(plain(), service.certificates.listener, plain_answer=PLAIN_HTTP)
-
-    return plain if native.tls is None else secure
-
-
-def _secure(service: Service, loop: asyncio.AbstractEventLoop) -> TlsStream:
-    """Return the protocol of a connection to a listener of TLS."""
-    connection = Connection(service.bridge, loop)
-
-    def failed(fault: TlsError) -> None:
-        address = connection.address
-        log.warning(
-            "TLS with %s failed: %s", address, fault, extra=facts("tls-failed", address=address, why=str(fault))
-        )
-
-    context = service.certificates.listener
-    return TlsStream(connection, context, plain_answer=PLAIN_ANSWER, opened=connection.secured, failed=failed)
-
-
-async def _all_over(links: Sequence[FabricLink]) -> None:
-    """Wait until every link has ended for good, and log each refusal but the last."""
-    waits = {asyncio.ensure_future(link.over.wait()): link for link in links}
-    try:
-        while waits:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for each in done:
-                link = waits.pop(each)
-                if link.link_client.refusal is not None and waits:
-                    why = link.link_client.refusal.text
-                    text = "the broker at %s refuses this bridge, which goes on with the others: %s"
-                    log.error(text, link.endpoint, why, extra=facts("bridge-refused", broker=link.endpoint, why=why))
-    finally:
-        for each in waits:
-            each.cancel()
-
-
-async def _announce(service: Service, on_ready: Callable[[list[str]], None]) -> None:
-    """Call `on_ready` when a broker has answered: until then logins are refused."""
-    await service.has_broker.wait()
-    on_ready(service.addresses)
-
-
-def keys_to(config: Config, endpoint: str) -> LinkKeys | None:
-    """Return the keys of an encrypted link to a broker at an endpoint, None where the link is not encrypted. Raises
-    ConfigError."""
-    fabric = config.fabric
-    key = config.key_file if fabric.server_key is not None else fabric.key
-    names = ("--key FILE (or [fabric] key)", "--server-key KEY (or [fabric] server_key)")
-    return link_keys(endpoint, key, fabric.server_key, names)
-
-
-def require_listener(config: Config) -> None:
-    """Raise ConfigError where a bridge would listen nowhere."""
-    native_config, tls = config.native, config.native.tls
-    plain = (native_config.tcp4, native_config.tcp6, native_config.unix)
-    if all(each is None for each in plain) and (tls is None or not tls.listen):
-        raise ConfigError('[native] names no listener; set tcp4 = "127.0.0.1:2223", tcp6 or unix')
-
-
-def run_bridge(
-    config: Config,
-    on_ready: Callable[[list[str]], None] = lambda addresses: None,
-    read: Callable[[], Config] | None = None,
-    lifeline: Lifeline | None = None,
-) -> int:
-    """Serve clients and servers with brokers in other processes, until SIGTERM. Return the exit status.
-
-    `on_ready` gets the addresses when the listeners are open. `read` reads the configuration again at SIGHUP. With a
-    `lifeline` this process is one of several at the same addresses. Raises ConfigError.
-    """
-    endpoints = config.fabric.connect
-    if len(set(endpoints)) < len(endpoints):
-        raise ConfigError("[fabric] connect names a broker twice; each of the server's brokers stands there once")
-    if len(endpoints) > MAX_BROKERS:
-        raise ConfigError(
-            f"[fabric] connect names {len(endpoints)} brokers; a bridge is linked to at most {MAX_BROKERS}"
-        )
-    require_listener(config)
-    keys = [keys_to(config, endpoint) for endpoint in endpoints]
-
-    async def main(stop: asyncio.Event) -> int:
-        """Serve until `stop` is set, or every broker has refused this bridge for good."""
-        if lifeline is not None:
-            await lifeline.follow(stop)
-        async with serving(config, brokers=endpoints, shared=lifeline is not None) as service:
-            reloader = Reloader(config, read)
-            reloader.add(*live_part(service))
-            reloader.start()
-            links = [service.link(*each, number) for number, each in enumerate(zip(endpoints, keys, strict=True))]
-            for link in links:
-                link.start()
-            try:
-                listen, name, at = ", ".join(service.addresses), links[0].link_client.hello.name, ", ".join(endpoints)
-                fields = facts("bridge-started", name=name, listen=listen, broker=at)
-                log.info("%s on %s, broker at %s", name, listen, at, extra=fields)
-                async with asyncio.TaskGroup() as group:
-                    announcing = group.create_task(_announce(service, lifeline.ready if lifeline else on_ready))
-                    stopping = group.create_task(stop.wait())
-                    over = group.create_task(_all_over(links))
-                    await asyncio.wait((stopping, over), return_when=asyncio.FIRST_COMPLETED)
-                    for task in (announcing, stopping, over):
-                        task.cancel()
-                if not await service.drain():
-                    fields = facts("drain-timeout", drain_s=DRAIN_S)
-                    log.warning("messages were still under way; their senders got `timeout`", extra=fields)
-            finally:
-                reloader.close()
-                await asyncio.gather(*(link.close(timeout_s=1.0) for link in links))
-            refusals = [link.link_client.refusal.text for link in links if link.link_client.refusal is not None]
-            if refusals and not stop.is_set():
-                why = refusals[-1]
-                log.error("the broker refuses this bridge: %s", why, extra=facts("bridge-refused", why=why))
-                return 1
-        return 0
-
-    return run(main)

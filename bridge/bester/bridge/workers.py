@@ -17,7 +17,8 @@ from dataclasses import replace
 
 from bester.bridge.lifeline import ParentEnd
 from bester.bridge.listeners import TLS_KEY, WEB_KEY, bind_tcp, check_plaintext, family_of
-from bester.bridge.service import DRAIN_S, require_listener
+from bester.bridge.service import DRAIN_S
+from bester.bridge.standalone import require_listener
 from bester.broker.config import Config
 from bester.broker.logs import facts
 from bester.broker.loop import run

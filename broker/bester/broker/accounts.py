@@ -12,7 +12,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -107,6 +107,36 @@ def password_fault(password: str) -> str | None:
     except UnicodeEncodeError:
         return "a password is text that UTF-8 can write"
     return f"a password has {PASSWORD_LIMIT_BYTES} bytes at most" if size > PASSWORD_LIMIT_BYTES else None
+
+
+async def change_password(
+    user: str, old: str, new: str, address: str, *,
+    hash_of: Callable[[str], str | None],
+    verify: Callable[[str, str, str], Awaitable[Verdict]],
+    replace: Callable[[str, str, str], Awaitable[bool]],
+) -> Verdict:  # fmt: skip
+    """Change a user's password, if the old one is right: wrong ones count as at a login.
+
+    `replace` writes a hash, for (user, stored hash, new hash), and returns False where somebody has changed the stored
+    one meanwhile. It raises BesterError where nothing can be written, and so does `hash_of` where nothing can be read.
+    """
+    if password_fault(new):
+        return Verdict("malformed")
+    try:
+        stored = hash_of(user)
+    except BesterError:  # its error is in the log
+        return OVERLOADED
+    verdict = await verify(user, old, address)
+    if verdict.reason is not None or stored is None:
+        return verdict if verdict.reason is not None else WRONG
+    made = await asyncio.to_thread(HASHER.hash, new)
+    try:
+        changed = await replace(user, stored, made)
+    except BesterError as error:
+        extra = facts("accounts-broken", why=error.text)
+        _log.error("the password of user %r cannot be changed now: %s", user, error.text, extra=extra)
+        return OVERLOADED
+    return LET_IN if changed else WRONG
 
 
 def check_name(name: str) -> None:
@@ -317,31 +347,21 @@ class Accounts:
         return True
 
     async def change(self, user: str, old: str, new: str, address: str) -> Verdict:
-        """Change a user's password, if the old one is right: wrong ones count as at a login. The new password is
-        written only where nobody has changed it meanwhile."""
-        if password_fault(new):
-            return Verdict("malformed")
-        try:
-            stored = self._hash_of(user)
-        except BesterError:  # the database cannot be read, as its error in the log says
-            return OVERLOADED
-        verdict = await self.verify(user, old, address)
-        if verdict.reason is not None or stored is None:
-            return verdict if verdict.reason is not None else WRONG
-        made = await asyncio.to_thread(HASHER.hash, new)
+        """Change a user's password, as `change_password` does."""
+        return await change_password(
+            user, old, new, address, hash_of=self._hash_of, verify=self.verify, replace=self._replace
+        )
+
+    async def _replace(self, user: str, stored: str, made: str) -> bool:
         statement = f"UPDATE account SET hash = ? WHERE name = ? AND hash = ? AND {_ENABLED}"  # noqa: S608 (own words)
         try:
             self._db.execute("PRAGMA busy_timeout = 0")
             try:
-                changed = self._db.execute(statement, (made, user, stored)).rowcount > 0
+                return self._db.execute(statement, (made, user, stored)).rowcount > 0
             finally:
                 self._db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}")
         except sqlite3.Error as error:
-            why = self._broken(error).text
-            text = "the password of user %r cannot be changed now: %s"
-            _log.error(text, user, why, extra=facts("accounts-broken", why=why))
-            return OVERLOADED
-        return LET_IN if changed else WRONG
+            raise self._broken(error) from None
 
     def changed(self) -> bool:
         """Return whether another process has written since the last call; cheap, as no table is read."""

@@ -17,11 +17,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 
 from bester.broker import postgres
-from bester.broker.accounts import Account, check_name, hashed, name_fault, name_taken, no_account, password_fault
+from bester.broker.accounts import (
+    Account,
+    change_password,
+    check_name,
+    hashed,
+    name_fault,
+    name_taken,
+    no_account,
+    password_fault,
+)
 from bester.broker.logs import facts
 from bester.broker.postgres import Database
 from bester.broker.postgres_schema import ACCOUNTS_CHANGED, migrate
-from bester.broker.verifying import HASHER, LET_IN, NO_PASSWORD, OVERLOADED, WRONG, Verdict, Verifying
+from bester.broker.verifying import NO_PASSWORD, WRONG, Verdict, Verifying
 from bester.broker.wire.codes import BesterError
 
 if TYPE_CHECKING:
@@ -257,22 +266,13 @@ class ServedAccounts:
         return True
 
     async def change(self, user: str, old: str, new: str, address: str) -> Verdict:
-        """Change a user's password, if the old one is right: wrong ones count as at a login. The new password is
-        written only where nobody has changed it meanwhile."""
-        if password_fault(new):
-            return Verdict("malformed")
-        stored = self._hash_of(user)
-        verdict = await self.verify(user, old, address)
-        if verdict.reason is not None or stored is None:
-            return verdict if verdict.reason is not None else WRONG
-        made = await asyncio.to_thread(HASHER.hash, new)
-        try:
-            changed = await asyncio.to_thread(self._write, _REPLACE, user, made, 0.0, stored)
-        except BesterError as error:
-            extra = facts("accounts-broken", why=error.text)
-            _log.error("the password of user %r cannot be changed now: %s", user, error.text, extra=extra)
-            return OVERLOADED
-        return LET_IN if changed else WRONG
+        """Change a user's password, as `change_password` does."""
+        return await change_password(
+            user, old, new, address, hash_of=self._hash_of, verify=self.verify, replace=self._replace
+        )
+
+    async def _replace(self, user: str, stored: str, made: str) -> bool:
+        return await asyncio.to_thread(self._write, _REPLACE, user, made, 0.0, stored)
 
     def _write(self, statements: Sequence[str], *values: object) -> bool:
         """Change accounts by a connection of its own, and take the change in. Raises BesterError."""

@@ -154,13 +154,13 @@ async def serving(config: Config, names: Names | None = None, turn: Turn | None 
             store,
             pair=pair,
             curve=config.fabric.curve,
+            store_file=config.store.path,
             turn=turn,
         ) as broker:
             if exporter is not None:
                 broker.export = exporter.export
             broker.look_up = followed.look_again
             broker.follow = followed.replace
-            broker.store_file = config.store.path
             followed.start(broker.hosts_changed)
             watch = asyncio.get_running_loop().create_task(_until_fenced(store)) if store.is_remote else None
             try:

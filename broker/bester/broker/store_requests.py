@@ -512,7 +512,7 @@ class Bounds:
     sender_share: float = 0.1
     """Part of `user_messages` and of `user_bytes` that one sender may use, so that others can still write."""
     server_messages: int = 100_000
-    """Messages kept for one server; above it the sender has `mailbox-full`."""
+    """Messages kept for one server; above it the sender has `overloaded`."""
     server_bytes: int = 1024 * 1024 * 1024
     """The same in bytes."""
     messages: int = 1_000_000

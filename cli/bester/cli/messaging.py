@@ -118,6 +118,12 @@ class _UnshownError(Exception):
     report: Report | None = None
 
 
+def _failed(error: ClientError | ValueError, echo: Echo) -> int:
+    """Show an error, and return the exit status: of a client that failed, or of an invalid value."""
+    echo(_shown(str(error)), err=True)
+    return FAILED if isinstance(error, ClientError) else WRONG_USE
+
+
 async def _receive_unacked(client: Client) -> None:
     """Receive messages, so that they are not in the way of an answer, without an ack: the server keeps them."""
     async for _ in client:
@@ -185,12 +191,8 @@ async def send_once(
         status = "its report had not come by then" if report is None else f"its report is {report_line(report)}"
         cause.add_note(f"the message was sent, and {status}")
         raise cause from None
-    except ClientError as error:
-        echo(_shown(str(error)), err=True)
-        return FAILED
-    except ValueError as error:
-        echo(_shown(str(error)), err=True)
-        return WRONG_USE
+    except (ClientError, ValueError) as error:
+        return _failed(error, echo)
     except TimeoutError:
         doubt = "; the message may have been delivered or not" if stage == "report" else "; is it a Bester server?"
         echo(f"no {stage} with {address} within {timeout_s:g} s{doubt}", err=True)
@@ -241,12 +243,8 @@ async def show_outcome(
             finally:
                 leaving.cancel()
                 await asyncio.gather(leaving, return_exceptions=True)
-    except ClientError as error:
-        echo(_shown(str(error)), err=True)
-        return FAILED
-    except ValueError as error:
-        echo(_shown(str(error)), err=True)
-        return WRONG_USE
+    except (ClientError, ValueError) as error:
+        return _failed(error, echo)
     except TimeoutError:
         echo(f"no answer from {address} within {timeout_s:g} s; is it a Bester server?", err=True)
         return FAILED
@@ -300,10 +298,6 @@ async def listen(
                 message = await client.receive()
                 echo(one_line(message.frame) if json_lines else message_line(message))
                 shown += 1
-    except ClientError as error:
-        echo(_shown(str(error)), err=True)
-        return FAILED
-    except ValueError as error:
-        echo(_shown(str(error)), err=True)
-        return WRONG_USE
+    except (ClientError, ValueError) as error:
+        return _failed(error, echo)
     return DONE

@@ -145,7 +145,7 @@ def bridge(
     config = read()
     if child is not None:
         from bester.bridge.lifeline import Lifeline
-        from bester.bridge.service import run_bridge
+        from bester.bridge.standalone import run_bridge
 
         return run_bridge(config, read=read, lifeline=Lifeline())
     _print_notices(config)
@@ -162,7 +162,7 @@ def bridge(
         command += [word for name, value in options.items() if value is not None for word in (name, str(value))]
         command += [word for endpoint in fabric for word in ("--fabric", endpoint)]
         return run_workers(config, workers, command, on_ready=ready)
-    from bester.bridge.service import run_bridge
+    from bester.bridge.standalone import run_bridge
 
     return run_bridge(config, on_ready=ready, read=read)
 

@@ -124,44 +124,17 @@ def run(
     `log_level` one of `logs.LEVELS`. Returns the exit status.
     """
     _prepare(log_format, log_level)
-    if types is None and environ.get("BESTER_TYPES"):
-        types = environ["BESTER_TYPES"].split(",")
-    types = [type_.strip() for type_ in types if type_.strip()] if types else None
-    for type_ in types or ():
-        if fault := spelling_fault(type_):
-            return _fail(f"--types (or BESTER_TYPES): {fault}")
-    named = [text for text in fabric if text] or [environ.get("BESTER_FABRIC") or DEFAULT_FABRIC]
-    endpoints = list(dict.fromkeys(endpoint for text in named for endpoint in split_endpoints(text)))
     name = name or environ.get("BESTER_NAME")
-    try:
-        for endpoint in endpoints:
-            parse_endpoint(endpoint)
-    except ValueError as error:
-        return _fail(f"--fabric (or BESTER_FABRIC): {error}")
-    if reload and spec is None:
-        return _fail("--reload is for MODULE:APP; a handler at a socket is restarted by whoever runs it")
-    if reload and importlib.util.find_spec("watchfiles") is None:
-        return _fail("--reload needs the module 'watchfiles': pip install watchfiles")
     key, server_key = key or environ.get("BESTER_KEY"), server_key or environ.get("BESTER_SERVER_KEY")
-    try:
-        key_file = Path(key) if key else None
-        links = [(endpoint, link_keys(endpoint, key_file, server_key or None, KEY_NAMES)) for endpoint in endpoints]
-    except ConfigError as error:
-        return _fail(error.text)
     shadow = environ.get("BESTER_SHADOW", "") not in ("", "0")
-    most = 1 if shadow else MAX_WORKERS
-    if not 1 <= workers <= most:
-        why = "; BESTER_SHADOW is set, and a shadow is one worker" if shadow else ""
-        return _fail(f"--workers is a number from 1 to {most}, not {workers}{why}")
-    app: App | None = None
     try:
-        with _slow_import_logged(spec):
-            app = _app(spec, socket, order, types)
-        worker = _worker(app, links, name, types, not child, shadow)
-    except ValueError as error:
-        missing = app is not None and bool(app.routes) and not app.routes.keys() >= set(types or ())
-        hint = "; name the types to serve: `types` in [handlers.NAME] of bester.toml, --types elsewhere"
-        return _fail(f"{spec}: {error}{hint if missing else ''}")
+        served = _served_types(types, environ)
+        endpoints = _endpoints(fabric, environ)
+        if reload:
+            _check_reload(spec)
+        links = _links(endpoints, key, server_key)
+        _check_workers(workers, shadow=shadow)
+        worker = _made(spec, socket, order, served, links, name, background=not child, shadow=shadow)
     except LoadError as error:
         return _fail(str(error), error.status)
     if workers == 1 and not reload:
@@ -169,7 +142,7 @@ def run(
     command = [sys.executable, "-m", "bester.handlers"]
     command += [word for endpoint in endpoints for word in ("--fabric", endpoint)]
     command += [spec] if spec else ["--socket", str(socket), "--order", order or ORDERS[0]]
-    command += ["--types", ",".join(types)] if types else []
+    command += ["--types", ",".join(served)] if served else []
     command += ["--key", key] if key else []
     command += ["--server-key", server_key] if server_key else []
     command += ["--log", log_format, "--log-level", log_level]
@@ -177,15 +150,71 @@ def run(
     return _on_loop(lambda: supervise(command, name or worker.name, workers, watched))
 
 
-def _worker(
-    app: App, links: list[tuple[str, LinkKeys | None]], name: str | None, types: list[str] | None, background: bool,
-    shadow: bool,
+def _served_types(types: Sequence[str] | None, environ: Mapping[str, str]) -> list[str] | None:
+    """Return the types to serve; None for all of the app's. Raises LoadError for one that is misspelled."""
+    if types is None and environ.get("BESTER_TYPES"):
+        types = environ["BESTER_TYPES"].split(",")
+    served = [type_.strip() for type_ in types if type_.strip()] if types else None
+    for type_ in served or ():
+        if fault := spelling_fault(type_):
+            raise LoadError(f"--types (or BESTER_TYPES): {fault}")
+    return served
+
+
+def _endpoints(fabric: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """Return the endpoints of the server's brokers, each once. Raises LoadError for one that cannot be read."""
+    named = [text for text in fabric if text] or [environ.get("BESTER_FABRIC") or DEFAULT_FABRIC]
+    endpoints = list(dict.fromkeys(endpoint for text in named for endpoint in split_endpoints(text)))
+    try:
+        for endpoint in endpoints:
+            parse_endpoint(endpoint)
+    except ValueError as error:
+        raise LoadError(f"--fabric (or BESTER_FABRIC): {error}") from None
+    return endpoints
+
+
+def _check_reload(spec: str | None) -> None:
+    """Raise LoadError where the handler cannot be started anew at a change of its files."""
+    if spec is None:
+        raise LoadError("--reload is for MODULE:APP; a handler at a socket is restarted by whoever runs it")
+    if importlib.util.find_spec("watchfiles") is None:
+        raise LoadError("--reload needs the module 'watchfiles': pip install watchfiles")
+
+
+def _links(endpoints: list[str], key: str | None, server_key: str | None) -> list[tuple[str, LinkKeys | None]]:
+    """Return each endpoint with the keys of its link; None for one that is not encrypted. Raises LoadError."""
+    key_file = Path(key) if key else None
+    try:
+        return [(endpoint, link_keys(endpoint, key_file, server_key or None, KEY_NAMES)) for endpoint in endpoints]
+    except ConfigError as error:
+        raise LoadError(error.text) from None
+
+
+def _check_workers(workers: int, *, shadow: bool) -> None:
+    """Raise LoadError for a number of processes that cannot run."""
+    most = 1 if shadow else MAX_WORKERS
+    if not 1 <= workers <= most:
+        why = "; BESTER_SHADOW is set, and a shadow is one worker" if shadow else ""
+        raise LoadError(f"--workers is a number from 1 to {most}, not {workers}{why}")
+
+
+def _made(
+    spec: str | None, socket: str | None, order: str | None, types: list[str] | None,
+    links: list[tuple[str, LinkKeys | None]], name: str | None, *, background: bool, shadow: bool,
 ) -> Worker | Cluster:  # fmt: skip
-    """Return the worker of an app for one broker or several. Raises ValueError."""
-    if len(links) > 1:
-        return Cluster(app, links, name=name, types=types, background=background, shadow=shadow)
-    endpoint, keys = links[0]
-    return Worker(app, endpoint, name=name, types=types, background=background, keys=keys, shadow=shadow)
+    """Load the app and return its worker, for one broker or several. Raises LoadError."""
+    app: App | None = None
+    try:
+        with _slow_import_logged(spec):
+            app = _app(spec, socket, order, types)
+        if len(links) > 1:
+            return Cluster(app, links, name=name, types=types, background=background, shadow=shadow)
+        endpoint, keys = links[0]
+        return Worker(app, endpoint, name=name, types=types, background=background, keys=keys, shadow=shadow)
+    except ValueError as error:
+        missing = app is not None and bool(app.routes) and not app.routes.keys() >= set(types or ())
+        hint = "; name the types to serve: `types` in [handlers.NAME] of bester.toml, --types elsewhere"
+        raise LoadError(f"{spec}: {error}{hint if missing else ''}") from None
 
 
 def _watched(spec: str | None) -> list[str]:

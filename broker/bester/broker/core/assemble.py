@@ -108,86 +108,61 @@ class Units:
     adoption: Adoption
 
 
+class _Common(NamedTuple):
+    """Arguments of `assemble`, and the units that most others are given."""
+
+    settings: Settings
+    out: Effects
+    clock: Clock
+    snapshot: Snapshot
+    around: Surroundings
+    now: float
+    bridges: dict[Link, None]
+    trace: Trace
+    reports: Reports
+    directory: Directory
+    deliveries: Deliveries
+    figures: Figures
+
+
+class _Queueing(NamedTuple):
+    """Units of messages on disk, and of messages to other servers."""
+
+    queues: Queues
+    mailboxes: Mailboxes
+    relays: Relays
+    notes: RemoteNotes
+    late_outcomes: LateOutcomes
+    reporters: Reporters
+    standing: Standing
+
+
+class _Handling(NamedTuple):
+    """Units of messages for handlers."""
+
+    dispatcher: Dispatcher
+    workers: Workers
+    timeouts: Timeouts
+    contracts: Contracts
+    observers: Observers
+    dead_letters: DeadLetters
+
+
 def assemble(
     settings: Settings, out: Effects, clock: Clock, snapshot: Snapshot, around: Surroundings, now: float
 ) -> Units:
     """Build the units. All of them put their effects into `out`; `snapshot` is what the store holds."""
     limits = settings.limits
-    bridges: dict[Link, None] = {}
     trace = Trace(limits.trace, clock, settings.name)
-    reports = Reports(out)
-    directory = Directory(limits.max_sessions)
-    deliveries = Deliveries()
-    workers = Workers(limits.max_types)
-    timeouts = Timeouts(settings)
-    contracts = Contracts(out)
-    observers = Observers()
+    reports, directory, deliveries = Reports(out), Directory(limits.max_sessions), Deliveries()
+    figures, bridges = Figures(), dict[Link, None]()
+    common = _Common(
+        settings, out, clock, snapshot, around, now, bridges, trace, reports, directory, deliveries, figures
+    )
+    queues, mailboxes, relays, notes, late_outcomes, reporters, standing = queueing = _queueing(common)
+    dispatcher, workers, timeouts, contracts, observers, dead_letters = _handling(common, queueing)
     recordings = Recordings(out, observers, clock)
     shadows = Shadows(limits, out, observers, clock)
-
-    figures = Figures()
-    queues = Queues(settings, out, reports, clock, snapshot, now)
-    transfers = Transfers(limits.max_lane)
-    notes = RemoteNotes(out, snapshot.remote, settings.bounds.server_outcomes)
-    late_outcomes = LateOutcomes(
-        settings,
-        queues,
-        transfers,
-        reports,
-        out,
-        notes,
-        figures,
-        snapshot.disowned,
-        now,
-        is_shared=snapshot.is_shared,
-    )
-    mailboxes = Mailboxes(queues, directory, deliveries, out, late_outcomes.on_ended, trace)
-    reporters = Reporters(out, snapshot.peers)
-    standing = Standing(out, settings.routes, snapshot.held, now)
-    relays = Relays(
-        settings, queues, transfers, reports, out, bridges, trace, reporters, notes, standing,
-        first_token=around.first_token, chance=around.chance, became=late_outcomes.on_ended,
-    )  # fmt: skip
-
-    def advance(queue: Queue, now: float) -> None:
-        (mailboxes if is_mailbox(queue.key) else relays).advance(queue, now)
-
-    queues.on_ready = advance
-    queues.on_expiry = late_outcomes.on_ended
-    queues.on_damaged = late_outcomes.on_damaged
-
-    def dispatch(job: Job, now: float) -> None:
-        dispatcher.dispatch((job,), now)
-
-    def enter(job: Job, now: float) -> None:
-        job.case.pending += 1
-        dispatcher.enter((job,), now)
-
-    def knows_type(type_: str) -> bool:
-        return dispatcher.knows_type(type_)
-
-    commands = Commands(
-        settings, out, trace, reports, queues, directory, deliveries, mailboxes, relays, dispatch, around.accounts_of,
-    )  # fmt: skip
-    dead_letters = DeadLetters(
-        settings,
-        queues,
-        reports,
-        out,
-        enter,
-        knows_type,
-        late_outcomes.owns_letter,
-        figures,
-        trace,
-    )
-    dispatcher = Dispatcher(
-        settings, out, figures=figures, observers=observers, workers=workers, timeouts=timeouts, contracts=contracts,
-        reports=reports,
-        trace=trace, commands=commands, directory=directory, deliveries=deliveries, queues=queues,
-        mailboxes=mailboxes, relays=relays, bridges=bridges,
-        dead_letters=dead_letters, known_types=snapshot.types, first_token=around.first_token, now=now,
-    )  # fmt: skip
-
     inbound_lanes = InboundLanes(out, snapshot.lanes)
     ingress = Ingress(
         settings, around.names, out, around.epoch, dispatcher=dispatcher, reports=reports, directory=directory,
@@ -218,3 +193,66 @@ def assemble(
         Cockpit(settings, out, queues, relays, standing, notes), figures, trace, recordings, shadows,
         credit, StuckTypes(limits), auth, following, adoption,
     )  # fmt: skip
+
+
+def _queueing(common: _Common) -> _Queueing:
+    """Build the units of messages on disk, and of messages to other servers."""
+    settings, out, snapshot, now = common.settings, common.out, common.snapshot, common.now
+    reports, trace = common.reports, common.trace
+    queues = Queues(settings, out, reports, common.clock, snapshot, now)
+    transfers = Transfers(settings.limits.max_lane)
+    notes = RemoteNotes(out, snapshot.remote, settings.bounds.server_outcomes)
+    late_outcomes = LateOutcomes(
+        settings, queues, transfers, reports, out, notes, common.figures, snapshot.disowned, now,
+        is_shared=snapshot.is_shared,
+    )  # fmt: skip
+    mailboxes = Mailboxes(queues, common.directory, common.deliveries, out, late_outcomes.on_ended, trace)
+    reporters = Reporters(out, snapshot.peers)
+    standing = Standing(out, settings.routes, snapshot.held, now)
+    relays = Relays(
+        settings, queues, transfers, reports, out, common.bridges, trace, reporters, notes, standing,
+        first_token=common.around.first_token, chance=common.around.chance, became=late_outcomes.on_ended,
+    )  # fmt: skip
+
+    def advance(queue: Queue, now: float) -> None:
+        (mailboxes if is_mailbox(queue.key) else relays).advance(queue, now)
+
+    queues.on_ready = advance
+    queues.on_expiry = late_outcomes.on_ended
+    queues.on_damaged = late_outcomes.on_damaged
+    return _Queueing(queues, mailboxes, relays, notes, late_outcomes, reporters, standing)
+
+
+def _handling(common: _Common, queueing: _Queueing) -> _Handling:
+    """Build the units of messages for handlers."""
+    settings, out, reports, trace = common.settings, common.out, common.reports, common.trace
+    directory, deliveries = common.directory, common.deliveries
+    queues, mailboxes, relays, _, late_outcomes, *_ = queueing
+
+    def dispatch(job: Job, now: float) -> None:
+        dispatcher.dispatch((job,), now)
+
+    def enter(job: Job, now: float) -> None:
+        job.case.pending += 1
+        dispatcher.enter((job,), now)
+
+    def knows_type(type_: str) -> bool:
+        return dispatcher.knows_type(type_)
+
+    workers, timeouts = Workers(settings.limits.max_types), Timeouts(settings)
+    contracts, observers = Contracts(out), Observers()
+    commands = Commands(
+        settings, out, trace, reports, queues, directory, deliveries, mailboxes, relays, dispatch,
+        common.around.accounts_of,
+    )  # fmt: skip
+    dead_letters = DeadLetters(
+        settings, queues, reports, out, enter, knows_type, late_outcomes.owns_letter, common.figures, trace
+    )
+    dispatcher = Dispatcher(
+        settings, out, figures=common.figures, observers=observers, workers=workers, timeouts=timeouts,
+        contracts=contracts, reports=reports, trace=trace, commands=commands, directory=directory,
+        deliveries=deliveries, queues=queues, mailboxes=mailboxes, relays=relays, bridges=common.bridges,
+        dead_letters=dead_letters, known_types=common.snapshot.types, first_token=common.around.first_token,
+        now=common.now,
+    )  # fmt: skip
+    return _Handling(dispatcher, workers, timeouts, contracts, observers, dead_letters)

@@ -15,14 +15,10 @@ from typing import NamedTuple, cast
 
 from bester.broker.config import OperatorConfig
 from bester.broker.logs import facts
-from bester.broker.tls_files import Pair, Validity, day, server_context
+from bester.broker.renewal import Reminder, signature
+from bester.broker.tls_files import Pair, Validity, server_context
 from bester.broker.wire.codes import ConfigError
 
-LOOK_S = 60.0
-"""Time between two looks at the files: programs that renew certificates do not tell the server."""
-SOON_S = 14 * 24 * 3600.0
-"""Time before the end of the certificate from which the log warns."""
-REMIND_S = 24 * 3600.0
 SECTION = "[operator]"
 PROTOCOL = "http/1.1"
 """Name of the protocol inside TLS."""
@@ -47,9 +43,9 @@ class Access:
     def __init__(self, config: OperatorConfig, clock: Callable[[], float] = time.time) -> None:
         self._config = config
         self._clock = clock
-        self._seen = self._signature()
+        self._seen = signature(self._files())
         self._secrets = self._read()
-        self._reminded: float | None = None
+        self._reminder = Reminder()
         self.changed: Callable[[], None] = lambda: None
 
     @property
@@ -69,7 +65,7 @@ class Access:
 
     def reload(self) -> None:
         """Read all files again, if there are any. A file that cannot be used keeps those before in use."""
-        self._seen = self._signature()
+        self._seen = signature(self._files())
         try:
             found = self._read()
         except ConfigError as error:
@@ -77,20 +73,18 @@ class Access:
             log.error(text, error, extra=facts("operator-files-refused", why=str(error)))
             return
         if self._files():
-            self._secrets, self._reminded = found, None
+            self._secrets = found
+            self._reminder.begin_anew()
             log.info("the files of the operator's page were read again", extra=facts("operator-files-read"))
             self.changed()
 
     def look(self) -> None:
         """Read the files again if one has changed, and warn before the certificate ends; call once a minute."""
-        if self._signature() != self._seen:
+        if signature(self._files()) != self._seen:
             self.reload()
-        validity, now = self._secrets.validity, self._clock()
-        if validity is None or validity.end - now > SOON_S:
-            return
-        if self._reminded is None or now - self._reminded >= REMIND_S:
-            self._reminded = now
-            state, until = "has expired" if now > validity.end else "expires", day(validity.end)
+        due = self._reminder.due(self._secrets.validity, self._clock())
+        if due is not None:
+            state, until = due
             text = "the certificate of the operator's page %s on %s; renew it"
             log.warning(text, state, until, extra=facts("certificate-expires", until=until))
 
@@ -105,18 +99,6 @@ class Access:
     def _files(self) -> list[Path]:
         config = self._config
         return [each for each in (config.token, config.cert, config.key, config.client_ca) if each is not None]
-
-    def _signature(self) -> tuple[tuple[int, int, int, int] | None, ...]:
-        """Return the parts of the files' state that differ after a change."""
-        return tuple(map(_stamp, self._files()))
-
-
-def _stamp(path: Path) -> tuple[int, int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
 
 
 def read_token(path: Path | None) -> str | None:

@@ -25,10 +25,11 @@ from bester.broker.config import OperatorConfig
 from bester.broker.doctor.live import findings_of
 from bester.broker.logs import facts
 from bester.broker.operator import metrics
-from bester.broker.operator.access import LOOK_S, Access, name_in_certificate
+from bester.broker.operator.access import Access, name_in_certificate
 from bester.broker.operator.connections import Connections
 from bester.broker.operator.desk import Desk
 from bester.broker.operator.openapi import document
+from bester.broker.renewal import LOOK_S
 from bester.broker.server import Broker
 from bester.broker.tls_faults import TlsError
 from bester.broker.tls_stream import TlsStream

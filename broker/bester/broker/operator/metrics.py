@@ -34,6 +34,11 @@ class _Collector:
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         yield from self._broker()
+        yield from self._parties()
+        yield from self._senders()
+        yield from self._queues()
+        yield from self._store()
+        yield from self._bounds()
         yield from self._types()
         yield from self._servers()
         yield from self._bridges()
@@ -45,19 +50,21 @@ class _Collector:
         yield GaugeMetricFamily("bester_users", "Users with a session.", status["users"])
         yield GaugeMetricFamily("bester_sessions", "Sessions of users.", status["sessions"])
         yield GaugeMetricFamily("bester_unreported_messages", "Messages whose report is due.", status["cases"])
-        peers = GaugeMetricFamily("bester_peers", "Parties on the fabric, by role.", labels=["role"])
-        for role, count in status["peers"].items():
-            peers.add_metric([role], count)
-        yield peers
-        logins = CounterMetricFamily("bester_logins", "Logins, by result.", labels=["result"])
-        for result, count in status["logins"].items():
-            logins.add_metric([result], count)
-        yield logins
+
+    def _parties(self) -> Iterator[Metric]:
+        """Yield the counts of parties on the fabric, of logins and of refusals."""
+        status = self._status
+        yield _by_key(GaugeMetricFamily, "bester_peers", "Parties on the fabric, by role.", "role", status["peers"])
+        yield _by_key(CounterMetricFamily, "bester_logins", "Logins, by result.", "result", status["logins"])
         yield CounterMetricFamily(
             "bester_lockouts", "Times that a user at an address had to wait for wrong passwords.", status["lockouts"]
         )
         refused = status["refused"]["count"]
         yield GaugeMetricFamily("bester_parties_refused", "Parties that the fabric refused within 10 minutes.", refused)
+
+    def _senders(self) -> Iterator[Metric]:
+        """Yield how much of what waits, and of what comes, is one sender's."""
+        status = self._status
         full = status["full_mailboxes"]["count"]
         yield GaugeMetricFamily("bester_mailboxes_full", "Mailboxes at 90 % of their bound, or above.", full)
         most = max((row["waiting"] for row in status["busiest"]), default=0)
@@ -71,11 +78,16 @@ class _Collector:
             "The same of the sender with most.",
             max((row["per_s"] for row in rates["fastest"]), default=0.0),
         )
-        queued = status["queued"]
+
+    def _queues(self) -> Iterator[Metric]:
+        queued = self._status["queued"]
         yield GaugeMetricFamily("bester_queued_messages", "Messages on disk for users and servers.", queued["messages"])
         yield GaugeMetricFamily("bester_queued_bytes", "Bytes of these messages.", queued["bytes"])
         yield GaugeMetricFamily("bester_mailboxes", "Mailboxes with messages.", queued["mailboxes"])
-        store = status["store"]
+
+    def _store(self) -> Iterator[Metric]:
+        """Yield the figures of the store, and the brokers that share it."""
+        store = self._status["store"]
         yield CounterMetricFamily("bester_store_commits", "Commits of the store.", store["commits"])
         yield CounterMetricFamily("bester_store_adopted", "Messages taken over from other brokers.", store["adopted"])
         yield CounterMetricFamily("bester_store_commit_seconds", "Seconds in commits.", store["commit_s"])
@@ -91,21 +103,21 @@ class _Collector:
             "1 for a broker of this server that lives, 0 for one that is dead.",
             labels=["broker"],
         )
-        for each in status["brokers"]:
+        for each in self._status["brokers"]:
             if each["state"] != "ended":
                 living.add_metric([each["name"]], int(each["state"] == "lives"))
         yield living
+
+    def _bounds(self) -> Iterator[Metric]:
         used = GaugeMetricFamily("bester_bound_used", "How much of a bound is used.", labels=["bound"])
         bound = GaugeMetricFamily("bester_bound_limit", "The bound.", labels=["bound"])
-        for name, (now, limit) in status["bounds"].items():
+        for name, (now, limit) in self._status["bounds"].items():
             used.add_metric([name], now)
             bound.add_metric([name], limit)
         yield used
         yield bound
-        reached = CounterMetricFamily("bester_bound_reached", "Refused or dropped at a bound.", labels=["bound"])
-        for name, count in status["reached"].items():
-            reached.add_metric([name], count)
-        yield reached
+        reached = self._status["reached"]
+        yield _by_key(CounterMetricFamily, "bester_bound_reached", "Refused or dropped at a bound.", "bound", reached)
 
     def _types(self) -> Iterator[Metric]:
         types: Mapping[str, Mapping[str, Any]] = self._status["types"]
@@ -117,10 +129,8 @@ class _Collector:
             ("again", "Requests after the first of a message"),
             ("dead", "Dead letters"),
         ):
-            counter = CounterMetricFamily(f"bester_messages_{key}", f"{about}, by type.", labels=["type"])
-            for type_, row in types.items():
-                counter.add_metric([type_], row[key])
-            yield counter
+            counts = {type_: row[key] for type_, row in types.items()}
+            yield _by_key(CounterMetricFamily, f"bester_messages_{key}", f"{about}, by type.", "type", counts)
         failed = CounterMetricFamily(
             "bester_messages_failed", "Messages that failed, by type and code.", labels=["type", "code"]
         )
@@ -134,19 +144,14 @@ class _Collector:
             ("workers", "Handlers"),
         ):
             name = f"bester_messages_{key}" if key != "workers" else "bester_handlers"
-            gauge = GaugeMetricFamily(name, f"{about}, by type.", labels=["type"])
-            for type_, row in types.items():
-                gauge.add_metric([type_], row[key])
-            yield gauge
-        stuck = GaugeMetricFamily("bester_handlers_stuck", "Handlers that are stuck, by type.", labels=["type"])
+            counts = {type_: row[key] for type_, row in types.items()}
+            yield _by_key(GaugeMetricFamily, name, f"{about}, by type.", "type", counts)
         hanging = Counter(type_ for each in self._status["handlers"] if each["stuck"] for type_ in each["types"])
-        for type_ in types:
-            stuck.add_metric([type_], hanging[type_])
-        yield stuck
-        declared = GaugeMetricFamily("bester_type_declared", "1 for a type of a declared handler.", labels=["type"])
-        for type_ in self._status["declared"]:
-            declared.add_metric([type_], 1)
-        yield declared
+        stuck = {type_: hanging[type_] for type_ in types}
+        yield _by_key(GaugeMetricFamily, "bester_handlers_stuck", "Handlers that are stuck, by type.", "type", stuck)
+        declared = dict.fromkeys(self._status["declared"], 1)
+        about = "1 for a type of a declared handler."
+        yield _by_key(GaugeMetricFamily, "bester_type_declared", about, "type", declared)
         for name, key, about in (
             ("bester_handler_seconds", "took", "Time of handlers over a message."),
             ("bester_message_seconds", "whole", "Time from the entry of a message to its report."),
@@ -205,6 +210,16 @@ class _Collector:
                 gauges[name].add_metric([row["name"]], count)
         yield from gauges.values()
         yield reached
+
+
+def _by_key(
+    kind: type[CounterMetricFamily | GaugeMetricFamily], name: str, about: str, label: str, counts: Mapping[str, float]
+) -> Metric:
+    """Return a metric with one sample for each key of the counts; the key is the value of the label."""
+    metric = kind(name, about, labels=[label])
+    for key, count in counts.items():
+        metric.add_metric([key], count)
+    return metric
 
 
 def _add_times(

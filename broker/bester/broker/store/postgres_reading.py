@@ -5,13 +5,12 @@ Nothing here writes. All rows are of the namespace `ns` of one broker.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from bester.broker.store.postgres_writing import ID_PART, beginning, key_of_letter, written
 from bester.broker.store.reading import Row, entry_of, letters_of, outcome_of
-from bester.broker.store.rows import of_all_brokers, read_text, summed_shares, unpack
+from bester.broker.store.rows import counts_by_server, of_all_brokers, read_text, summed_shares, unpack
 from bester.broker.store_requests import (
     READ_BYTES,
     ClockState,
@@ -29,7 +28,6 @@ from bester.broker.store_requests import (
     Snapshot,
     StoredQueue,
     lane,
-    owner_of,
 )
 
 if TYPE_CHECKING:
@@ -227,7 +225,7 @@ def snapshot(
             for address, reports in all_of("SELECT address, reports FROM native_peer WHERE ns = %b")
         },
         held=frozenset(_names(all_of("SELECT name FROM held_server WHERE ns = %b"))),
-        remote=_summed(
+        remote=counts_by_server(
             all_of(f"SELECT box, count(*) FROM entry WHERE ns = %b AND outcome = 'queued'{among} GROUP BY box")  # noqa: S608 (numbers)
         ),
         disowned={
@@ -240,11 +238,3 @@ def snapshot(
 
 def _names(found: Iterable[Row]) -> tuple[str, ...]:
     return tuple(read_text(name) for (name,) in found)
-
-
-def _summed(found: Iterable[Row]) -> dict[str, int]:
-    """Return counts by server, of counts by lane."""
-    counts: Counter[str] = Counter()
-    for box, count in found:
-        counts[owner_of(read_text(box))] += count
-    return dict(counts)

@@ -1,4 +1,4 @@
-"""Rows: the form of values inside a store (text, packed maps), and the summary of a message's outcomes.
+"""Rows: the form of values inside a store (text, packed maps), and sums over rows: shares, counts, outcomes.
 
 Names come from strangers: any `str` can be written, one with half a surrogate pair too, and reads back unchanged.
 """
@@ -6,12 +6,13 @@ Names come from strangers: any `str` can be written, one with half a surrogate p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-from bester.broker.store_requests import is_mailbox, sharer_of
+from bester.broker.store_requests import is_mailbox, owner_of, sharer_of
 from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT, severity, worst
 
 _MARK = "\ufdd0"
@@ -78,6 +79,14 @@ def _peer_of(meta: bytes | bytearray | None) -> object:
         return None if meta is None else unpack(meta).get("peer")
     except ValueError:  # the reader of the message reports the damage
         return None
+
+
+def counts_by_server(rows: Iterable[Sequence[Any]]) -> dict[str, int]:
+    """Return counts by server, of rows of lane and count."""
+    counts: Counter[str] = Counter()
+    for queue, count in rows:
+        counts[owner_of(read_text(queue))] += count
+    return dict(counts)
 
 
 def summed_up(outcomes: Iterable[tuple[str, str | None]]) -> dict[str, str]:

@@ -12,10 +12,10 @@ import secrets
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from bester.broker import database
 from bester.broker.store import file, schema
 from bester.broker.store.commits import BusyError, Commits, UnwritableError, is_given_up
 from bester.broker.store.reading import answer
-from bester.broker.store.rows import read_text, summed_shares, unpack
+from bester.broker.store.snapshot import snapshot
 from bester.broker.store.writing import (
     CARRY_OUT,
     drop_heavy_letters,
@@ -35,16 +35,12 @@ from bester.broker.store.writing import (
 from bester.broker.store_requests import (
     LETTER_BYTES,
     Bury,
-    ClockState,
     Enqueue,
     PurgeOutcomes,
     Read,
     RecordRemote,
-    SaveLane,
     Snapshot,
-    StoredQueue,
     Write,
-    owner_of,
 )
 from bester.broker.wire.codes import BesterError, ConfigError
 
@@ -72,13 +68,6 @@ AGAIN_S = 1.0
 """Pause between two looks for room, where there was none at the start."""
 ROW_BYTES = 1000
 """Room in the file for an entry beside its body, a generous estimate."""
-
-_IN_MAILBOX = "outcome IS NULL AND box >= 'user/' AND box < 'user0' AND sender IS"
-_SHARES = (
-    f"SELECT box, sender, NULL, count(*), sum(size) FROM entry WHERE {_IN_MAILBOX} NOT NULL GROUP BY box, sender",  # noqa: S608 (own words)
-    f"SELECT box, NULL, meta, 1, size FROM entry WHERE {_IN_MAILBOX} NULL",  # noqa: S608 (own words)
-)
-"""Reads of what each sender has in each mailbox; the server that sent a message is in the meta alone."""
 
 _UNWRITABLE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 _UNWRITABLE_WHY = "it cannot hold what it was given; see the reason"
@@ -225,6 +214,13 @@ class SqliteStore(Commits):
             self._db.execute(f"PRAGMA {setting}")
 
     def _begin(self) -> Snapshot:
+        """Count this life, and return the contents of the file."""
+        self._count_life()
+        self._db.execute(f"PRAGMA synchronous = {self._synchronous}")
+        epoch, life = self._name_life()
+        return snapshot(self._db, epoch, life, self._no_room)
+
+    def _count_life(self) -> None:
         """Count this life, on disk before anything else: numbers must never be given twice.
 
         Where there is no room for the count, this life has an epoch of its own, under which no number was given before,
@@ -245,51 +241,18 @@ class SqliteStore(Commits):
                 raise
             self._no_room = file.why(self.path, error)
             self._unwritten = secrets.token_hex(8), 1
-        db.execute(f"PRAGMA synchronous = {self._synchronous}")
-        epoch, life = db.execute("SELECT epoch, life FROM state").fetchone() or (None, None)
+
+    def _name_life(self) -> tuple[str, int]:
+        """Return the epoch and the count of this life. Raises ValueError where the file has lost them."""
+        epoch, life = self._db.execute("SELECT epoch, life FROM state").fetchone() or (None, None)
         if type(epoch) is not str or type(life) is not int:
             raise ValueError("it has lost its name")
         if self._unwritten is not None:
-            epoch, life = self._unwritten = self._unwritten[0], life + 1
-        elif self._stands_in:
+            self._unwritten = self._unwritten[0], life + 1
+            return self._unwritten
+        if self._stands_in:
             self._unwritten = epoch, life
-        handed = dict(db.execute("SELECT box, upto FROM handed"))
-        clock = db.execute("SELECT stored_s, skew_s, boot, boot_s FROM clock").fetchone()
-        boxes = db.execute("SELECT box, count(*), sum(size), min(number) FROM entry WHERE outcome IS NULL GROUP BY box")
-        return Snapshot(
-            epoch=epoch,
-            life=life,
-            queues={
-                read_text(box): StoredQueue(messages, size_bytes, lowest, handed.get(box, 0))
-                for box, messages, size_bytes, lowest in boxes
-            },
-            shares=summed_shares(
-                (read_text(box), None if sender is None else read_text(sender), meta, messages, size_bytes)
-                for box, sender, meta, messages, size_bytes in chain(*map(db.execute, _SHARES))
-            ),
-            types=tuple(read_text(name) for (name,) in db.execute("SELECT name FROM seen_type ORDER BY serial")),
-            lanes=tuple(
-                SaveLane(read_text(peer), read_text(type_), read_text(their_epoch), floor, _outcomes_of(outcomes))
-                for peer, type_, their_epoch, floor, outcomes in db.execute(
-                    "SELECT peer, type, epoch, floor, outcomes FROM arrived"
-                )
-            ),
-            next_expiry_s=db.execute("SELECT min(expires_s) FROM entry WHERE outcome IS NULL").fetchone()[0],
-            dead=db.execute("SELECT count(*) FROM letter").fetchone()[0],
-            clock=None if clock is None else ClockState(clock[0], clock[1], read_text(clock[2]), clock[3]),
-            names=tuple(read_text(name) for (name,) in db.execute("SELECT name FROM server_name ORDER BY serial")),
-            peers={
-                read_text(address): bool(reports)
-                for address, reports in db.execute("SELECT address, reports FROM native_peer")
-            },
-            held=frozenset(read_text(name) for (name,) in db.execute("SELECT name FROM held_server")),
-            remote=_summed_up(db.execute("SELECT box, count(*) FROM entry WHERE outcome = 'queued' GROUP BY box")),
-            disowned={
-                read_text(name): (upto, at_s)
-                for name, upto, at_s in db.execute("SELECT name, upto, at_s FROM disowned")
-            },
-            full=self._no_room,
-        )
+        return epoch, life
 
     # --- writing ---
 
@@ -444,19 +407,3 @@ class SqliteStore(Commits):
             raise BesterError("storage-full", file.why(self.path, error)) from None
         except ValueError as error:
             raise BesterError("storage-full", f"{self.path}: damaged ({error}); {file.RESTORE}") from None
-
-
-def _summed_up(rows: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Return counts by server, of counts by lane."""
-    counts: Counter[str] = Counter()
-    for box, count in rows:
-        counts[owner_of(read_text(box))] += count
-    return dict(counts)
-
-
-def _outcomes_of(raw: bytes) -> dict[int, str]:
-    """Return the outcomes of an inbound lane. Raises ValueError for bytes that no store has written."""
-    outcomes = unpack(raw)
-    if not all(type(number) is int and type(outcome) is str for number, outcome in outcomes.items()):
-        raise ValueError("no outcomes by number")
-    return outcomes

@@ -1,0 +1,95 @@
+"""Opens the native listeners of a configuration: TCP, Unix, TLS, WebSocket, each with its protocols' maker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+from bester.bridge import native
+from bester.bridge.bridge import Bridge
+from bester.bridge.certificates import Certificates
+from bester.bridge.connection import Connection
+from bester.bridge.listeners import Factory, Listener, listen_tcp, listen_tls, listen_unix, listen_web
+from bester.broker.config import NativeConfig
+from bester.broker.logs import facts
+from bester.broker.tls_faults import TlsError
+from bester.broker.tls_stream import TlsStream
+
+PLAIN_ANSWER = native.refused("tls-required")
+"""Answer to plain text at a listener of TLS."""
+PLAIN_HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 21\r\n\r\nuse wss:// (TLS) here"
+"""The same at a listener of WebSockets over TLS."""
+
+log = logging.getLogger("bester.bridge")
+
+
+async def open_listeners(
+    config: NativeConfig, add: Callable[[Listener], None], bridge: Bridge, certificates: Certificates, *, shared: bool
+) -> None:
+    """Open all listeners; `add` gets each when it is open, so that the caller can close those before a fault.
+    `shared`: other processes listen at the same TCP addresses. Raises ConfigError."""
+    loop = asyncio.get_running_loop()
+
+    def connection() -> Connection:
+        return Connection(bridge, loop)
+
+    for key, address, family in (
+        ("[native] tcp4", config.tcp4, socket.AF_INET),
+        ("[native] tcp6", config.tcp6, socket.AF_INET6),
+    ):
+        if address is not None:
+            listener = await listen_tcp(
+                key, address, connection, family=family, insecure=config.insecure, shared=shared
+            )
+            add(listener)
+    if config.unix is not None:
+        add(await listen_unix("[native] unix", str(config.unix), connection))
+    for address in () if config.tls is None else config.tls.listen:
+        add(await listen_tls(address, lambda: _secure(bridge, certificates, loop), shared=shared))
+    if config.websocket is not None:
+        factory, secure = _web(config, bridge, certificates, loop), config.tls is not None
+        add(await listen_web(config.websocket, factory, secure=secure, shared=shared))
+
+
+def _web(config: NativeConfig, bridge: Bridge, certificates: Certificates, loop: asyncio.AbstractEventLoop) -> Factory:
+    """Return the maker of a WebSocket listener's protocols: over TLS where there are certificates."""
+    from bester.bridge.web_stream import Unended, WebStream  # most servers run without
+
+    limits = bridge.limits
+    unended = Unended(limits.unfinished_bytes, limits.frame_s + config.max_frame / limits.frame_rate)
+
+    def plain() -> WebStream:
+        """Return the protocol of a connection without TLS, or below it."""
+        connection = Connection(bridge, loop)
+
+        def refused(why: str) -> None:
+            address = connection.address
+            log.warning(
+                "WebSocket of %s refused: %s", address, why, extra=facts("web-refused", address=address, why=why)
+            )
+
+        return WebStream(
+            connection, unended=unended, origins=config.websocket_origins, max_frame=config.max_frame, refused=refused
+        )
+
+    def secure() -> TlsStream:
+        """Return the protocol of a connection with TLS."""
+        return TlsStream(plain(), certificates.listener, plain_answer=PLAIN_HTTP)
+
+    return plain if config.tls is None else secure
+
+
+def _secure(bridge: Bridge, certificates: Certificates, loop: asyncio.AbstractEventLoop) -> TlsStream:
+    """Return the protocol of a connection to a listener of TLS."""
+    connection = Connection(bridge, loop)
+
+    def failed(fault: TlsError) -> None:
+        address = connection.address
+        log.warning(
+            "TLS with %s failed: %s", address, fault, extra=facts("tls-failed", address=address, why=str(fault))
+        )
+
+    context = certificates.listener
+    return TlsStream(connection, context, plain_answer=PLAIN_ANSWER, opened=connection.secured, failed=failed)
