@@ -42,7 +42,6 @@ TIME_OF = {
 """Bound that a connection has reached whose time is up in this state."""
 _OPEN, _AUTHENTICATING = State.OPEN, State.AUTHENTICATING
 _Sent = native.Sent
-_new = tuple.__new__  # creates a message in half the time of its class
 
 
 class Acknowledged(NamedTuple):
@@ -83,7 +82,7 @@ class Step(NamedTuple):
 
 
 def _nothing() -> Step:
-    return _new(Step, ([], []))
+    return Step([], [])
 
 
 def _is_ack(body: bytes) -> bool:
@@ -535,7 +534,7 @@ class Session:
                 step.write.append(native.report(id_, 1, "overloaded"))
                 continue
             token = next(self._tokens)
-            submit = _new(Submit, (token, number, type_, data, sent.meta))
+            submit = Submit(token, number, type_, data, sent.meta)
             size = len(data)
             if fan > 1 and size < MOST_CHARGED:  # what its copies will cost
                 size = min(int(size * fan), MOST_CHARGED)

@@ -13,7 +13,6 @@ from bester.broker.wire.messages import Meta, Request
 if TYPE_CHECKING:
     from bester.broker.core.message_groups import MessageGroup
 
-_new = tuple.__new__
 NO_PATH: list[str] = []
 """Path of a message that comes from no other handler. It is shared: nobody may change it."""
 
@@ -68,7 +67,7 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
             meta["peer"] = self.peer
         if self.traceparent is not None:
             meta["traceparent"] = self.traceparent
-        return _new(Request, (token, self.type, self.body, self.user, meta))
+        return Request(token, self.type, self.body, self.user, meta)
 
     def onward_path(self, server: str) -> list[str]:
         """Return the path of its results: one step longer."""

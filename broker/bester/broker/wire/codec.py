@@ -25,10 +25,12 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.notes import describe
 from bester.broker.wire.readers import READERS, careful, kind_of, refuse_row, unreadable
+from bester.broker.wire.records import row_of
 
 _LAYOUTS: dict[type[Any], tuple[tuple[int], int | None, int | None, int | None]] = {
     row.message: ((row.op,), row.body, row.commands, len(row.fields) - 1 if row.rare else None) for row in OPERATIONS
 }
+_ROWS = {row.message: fields for row in OPERATIONS if (fields := row_of(row.message)) is not None}
 BATCH_BYTES = 1024 * 1024
 """Size of bodies at which a batch is closed; a batch whose frame 0 exceeds twice as much is halved. So no message
 delays a link, and frame 0 stays below the limit of receivers."""
@@ -65,7 +67,10 @@ def encode(messages: Sequence[Message], inline_bytes: int = INLINE_BYTES) -> lis
     frames: list[bytes] = [b""]
     message: Any  # instance of a class in _LAYOUTS
     for message in messages:
-        op, body, commands, rare = _LAYOUTS[type(message)]
+        kind = type(message)
+        op, body, commands, rare = _LAYOUTS[kind]
+        if kind in _ROWS:
+            message = _ROWS[kind](message)  # noqa: PLW2901
         if body is not None and len(message[body]) > inline_bytes:
             rows.append((*op, *message[:body], len(frames), *message[body + 1 :]))
             frames.append(_attachment(message[body]))
