@@ -392,7 +392,7 @@ class Dispatcher:
         may look at workers or dispatch a job.
         """
         inflight, figures = worker.inflight, None
-        carry_out, limited = self._commands.carry_out, worker.limited
+        carry_out, limited, observers = self._commands.carry_out, worker.limited, self._observers
         type_ = ""
         answered = size_bytes = 0
         good: list[tuple[Job, list[Command]]] = []  # replies that are not carried out yet
@@ -409,8 +409,8 @@ class Dispatcher:
                 figures = self._types.get(type_) or self._figures.of(type_)
             figures.took.append(now - job.since)
             is_usual = (
-                len(commands) == 1 and commands[0].command == "sendClients" and job.group is None
-                and not job.is_settled and not self._observers
+                job.group is None and not job.is_settled and not observers
+                and len(commands) == 1 and commands[0].command == "sendClients"
             )  # fmt: skip
             if is_usual:
                 answered += 1
@@ -422,14 +422,15 @@ class Dispatcher:
                 good, answered, size_bytes = [], 0, 0
                 if not self._take_alone(worker, job, reply, now):
                     continue
-            is_done = reply.status == DONE
-            wrong = fault(commands, job.body) if is_done else None
-            if limited and is_done and wrong is None:
-                wrong = self.may_not_command(worker, type_, commands)
-            if is_done and wrong is None:
-                good.append((job, commands))
-                if is_usual:
-                    continue
+            is_done, wrong = reply.status == DONE, None
+            if is_done:
+                wrong = fault(commands, job.body)
+                if limited and wrong is None:
+                    wrong = self.may_not_command(worker, type_, commands)
+                if wrong is None:
+                    good.append((job, commands))
+                    if is_usual:
+                        continue
             carry_out(good, now)
             good = []
             if wrong is not None:

@@ -112,20 +112,20 @@ class Ingress:
         link, prefix, resume = peer.link, peer.prefix, peer.resume
         users: Mapping[Any, str] = {} if self.draining else self._directory.users_of(link)
         jobs: list[Job] = []  # jobs of one type, not entered yet
-        of, figures, origin = None, None, self._settings.name
+        of: str | None = None
+        figures, origin, guarded = None, self._settings.name, self._guarded
         for submit in submits:
-            session, type_, meta = submit.session, submit.type, submit.meta
-            user = users.get(session)
-            is_usual = user is not None and not meta and type_ not in self._guarded
-            if jobs and (type_ != of or not is_usual):
-                self._dispatcher.enter(jobs, now)
-                jobs = []
-            if not is_usual:
-                self._submit_unusual(peer, submit, now)
-                continue
-            if not jobs:
+            token, type_, user = submit.token, submit.type, users.get(submit.session)
+            is_unusual = user is None or submit.meta or type_ in guarded
+            if type_ != of or is_unusual:
+                if jobs:
+                    self._dispatcher.enter(jobs, now)
+                    jobs = []
+                if is_unusual:
+                    of = None
+                    self._submit_unusual(peer, submit, now)
+                    continue
                 of, figures = type_, self._dispatcher.figures_of(type_)
-            token = submit.token
             id_ = f"{prefix}{token}"
             case = Case(_SUBMIT, link, token, id_, id_, 1, user, figures, now)
             if resume is not None:
