@@ -408,10 +408,9 @@ class Dispatcher:
                 type_ = job.type
                 figures = self._types.get(type_) or self._figures.of(type_)
             figures.took.append(now - job.since)
-            is_usual = (
-                job.group is None and not job.is_settled and not observers
-                and len(commands) == 1 and commands[0].command == "sendClients"
-            )  # fmt: skip
+            is_usual = False
+            if len(commands) == 1 and commands[0].command == "sendClients":
+                is_usual = job.group is None and not job.is_settled and not observers
             if is_usual:
                 answered += 1
                 size_bytes += len(job.body)
@@ -422,8 +421,8 @@ class Dispatcher:
                 good, answered, size_bytes = [], 0, 0
                 if not self._take_alone(worker, job, reply, now):
                     continue
-            is_done, wrong = reply.status == DONE, None
-            if is_done:
+            wrong = None
+            if reply.status == DONE:
                 wrong = fault(commands, job.body)
                 if limited and wrong is None:
                     wrong = self.may_not_command(worker, type_, commands)
@@ -437,7 +436,7 @@ class Dispatcher:
                 self._trace.add((now, job.root, job.id, wrong[0], type_, 0.0))
                 self._end(job, failed(wrong[0]))
                 yield reply, wrong
-            elif not is_done:
+            elif reply.status != DONE:
                 self._on_failed(worker, job, reply, now)
         carry_out(good, now)
         self._give_back(worker, answered, size_bytes)

@@ -50,7 +50,7 @@ MAX_DEDUP = 64
 """Characters of a client's dedup key: a UUID and a number; the server remembers each key for a while."""
 MAX_TTL_S = 30 * 24 * 3600.0
 """Longest time to live that a sender may ask for: after a month no user needs a message."""
-RESERVED_TYPES = ("dummy", "builtin")
+RESERVED_TYPES = frozenset({"dummy", "builtin"})
 RESERVED_PREFIX = "bester."
 AUTH_TYPE = "bester.auth"
 """Requests of this type ask a handler whether a login is good; they hold passwords."""
