@@ -103,10 +103,11 @@ class Deliveries:
             submission = None if token is None else unreported.get(token)
             if (
                 token is not None and submission is not None
-                and len(targets) == 1 and len(targets[0]) == 2 and targets[0][1] == submission.session
+                and len(targets) == 1 and len(target := targets[0]) == 2
+                and target[1] == (session := submission.session)
             ):  # fmt: skip
-                of_one = answers.get(submission.session) or self._begin_answers(submission.session, answers)
-                if of_one is not None and self._answer(message, targets[0][0], submission, of_one):
+                of_one = answers.get(session) or self._begin_answers(session, answers)
+                if of_one is not None and self._answer(message, target[0], submission, of_one):
                     del unreported[token]
                     serials.append(message.serial)
                     continue
@@ -155,8 +156,9 @@ class Deliveries:
             self._confirmations.at_once(serials)
         for each in answers.values():
             if each.count:
-                each.owner.session.window.sender.on_copies(1, each.count)
-                each.owner.session.window.count_out(each.count, each.submitted_bytes, each.submitted_bytes)
+                window, count, size_bytes = each.owner.session.window, each.count, each.submitted_bytes
+                window.sender.on_copies(1, count)
+                window.count_out(count, size_bytes, size_bytes)
                 self._push_run(each.owner, b"".join(each.pieces))
                 self._reported(each.owner, now)
 

@@ -483,29 +483,28 @@ def delivered(head: bytes, target: int, tail: bytes) -> tuple[bytes, ...]:
 _GOOD_MESSAGE = b',"message":'
 _END = b"}}"
 _GOOD_BYTES = len(_GOOD) + len(_GOOD_MESSAGE) + len(_END)
+_HEADERS_BYTES = 2 * HEADER_BYTES
 
 
 class Answer:
     """Template of answers of one type, origin and mark: a receivedMessage frame of a delivery to one target, and behind
     it the good report on the message that the delivery completes."""
 
-    __slots__ = ("_after_id", "_behind", "_received_bytes", "_size_bytes")
+    __slots__ = ("_after_id", "_behind", "_received_bytes")
 
     def __init__(self, type_: str, meta: Meta) -> None:
         before, self._behind = around_body(type_, meta)
         self._after_id = before[1:]  # its quote ends the text of the id
         self._received_bytes = len(_RECEIVED) + len(self._after_id) + len(self._behind)
-        self._size_bytes = self._received_bytes + _GOOD_BYTES + 2 * HEADER_BYTES
 
     def write(self, pieces: list[bytes], room: int, id_: str, body: bytes, sent_id: bytes, message: str) -> int:
         """Add an answer to `pieces`, where it is no longer than `room`; return what is left of the room, below 0 where
         it is longer. `id_` is that of the delivery and its target."""
         id_text, message_text = _text(id_), _text(message)
-        received, good = len(id_text) + len(body), len(sent_id) + len(message_text)
-        left = room - self._size_bytes - received - good
+        received = self._received_bytes + len(id_text) + len(body)
+        good = _GOOD_BYTES + len(sent_id) + len(message_text)
+        left = room - received - good - _HEADERS_BYTES
         if left >= 0:
-            received += self._received_bytes
-            good += _GOOD_BYTES
             pieces += (
                 HEADERS[received] if received < SHORT_BYTES else received.to_bytes(4, "little"),
                 _RECEIVED, id_text, self._after_id, body, self._behind,
