@@ -211,13 +211,15 @@ class Reports:
         """Count one pending result of each case as done, which was reported by its bridge if it was the last."""
         now, ended = self.now, 0
         for case in cases:
-            case.pending = pending = case.pending - 1
-            if pending == 0:
-                ended += 1
-                if (figures := case.figures) is not None:
-                    figures.lasted.append(now - case.since)
-                if case.reason is not None or case.watchers or case.other_askers is not None:
-                    self._end(case, silent=case.reason is None)
+            if case.pending != 1:
+                case.pending -= 1
+                continue
+            case.pending = 0
+            ended += 1
+            if (figures := case.figures) is not None:
+                figures.lasted.append(now - case.since)
+            if case.reason is not None or case.watchers or case.other_askers is not None:
+                self._end(case, silent=case.reason is None)
         self.open -= ended
 
     def add_asker(self, case: Case, link: Link, token: int) -> None:

@@ -187,8 +187,11 @@ class Commands:
         if completes:
             case = job.case
             token, meta["message"] = case.token, case.id
-        first = self._queues.reserve_numbers(len(command.targets))  # should they be queued: before later ones
-        serial = outstanding.add(Delivery(job, command, id_, targets, shares, completes, first, now))
+        queues = self._queues
+        first = queues.next_number  # reserved, should they be queued: before later ones
+        queues.next_number = first + len(command.targets)
+        outstanding.last = serial = outstanding.last + 1
+        outstanding.out[serial] = Delivery(job, command, id_, targets, shares, completes, first, now)
         return Deliver(serial, id_, job.type, command.body, targets, token, meta)
 
     def _to_absent(self, job: Job, number: int, command: Command, absent: list[int], now: float) -> None:
