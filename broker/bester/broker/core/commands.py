@@ -180,13 +180,15 @@ class Commands:
         """Return the DELIVER to those of a command's targets that are connected to a bridge; the caller sends it, and
         counts the delivery as pending. The bridge, whose deliveries these are, reports by itself where the delivery
         `completes` the case."""
-        meta: Meta = {"origin": job.origin}
-        if job.repeated:
-            meta["redelivered"] = True
         token: int | None = None
         if completes:
             case = job.case
-            token, meta["message"] = case.token, case.id
+            token = case.token
+            meta: Meta = {"origin": job.origin, "message": case.id}
+        else:
+            meta = {"origin": job.origin}
+        if job.repeated:
+            meta["redelivered"] = True
         queues = self._queues
         first = queues.next_number  # reserved, should they be queued: before later ones
         queues.next_number = first + len(command.targets)
