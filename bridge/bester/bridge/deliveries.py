@@ -21,7 +21,7 @@ from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.senders import Sender
 from bester.bridge.submissions import State, Submission
-from bester.broker.wire.messages import Deliver, Meta
+from bester.broker.wire.messages import Deliver
 
 Reporter = Callable[[int, int, str | None, str | None, dict[str, str] | None, float], None]
 """Function that writes a report: token, status, reason, message, recipients, now."""
@@ -99,16 +99,17 @@ class Deliveries:
         answers: dict[int, _Answers] = {}  # by session
         serials: list[int] = []  # of these answers
         for number, message in enumerate(run, 1):
-            serial, id_, type_, body, targets, token, meta = message
+            token, targets = message.token, message.targets
             submission = None if token is None else unreported.get(token)
             if (
                 token is not None and submission is not None
-                and len(targets) == 1 and len(targets[0]) == 2 and targets[0][1] == submission.session
+                and len(targets) == 1 and len(target := targets[0]) == 2
+                and target[1] == (session := submission.session)
             ):  # fmt: skip
-                of_one = answers.get(submission.session) or self._begin_answers(submission.session, answers)
-                if of_one is not None and self._answer(id_, targets[0][0], type_, body, meta, submission, of_one):
+                of_one = answers.get(session) or self._begin_answers(session, answers)
+                if of_one is not None and self._answer(message, target[0], submission, of_one):
                     del unreported[token]
-                    serials.append(serial)
+                    serials.append(message.serial)
                     continue
             if answers:
                 self._write_answers(answers, serials, now)
@@ -128,20 +129,19 @@ class Deliveries:
         begun = answers[session] = _Answers(owner, self._room(owner))
         return begun
 
-    def _answer(
-        self, id_: str, target: int, type_: str, body: bytes, meta: Meta, submission: Submission, answers: _Answers
-    ) -> bool:
+    def _answer(self, message: Deliver, target: int, submission: Submission, answers: _Answers) -> bool:
         """Add an answer to its sender to those before it, if there is room for it. Such a frame needs no mark: the
         order of the stream is confirmation enough, unless the client may ask for the report on another connection."""
+        meta, type_, id_ = message.meta, message.type, message.id
         message_id = meta.get("message")
-        if submission.state is not _SENT or "dedup" in submission.submit[4] or message_id is None:
+        if submission.state is not _SENT or "dedup" in submission.submit.meta or message_id is None:
             return False
         origin, mark = meta.get("origin"), meta.get("redelivered")
         if type_ != self._type or origin != self._origin or mark is not self._mark:
             self._type, self._origin, self._mark = type_, origin, mark
             self._template = native.Answer(type_, meta)
         result_id = f"{id_}.{target}" if target else f"{id_}.0"  # as good as always the first: half the time
-        room = self._template.write(answers.pieces, answers.room, result_id, body, submission.id, message_id)
+        room = self._template.write(answers.pieces, answers.room, result_id, message.body, submission.id, message_id)
         if room < 0:
             return False
         answers.room = room
@@ -156,8 +156,9 @@ class Deliveries:
             self._confirmations.at_once(serials)
         for each in answers.values():
             if each.count:
-                each.owner.session.window.sender.on_copies(1, each.count)
-                each.owner.session.window.count_out(each.count, each.submitted_bytes, each.submitted_bytes)
+                window, count, size_bytes = each.owner.session.window, each.count, each.submitted_bytes
+                window.sender.on_copies(1, count)
+                window.count_out(count, size_bytes, size_bytes)
                 self._push_run(each.owner, b"".join(each.pieces))
                 self._reported(each.owner, now)
 
@@ -173,7 +174,7 @@ class Deliveries:
             if owner is not None:
                 sender = owner.session.window.sender
                 sender.on_copies(copies)
-                if owner.session.acks or "dedup" in submission.submit[4]:
+                if owner.session.acks or "dedup" in submission.submit.meta:
                     owner = None
         if (
             owner is not None and len(targets) == 1 and len(targets[0]) == 2 and targets[0][1] == number

@@ -112,18 +112,18 @@ class Splitter:
         bodies: list[bytes] = []
         end, least, limit = len(data), self._least, self._limit
         need = HEADER_BYTES
-        while end - start >= HEADER_BYTES:
+        body = start + HEADER_BYTES
+        while body <= end:
             (length,) = _unpack(data, start)
             if not least <= length <= limit:
                 self._refuse(length)
                 return bodies
-            body = start + HEADER_BYTES
-            if body + length > end:
+            stop = body + length
+            if stop > end:
                 need += length
                 break
-            start = body + length
-            bodies.append(data[body:start])
-            limit = self.limit_bytes
+            bodies.append(data[body:stop])
+            start, body, limit = stop, stop + HEADER_BYTES, self.limit_bytes
         self._limit = limit
         if start != end:
             self._need, self._rest = need, data[start:]

@@ -96,10 +96,9 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     def completes_on(self, link: Link) -> bool:
         """Return whether one good delivery on this link would be all that the report to the asker, on the same
         link, has to state."""
-        return (
-            self.pending == 1 and self.worst == DELIVERED and self.kind is _SUBMIT
-            and self.other_askers is None and (self.link is link or self.link == link)
-        )  # fmt: skip
+        if self.pending != 1 or self.worst != DELIVERED or self.kind is not _SUBMIT or self.other_askers is not None:
+            return False
+        return self.link is link or self.link == link
 
     def record(self, name: str | None, outcome: str, note: str | None = None) -> None:
         """Record one outcome under the target's name as the handler wrote it (None: the message itself). `note` is for
@@ -212,13 +211,15 @@ class Reports:
         """Count one pending result of each case as done, which was reported by its bridge if it was the last."""
         now, ended = self.now, 0
         for case in cases:
-            case.pending = pending = case.pending - 1
-            if pending == 0:
-                ended += 1
-                if (figures := case.figures) is not None:
-                    figures.lasted.append(now - case.since)
-                if case.reason is not None or case.watchers or case.other_askers is not None:
-                    self._end(case, silent=case.reason is None)
+            if case.pending != 1:
+                case.pending -= 1
+                continue
+            case.pending = 0
+            ended += 1
+            if (figures := case.figures) is not None:
+                figures.lasted.append(now - case.since)
+            if case.reason is not None or case.watchers or case.other_askers is not None:
+                self._end(case, silent=case.reason is None)
         self.open -= ended
 
     def add_asker(self, case: Case, link: Link, token: int) -> None:

@@ -392,7 +392,7 @@ class Dispatcher:
         may look at workers or dispatch a job.
         """
         inflight, figures = worker.inflight, None
-        carry_out, limited = self._commands.carry_out, worker.limited
+        carry_out, limited, observers = self._commands.carry_out, worker.limited, self._observers
         type_ = ""
         answered = size_bytes = 0
         good: list[tuple[Job, list[Command]]] = []  # replies that are not carried out yet
@@ -408,10 +408,9 @@ class Dispatcher:
                 type_ = job.type
                 figures = self._types.get(type_) or self._figures.of(type_)
             figures.took.append(now - job.since)
-            is_usual = (
-                len(commands) == 1 and commands[0].command == "sendClients" and job.group is None
-                and not job.is_settled and not self._observers
-            )  # fmt: skip
+            is_usual = False
+            if len(commands) == 1 and commands[0].command == "sendClients":
+                is_usual = job.group is None and not job.is_settled and not observers
             if is_usual:
                 answered += 1
                 size_bytes += len(job.body)
@@ -422,21 +421,22 @@ class Dispatcher:
                 good, answered, size_bytes = [], 0, 0
                 if not self._take_alone(worker, job, reply, now):
                     continue
-            is_done = reply.status == DONE
-            wrong = fault(commands, job.body) if is_done else None
-            if limited and is_done and wrong is None:
-                wrong = self.may_not_command(worker, type_, commands)
-            if is_done and wrong is None:
-                good.append((job, commands))
-                if is_usual:
-                    continue
+            wrong = None
+            if reply.status == DONE:
+                wrong = fault(commands, job.body)
+                if limited and wrong is None:
+                    wrong = self.may_not_command(worker, type_, commands)
+                if wrong is None:
+                    good.append((job, commands))
+                    if is_usual:
+                        continue
             carry_out(good, now)
             good = []
             if wrong is not None:
                 self._trace.add((now, job.root, job.id, wrong[0], type_, 0.0))
                 self._end(job, failed(wrong[0]))
                 yield reply, wrong
-            elif not is_done:
+            elif reply.status != DONE:
                 self._on_failed(worker, job, reply, now)
         carry_out(good, now)
         self._give_back(worker, answered, size_bytes)

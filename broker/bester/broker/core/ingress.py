@@ -5,8 +5,7 @@ A message gets its id and its identity here: its sender is known by link, sessio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
-from operator import attrgetter
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from bester.broker.core import policy
@@ -48,7 +47,6 @@ from bester.broker.wire.messages import (
 from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, failed, reason_of
 
 _SUBMIT = Kind.SUBMIT
-_row_of = attrgetter(*Submit._fields)
 
 
 class Ingress:
@@ -114,24 +112,25 @@ class Ingress:
         link, prefix, resume = peer.link, peer.prefix, peer.resume
         users: Mapping[Any, str] = {} if self.draining else self._directory.users_of(link)
         jobs: list[Job] = []  # jobs of one type, not entered yet
-        of, figures, origin = None, None, self._settings.name
-        rows: Iterable[Any] = submits if type(submits[0]) is Submit else map(_row_of, submits)
-        for token, session, type_, body, meta in rows:
-            user = users.get(session)
-            is_usual = user is not None and not meta and type_ not in self._guarded
-            if jobs and (type_ != of or not is_usual):
-                self._dispatcher.enter(jobs, now)
-                jobs = []
-            if not is_usual:
-                self._submit_unusual(peer, Submit(token, session, type_, body, meta), now)
-                continue
-            if not jobs:
+        of: str | None = None
+        figures, origin, guarded = None, self._settings.name, self._guarded
+        for submit in submits:
+            token, type_, user = submit.token, submit.type, users.get(submit.session)
+            is_unusual = user is None or submit.meta or type_ in guarded
+            if type_ != of or is_unusual:
+                if jobs:
+                    self._dispatcher.enter(jobs, now)
+                    jobs = []
+                if is_unusual:
+                    of = None
+                    self._submit_unusual(peer, submit, now)
+                    continue
                 of, figures = type_, self._dispatcher.figures_of(type_)
             id_ = f"{prefix}{token}"
             case = Case(_SUBMIT, link, token, id_, id_, 1, user, figures, now)
             if resume is not None:
                 resume.add(token, case)
-            jobs.append(Job(case, id_, id_, type_, body, "client", origin, user, None, NO_PATH))
+            jobs.append(Job(case, id_, id_, type_, submit.body, "client", origin, user, None, NO_PATH))
         if jobs:
             self._dispatcher.enter(jobs, now)
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from bester.broker.core.cases import Case
 from bester.broker.core.suspects import Suspicion
 from bester.broker.wire.messages import Meta, Request
+from bester.broker.wire.request_meta import RequestMeta
 
 if TYPE_CHECKING:
     from bester.broker.core.message_groups import MessageGroup
 
-_new = tuple.__new__
 NO_PATH: list[str] = []
 """Path of a message that comes from no other handler. It is shared: nobody may change it."""
 
@@ -56,19 +56,10 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
 
     def request(self, token: int) -> Request:
         """Return the REQUEST that gives the job to a handler under this token."""
-        meta: Meta = {
-            "id": self.id,
-            "root": self.root,
-            "origin": self.origin,
-            "scope": self.scope,
-            "attempt": self.attempt,
-            "path": self.path,
-        }
-        if self.peer is not None:
-            meta["peer"] = self.peer
-        if self.traceparent is not None:
-            meta["traceparent"] = self.traceparent
-        return _new(Request, (token, self.type, self.body, self.user, meta))
+        meta: Any = RequestMeta(
+            self.id, self.root, self.origin, self.scope, self.attempt, self.path, self.peer, self.traceparent
+        )
+        return Request(token, self.type, self.body, self.user, meta)
 
     def onward_path(self, server: str) -> list[str]:
         """Return the path of its results: one step longer."""

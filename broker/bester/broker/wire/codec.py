@@ -25,10 +25,18 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.notes import describe
 from bester.broker.wire.readers import READERS, careful, kind_of, refuse_row, unreadable
+from bester.broker.wire.records import row_of
+
+RequestMeta: Any
+try:
+    from bester.broker.wire.request_meta import RequestMeta
+except ImportError:  # without msgspec, on a handler's machine; no REQUEST is made there
+    RequestMeta = None
 
 _LAYOUTS: dict[type[Any], tuple[tuple[int], int | None, int | None, int | None]] = {
     row.message: ((row.op,), row.body, row.commands, len(row.fields) - 1 if row.rare else None) for row in OPERATIONS
 }
+_ROWS = {row.message: fields for row in OPERATIONS if (fields := row_of(row.message)) is not None}
 BATCH_BYTES = 1024 * 1024
 """Size of bodies at which a batch is closed; a batch whose frame 0 exceeds twice as much is halved. So no message
 delays a link, and frame 0 stays below the limit of receivers."""
@@ -44,7 +52,15 @@ only marked, so that their messages cannot be written again."""
 LITTLE_BYTES = 64
 """Bodies up to this stay inlined even if frame 0 is too long, as an attachment costs about as much."""
 
-_pack = msgpack.Packer(autoreset=True).pack
+
+def _map_of(value: Any) -> dict[str, Any]:
+    """Return the map that a RequestMeta stands for; no other class that MessagePack does not know is packed."""
+    if RequestMeta is None or type(value) is not RequestMeta:
+        raise TypeError(f"can not serialize {type(value).__name__!r} object")
+    return dict(value)
+
+
+_pack = msgpack.Packer(default=_map_of, autoreset=True).pack
 _unpack = msgpack.unpackb
 _MARK = object()  # in place of a value that BFP does not allow; no Packer takes it
 
@@ -65,7 +81,10 @@ def encode(messages: Sequence[Message], inline_bytes: int = INLINE_BYTES) -> lis
     frames: list[bytes] = [b""]
     message: Any  # instance of a class in _LAYOUTS
     for message in messages:
-        op, body, commands, rare = _LAYOUTS[type(message)]
+        kind = type(message)
+        op, body, commands, rare = _LAYOUTS[kind]
+        if kind in _ROWS:
+            message = _ROWS[kind](message)  # noqa: PLW2901
         if body is not None and len(message[body]) > inline_bytes:
             rows.append((*op, *message[:body], len(frames), *message[body + 1 :]))
             frames.append(_attachment(message[body]))

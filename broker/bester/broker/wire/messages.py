@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from bester.broker.wire.records import record
+
 VERSION = 1
 HEARTBEAT_MS = 2000
 SILENT_HEARTBEATS = 3
@@ -48,7 +50,7 @@ MAX_DEDUP = 64
 """Characters of a client's dedup key: a UUID and a number; the server remembers each key for a while."""
 MAX_TTL_S = 30 * 24 * 3600.0
 """Longest time to live that a sender may ask for: after a month no user needs a message."""
-RESERVED_TYPES = ("dummy", "builtin")
+RESERVED_TYPES = frozenset({"dummy", "builtin"})
 RESERVED_PREFIX = "bester."
 AUTH_TYPE = "bester.auth"
 """Requests of this type ask a handler whether a login is good; they hold passwords."""
@@ -121,6 +123,7 @@ class Command(NamedTuple):
     type: str | None = None
 
 
+@record(10)
 class Request(NamedTuple):
     token: int
     type: str
@@ -223,6 +226,7 @@ class Close(NamedTuple):
     session: int
 
 
+@record(24)
 class Submit(NamedTuple):
     """Message of a client (`session` is set, and names the user) or of a native server (`session` None).
 
@@ -253,6 +257,7 @@ class Report(NamedTuple):
     note: str | None = None
 
 
+@record(26)
 class Deliver(NamedTuple):
     """Results of one command for users of one bridge.
 

@@ -333,12 +333,14 @@ def _compile(spec: Operation) -> Reader:
             namespace[f"in_{name}"] = inside
             last.append(f"(not {name} or in_{name}({name}) is None)")
     values = "".join(f"{name}, " for name in names)
+    made = f"{values}{'None, ' if spec.rare else ''}"
+    made = f"new(message, ({made}))" if issubclass(spec.message, tuple) else f"message({made})"
     source = (
         "def read(row, frames):\n"
         f"    if type(row) is list and len(row) == {len(names) + 1}:\n"
         f"        op, {values}= row\n"
         f"        if {' and '.join(tests + last)}:\n"
-        f"            return new(message, ({values}{'None, ' if spec.rare else ''}))\n"
+        f"            return {made}\n"
         "    return careful(row, frames)\n"
     )
     exec(compile(source, f"<reader of {spec.message.__name__}>", "exec"), namespace)  # noqa: S102 (of the table alone)

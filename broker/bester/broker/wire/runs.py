@@ -22,7 +22,6 @@ from bester.broker.wire.messages import (
     MAX_FRAME_BYTES,
     MAX_TOKEN,
     OP_OF,
-    OPERATIONS,
     Command,
     Confirm,
     Deliver,
@@ -43,9 +42,7 @@ except ImportError:  # a handler's machine may have pyzmq and msgpack alone
 _REPLY = OP_OF[Reply]
 _DELIVER = OP_OF[Deliver]
 _REPLIES = {Reply}
-_BODIES: dict[type[Any], int] = {
-    row.message: row.body for row in OPERATIONS if row.body is not None and row.message in (Request, Submit, Deliver)
-}
+_WITH_BODY = frozenset({Request, Submit, Deliver})
 FEW = 64
 """Sessions of one user in a DELIVER of a run: nearly every user has fewer."""
 
@@ -135,7 +132,6 @@ MESSAGE_OF = {shape: message for message, shape in READ_AS.items()}
 _decode_requests = None if msgspec is None else _batch_decoder(_OF_HANDLER)
 _decode_usual = None if msgspec is None else _batch_decoder(READ_AS)
 _decode_deliveries = None if msgspec is None else _batch_decoder({Deliver: _DELIVER_ROW})
-_new = tuple.__new__
 _pack: Callable[[Any], bytes] = (
     msgpack.Packer(autoreset=True).pack if msgspec is None else msgspec.msgpack.Encoder().encode
 )
@@ -156,7 +152,7 @@ def read_deliveries(frames: Sequence[bytes]) -> Sequence[Deliver] | None:
     if _decode_deliveries is None or len(frames) != 1:
         return None
     try:
-        return [_new(Deliver, row[1:]) for row in _decode_deliveries(frames[0])]
+        return [Deliver(*row[1:]) for row in _decode_deliveries(frames[0])]
     except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
         return None
 
@@ -186,21 +182,19 @@ def write_run(messages: Sequence[Message], most_bytes: int = MAX_FRAME_BYTES) ->
         return None
     run: Any = messages
     kind: type[Any] = type(run[0])
-    body = _BODIES.get(kind)
-    if body is None:
+    if kind not in _WITH_BODY:
         return None
     if len(run) == 1:
-        longest = total = len(run[0][body])
+        longest = total = len(run[0].body)
     elif list(map(type, run)).count(kind) == len(run):
-        sizes = [len(message[body]) for message in run]
+        sizes = [len(message.body) for message in run]
         longest, total = max(sizes), sum(sizes)
     else:
         return None
     if longest > INLINE_BYTES or longest > most_bytes or total >= BATCH_BYTES or not _is_short(kind, run):
         return None
-    op = (OP_OF[kind],)
     try:
-        frame = _pack([op + message for message in run])
+        frame = _pack(run)
     except (ValueError, TypeError, OverflowError):
         return None
     return [frame] if len(frame) <= 2 * BATCH_BYTES else None
