@@ -21,6 +21,7 @@ from bester.bridge.homes import Homes
 from bester.bridge.inspection import BridgeState, Refused, summed
 from bester.bridge.intake import Intake
 from bester.bridge.limits import COUNTED, Limits
+from bester.bridge.logins import Logins
 from bester.bridge.marked import Marked
 from bester.bridge.meter import Meter
 from bester.bridge.outbound import Outbound
@@ -30,7 +31,6 @@ from bester.bridge.questions import Questions
 from bester.bridge.registry import Registry
 from bester.bridge.senders import STRANGERS, Key, Sender, Senders
 from bester.bridge.session import (
-    NO_BROKER,
     Acknowledged,
     Doubted,
     NewPassword,
@@ -116,7 +116,6 @@ class Bridge:
         self._tokens = count(1)
         self._registry = Registry(limits)
         self._connections, self._targets = self._registry.connections, self._registry.targets  # by session number
-        self._logins: dict[int, tuple[Login, ClientConnection]] = {}  # waiting for the broker, by session number
         self._timed: set[ClientConnection] = set()
         self._unfinished = Unfinished(limits)
         self._meter = Meter(limits.messages_per_s)
@@ -143,6 +142,10 @@ class Bridge:
         )
         self._marked = Marked()
         self._questions = Questions(self.brokers, clock, self._apply)
+        self._logins = Logins(
+            self.brokers, self._homes, self._registry, limits, self._meter, reached,
+            join=self._change_sender, apply=self._apply,
+        )  # fmt: skip
         self._push = self._outbound.push
         self._turn_to(self.brokers.first)
 
@@ -169,7 +172,7 @@ class Bridge:
             broker.link.send(announcement)
         for each, announcement in self._homes.on_joined():
             each.link.send(announcement)
-        self._log_in_again(logins)
+        self._logins.send_again(logins, self._clock())
         for each in self.brokers.all:
             self._drain(each)
 
@@ -183,7 +186,7 @@ class Bridge:
                 each.link.send(announcement)
             self._intake.on_credit()
             self._wake()
-        self._log_in_again(logins)
+        self._logins.send_again(logins, self._clock())
 
     def _lose(self, broker: Broker, why: str) -> list[tuple[Login, ClientConnection]]:
         """Take in that a link is lost; return the logins that its broker has not answered."""
@@ -191,18 +194,7 @@ class Bridge:
         if broker is self._broker:
             self._turn_to(broker)
         self._on_credit(broker, {})
-        lost = broker.submissions
-        logins = [each for each in self._logins.values() if each[1].session.window.submissions is lost]
-        for message, _ in logins:
-            del self._logins[message.session]
-        return logins
-
-    def _log_in_again(self, logins: Iterable[tuple[Login, ClientConnection]]) -> None:
-        """Send logins to a broker that is live, or refuse them."""
-        now = self._clock()
-        for message, connection in logins:
-            if not self._login(message, connection):
-                self._apply(connection, connection.session.on_login_answer(1, NO_BROKER, now), now)
+        return self._logins.take_from(broker)
 
     def _turn_to(self, broker: Broker) -> None:
         """Handle messages of a broker from now on."""
@@ -278,7 +270,7 @@ class Bridge:
     def _receive_rarer(self, message: Message | Malformed, now: float) -> None:
         match message:
             case LoggedIn():
-                self._on_login_answer(message, now)
+                self._logins.on_answer(message, self._broker, now)
             case Answer():
                 self._broker.link.on_answer(message.token, message.status, message.value)
             case Forward():
@@ -309,7 +301,7 @@ class Bridge:
         if error.token is not None and error.op == OP_OF[Submit]:
             self._report(error.token, 1, error.code, None, {}, now)
         elif error.token is not None and error.op == OP_OF[Login]:
-            self._on_login_answer(LoggedIn(error.token, 1, error.code), now)
+            self._logins.on_answer(LoggedIn(error.token, 1, error.code), self._broker, now)
         elif error.token is not None and error.op == OP_OF[Ask]:
             self._broker.link.on_answer(error.token, 1, None)
         else:
@@ -468,7 +460,7 @@ class Bridge:
             if type(message) is Close:
                 self._close(message, connection, last_held)
         self._registry.remove(session)
-        self._logins.pop(session.number, None)
+        self._logins.forget(session.number)
         self._timed.discard(connection)
         self._unfinished.forget(connection)
         self._forget_input(connection)
@@ -537,7 +529,7 @@ class Bridge:
     @property
     def is_ready(self) -> bool:
         """Return whether there is a broker that has answered."""
-        return any(broker.link.is_ready for broker in self.brokers.all)
+        return self.brokers.is_ready
 
     @property
     def connections(self) -> int:
@@ -590,9 +582,9 @@ class Bridge:
         for message in messages:
             match message:
                 case Login():
-                    if not self._login(message, connection):
-                        reason = "overloaded" if self.is_ready else NO_BROKER
-                        steps.append(connection.session.on_login_answer(1, reason, now))
+                    refused = self._logins.send(message, connection, now)
+                    if refused is not None:
+                        steps.append(refused)
                 case Close():
                     self._close(message, connection, None)
                 case Doubted() | SpokeTls():
@@ -616,36 +608,6 @@ class Bridge:
             self._on_doubt(notice.host)
         else:
             self._ended(connection.session, "it speaks TLS to a listener of plain text")
-
-    def _login(self, message: Login, connection: ClientConnection) -> bool:
-        if len(self._logins) >= self.limits.login_places:
-            self.reached["logins_in_flight"] += 1
-            return False
-        broker = self._homes.of_user(message.user)
-        if broker.submissions is not connection.session.window.submissions:
-            connection.session.window.move(broker.submissions)
-        if not broker.link.login(message):
-            return False
-        self._logins[message.session] = message, connection
-        return True
-
-    def _on_login_answer(self, message: LoggedIn, now: float) -> None:
-        _, connection = self._logins.pop(message.session, (None, None))
-        if connection is None or connection.session.state is not State.AUTHENTICATING:
-            if not message.status:
-                self._broker.link.send(Close(message.session))
-            return
-        status, reason = message.status, message.reason
-        connection.session.account = message.account
-        if not status and not self._registry.log_in(connection):
-            status, reason = 1, "overloaded"
-            self._meter.sessions += 1
-            self._broker.link.send(Close(message.session))
-        if not status:
-            self._change_sender(connection)
-            for broker in self.brokers.others(self._broker):
-                broker.link.send(Open(message.session, connection.session.user or "", message.account))
-        self._apply(connection, connection.session.on_login_answer(status, reason, now, message.retry_ms, 0), now)
 
     def _change_sender(self, connection: ClientConnection) -> None:
         """Let a connection that logs in share with its user's other connections: it was a stranger's until now."""
@@ -734,7 +696,7 @@ class Bridge:
             self._timed.add(connection)
         self._registry.on_state(session)
         if session.state is not State.AUTHENTICATING:
-            self._logins.pop(session.number, None)
+            self._logins.forget(session.number)
         if not session.is_target:
             self._registry.log_out(session)
         if session.state is State.CLOSING:

@@ -96,6 +96,11 @@ class Brokers:
         """Brokers that have answered, in the order of the configuration."""
         return [broker for broker in self.all if broker.link.is_ready]
 
+    @property
+    def is_ready(self) -> bool:
+        """Return whether there is a broker that has answered."""
+        return any(broker.link.is_ready for broker in self.all)
+
     def others(self, broker: Broker) -> list[Broker]:
         """Return the live brokers but for this one."""
         return [each for each in self.all if each is not broker and each.link.is_ready]
