@@ -403,7 +403,9 @@ class Queues:
                 # A fetch that was answered since the message was enqueued may have looked beyond its number.
                 record.queue.cursor = min(record.queue.cursor, entry.number - 1)
         if record.note is not None and not ok:
-            self.record_remote(record.note._replace(number=self.reserve_numbers(1)), QUEUED, None)
+            # The report waits for the note: if this process died first, nobody would know of the later outcome.
+            self.record_remote(record.note._replace(number=self.reserve_numbers(1)), QUEUED, case)
+            return
         if case is None:
             return
         # A message of this id that is on disk already may have ended: its outcome stands for this one.
