@@ -330,7 +330,7 @@ def test_delivery_whose_mark_waits_in_memory_for_a_store_that_is_away_is_noticed
 
     honest = Queues._on_mark_written
     monkeypatch.setattr(Queues, "_on_mark_written", hasty)
-    assert "not marked" in broken_seeds(0, CLUSTER, likely=3105)
+    assert "not marked" in broken_seeds(0, CLUSTER, likely=7604)
 
 
 def test_message_that_another_broker_knows_and_that_is_not_marked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
