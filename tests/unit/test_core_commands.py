@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bester.broker.core.commands import fault
-from bester.broker.wire.messages import MAX_BODY_BYTES, MAX_TARGETS, Command
+from bester.broker.wire.messages import MAX_BODY_BYTES, MAX_TARGETS, Command, Report
+from tests.unit.core_stand import Stand
 
 
 @pytest.mark.parametrize(
@@ -49,3 +52,26 @@ def test_unsound(commands: list[Command], code: str, says: str) -> None:
     assert wrong is not None
     assert wrong[0] == code
     assert says in wrong[1]
+
+
+@given(st.text(max_size=200), st.binary(max_size=50), st.sampled_from([None, ""]))
+def test_an_answer_with_the_messages_own_body_to_one_user_is_sound(name: str, body: bytes, type_: str | None) -> None:
+    """The dispatcher does not ask for such a reply."""
+    assert fault([Command("sendClients", [name], body, type_)], body) is None
+
+
+@pytest.mark.parametrize(
+    "unsound",
+    [
+        Command("sendClients", ["ann"], b"{"),
+        Command("sendClients", ["ann"], b"1", "a,b"),
+        Command("sendClients", ["ann"] * (MAX_TARGETS + 1), b"1"),
+    ],
+)
+def test_an_unsound_answer_ends_its_message(unsound: Command) -> None:
+    stand = Stand()
+    bridge, echo = stand.bridge("ann"), stand.handler("echo")
+    token = stand.submit(bridge, "echo", b"1")
+    stand.answer(echo, unsound)
+    report = stand.one(bridge, Report)
+    assert (report.token, report.reason) == (token, "bad-reply")

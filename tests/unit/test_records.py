@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
@@ -10,9 +9,8 @@ import msgspec
 import pytest
 
 from bester.broker.wire import records
-from bester.broker.wire.codec import decode, encode
+from bester.broker.wire.codec import encode
 from bester.broker.wire.messages import OP_OF, Deliver, Request, Submit
-from bester.broker.wire.request_meta import RequestMeta
 
 MADE: list[Any] = [
     Request(7, "echo", b"1", "ann", {"id": "s1/7", "path": []}),
@@ -64,35 +62,3 @@ def test_without_msgspec_the_named_tuple_itself_is_the_class(monkeypatch: pytest
     monkeypatch.setattr(records, "msgspec", None)
     assert records.record(99)(Declared) is Declared
     assert records.row_of(Declared) is None
-
-
-@pytest.mark.parametrize("more", [{}, {"peer": "s2", "traceparent": "00-1"}, {"deadline_ms": 5}, {"shadow": True}])
-def test_meta_of_a_request_reads_and_is_encoded_as_the_map_that_it_stands_for(more: dict[str, Any]) -> None:
-    meta: dict[str, Any] = {
-        "id": "s1/7",
-        "root": "s1/7",
-        "origin": "s1",
-        "scope": "client",
-        "attempt": 1,
-        "path": ["s1/a"],
-    } | more
-    struct: Any = RequestMeta(**meta)
-    assert struct == meta
-    assert struct == RequestMeta(**meta)
-    assert struct != meta | {"attempt": 2}
-    assert {**struct} == meta
-    assert list(struct) == list(meta)
-    assert [struct.get(key) for key in (*meta, "other")] == [*meta.values(), None]
-    assert "other" not in struct
-    with pytest.raises(KeyError):
-        struct["other"]
-    struct["attempt"] = 3
-    assert struct["attempt"] == 3
-    request = Request(7, "echo", b"1", "ann", struct)
-    assert encode([request]) == [msgspec.msgpack.encode([request])]
-    assert decode(encode([request])) == [Request(7, "echo", b"1", "ann", meta | {"attempt": 3})]
-
-
-def test_no_other_class_is_encoded_as_a_map() -> None:
-    with pytest.raises(TypeError, match="can not serialize 'mappingproxy' object"):
-        encode([Request(7, "echo", b"1", "ann", {"id": MappingProxyType({})})])

@@ -572,7 +572,7 @@ class Bridge:
                 submits = _submits(send)
                 if submits:
                     connection.session.window.submissions.submit(submits)
-                if len(submits) < len(send):
+                if submits is not send:
                     steps += self._send_rarer(connection, send, now)
         self._settle(connection)
 

@@ -6,7 +6,7 @@ and so is a client's `id`. No input from a peer raises.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple, final
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Raw
@@ -38,7 +38,6 @@ class Sent(msgspec.Struct, frozen=True, gc=False):  # a Struct, since every fram
     meta: Meta = {}
 
 
-@final
 class Fault(NamedTuple):
     """Fault of a frame. `fatal`: the peer does not speak the protocol, and the connection ends."""
 
@@ -130,13 +129,6 @@ _NO_META: Meta = {}
 
 def later(body: bytes) -> Sent | Fault:
     """Read a frame behind the first one."""
-    read = fields_of_later(body)
-    return read if type(read) is Fault else Sent(*read)
-
-
-def fields_of_later(body: bytes) -> tuple[str, bytes, bytes, Meta] | Fault:
-    """Read a frame behind the first one as `later` does, as the fields of a Sent: there is one for every message, which
-    a plain tuple holds at a fifth of the price."""
     try:
         try:
             top = _later(body)
@@ -162,7 +154,7 @@ def fields_of_later(body: bytes) -> tuple[str, bytes, bytes, Meta] | Fault:
             meta = _options(payload)
         if header is not None and header.traceparent is not None and (parent := sound(header.traceparent)) is not None:
             meta = meta | {"traceparent": parent}
-        return payload.type, data, id_, meta
+        return Sent(payload.type, data, id_, meta)
     except _BAD_JSON:
         return _unreadable(body)
 

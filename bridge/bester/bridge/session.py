@@ -519,22 +519,22 @@ class Session:
                 room, room_bytes = window.room()
             if window.is_full or (window.stuck and self._must_wait(body)):
                 break
-            read = native.fields_of_later(body)
-            if type(read) is native.Fault or (type_ := read[0]) in RESERVED_TYPES or len(type_) > MAX_TYPE:
+            sent = native.later(body)
+            if type(sent) is not _Sent or (type_ := sent.type) in RESERVED_TYPES or len(type_) > MAX_TYPE:
                 window.enter(count, size_bytes)
                 count = size_bytes = 0
-                if not self._other(read if type(read) is native.Fault else _Sent(*read), step, now):
+                if not self._other(sent, step, now):
                     return handled
                 handled += 1
                 room, room_bytes = window.room()
                 continue
             handled += 1
-            _, data, id_, meta = read
+            data, id_ = sent.data, sent.id
             if self._rates is not None and not self._rates.take(self.user or "", now):
                 step.write.append(native.report(id_, 1, "overloaded"))
                 continue
             token = next(self._tokens)
-            submit = Submit(token, number, type_, data, meta)
+            submit = Submit(token, number, type_, data, sent.meta)
             size = len(data)
             if fan > 1 and size < MOST_CHARGED:  # what its copies will cost
                 size = min(int(size * fan), MOST_CHARGED)

@@ -103,7 +103,7 @@ class Window:
 
     def enter(self, messages: int, size_bytes: int) -> None:
         """Count a run of messages, of `size_bytes` together, that were put into `table` and `order`."""
-        submissions, sender = self.submissions, self.sender
+        submissions, sender, most = self.submissions, self.sender, self._most
         submissions.size_bytes = total = submissions.size_bytes + size_bytes
         sender.size_bytes = of_sender = sender.size_bytes + size_bytes
         sender.count = sent = sender.count + messages
@@ -111,12 +111,12 @@ class Window:
         self._count = count = self._count + messages
         if (
             size_bytes >= self._most_bytes
-            or count >= self._most
+            or count >= most
             or sent + len(self.table) >= submissions.most
             or of_sender + total >= submissions.most_bytes
         ):
             self.is_full = self._has_no_room()
-        if len(self.order) > 2 * self._most:
+        if len(self.order) > 2 * most:
             self.order[:] = self.submitted
 
     def ask(self, question: Question, id_: bytes, size: int) -> None:

@@ -409,7 +409,7 @@ class Dispatcher:
                 figures = self._types.get(type_) or self._figures.of(type_)
             figures.took.append(now - job.since)
             is_usual = False
-            if len(commands) == 1 and commands[0].command == "sendClients":
+            if len(commands) == 1 and (command := commands[0]).command == "sendClients":
                 is_usual = job.group is None and not job.is_settled and not observers
             if is_usual:
                 answered += 1
@@ -423,7 +423,9 @@ class Dispatcher:
                     continue
             wrong = None
             if reply.status == DONE:
-                wrong = fault(commands, job.body)
+                # An answer with the message's own body and type to one user is sound.
+                if not is_usual or command.body != job.body or command.type or len(command.targets) != 1:
+                    wrong = fault(commands, job.body)
                 if limited and wrong is None:
                     wrong = self.may_not_command(worker, type_, commands)
                 if wrong is None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from bester.broker.core.cases import Case
 from bester.broker.core.suspects import Suspicion
 from bester.broker.wire.messages import Meta, Request
-from bester.broker.wire.request_meta import RequestMeta
 
 if TYPE_CHECKING:
     from bester.broker.core.message_groups import MessageGroup
@@ -56,9 +55,18 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
 
     def request(self, token: int) -> Request:
         """Return the REQUEST that gives the job to a handler under this token."""
-        meta: Any = RequestMeta(
-            self.id, self.root, self.origin, self.scope, self.attempt, self.path, self.peer, self.traceparent
-        )
+        meta: Meta = {
+            "id": self.id,
+            "root": self.root,
+            "origin": self.origin,
+            "scope": self.scope,
+            "attempt": self.attempt,
+            "path": self.path,
+        }
+        if self.peer is not None:
+            meta["peer"] = self.peer
+        if self.traceparent is not None:
+            meta["traceparent"] = self.traceparent
         return Request(token, self.type, self.body, self.user, meta)
 
     def onward_path(self, server: str) -> list[str]:

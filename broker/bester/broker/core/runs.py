@@ -20,12 +20,10 @@ CarryOut = Callable[[Peer, Sequence[Any], float], None]
 
 def runs(messages: Sequence[Any]) -> Iterable[Run]:
     """Return the runs of a batch, in order. Most batches are one run, and are not copied."""
-    if len(messages) == 1:
-        return ((type(messages[0]), messages),)
     if not messages:
         return ()
     first = type(messages[0])
-    if list(map(type, messages)).count(first) == len(messages):
+    if len(messages) == 1 or list(map(type, messages)).count(first) == len(messages):
         return ((first, messages),)
     return [(kind, list(run)) for kind, run in groupby(messages, type)]
 

@@ -27,12 +27,6 @@ from bester.broker.wire.notes import describe
 from bester.broker.wire.readers import READERS, careful, kind_of, refuse_row, unreadable
 from bester.broker.wire.records import row_of
 
-RequestMeta: Any
-try:
-    from bester.broker.wire.request_meta import RequestMeta
-except ImportError:  # without msgspec, on a handler's machine; no REQUEST is made there
-    RequestMeta = None
-
 _LAYOUTS: dict[type[Any], tuple[tuple[int], int | None, int | None, int | None]] = {
     row.message: ((row.op,), row.body, row.commands, len(row.fields) - 1 if row.rare else None) for row in OPERATIONS
 }
@@ -52,15 +46,7 @@ only marked, so that their messages cannot be written again."""
 LITTLE_BYTES = 64
 """Bodies up to this stay inlined even if frame 0 is too long, as an attachment costs about as much."""
 
-
-def _map_of(value: Any) -> dict[str, Any]:
-    """Return the map that a RequestMeta stands for; no other class that MessagePack does not know is packed."""
-    if RequestMeta is None or type(value) is not RequestMeta:
-        raise TypeError(f"can not serialize {type(value).__name__!r} object")
-    return dict(value)
-
-
-_pack = msgpack.Packer(default=_map_of, autoreset=True).pack
+_pack = msgpack.Packer(autoreset=True).pack
 _unpack = msgpack.unpackb
 _MARK = object()  # in place of a value that BFP does not allow; no Packer takes it
 
