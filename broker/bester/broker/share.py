@@ -9,7 +9,6 @@ which honest parties wait as well would be read too seldom else.
 
 from __future__ import annotations
 
-
 PART = 4
 """Divisor: so much of the time of long turns is the share of a part that counts that time."""
 
