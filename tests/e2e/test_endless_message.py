@@ -25,13 +25,15 @@ LOOK_S = 0.02
 class Door:
     """A CurveSocket on a free port, looked at as a broker does; `refused` are the reasons of connections that ended."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], on_frames: Callable[[Frames], None] | None = None
+    ) -> None:
         self.read: list[Frames] = []
         self.refused: list[tuple[str, str, str]] = []
         known = {PAIRS["honest"].public, PAIRS["endless"].public}
         self.zap = Zap(context, known, lambda *refused: self.refused.append(refused))
         self.socket = CurveSocket(
-            context, KeyPair(*PAIRS["server"]), self.read.append, lambda *_: None,
+            context, KeyPair(*PAIRS["server"]), on_frames or self.read.append, lambda *_: None,
             lambda *refused: self.refused.append(refused),
         )  # fmt: skip
         self.port = free_port()
@@ -51,9 +53,9 @@ class Door:
 
 
 @asynccontextmanager
-async def door() -> AsyncIterator[Door]:
+async def door(on_frames: Callable[[Frames], None] | None = None) -> AsyncIterator[Door]:
     with zmq.Context() as context:
-        opened = Door(context)
+        opened = Door(context, on_frames)
         try:
             yield opened
         finally:

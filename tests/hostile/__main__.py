@@ -2,8 +2,9 @@
 
 Prints how the honest fared alone and beside each, and ends with 1 where a letter was lost or misdelivered, or the
 server's memory grew above its bound. Times are shown beside the goal (p99 at most doubled), and judge nothing. The
-hostile programs run at the lowest priority (`nice -n 19`), for real ones have processors of their own; how long the
-server stood without a processor says how much of the times is the machine's and not the server's.
+hostile programs run while nobody else needs their processor (SCHED_IDLE; `nice -n 19` where the system has none), for
+real ones have processors of their own; how long the server stood without a processor says how much of the times is the
+machine's and not the server's.
 """
 
 from __future__ import annotations

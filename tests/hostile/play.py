@@ -15,9 +15,6 @@ PARTIES = ("user", "handler", "server")
 ALL = "all"
 """All parties at once."""
 WARM_S = 1.0
-LOWEST = 19
-"""Priority (`nice`) of hostile programs: real ones have processors of their own, so here the server and the honest go
-first."""
 BRIEF_REST_S = 0.1
 """Between two batches of one manner in a brief run: what the server has taken in is worked off in a moment."""
 
@@ -100,7 +97,7 @@ async def _beside(
         honest = Honest(here)
         names = PARTIES if party == ALL else (party,)
         spec = {**here.spec(), "manner": manner, "rest_s": BRIEF_REST_S if brief else 0}
-        attacks = [Attack(each, spec, seed, nice=0 if brief else LOWEST) for each in names]
+        attacks = [Attack(each, spec, seed, yields=not brief) for each in names]
         try:
             await honest.start()
             await honest.run(Phase("warm"), min(WARM_S, alone_s))

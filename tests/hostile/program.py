@@ -21,6 +21,8 @@ from typing import Any
 AT_WORK = "at work"
 PAUSE_S = 0.1
 """Between two attempts of a manner whose connection was ended."""
+LOWEST = 19
+"""Priority (`nice`) of a program that yields, where the system has nothing lower."""
 
 
 class Program:
@@ -56,6 +58,20 @@ class Program:
             await asyncio.sleep(PAUSE_S * (0.5 + self.random.random()))
 
 
+def yield_to_others() -> None:
+    """Run while nobody else needs the processor; call before the program has threads, which inherit that.
+
+    Real attackers have processors of their own, so here the server and the honest go first. A program of low priority
+    keeps a processor for its slice of some milliseconds where another one wakes up; an idle one (Linux) gives it up at
+    once.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            return
+    os.nice(LOWEST)
+
+
 async def _at_work(program: Program) -> None:
     """Tell the parent when the program floods the server, or does the one thing that it was told to."""
     counts = program.counts
@@ -87,7 +103,10 @@ def main(make: Callable[[dict[str, Any], int], Any]) -> None:
     """Run a program: the command line is its spec (JSON) and its seed; its counts are printed at the end."""
     # a write to a connection that the server has ended is a warning
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    program = make(json.loads(sys.argv[1]), int(sys.argv[2]))
+    spec = json.loads(sys.argv[1])
+    if spec["yields"]:
+        yield_to_others()
+    program = make(spec, int(sys.argv[2]))
     if not sys.stdin.readline():
         return  # the parent has ended
     threading.Thread(target=_end_at_stop, args=(program,), daemon=True).start()

@@ -172,14 +172,14 @@ def _accounts(directory: Path, names: tuple[str, ...]) -> None:
 
 
 class Attack:
-    """A hostile program in a process of its own, which attacks from `begin` to `stop`."""
+    """A hostile program in a process of its own, which attacks from `begin` to `stop`. A program that `yields` runs
+    while nobody else needs its processor."""
 
-    def __init__(self, party: str, spec: dict[str, Any], seed: int, nice: int) -> None:
+    def __init__(self, party: str, spec: dict[str, Any], seed: int, *, yields: bool) -> None:
+        spec = {**spec, "yields": yields}
         command = [sys.executable, "-m", f"tests.hostile.{party}", json.dumps(spec), str(seed)]
         self.party = party
-        self._process = subprocess.Popen(
-            ["nice", "-n", str(nice), *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def begin(self) -> None:
         """Let the program begin, and wait until it is at work. Raises RuntimeError where it ends before."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.share import Share
+from bester.broker.share import PART, Share
 
 TURN_S = 0.25
 MOST_S = 2.0
@@ -28,3 +28,11 @@ def test_made_up_turn_leaves_no_debt() -> None:
         pass
     share.end(0.0)
     assert share.begin()
+
+
+def test_long_turns_make_up_for_more() -> None:
+    share = Share(TURN_S, MOST_S)
+    share.end(5 * TURN_S)
+    assert not share.begin(PART * 2 * TURN_S)
+    assert not share.begin(PART * 2 * TURN_S)
+    assert share.begin(0.0)

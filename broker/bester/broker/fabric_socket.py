@@ -75,6 +75,7 @@ class FabricSocket:
         """Number of ZeroMQ messages read, by a socket of many peers."""
         self._drain_s = DRAIN_S
         self._drained_s = 0.0  # for which the last turn of reading went on
+        self._clock: Callable[[], float] = time.monotonic  # of the turns of reading
         self._again: asyncio.Handle | None = None
         self._monitor: Monitor | None = None
 
@@ -158,12 +159,13 @@ class FabricSocket:
         self.overlong += 1
 
     def _skip(self) -> bool:
-        """Read and drop some frames of a message that was cut. Return whether it has ended."""
+        """Read and drop some frames of a message that was cut, of which one follows at least. Return whether it has
+        ended."""
+        receive: Any = self.socket.recv
         for _ in range(SKIPPED_AT_ONCE):
-            if not self.socket.getsockopt(_RCVMORE):
+            if not receive(_NOBLOCK, False).more:
                 self._skipping = False
                 return True
-            self.socket.recv(_NOBLOCK)
         return False
 
     def _receive_from(self, flags: int) -> Frames:
@@ -220,8 +222,8 @@ class FabricSocket:
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        receive = self._receive
-        began = now = time.monotonic()
+        receive, clock = self._receive, self._clock
+        began = now = clock()
         enough = began + self._drain_s
         empty, read, parts = False, 0, 0
         self._turn.begin()
@@ -235,7 +237,7 @@ class FabricSocket:
                     parts += 1
                 if self._loop is None:  # closed by a callback
                     return
-                if (now := time.monotonic()) >= enough:
+                if (now := clock()) >= enough:
                     break
                 # Most often there is one message. To ask costs a third of a receive that fails.
                 if read == 1 and not self._has_input():

@@ -3,10 +3,14 @@
 A step cannot be cut: the check of a large body, a reply to five thousand users. Who takes such steps one after the
 other would make every turn as long. So a step of several shares is followed by as many turns without one, and the
 others wait for one such step, and not for one in each of the turns that their messages take. Where nobody else has
-anything to do these turns take no time.
+anything to do these turns take no time. Where turns are long, a part of their time is made up for in each: a door on
+which honest parties wait as well would be read too seldom else.
 """
 
 from __future__ import annotations
+
+PART = 4
+"""Divisor: so much of the time of long turns is the share of a part that counts that time."""
 
 
 class Share:
@@ -19,11 +23,11 @@ class Share:
         self._most_s = most_s
         self._debt_s = 0.0
 
-    def begin(self) -> bool:
-        """Return whether the part has this turn; call once a turn."""
+    def begin(self, passed_s: float = 0.0) -> bool:
+        """Return whether the part has this turn; call once a turn. `passed_s` is the time since the turn before."""
         if self._debt_s <= 0.0:
             return True
-        self._debt_s -= self._turn_s
+        self._debt_s -= max(self._turn_s, passed_s / PART)
         return False
 
     def end(self, took_s: float) -> None:

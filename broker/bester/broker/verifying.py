@@ -11,10 +11,14 @@ import base64
 import hashlib
 import logging
 import math
+import os
 import secrets
+import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
 import argon2
@@ -28,6 +32,9 @@ from bester.broker.wire.notes import describe
 VERIFIERS = 2
 """Passwords checked at once: each takes 19 MiB and most of a core for some 20 ms."""
 MARK_BYTES = 16
+CHECKS_PRIORITY = 10
+"""Priority (`nice`) of the threads that check passwords: the loop, on which all messages wait, goes first where
+processors are few."""
 
 _log = logging.getLogger("bester.broker.accounts")
 
@@ -167,7 +174,7 @@ class Verifying:
 
     async def _matches(self, stored: str | None, password: str) -> bool:
         """Check a password on a thread that is kept. Raises RuntimeError where the system has none, or MemoryError."""
-        pool = self._idle.pop() if self._idle else ThreadPoolExecutor(1, thread_name_prefix="password")
+        pool = self._idle.pop() if self._idle else ThreadPoolExecutor(1, "password", initializer=_yield_to_the_loop)
         try:
             check = asyncio.get_running_loop().run_in_executor(pool, _matches, stored, password)
         except RuntimeError:
@@ -183,6 +190,14 @@ class Verifying:
 
 def _refusal(refused: Refused) -> Verdict:
     return WRONG if refused.retry_s is None else Verdict("try-later", refused.retry_s)
+
+
+def _yield_to_the_loop() -> None:
+    """Lower the priority of this thread, where threads have priorities of their own (Linux)."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, max(CHECKS_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def _matches(stored: str | None, password: str) -> bool:
