@@ -90,6 +90,7 @@ class Limits:
     window: int = 64
     """Messages of one queue in flight at once: enough to keep a link busy, few enough to send again."""
     window_bytes: int = 1024 * 1024
+    """The same in bytes of their bodies; one always passes."""
     remember_s: float = 900.0
     """Time for which a repeated message (from a bridge, or with a client's `dedup`) is recognized: longer than
     a bridge holds a message."""
