@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 
 from bester.bridge.marked import MOST, Marked
-from bester.broker.wire.messages import Deliver
+from bester.broker.wire.messages import Deliver, Forward
 from tests.unit.test_bridge_brokers import Cluster
 
 MARK = {"redelivered": True}
 
 
-@pytest.mark.parametrize("waits", [False, True])
-@pytest.mark.parametrize(
+ORDERS = pytest.mark.parametrize(
     ("first", "second", "marks"),
     [
         (("b2", True), ("b1", False), [True, True]),
@@ -21,6 +20,10 @@ MARK = {"redelivered": True}
         (("b2", True), ("b2", False), [True, False]),  # a broker knows what it marks
     ],
 )
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@ORDERS
 def test_what_comes_behind_the_marked_delivery_of_another_broker_is_marked(
     first: tuple[str, bool], second: tuple[str, bool], marks: list[bool], waits: bool
 ) -> None:
@@ -35,6 +38,18 @@ def test_what_comes_behind_the_marked_delivery_of_another_broker_is_marked(
     for connection in several:
         frames = [each["header"] for each in connection.frames() if each["header"].get("id") == "s/1.0.0"]
         assert [each.get("redelivered", False) for each in frames] == marks
+
+
+@ORDERS
+def test_what_comes_behind_the_marked_message_for_a_server_is_marked_too(
+    first: tuple[str, bool], second: tuple[str, bool], marks: list[bool]
+) -> None:
+    scene = Cluster()
+    forwards: list[Forward] = []
+    scene.bridge.forward = forwards.append
+    for token, (broker, marked) in enumerate((first, second), 1):
+        scene.tell(broker, Forward(token, "h:1", "t", b"1", {"id": "s/1.0", **({"again": True} if marked else {})}))
+    assert [each.meta.get("again", False) for each in forwards] == marks
 
 
 def test_deliveries_that_are_remembered_are_few_and_the_latest() -> None:

@@ -17,7 +17,7 @@ from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_driver import RETRY_S, StoreDriver
 from bester.broker.store_groups import Groups
-from bester.broker.store_requests import Write
+from bester.broker.store_requests import Bury, Write
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Heartbeat, Message, Relay, Report, Submit
 from tests.world.clock import World
@@ -74,7 +74,7 @@ class SimServer(Process):
         """Number of handlers that were lost, for any reason."""
         self.forgot = False
         """True when the process died before its full disk had taken a mark that a message was sent."""
-        self.refused: set[bytes] = set()  # bodies of messages that were reported as bad
+        self.refused: set[bytes] = set()  # bodies of messages that were reported as bad, or will be
         self.skew_s = 0.0
         self.wall_offset_s = wall_offset_s
         self.boot = boot
@@ -312,6 +312,7 @@ class SimServer(Process):
 
     def keep(self, writes: Sequence[Write], reads: Sequence[StoreRead]) -> None:
         """The core wants these written, and those read."""
+        self.refused.update(write.letter.body for write in writes if type(write) is Bury)  # the report waits for it
         self.keeping.add(writes, reads)
 
     def do_call(self, call: ShellCall) -> None:

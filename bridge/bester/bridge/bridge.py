@@ -140,7 +140,7 @@ class Bridge:
             clock,
             reached,
         )
-        self._marked = Marked()
+        self._marked, self._marked_forwards = Marked(), Marked("again")
         self._questions = Questions(self.brokers, clock, self._apply)
         self._logins = Logins(
             self.brokers, self._homes, self._registry, limits, self._meter, reached,
@@ -319,6 +319,7 @@ class Bridge:
         if self.brokers.are_several:
             token = next(self._tokens)
             self._forwards[token] = self._broker, message.token
+            message = self._marked_forwards.take_forward(message, self._broker)
         if self.forward is None:
             self.on_forwarded(token, failed("unreachable"), {"unsent": True})
         else:
