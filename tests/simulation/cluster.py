@@ -104,7 +104,7 @@ class Broker(SimServer):
         disk = self.disk
         if disk.held_since is None:
             return False
-        return disk.held_for_room or self.world.now - disk.held_since >= self.settings.limits.record_s
+        return disk.held_for_room or self.now - disk.held_since >= self.settings.limits.record_s
 
     def receive(self, link: Link, messages: Messages) -> None:
         for message in messages:

@@ -37,7 +37,7 @@ class Disk:
         self.spent_s = 0.0
         """Time that slow commits have taken, for the driver's stopwatch: the world's clock stands still meanwhile."""
         self.held_since: float | None = None
-        """Since when the store holds writes back, in the world's time; None where it holds none."""
+        """Since when the store holds writes back, in the server's own time; None where it holds none."""
         self.held_for_room = False
         """True where it has held some of these back because the disk was full."""
         self._locks = 0
@@ -104,7 +104,7 @@ class Disk:
         if not self.store.held_back:
             self.held_since, self.held_for_room = None, False
             return
-        self.held_since = self._server.world.now if self.held_since is None else self.held_since
+        self.held_since = self._server.now if self.held_since is None else self.held_since
         self.held_for_room = self.held_for_room or code == "storage-full"
 
     def close(self) -> None:

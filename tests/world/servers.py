@@ -168,7 +168,7 @@ class SimServer(Process):
     def set_clock(self, by_s: float) -> None:
         """Set the wall clock forward or back by `by_s`. The broker runs then, and can write the new time down: a boot
         after a jump that is not on disk looks as if the machine had been off for so long."""
-        if not self.frozen and not self.store.broken:
+        if not (self.frozen or self._pause_s or self.store.broken or self.store.away):
             self.world.tell(self.name, "CLOCK IS SET", f"{by_s:+.0f} s")
             self.wall_offset_s += by_s
             self.carry_out(self.router.tick(self.now, self.wall_s))
