@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bester.broker.core.effects import Link
-from bester.broker.core.settings import Budget, Route, Settings
+from bester.broker.core.settings import Budget, Limits, Route, Settings
 from bester.broker.core.symptoms import busiest
 from bester.broker.doctor.findings import CERTIFICATE_S, ROOM_BYTES
 from bester.broker.doctor.live import BEHIND, CLOCK_WARNING_S, FLOOD, FLOOD_PER_S, LIVE, findings_of
@@ -284,13 +284,13 @@ def test_server_without_faults_has_no_findings() -> None:
 
 
 def test_credit_that_is_given_out_whole_is_no_full_bound() -> None:
-    scene = stand()
+    scene = stand(limits=Limits(max_held_bytes=4 * 1024 * 1024))
     bridges = [
         scene.join("bridge", name, {"epoch": name, "credit": 10**6, "credit_bytes": 10**12})
         for name in map(str, range(10))
     ]
     known: dict[Link, Meta] = {}
-    for _ in range(20):  # all of it is in work
+    for _ in range(20):  # all of it is used
         scene.wait(0.5)
         for bridge in bridges:
             for beat in scene.heard_of(bridge, Heartbeat):

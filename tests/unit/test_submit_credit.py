@@ -75,6 +75,17 @@ class TestShares:
             party.known = changed.get(party.link, party.known)
         assert ROOM <= party.known["credit"] < 2 * ROOM
 
+    def test_messages_between_bridge_and_broker_get_no_more_credit(self) -> None:
+        credit = SubmitCredit(Limits())
+        (link,) = links(1)
+        known = credit.join(link, MOST)
+        for _ in range(8):
+            held = {"unreported": known["credit"], "unreported_bytes": known["credit_bytes"]}
+            credit.on_report(link, {**held, "number": known["number"], "more": True})
+            known = dict(credit.share([], (0, 0), in_work=64)).get(link, known)
+        assert ROOM <= known["credit"] < 3 * ROOM
+        assert ROOM_BYTES <= known["credit_bytes"] < 6 * ROOM_BYTES, "the bytes are taken for spread alike"
+
     def test_bytes_that_wait_get_no_more_credit(self) -> None:
         credit = SubmitCredit(Limits())
         (link,) = links(1)

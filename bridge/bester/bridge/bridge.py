@@ -242,7 +242,7 @@ class Bridge:
             token, status, reason, id_, recipients, note = report
             self._report(token, status, reason, id_, recipients, now, note)
         self._deliveries.on_reports(len(reports))
-        if self._submissions.has_held:  # for credit, which there is again
+        if self._submissions.has_held or self._intake.has_more:  # for credit, which there is again
             self._wake()
 
     def _go_on(self, broker: Broker) -> None:
@@ -398,12 +398,13 @@ class Bridge:
         left = intake.left
         if left < self._half_turn:
             self._wake()  # the next turn has a budget of its own
-        if left <= 0 or ((session.held or session.parked) and session.is_ready):
+        sender = session.window.sender
+        if left <= 0 or ((session.held or session.parked) and session.is_ready) or sender.submissions.is_spent(sender):
             session.park(data)
             intake.add(connection)
             self._settle_reading(connection)
             return
-        if session.window.sender.blocked:
+        if sender.blocked:
             session.window.look_again()
         now = self._clock()
         step = session.on_bytes(data, now, left)

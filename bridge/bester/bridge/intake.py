@@ -11,6 +11,9 @@ shares, also where they must wait for room in between. (This is start-time fair 
 wait are those that the sender had whose turn it is. They grow by a small part of the units of senders that have
 come, too, so that an endless row of newcomers is not always first.)
 
+Where the broker's credit is used up but for a little, only senders that come are served. The others wait here, where
+whoever says little passes them, and not as held messages, where nobody can.
+
 A message passes several turns on its way, so long turns are the wait of whoever says little, and save work where
 nobody does. Turns are brief for a while after a sender came that had little to say.
 """
@@ -120,18 +123,23 @@ class Intake:
             else:
                 self._brief_until = 0.0
         ring = self._ring
-        if not ring:
-            return
-        enough = self._clock() + turn_s
-        while ring and self.left > 0:
-            self._serve_next()
-            if self._clock() >= enough:
-                break
-        if ring:  # senders that come now wait behind these
+        if ring:
+            enough = self._clock() + turn_s
+            while ring and self.left > 0:
+                self._serve_next()
+                if self._clock() >= enough:
+                    break
+            if ring:
+                self._wake()
+            else:
+                self._order.clear()
+        if ring or self._lack_credit():  # senders that come now take turns with these
             self.left = 0
-            self._wake()
-        else:
-            self._order.clear()
+
+    def _lack_credit(self) -> bool:
+        """Return whether senders wait for credit: whether the first of those that wait for room does."""
+        first = next(iter(self._blocked), None)
+        return first is not None and first.submissions.is_spent(first)
 
     def _take_turns(self, sender: Sender) -> None:
         """Give a sender that comes its place among those that take turns."""
@@ -150,7 +158,8 @@ class Intake:
         _, number, has_come, sender = heappop(self._order)
         if self._ring.get(sender) != number:
             return
-        if not sender.ready and not self._has_room(sender):  # the senders before it have taken the room
+        # The senders before it have taken the room, or the credit, of which a little is left for those that come.
+        if (not has_come and sender.submissions.is_spent(sender)) or (not sender.ready and not self._has_room(sender)):
             del self._ring[sender]
             self._blocked[sender] = None
             return
@@ -192,9 +201,11 @@ class Intake:
                 self._take_turns(sender)
 
     def _has_room(self, sender: Sender) -> bool:
-        """Return whether there is room for several messages of a sender, so that they are handled together."""
+        """Return whether there is room for several messages of a sender, so that they are handled together, and credit
+        to send them."""
         submissions = sender.submissions
-        return not submissions.is_over(sender, min(self._limits.turn_quantum, submissions.most // 8))
+        margin = min(self._limits.turn_quantum, submissions.most // 8)
+        return not submissions.is_spent(sender) and not submissions.is_over(sender, margin)
 
     def inspect(self) -> IntakeState:
         """Return how many senders and connections wait."""
@@ -202,6 +213,6 @@ class Intake:
             senders=len(self._ring),
             connections=sum(len(sender.ready) for sender in self._ring),
             blocked_senders=len(self._blocked),
-            blocked=sum(len(sender.blocked) for sender in self._blocked),
+            blocked=sum(len(sender.ready) + len(sender.blocked) for sender in self._blocked),
             stuck=len(self._stuck),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import repeat
+from itertools import repeat, takewhile
 
 from msgspec import Struct
 
@@ -74,18 +74,25 @@ AnyDelivery = Delivery | MailDelivery
 class Outstanding:
     """The deliveries of one bridge: `out` by serial, the `last` serial given, and the last one `confirmed`."""
 
-    __slots__ = ("confirmed", "last", "out")
+    __slots__ = ("_looked", "confirmed", "last", "out")
 
     def __init__(self) -> None:
         self.out: dict[int, AnyDelivery] = {}
         self.last = 0
         self.confirmed = 0
+        self._looked = (0, 0)  # `last` at the look before the last one, and at the last one
 
     def add(self, delivery: AnyDelivery) -> int:
         """Add a delivery; return its serial, which rises by one on each link."""
         self.last = serial = self.last + 1
         self.out[serial] = delivery
         return serial
+
+    def count_recent(self) -> int:
+        """Return how many deliveries were sent since the count before the last one."""
+        before, last = self._looked
+        self._looked = last, self.last
+        return len(self.out) - sum(1 for _ in takewhile(before.__ge__, self.out))
 
 
 class Deliveries:
@@ -119,6 +126,11 @@ class Deliveries:
         """Return and forget the unconfirmed deliveries of a lost link."""
         book = self._by_link.pop(link, None)
         return list(book.out.values()) if book is not None else []
+
+    def count_recent(self) -> int:
+        """Return how many deliveries were sent since the count before the last one, and are not confirmed: they are
+        between broker and bridge, where the others wait for their readers. Call at a steady pace."""
+        return sum(book.count_recent() for book in self._by_link.values())
 
     @property
     def count(self) -> int:

@@ -421,7 +421,9 @@ class Router:
         stuck = stuck_types.look(waiting, workers.front, workers.serves, now)
         others = waiting.keys() - stuck
         still = stuck_types.still & others
-        for link, options in self._units.credit.share(stuck, _sum(waiting, others), _sum(waiting, still)):
+        under_way = self._units.reports.open - _sum(waiting, waiting)[0]
+        in_work = max(workers.count_inflight(), under_way - self._units.deliveries.count_recent())
+        for link, options in self._units.credit.share(stuck, _sum(waiting, others), _sum(waiting, still), in_work):
             self._send(link, Heartbeat(options))
 
     # --- the store ---

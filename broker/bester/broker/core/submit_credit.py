@@ -6,9 +6,10 @@ total, even while credit moves from one to another: what one bridge gives up cou
 lower number, and is given to others only then.
 
 Messages that wait at the broker are served no sooner than those that wait in their clients' sockets, and thousands of
-them slow the service of each: they have left the processor's caches when their turn comes. So the total follows the
-work: twice the messages in work (at handlers, at other servers, on the way to readers), since one sender alone gets
-half of the room at its bridge, and some that wait.
+them slow the service of each: they have left the processor's caches when their turn comes. And between bridge and
+broker no message passes another: each that stands there is a delay for everybody. So the total follows the work: twice
+the messages in work (at handlers, at other servers, with slow readers), since one sender alone gets half of the room at
+its bridge, and some that wait.
 
 A bridge tells in its HELLO the most that it will use. A bridge that tells nothing knows no credit, and gets none: its
 own bounds hold, and the broker's refusals.
@@ -71,12 +72,16 @@ class Pot:
         self.accounts: dict[Link, _Account] = {}
         self.follow(0)
 
-    def follow(self, waiting: int, still: int = 0) -> None:
-        """Share as much as the work needs: `waiting` messages (or bytes) of bridges wait, the others are in work. Of
-        those that wait `still` do not move, and leave their room to others."""
-        in_work = max(sum(account.held for account in self.accounts.values()) - waiting, 0)
+    def follow(self, waiting: int, still: int = 0, part: float = 1.0) -> None:
+        """Share as much as the work needs: `waiting` messages (or bytes) of bridges wait, and of the others this `part`
+        is in work. Of those that wait `still` do not move, and leave their room to others."""
+        in_work = int(self.count_others(waiting) * part)
         room = self._room + self._least * len(self.accounts)
         self._shared = min(self.total - self.total // SPARE, 2 * in_work + room + still)
+
+    def count_others(self, waiting: int) -> int:
+        """Return how many unreported messages (or bytes) bridges have beside those that are `waiting`."""
+        return max(sum(account.held for account in self.accounts.values()) - waiting, 0)
 
     @property
     def reserved(self) -> int:
@@ -175,12 +180,17 @@ class SubmitCredit:
         if not confirmed:
             self._behind[link] = None
 
-    def share(self, stuck: list[str], waiting: Count, still: Count = (0, 0)) -> list[tuple[Link, Meta]]:
+    def share(
+        self, stuck: list[str], waiting: Count, still: Count = (0, 0), in_work: int | None = None
+    ) -> list[tuple[Link, Meta]]:
         """Share the credit anew, and tell which types are stuck; return what is to be sent to bridges. So many messages
         and bytes are `waiting` for handlers, without those of stuck types, and so many of these are `still`: none of
-        their types has moved since the last time."""
-        self._messages.follow(waiting[0], still[0])
-        self._bytes.follow(waiting[1], still[1])
+        their types has moved since the last time. Where it is known that so many messages are `in_work`, the others are
+        between bridge and broker."""
+        others = self._messages.count_others(waiting[0])
+        part = min(in_work / others, 1.0) if others and in_work is not None else 1.0
+        self._messages.follow(waiting[0], still[0], part)
+        self._bytes.follow(waiting[1], still[1], part)
         changed = dict.fromkeys([*self._messages.share(), *self._bytes.share()])
         if stuck != self._stuck:
             self._stuck = stuck

@@ -392,6 +392,10 @@ class Workers:
         """Return how many messages of a type wait."""
         return self._waits.get(type_, 0)
 
+    def count_inflight(self) -> int:
+        """Return how many messages are at workers."""
+        return sum(len(worker.inflight) for pool in self._pools.values() for worker in pool.workers)
+
     def waiting_by_type(self) -> dict[str, tuple[int, int]]:
         """Return messages that wait, and their bytes, by type."""
         return {type_: (count, self._wait_bytes[type_]) for type_, count in self._waits.items()}
