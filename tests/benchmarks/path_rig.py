@@ -17,7 +17,7 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 from bester.bridge.bridge import Bridge
 from bester.bridge.limits import Limits
 from bester.bridge.outqueue import OutQueue
-from bester.bridge.ports import Waiting
+from bester.bridge.ports import Shell, Waiting
 from bester.bridge.session import Session
 from bester.broker.core.effects import Effects, Link, Verify
 from bester.broker.core.router import Router
@@ -122,7 +122,7 @@ class Rig:
         self._soon: deque[Callable[[], None]] = deque()
         self._bridge_link, self._handler_link = Link("direct", b"0"), Link("ipc", b"0:handler")
         self._router = Router(Settings("s1.example", open_accounts=True), epoch="e", first_token=1000, now=_now())
-        self._bridge = Bridge(Limits(), clock=time.monotonic, soon=self._soon.append)
+        self._bridge = Bridge(Limits(), Shell(time.monotonic, self._soon.append))
         self._connections = [RigConnection(self._bridge) for _ in range(CONNECTIONS)]
         self._begin()
         data = {"text": "x" * (body_bytes - len('{"text":""}'))}

@@ -13,7 +13,7 @@ from bester.bridge.bridge import Bridge
 from bester.bridge.frames import frame
 from bester.bridge.limits import Limits
 from bester.bridge.outqueue import OutQueue
-from bester.bridge.ports import Waiting
+from bester.bridge.ports import Shell, Waiting
 from bester.bridge.session import Session
 from bester.bridge.states import State
 from bester.bridge.submissions import Submissions
@@ -148,9 +148,13 @@ class World:
         self.said: list[Message] = []
         self.peers: list[Peer] = []
         self.bridge = Bridge(
-            LIMITS, clock=lambda: self.now, soon=self.soon.append, forward=self.forward,
-            first_frame_bytes=lambda host, certificate: LIMITS.max_frame if host == HOSTS[1] else LIMITS.first_frame,
-            in_doubt=lambda host: host == HOSTS[0],
+            LIMITS,
+            Shell(
+                lambda: self.now, self.soon.append,
+                first_frame_bytes=lambda host, _: LIMITS.max_frame if host == HOSTS[1] else LIMITS.first_frame,
+                in_doubt=lambda host: host == HOSTS[0],
+            ),
+            carry=self.forward,
         )  # fmt: skip
         self.broker = Broker(self)
         self.bridge.connect(self)

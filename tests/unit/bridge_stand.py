@@ -11,7 +11,7 @@ from bester.bridge.bridge import Bridge
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
 from bester.bridge.outqueue import OutQueue
-from bester.bridge.ports import Reading, Waiting
+from bester.bridge.ports import Reading, Shell, Waiting
 from bester.bridge.session import Session
 from bester.broker.wire.messages import LoggedIn, Message, Submit
 
@@ -98,9 +98,12 @@ class Scene:
         self._soon: list[Callable[[], None]] = []
         self.limits = replace(Limits(), **limits)
         self.bridge = Bridge(
-            self.limits, clock=lambda: self.now, soon=self._soon.append, reading=self.reading,
-            notice=self.notices.append, brokers=self.places,
-            ended=lambda session, why: self.ended.append((session.number, why)),
+            self.limits,
+            Shell(
+                lambda: self.now, self._soon.append, reading=self.reading, notice=self.notices.append,
+                ended=lambda session, why: self.ended.append((session.number, why)),
+            ),
+            brokers=self.places,
         )  # fmt: skip
         self.begin()
 
