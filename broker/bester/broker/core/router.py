@@ -124,6 +124,7 @@ class Router:
         )
         self._units = units = assemble(settings, self._out, self._clock, snapshot, around, now)
         self._dispatcher = units.dispatcher
+        self._delivery_outcomes = units.delivery_outcomes
         self._ingress = units.ingress
         self._inbound_lanes = units.inbound_lanes
         self._peers = units.peers
@@ -395,6 +396,9 @@ class Router:
             self._out.writes.append(SaveClock(self._clock.save(now)))
         if self._peers.tick(now):
             self._dispatcher.tick([peer.worker for peer in self._by_link.values() if peer.worker is not None], now)
+            self._units.mailboxes.tick(now)
+            self._relays.tick(now)
+            self._units.queues.tick(now)
             self._units.restarts.tick(self._by_link.values(), now)
             self._units.auth.tick(now)
         self._units.shadows.tick(now)
@@ -456,7 +460,7 @@ class Router:
 
     def on_types_given_up(self, types: frozenset[str]) -> None:
         """Take in which types have handlers that will not be started again: messages of these types do not wait."""
-        self._dispatcher.given_up = types
+        self._units.known_types.given_up = types
 
     def drain(self) -> None:
         """Refuse all messages from now on, and let those under way go on: this broker is about to end."""
@@ -510,7 +514,7 @@ class Router:
     def _symptoms(self, now: float) -> dict[str, Any]:
         return {
             "at_s": round(self._clock.wall(now), 3),
-            "given_up": sorted(self._dispatcher.given_up),
+            "given_up": sorted(self._units.known_types.given_up),
             "busiest": busiest(self._units.workers.waiting_by_sender()),
             "rates": self._rates.as_map(),
             "recent_dead": self.figures.recent_dead.as_map(now),
@@ -662,7 +666,7 @@ class Router:
         for confirm in confirms:
             if confirm.reports and peer.resume is not None:
                 peer.resume.on_reports_counted(confirm.reports)
-            self._dispatcher.on_confirm(peer.link, confirm, now)
+            self._delivery_outcomes.on_confirm(peer.link, confirm, now)
 
     def _forwarded(self, peer: Peer, message: Forwarded, now: float) -> None:
         self._relays.on_answer(peer.link, message.token, message.outcome, message.meta, now)
