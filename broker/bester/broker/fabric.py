@@ -290,18 +290,11 @@ class FabricLink:
             self.link_client.on_received(now)
             self._on_messages(messages)
             return
-        passed: list[Message | Malformed] = []
-        for message in messages:
-            step = self.link_client.receive(message, now)
-            if step.event is None and not step.send:
-                passed.append(message)
-                continue
-            if passed:
-                self._on_messages(passed)
-                passed = []
-            self._do(step)
-        if passed and self._socket is not None:
-            self._on_messages(passed)
+        for part in self.link_client.receive_all(messages, now):
+            if isinstance(part, Step):
+                self._do(part)
+            elif self._socket is not None:
+                self._on_messages(part)
 
     def _do(self, step: Step) -> None:
         """Carry out a step of the LinkClient: send first, then handle the event."""
