@@ -148,6 +148,19 @@ def test_mistake_is_one_line_and_a_status(directory: Path, arguments: list[str],
     assert (ended.returncode, ended.stdout) == (status, "")
 
 
+@pytest.mark.parametrize("command", ["up", "handler bester.handlers.stock.echo:app --fabric ipc://none.sock"])
+@pytest.mark.parametrize("limit", [12, 20])
+def test_too_few_descriptors_are_one_line(directory: Path, command: str, limit: int) -> None:
+    """ZeroMQ aborts a process whose threads cannot open theirs."""
+    ended = subprocess.run(
+        ["bash", "-c", f"ulimit -n {limit}; exec {BESTER} {command}"], capture_output=True, text=True, check=False,
+        timeout=TIMEOUT_S,
+    )  # fmt: skip
+    lines = [line for line in ended.stderr.splitlines() if "auth =" not in line]
+    assert (ended.returncode, len(lines)) == (1, 1), ended.stderr
+    assert lines[0].endswith("Too many open files; raise the limit of open files (ulimit -n)")
+
+
 def test_accounts_from_the_shell(directory: Path) -> None:
     def user(*arguments: str, given: str = "") -> tuple[int, str]:
         ended = run("user", *arguments, given=given)

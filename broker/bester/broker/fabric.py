@@ -16,7 +16,7 @@ from functools import partial
 
 import zmq
 
-from bester.broker.fabric_socket import FabricSocket, Frames, SharedSocket
+from bester.broker.fabric_socket import FabricSocket, Frames, SharedSocket, new_context
 from bester.broker.keys import LinkKeys
 from bester.broker.lookups import PATIENCE_S
 from bester.broker.monitor import CONNECTING, event_of, greet
@@ -115,7 +115,7 @@ class FabricLink:
     def start(self) -> None:
         """Connect on the running loop; return at once, as `on_ready` reports the broker's answer."""
         self._loop = asyncio.get_running_loop()
-        self._context = zmq.Context()
+        self._context = new_context()
         self._begin()
 
     def send(self, message: Message) -> bool:
