@@ -381,3 +381,26 @@ async def test_file_made_on_a_disk_of_any_size_is_whole_or_not_there() -> None:
         assert await process.end() == 0, process.lines
         assert "store.db" in process.lines[-1]
         assert "store.db" not in process.lines[0]
+
+
+@pytest.mark.skipif("small" not in WAYS, reason="this machine forbids mounts")
+@pytest.mark.parametrize(
+    ("command", "free"),
+    [("keys", 0), ("keys new k", 0), ("keys new k", 4), ("new handler ab", 0), ("new handler ab", 4)],
+)
+async def test_command_on_a_full_disk_names_the_remedy_and_leaves_nothing(command: str, free: int) -> None:
+    async with short_directory() as directory:
+        script = (
+            'mount -t tmpfs -o mode=700,size=8k tmpfs "$0" && cd "$0" && head -c "$1" /dev/zero >fill && shift && "$@"'
+        )
+        process = await Process.start(
+            "unshare", "-rm", "sh", "-c", f"{script}; echo $?; rm fill; ls", str(directory),
+            f"{8 - free}k", BESTER, *command.split(), cwd=directory,
+        )  # fmt: skip
+        await process.process.wait()
+        await process.end()
+    why, status, *left = process.lines
+    assert status in ("1", "2")
+    assert "No space left on device; " in why
+    assert "room on" in why
+    assert left in ([], ["bester-data"]), left

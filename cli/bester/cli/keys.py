@@ -65,7 +65,11 @@ def new(file: Path) -> None:
         write_secret(file, pair.secret)
     except FileExistsError:
         raise ConfigError(f"{file}: is there already, and a key is never replaced; name another file") from None
-    write_public(file.with_name(f"{file.name}.pub"), pair.public)
+    try:
+        write_public(file.with_name(f"{file.name}.pub"), pair.public)
+    except BaseException:
+        file.unlink()
+        raise
     out(pair.public)
     out("")
     out("# The server lists it in its bester.toml:")
