@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from tests import orphans
 from tests.postgres_server import cluster, postgres
 from tests.stores import USUAL, parametrize, store_kind
 
@@ -78,6 +79,13 @@ def nothing_left() -> Iterator[None]:
 def _libuv_is_there() -> None:
     """Make uvloop's one pipe beforehand: the first loop of a process opens the pipe, and all later loops keep it."""
     uvloop.new_event_loop().close()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_orphans() -> Iterator[None]:
+    """End what is left where this process is killed in the midst of a test."""
+    with orphans.guarded():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from bester.broker.postgres import Database
+from tests.orphans import unmarked
 
 DEADLINE_S = 60
 """Time in seconds for a start or stop of the server on a loaded machine."""
@@ -28,6 +29,11 @@ _GUARD = """
 """
 """Shell script that ends a server, and deletes its data, once the test process has ended in whatever way."""
 _schemas = itertools.count(1)
+
+
+def _guard(directory: Path) -> None:
+    """Start the script that ends the server with its data in this directory."""
+    subprocess.run(["sh", "-c", _GUARD, "sh", str(os.getpid()), directory], check=True, cwd="/", env=unmarked())
 
 
 def binaries() -> Path | None:
@@ -52,7 +58,7 @@ class Cluster:
         if self._user is not None:
             os.chown(self._directory, pwd.getpwnam(self._user).pw_uid, -1)
         try:
-            subprocess.run(["sh", "-c", _GUARD, "sh", str(os.getpid()), self._directory], check=True, cwd="/")
+            _guard(self._directory)
             self._run("initdb", "--auth=trust", "--username=bester", "--encoding=UTF8", "--locale=C", "--no-sync")
             self.start()
         except BaseException:
@@ -136,7 +142,7 @@ class Standby(Cluster):
         if self._user is not None:
             os.chown(self._directory, pwd.getpwnam(self._user).pw_uid, -1)
         try:
-            subprocess.run(["sh", "-c", _GUARD, "sh", str(os.getpid()), self._directory], check=True, cwd="/")
+            _guard(self._directory)
             self._run("pg_basebackup", f"--host={primary.folder}", "--username=bester", "--write-recovery-conf")
             self.start()
             primary.follow_synchronously()

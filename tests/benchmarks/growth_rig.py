@@ -17,6 +17,7 @@ import msgspec
 
 from bester.bridge.bridge import Bridge
 from bester.bridge.limits import Limits
+from bester.bridge.ports import Shell
 from bester.broker.core.effects import Effects, Link, Verify
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
@@ -55,7 +56,7 @@ class GrowthRig:
         self._to_workers: dict[Link, list[Any]] = {}
         self._soon: deque[Callable[[], None]] = deque()
         self._router = Router(Settings("s1.example", open_accounts=True), epoch="e", first_token=1000, now=_now())
-        self._bridge = Bridge(Limits(), clock=time.monotonic, soon=self._soon.append)
+        self._bridge = Bridge(Limits(), Shell(time.monotonic, self._soon.append))
         self._types = [f"type{number}" for number in range(types)]
         self._names = [f"user{number}" for number in range(users)]
         self._targets = self._names[:targets] if targets > 1 else None

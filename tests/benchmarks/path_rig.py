@@ -16,9 +16,7 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 
 from bester.bridge.bridge import Bridge
 from bester.bridge.limits import Limits
-from bester.bridge.outqueue import OutQueue
-from bester.bridge.ports import Waiting
-from bester.bridge.session import Session
+from bester.bridge.ports import Shell
 from bester.broker.core.effects import Effects, Link, Verify
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
@@ -26,6 +24,7 @@ from bester.broker.store_requests import Committed
 from bester.broker.wire.codec import batches
 from bester.broker.wire.messages import OP_OF, VERSION, Confirm, Hello, Message, Reply, Submit
 from bester.broker.wire.runs import READ_AS, read, write_run
+from tests.stand_in import StandIn
 
 CONNECTIONS = 8
 """Connections of as many users, as in the pipelined job."""
@@ -66,18 +65,12 @@ class NoMeter:
         """End nothing."""
 
 
-class RigConnection:
+class RigConnection(StandIn):
     """Client connection whose socket takes everything at once, and counts the good reports among it."""
 
     def __init__(self, bridge: Bridge) -> None:
+        super().__init__()
         self._bridge = bridge
-        self.session: Session
-        self.out: OutQueue[Waiting] = OutQueue()
-        self.dirty = False
-        self.reading = True
-        self.abort_code: str | None = None
-        self.stalled_since = 0.0
-        self.stalled_bytes = 0
         self.good = 0
 
     def flush(self) -> bool:
@@ -86,14 +79,6 @@ class RigConnection:
             self.good += bytes(chunk).count(b'"status":"good"')
             self._bridge.on_bytes_sent(self, self.out.on_sent())
         return False
-
-    def read(self, on: bool) -> None:
-        """Note whether the bridge reads."""
-        self.reading = on
-
-    def unsent_bytes(self) -> int:
-        """Return 0: the socket has taken everything."""
-        return 0
 
     def abort(self, why: str) -> None:
         """Fail: no connection of this rig is ever cut."""
@@ -122,7 +107,7 @@ class Rig:
         self._soon: deque[Callable[[], None]] = deque()
         self._bridge_link, self._handler_link = Link("direct", b"0"), Link("ipc", b"0:handler")
         self._router = Router(Settings("s1.example", open_accounts=True), epoch="e", first_token=1000, now=_now())
-        self._bridge = Bridge(Limits(), clock=time.monotonic, soon=self._soon.append)
+        self._bridge = Bridge(Limits(), Shell(time.monotonic, self._soon.append))
         self._connections = [RigConnection(self._bridge) for _ in range(CONNECTIONS)]
         self._begin()
         data = {"text": "x" * (body_bytes - len('{"text":""}'))}

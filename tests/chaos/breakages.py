@@ -24,7 +24,7 @@ def blame() -> None:
 
     def lost(self: Any, worker: Worker, now: float) -> None:
         held = self._workers.lose(worker)
-        self._unserve(worker.pool.types, now)
+        self._known_types.on_left(worker.pool.types, now)
         again = [job for each in held for job in self._died_over(each, now)]
         for job in reversed(again):
             job.since = now

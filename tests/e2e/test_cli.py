@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +23,12 @@ from bester.broker.wire.codes import BesterError, ConfigError
 from bester.cli import main
 from bester.cli.commands import COMMANDS, bester
 from bester.cli.errors import describe
+from bester.cli.options import Seconds
 from bester.cli.serve import banner
 from tests.live import BESTER, Process
 
 TIMEOUT_S = 30.0
+FLOATS = (click.FloatRange, click.types.FloatParamType)
 OPEN = """
 [server]
 name = "here"
@@ -64,18 +67,36 @@ def test_help_shows_every_command(directory: Path) -> None:
     assert all(f"  {command} " in shown.stdout for command in COMMANDS)
 
 
-def test_every_command_takes_a_configuration_and_shows_help() -> None:
+def leaves() -> Iterator[tuple[str, click.Command]]:
+    """Yield each command that does something, with the name that stands behind `bester`."""
     context = click.Context(bester)
     for name in COMMANDS:
         command = bester.get_command(context, name)
         assert command is not None
-        leaves = command.commands.values() if isinstance(command, click.Group) else [command]
-        for leaf in leaves:
-            assert leaf.help
-            # A demo has its own servers, a handler under test a broker, a replay none; a new key or handler none yet.
-            without = (("conform", "handler"), ("keys", "new"), ("new", "handler"))
-            alone = name in ("demo", "replay") or (name, leaf.name) in without
-            assert alone or any("-c" in parameter.opts for parameter in leaf.params), leaf.name
+        for leaf in command.commands.values() if isinstance(command, click.Group) else [command]:
+            yield name, leaf
+
+
+def test_every_command_takes_a_configuration_and_shows_help() -> None:
+    for name, leaf in leaves():
+        assert leaf.help
+        # A demo has its own servers, a handler under test a broker, a replay none; a new key or handler none yet.
+        without = (("conform", "handler"), ("keys", "new"), ("new", "handler"))
+        alone = name in ("demo", "replay") or (name, leaf.name) in without
+        assert alone or any("-c" in parameter.opts for parameter in leaf.params), leaf.name
+
+
+def test_every_number_of_seconds_is_finite() -> None:
+    numbers = [parameter for _, leaf in leaves() for parameter in leaf.params if isinstance(parameter.type, FLOATS)]
+    assert len(numbers) > 5
+    assert [each.opts for each in numbers if not isinstance(each.type, Seconds) and each.callback is None] == []
+
+
+def test_line_for_a_new_key_can_be_read(directory: Path) -> None:
+    for file, name in (("k.key", "k"), ("a b.key", "NAME"), ('"].key', "NAME"), (b"k\xff.key", "NAME")):
+        ended = subprocess.run([BESTER, "keys", "new", file], capture_output=True, text=True, check=True)
+        parties = tomllib.loads(ended.stdout.split("\n", 1)[1])["fabric"]["parties"]
+        assert list(parties) == [name]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +132,9 @@ def test_every_command_takes_a_configuration_and_shows_help() -> None:
             "--dedup: must have 1 to 64 characters, not 65",
         ),
         (["send", "--user", "tim", "--dedup", "", "echo", "{}"], 2, "--dedup: must have 1 to 64 characters, not 0"),
+        (["send", "--user", "tim", "--wait", "nan", "echo", "{}"], 2, "'--wait': nan is no number of seconds; see"),
+        (["top", "--every", "nan"], 2, "'--every': nan is no number of seconds; see"),
+        (["record", "--type", "t", "--seconds", "inf", "f"], 2, "'--seconds': inf is no number of seconds; see"),
         (["handler", "nosuch:app"], 2, "there is no module 'nosuch'"),
         (["handler", "nosuch:app", "--workers", "x"], 2, "'x' is not a valid integer"),
     ],
@@ -122,6 +146,19 @@ def test_mistake_is_one_line_and_a_status(directory: Path, arguments: list[str],
     assert printed in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert (ended.returncode, ended.stdout) == (status, "")
+
+
+@pytest.mark.parametrize("command", ["up", "handler bester.handlers.stock.echo:app --fabric ipc://none.sock"])
+@pytest.mark.parametrize("limit", [12, 20])
+def test_too_few_descriptors_are_one_line(directory: Path, command: str, limit: int) -> None:
+    """ZeroMQ aborts a process whose threads cannot open theirs."""
+    ended = subprocess.run(
+        ["bash", "-c", f"ulimit -n {limit}; exec {BESTER} {command}"], capture_output=True, text=True, check=False,
+        timeout=TIMEOUT_S,
+    )  # fmt: skip
+    lines = [line for line in ended.stderr.splitlines() if "auth =" not in line]
+    assert (ended.returncode, len(lines)) == (1, 1), ended.stderr
+    assert lines[0].endswith("Too many open files; raise the limit of open files (ulimit -n)")
 
 
 def test_accounts_from_the_shell(directory: Path) -> None:

@@ -342,3 +342,65 @@ async def test_server_without_a_store_starts_on_a_full_disk(way: str) -> None:
         await there.ends()
         await there.start()
         await there.bob_gets_all_once_and_in_order()
+
+
+CREATE = """
+import os, sqlite3, subprocess, sys
+from contextlib import closing
+from pathlib import Path
+from bester.broker.accounts import Accounts
+from bester.broker.store.sqlite import SqliteStore
+from bester.broker.wire.codes import BesterError
+
+def make_store(path):
+    store = SqliteStore(path)
+    store.open()
+    store.close()
+
+disk = Path(sys.argv[1])
+for kib in range(4, 400, 8):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=700,size={kib}k", "tmpfs", disk], check=True)
+    for path, make in ((disk / "store.db", make_store), (disk / "accounts.db", lambda _: Accounts(disk).close())):
+        try:
+            make(path)
+        except BesterError as error:
+            assert "room" in error.text, error.text
+        if path.exists():
+            with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as db:
+                assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",), (kib, path)
+    print(kib, os.listdir(disk))
+    subprocess.run(["umount", disk], check=True)
+"""
+
+
+@pytest.mark.skipif("small" not in WAYS, reason="this machine forbids mounts")
+async def test_file_made_on_a_disk_of_any_size_is_whole_or_not_there() -> None:
+    async with short_directory() as directory:
+        process = await Process.start("unshare", "-rm", sys.executable, "-c", CREATE, str(directory), cwd=directory)
+        await process.process.wait()
+        assert await process.end() == 0, process.lines
+        assert "store.db" in process.lines[-1]
+        assert "store.db" not in process.lines[0]
+
+
+@pytest.mark.skipif("small" not in WAYS, reason="this machine forbids mounts")
+@pytest.mark.parametrize(
+    ("command", "free"),
+    [("keys", 0), ("keys new k", 0), ("keys new k", 4), ("new handler ab", 0), ("new handler ab", 4)],
+)
+async def test_command_on_a_full_disk_names_the_remedy_and_leaves_nothing(command: str, free: int) -> None:
+    async with short_directory() as directory:
+        script = (
+            'mount -t tmpfs -o mode=700,size=8k tmpfs "$0" && cd "$0" && head -c "$1" /dev/zero >fill && shift && "$@"'
+        )
+        process = await Process.start(
+            "unshare", "-rm", "sh", "-c", f"{script}; echo $?; rm fill; ls", str(directory),
+            f"{8 - free}k", BESTER, *command.split(), cwd=directory,
+        )  # fmt: skip
+        await process.process.wait()
+        await process.end()
+    why, status, *left = process.lines
+    assert status in ("1", "2")
+    assert "No space left on device; " in why
+    assert "room on" in why
+    assert left in ([], ["bester-data"]), left

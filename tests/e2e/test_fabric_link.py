@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from bester.broker.wire import link_client as party_module
 from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Hello, Malformed, Message, Reply, Request, Welcome
+from tests.e2e.broker_stand_in import StandIn
 from tests.e2e.name_server import name_server, until
 from tests.live import short_directory
 
@@ -103,6 +105,34 @@ async def test_link_ends_while_the_name_server_hangs(monkeypatch: pytest.MonkeyP
         resolver.release()
         await until(lambda: resolver.under_way == 0)
         assert link.over.is_set()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_link_that_finds_no_descriptor_at_a_retry_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    monkeypatch.setattr(party_module, "GREETING_S", 0.1)
+    lost: asyncio.Queue[str] = asyncio.Queue()
+    welcomed = asyncio.Event()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with short_directory() as directory:
+        endpoint = f"ipc://{directory}/f"
+        party = LinkClient("handler", "h", {"types": ["t"], "credit": 1})
+        link = FabricLink(
+            endpoint, party, on_messages=print, on_ready=welcomed.set, on_lost=lost.put_nowait, shared=shared
+        )
+        link.start()
+        assert "nothing listens" in await lost.get()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # no more than the descriptors that are open
+        try:
+            async with asyncio.timeout(20):
+                while "no socket can be opened: Too many open files" not in await lost.get():
+                    pass
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        async with StandIn(endpoint), asyncio.timeout(20):
+            await welcomed.wait()
+            await link.close(0)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -271,6 +271,16 @@ async def test_interrupt_ends_the_wait(shell: Shell, broker: StandIn) -> None:
     assert [line for line in process.lines if line] == []
 
 
+async def test_question_that_cannot_be_sent_or_read_is_an_error(directory: Path, broker: StandIn) -> None:
+    for argument in ("a\udcff", 2**64):
+        with pytest.raises(BesterError, match="cannot be asked: "):
+            await asyncio.wait_for(ask_all(defaults(directory), [("trace", argument)]), DEADLINE_S)
+    asking = asyncio.create_task(ask_all(defaults(directory), [("trace", "a")]))
+    broker.send(Error("malformed", "not like this", 16, (await next_question(broker)).token))
+    with pytest.raises(BesterError, match="cannot be asked: not like this"):
+        await asking
+
+
 async def test_answers_are_in_the_order_of_the_questions(directory: Path, broker: StandIn) -> None:
     asking = asyncio.create_task(ask_all(defaults(directory), [("trace", "a"), ("trace", "b")]))
     asked = [await next_question(broker) for _ in range(2)]

@@ -12,9 +12,7 @@ from typing import Any
 from bester.bridge.bridge import Bridge
 from bester.bridge.frames import frame
 from bester.bridge.limits import Limits
-from bester.bridge.outqueue import OutQueue
-from bester.bridge.ports import Waiting
-from bester.bridge.session import Session
+from bester.bridge.ports import Shell
 from bester.bridge.states import State
 from bester.bridge.submissions import Submissions
 from bester.broker.wire import json_text
@@ -39,6 +37,7 @@ from tests.fuzz.odd import Odd
 from tests.fuzz.odd_json import OddJson, read_frames
 from tests.fuzz.play import Told, must
 from tests.fuzz.wire import check_message
+from tests.stand_in import StandIn
 
 LIMITS = Limits(
     max_frame=4000, first_frame=600, logins_in_flight=6, max_connections=30, max_connections_per_address=12,
@@ -68,18 +67,12 @@ FLOODS = (
 """Frames that are valid once, and are sent many times over."""
 
 
-class Peer:
+class Peer(StandIn):
     """A peer's connection: the wire that the bridge writes to, and the network before the wire."""
 
     def __init__(self, world: World) -> None:
+        super().__init__()
         self.world = world
-        self.session: Session
-        self.out: OutQueue[Waiting] = OutQueue()
-        self.dirty = False
-        self.reading = True
-        self.abort_code: str | None = None
-        self.stalled_since = 0.0
-        self.stalled_bytes = 0
         self.blocked = False
         self.gone = False
         self.ending = False
@@ -102,14 +95,6 @@ class Peer:
             self.ending = True
             self.world.bridge.on_all_sent(self)
         return False
-
-    def read(self, on: bool) -> None:
-        """Read on, or let the peer wait."""
-        self.reading = on
-
-    def unsent_bytes(self) -> int:
-        """Return the bytes that the socket has not yet taken over."""
-        return self.out.taken_bytes - self.out.sent_bytes
 
     def abort(self, why: str) -> None:
         """Cut the connection; the bridge is told in the next turn."""
@@ -148,9 +133,13 @@ class World:
         self.said: list[Message] = []
         self.peers: list[Peer] = []
         self.bridge = Bridge(
-            LIMITS, clock=lambda: self.now, soon=self.soon.append, forward=self.forward,
-            first_frame_bytes=lambda host, certificate: LIMITS.max_frame if host == HOSTS[1] else LIMITS.first_frame,
-            in_doubt=lambda host: host == HOSTS[0],
+            LIMITS,
+            Shell(
+                lambda: self.now, self.soon.append,
+                first_frame_bytes=lambda host, _: LIMITS.max_frame if host == HOSTS[1] else LIMITS.first_frame,
+                in_doubt=lambda host: host == HOSTS[0],
+            ),
+            carry=self.forward,
         )  # fmt: skip
         self.broker = Broker(self)
         self.bridge.connect(self)

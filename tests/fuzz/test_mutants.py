@@ -11,7 +11,7 @@ from bester.bridge import frames, native
 from bester.bridge.submissions import Submissions
 from bester.bridge.window import Window
 from bester.broker.core.directory import Directory
-from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.known_types import KnownTypes
 from bester.broker.core.resume import BridgeResume
 from bester.broker.wire import readers
 from tests.fuzz.fuzzers import FUZZERS
@@ -39,10 +39,10 @@ class TestFaultsAreFound:
         assert "Error" in found("wire", *range(4))
 
     def test_a_table_without_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def unserve(self: Dispatcher, types: frozenset[str], now: float) -> None:
+        def on_left(self: KnownTypes, types: frozenset[str], now: float) -> None:
             self._unserved.update(dict.fromkeys(types, now))
 
-        monkeypatch.setattr(Dispatcher, "_unserve", unserve)
+        monkeypatch.setattr(KnownTypes, "on_left", on_left)
         assert "_unserved" in found("router", *range(60))
 
     def test_sessions_without_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:

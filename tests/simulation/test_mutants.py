@@ -157,7 +157,7 @@ def test_a_native_servers_repetition_that_is_not_marked_is_noticed(monkeypatch: 
 def test_attempt_counted_for_every_job_of_a_dead_handler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def blaming(self: Dispatcher, worker: Worker, now: float) -> None:
         held = self._workers.lose(worker)
-        self._unserve(worker.pool.types, now)
+        self._known_types.on_left(worker.pool.types, now)
         for job in reversed([job for job in held if not job.is_settled]):
             job.since = now
             if job.attempt - job.attempts_before < self._budget_of(job.type).attempts:

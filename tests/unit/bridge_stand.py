@@ -10,26 +10,19 @@ from typing import Any, TypeVar
 from bester.bridge.bridge import Bridge
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
-from bester.bridge.outqueue import OutQueue
-from bester.bridge.ports import Reading, Waiting
-from bester.bridge.session import Session
+from bester.bridge.ports import Reading, Shell
 from bester.broker.wire.messages import LoggedIn, Message, Submit
+from tests.stand_in import StandIn
 
 M = TypeVar("M")
 
 
-class ListConnection:
+class ListConnection(StandIn):
     """Connection whose socket takes everything, until `blocked`."""
 
     def __init__(self, bridge: Bridge) -> None:
+        super().__init__()
         self.bridge = bridge
-        self.session: Session
-        self.out: OutQueue[Waiting] = OutQueue()
-        self.dirty = False
-        self.reading = True
-        self.abort_code: str | None = None
-        self.stalled_since = 0.0
-        self.stalled_bytes = 0
         self.blocked = False
         self.aborted: str | None = None
         self.written = b""
@@ -51,12 +44,6 @@ class ListConnection:
         self.bridge.on_bytes_sent(self, self.out.on_sent())
         self.bridge.on_unblocked(self)
         self.bridge.flush()
-
-    def read(self, on: bool) -> None:
-        self.reading = on
-
-    def unsent_bytes(self) -> int:
-        return self.out.taken_bytes - self.out.sent_bytes
 
     def abort(self, why: str) -> None:
         self.aborted = why
@@ -98,9 +85,12 @@ class Scene:
         self._soon: list[Callable[[], None]] = []
         self.limits = replace(Limits(), **limits)
         self.bridge = Bridge(
-            self.limits, clock=lambda: self.now, soon=self._soon.append, reading=self.reading,
-            notice=self.notices.append, brokers=self.places,
-            ended=lambda session, why: self.ended.append((session.number, why)),
+            self.limits,
+            Shell(
+                lambda: self.now, self._soon.append, reading=self.reading, notice=self.notices.append,
+                ended=lambda session, why: self.ended.append((session.number, why)),
+            ),
+            brokers=self.places,
         )  # fmt: skip
         self.begin()
 

@@ -1,36 +1,24 @@
-"""The bridge's core on connections that are lists: deliveries, confirmations, bounds, and a broker that comes and
-goes."""
+"""The bridge's core on connections that are lists: deliveries, slow readers and confirmations."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from bester.bridge.broker_link import UNANSWERED
 from bester.bridge.frames import frame
-from bester.bridge.limits import Limits
 from bester.bridge.states import State
 from bester.broker.wire.messages import (
-    Answer,
-    Ask,
     Close,
     Confirm,
     Deliver,
-    Error,
-    Forward,
-    Forwarded,
     Goodbye,
     LoggedIn,
-    Login,
-    Open,
     Report,
     Submit,
     Welcome,
 )
-from tests.unit.bridge_stand import ListConnection, Scene
+from tests.unit.bridge_stand import Scene
 
 
 class TestDeliveries:
@@ -312,139 +300,7 @@ class TestSlowReaders:
         assert connection.reading
 
 
-class TestBounds:
-    def test_connections_are_bounded(self) -> None:
-        scene = Scene(max_connections=2)
-        connections = [scene.log_in("a"), scene.log_in("b")]
-        assert not scene.bridge.admit(ListConnection(scene.bridge), "127.0.0.1")
-        scene.bridge.on_connection_lost(connections[0])
-        assert scene.bridge.admit(ListConnection(scene.bridge), "127.0.0.1")
-
-    def test_oldest_stranger_makes_way_where_all_places_are_taken(self) -> None:
-        scene = Scene(max_connections=3)
-        alice, first, second = scene.log_in(), scene.connect(), scene.connect("unix")
-        scene.connect()
-        assert first.lines() == ["bad auth_special overloaded"]
-        assert first.aborted
-        assert (alice.aborted, second.aborted) == (None, None)
-        there = scene.bridge.inspect()
-        assert (there.connections, there.strangers, there.made_way) == (3, 2, 1)
-        scene.bridge.on_connection_lost(first)
-        assert scene.bridge.inspect() == there
-
-    def test_strangers_have_places_of_their_own(self) -> None:
-        scene = Scene(max_strangers=10)
-        strangers = []
-        for n in range(1000):
-            strangers.append(scene.connect(f"192.0.2.{n}"))
-            scene.now += 0.2
-        assert [stranger.aborted is not None for stranger in strangers] == [True] * 990 + [False] * 10
-        alice = scene.log_in()  # by a place that the oldest stranger left
-        scene.now += 1
-        more = []
-        for _ in range(1000):
-            more.append(scene.connect())
-            scene.now += 0.2
-        assert alice.aborted is None
-        for each in strangers + more:
-            scene.bridge.on_connection_lost(each)
-        left = scene.bridge.inspect()
-        assert (left.connections, left.strangers, left.hosts, left.made_way) == (1, 0, 1, 1990)
-        scene.submit(alice)
-
-    def test_clients_that_come_at_once_are_all_let_in(self) -> None:
-        scene = Scene(max_strangers=10)
-        clients = [scene.connect() for _ in range(300)]
-        scene.now += 0.75
-        clients += [scene.connect() for _ in range(300)]
-        assert not any(client.aborted for client in clients)
-        scene.now += 0.25
-        clients += [scene.connect() for _ in range(50)]
-        assert [client.aborted is not None for client in clients] == [True] * 100 + [False] * 550  # two for each
-        scene.now += 1
-        for _ in range(600):
-            scene.connect()
-        assert all(client.aborted for client in clients)
-        scene.now += 1
-        for _ in range(600):
-            scene.connect()
-            scene.now += 1
-        assert scene.bridge.inspect().strangers == 10
-
-    def test_small_server_has_places_for_some_strangers(self) -> None:
-        assert replace(Limits(), max_connections=10).stranger_places == 64
-        assert replace(Limits(), max_connections=1000).stranger_places == 250
-        assert Limits().stranger_places == 5000
-
-    def test_logins_under_way_leave_places_for_sessions(self) -> None:
-        scene = Scene(max_connections=200)
-        asking = [scene.start_login(f"user{n}") for n in range(101)]
-        assert [each.lines() for each in asking] == [[]] * 100 + [["bad auth_special overloaded"]]
-        scene.broker(*(LoggedIn(each.session.number, 0) for each in asking[:100]))
-        scene.start_login("more")
-        assert scene.bridge.inspect().logins == 1
-
-    def test_login_under_way_keeps_its_place(self) -> None:
-        scene = Scene(max_connections=2)
-        asking = [scene.start_login("a"), scene.start_login("b")]
-        assert not scene.bridge.admit(ListConnection(scene.bridge), "127.0.0.1")
-        scene.broker(*(LoggedIn(each.session.number, 0) for each in asking))
-        assert [each.lines() for each in asking] == [["good auth_special"]] * 2
-
-    def test_message_of_another_server_keeps_its_place(self) -> None:
-        scene = Scene(max_connections=1)
-        server = scene.connect()
-        payload = {"type": "t", "data": 1, "id": "i"}
-        scene.bridge.on_bytes(server, frame(json.dumps({"header": {"scope": "server"}, "payload": payload}).encode()))
-        assert not scene.bridge.admit(ListConnection(scene.bridge), "127.0.0.1")
-        (submit,) = scene.take(Submit)
-        scene.broker(Report(submit.token, 0, None, "s/1", {}))
-        assert server.lines() == ["good i"]
-
-    def test_stranger_with_a_part_of_a_login_makes_way_with_it(self) -> None:
-        scene = Scene(max_connections=1)
-        stranger = scene.connect()
-        scene.bridge.on_bytes(stranger, b"\x50\x00\x00\x00{")
-        assert scene.bridge.inspect().unfinished_bytes == 5
-        scene.connect()
-        assert (scene.bridge.inspect().unfinished, scene.bridge.inspect().unfinished_bytes) == (0, 0)
-        scene.bridge.on_bytes(stranger, b'"x":1}' * 100)  # read before the cut was noticed
-        scene.turn()
-        assert stranger.lines() == ["bad auth_special overloaded"]
-        assert scene.bridge.inspect().unfinished == 0
-
-    def test_connections_of_an_address_are_bounded_but_not_of_loopback(self) -> None:
-        scene = Scene(max_connections_per_address=1)
-        connection = scene.log_in(host="192.0.2.1")
-        assert not scene.bridge.admit(ListConnection(scene.bridge), "192.0.2.1")
-        oldest, other = scene.connect("192.0.2.3"), scene.connect("192.0.2.2")
-        assert scene.bridge.admit(ListConnection(scene.bridge), "192.0.2.2")
-        assert other.aborted  # it was the stranger of that address
-        assert oldest.aborted is None
-        for host in ("127.0.0.1", "::1", "unix"):
-            scene.connect(host)
-            scene.connect(host)
-        scene.bridge.on_connection_lost(connection)
-        assert scene.bridge.admit(ListConnection(scene.bridge), "192.0.2.1")
-
-    def test_connections_of_a_user_are_bounded(self) -> None:
-        scene = Scene(max_connections_per_user=1)
-        first = scene.log_in("bob")
-        second = scene.start_login("bob")
-        scene.broker(LoggedIn(second.session.number, 0))
-        assert second.lines() == ["bad auth_special overloaded"]
-        assert scene.take(Close) == [Close(second.session.number)]
-        scene.log_in("alice")
-        scene.bridge.on_connection_lost(first)
-        scene.log_in("bob")
-
-    def test_pending_logins_are_bounded(self) -> None:
-        scene = Scene(logins_in_flight=1)
-        first = scene.start_login("a")
-        assert scene.start_login("b").lines() == ["bad auth_special overloaded"]
-        scene.broker(LoggedIn(first.session.number, 1, "authentication-failed"))
-        scene.log_in("c")
-
+class TestConfirmations:
     def test_confirmations_wait_for_room_on_the_link(self) -> None:
         scene = Scene()
         one, two = scene.log_in("a"), scene.log_in("b")
@@ -456,90 +312,6 @@ class TestBounds:
         scene.bridge.flush()
         assert scene.take(Close) == [Close(one.session.number)]
         assert scene.take(Confirm) == [Confirm(1, [], [])]
-
-
-class TestBrokerLink:
-    def test_lost_link_keeps_clients_and_refuses_logins(self) -> None:
-        scene = Scene()
-        connection, asking = scene.log_in(), scene.start_login("bob")
-        scene.submit(connection, "a")
-        scene.bridge.on_link_lost("gone")
-        scene.turn()
-        assert connection.lines() == []
-        assert asking.lines() == ["bad auth_special unreachable"]
-        assert connection.session.state is State.OPEN
-        assert scene.start_login("carol").lines() == ["bad auth_special unreachable"]
-
-    @pytest.mark.parametrize("lost_first", [True, False])
-    def test_sessions_are_announced_to_the_next_broker(self, lost_first: bool) -> None:
-        scene = Scene()
-        connection, _ = scene.log_in("alice"), scene.connect()
-        token = scene.submit(connection, "a")
-        scene.sent.clear()
-        if lost_first:
-            scene.bridge.on_link_lost("gone")
-        scene.bridge.on_link_ready()
-        again = Submit(token, connection.session.number, "t", b"1", {"attempt": 2})
-        assert scene.sent == [Open(connection.session.number, "alice"), again]
-        scene.broker(Report(token, 0, None, "s/1", {}))
-        assert connection.lines() == ["good a"]
-
-    def test_delivery_of_a_lost_link_is_not_confirmed_on_the_next(self) -> None:
-        scene = Scene()
-        bob = scene.log_in("bob")
-        bob.blocked = True
-        scene.broker(Deliver(5, "s/1.0", "t", b"1", [[0, bob.session.number]]))
-        scene.bridge.on_link_lost("gone")
-        scene.bridge.on_link_ready()
-        bob.unblock()
-        scene.turn()
-        assert scene.take(Confirm) == []
-        scene.broker(Deliver(1, "s/2.0", "t", b"1", [[0, bob.session.number]]))
-        assert scene.take(Confirm) == [Confirm(1, [], [])]
-
-    def test_direct_link_is_ready_by_welcome_and_lost_by_goodbye(self) -> None:
-        scene = Scene()
-        connection = scene.log_in()
-        scene.broker(Goodbye("ends"))
-        assert not scene.bridge.is_ready
-        scene.broker(Welcome(1, "s"))
-        assert scene.take(Open) == [Open(connection.session.number, "alice")]
-
-    def test_client_that_goes_during_its_login(self) -> None:
-        scene = Scene()
-        connection = scene.start_login()
-        scene.bridge.on_connection_lost(connection)
-        assert scene.take(Close) == [Close(connection.session.number)]
-        scene.broker(LoggedIn(connection.session.number, 0))
-        assert scene.take(Close) == [Close(connection.session.number)]
-
-    def test_errors_of_the_broker_reach_their_callers(self) -> None:
-        scene = Scene()
-        connection, asking = scene.log_in(), scene.start_login("bob")
-        token = scene.submit(connection, "a")
-        (login,) = [login for login in scene.take(Login) if login.user == "bob"]
-        scene.broker(
-            Error("malformed", "x", 24, token), Error("malformed", "x", 20, login.session), Error("version", "x")
-        )
-        assert connection.lines() == ["bad a malformed"]
-        assert asking.lines() == ["bad auth_special malformed"]
-        assert any("version" in notice for notice in scene.notices)
-
-    def test_question_is_answered_or_unanswered(self) -> None:
-        scene = Scene()
-        answers: list[Any] = []
-        scene.bridge.ask("isClient", "bob", lambda *answer: answers.append(answer))
-        (ask,) = scene.take(Ask)
-        scene.broker(Answer(ask.token, 0, True))
-        scene.bridge.ask("listClients", None, lambda *answer: answers.append(answer))
-        scene.bridge.on_link_lost("gone")
-        scene.bridge.ask("listClients", None, lambda *answer: answers.append(answer))
-        assert answers == [(0, True), (UNANSWERED, None), (UNANSWERED, None)]
-
-    def test_forward_without_a_forwarder_is_unreachable(self) -> None:
-        scene = Scene()
-        scene.broker(Forward(3, "h:1", "t", b"1", {}))
-        assert scene.take(Forwarded) == [Forwarded(3, "failed:unreachable", {"unsent": True})]
 
 
 def test_gone_connection_leaves_nothing() -> None:

@@ -446,11 +446,11 @@ class TestQuestions:
     def test_forwards_of_two_brokers_with_one_token_are_told_apart(self) -> None:
         scene = Cluster()
         forwards: list[Forward] = []
-        scene.bridge.forward = forwards.append
+        scene.bridge.forwards.carry = forwards.append
         for name in ("b1", "b2"):
             scene.tell(name, Forward(7, "h:1", "t", name.encode(), {}))
         for forward in reversed(forwards):
-            scene.bridge.on_forwarded(forward.token, f"failed:{forward.body.decode()}")
+            scene.bridge.forwards.on_forwarded(forward.token, f"failed:{forward.body.decode()}")
         assert scene.taken("b1", Forwarded) == [Forwarded(7, "failed:b1", {})]
         assert scene.taken("b2", Forwarded) == [Forwarded(7, "failed:b2", {})]
 

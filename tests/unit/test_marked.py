@@ -46,7 +46,7 @@ def test_what_comes_behind_the_marked_message_for_a_server_is_marked_too(
 ) -> None:
     scene = Cluster()
     forwards: list[Forward] = []
-    scene.bridge.forward = forwards.append
+    scene.bridge.forwards.carry = forwards.append
     for token, (broker, marked) in enumerate((first, second), 1):
         scene.tell(broker, Forward(token, "h:1", "t", b"1", {"id": "s/1.0", **({"again": True} if marked else {})}))
     assert [each.meta.get("again", False) for each in forwards] == marks

@@ -9,6 +9,7 @@ from bester.bridge.bridge import Bridge
 from bester.bridge.credit import hello_options
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
+from bester.bridge.ports import Shell
 from bester.broker.core.effects import Link
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import VERSION, Forward, Hello, Message, Meta
@@ -59,7 +60,7 @@ class SimBridge:
 
     def _start(self) -> None:
         core = self.core = Bridge(
-            self._limits, clock=lambda: self.world.now, soon=self._soon, forward=self._forward, notice=self._notice
+            self._limits, Shell(lambda: self.world.now, self._soon, notice=self._notice), carry=self._forward
         )
         if self.crashes:
             self.world.tell(self.name, "STARTS AGAIN")
@@ -93,7 +94,7 @@ class SimBridge:
 
         def done(outcome: str, meta: Meta) -> None:
             if self.core is core and core is not None:
-                core.on_forwarded(message.token, outcome, meta)
+                core.forwards.on_forwarded(message.token, outcome, meta)
 
         self.on_forward(self.server, message, done)
 

@@ -6,18 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bester.bridge.outqueue import OutQueue
-from bester.bridge.ports import Waiting
-from bester.bridge.session import Session
 from bester.bridge.states import State
+from tests.stand_in import StandIn
 
 if TYPE_CHECKING:
     from tests.world.bridges import SimBridge
 
 
-class Connection:
-    """A `Wire`, and the client's socket at its other end: bytes in both directions, in order, until the connection is
-    cut.
+class Connection(StandIn):
+    """A connection as the bridge sees it, and the client's socket at its other end: bytes in both directions, in order,
+    until the connection is cut.
 
     `lost` gathers the bytes that had left the bridge and never came to the client.
     """
@@ -30,28 +28,20 @@ class Connection:
         "_last_up",
         "_over",
         "_under_way",
-        "abort_code",
         "bridge",
         "core",
-        "dirty",
         "lost",
         "on_bytes",
         "on_lost",
-        "out",
-        "reading",
-        "session",
         "slow_s",
-        "stalled_bytes",
-        "stalled_since",
         "world",
     )  # fmt: skip
-
-    session: Session  # given by the bridge's `admit`
 
     def __init__(
         self, bridge: SimBridge, host: str, *, on_bytes: Callable[[bytes], None], on_lost: Callable[[], None],
         slow_s: float,
     ) -> None:  # fmt: skip
+        super().__init__()
         self.world = bridge.world
         self.bridge = bridge
         assert bridge.core is not None
@@ -66,12 +56,6 @@ class Connection:
         self._over = False  # the bridge knows
         self._ending = False
         self._last_down = self._last_up = 0.0
-        self.out: OutQueue[Waiting] = OutQueue()
-        self.dirty = False
-        self.abort_code: str | None = None
-        self.reading = True
-        self.stalled_since = 0.0
-        self.stalled_bytes = 0
         self.core.admit(self, host)
         bridge.connections[self] = None
 
@@ -192,10 +176,6 @@ class Connection:
             held, self._held = self._held, []
             for data in held:
                 self.world.after(0.0, partial(self._arrive_up, data))
-
-    def unsent_bytes(self) -> int:
-        """Return the bytes of the chunk in flight that the socket has not yet taken over."""
-        return self.out.taken_bytes - self.out.sent_bytes
 
     def abort(self, why: str) -> None:
         """Cut the connection."""

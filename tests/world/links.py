@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bester.broker.core.effects import Link
 from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step
-from bester.broker.wire.messages import Malformed, Message
+from bester.broker.wire.messages import Message
 from tests.world.clock import World
 from tests.world.network import Messages, Pipe, Weather
 
@@ -161,18 +161,11 @@ class SimLink:
             self.party.on_received(now)
             self._on_messages(messages)
             return
-        passed: list[Message | Malformed] = []
-        for message in messages:
-            step = self.party.receive(message, now)
-            if step.event is None and not step.send:
-                passed.append(message)
-                continue
-            if passed:
-                self._on_messages(passed)
-                passed = []
-            self._do(step)
-        if passed and self._link is not None:
-            self._on_messages(passed)
+        for part in self.party.receive_all(messages, now):
+            if isinstance(part, Step):
+                self._do(part)
+            elif self._link is not None:
+                self._on_messages(part)
 
     def _do(self, step: Step) -> None:
         if step.send:

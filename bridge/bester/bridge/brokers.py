@@ -62,6 +62,12 @@ class Broker:
         self.confirmations = Confirmations()
         self.submissions.on_link_lost()
 
+    def drain(self) -> bool:
+        """Send what waited for room on the link; return whether the link keeps up."""
+        keeps_up = self.link.flush()
+        self.submissions.send_held()
+        return keeps_up
+
 
 class Brokers:
     """All brokers that a bridge is linked to, one at least.

@@ -1,8 +1,10 @@
-"""The connection of a client or of another server, and the turn of the loop, as the bridge's core sees them. Types
-alone."""
+"""The shell around the bridge's core, the connection of a client or of another server, and the turn of the loop, as the
+core sees them. Types alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from bester.bridge.confirmations import Delivery
@@ -20,6 +22,32 @@ class Reading(Protocol):
     def begin(self) -> None: ...
     def end(self) -> None: ...
     def leave(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Functions of the shell around one bridge.
+
+    `clock` returns monotonic seconds; `soon` makes a call at the end of this turn of the loop, `later` in the next turn
+    (`soon` where it is None). A message that comes while no other is under way is sent on in its `reading`, where there
+    is one: nothing is gained for it by the wait for others of the turn.
+
+    `first_frame_bytes` returns the largest first frame allowed from a host whose certificate has these names (another
+    server's message is its first frame); where it is None, `first_frame` is the limit for all. `in_doubt` returns
+    whether a stranger may be a listed server: a larger frame of such a stranger is not refused for good, and `on_doubt`
+    gets its host. `ended` gets a session whose connection ends at the bridge's will, and why. `notice` gets texts for
+    the log.
+    """
+
+    clock: Callable[[], float]
+    soon: Callable[[Callable[[], None]], object]
+    later: Callable[[Callable[[], None]], object] | None = None
+    reading: Reading | None = None
+    first_frame_bytes: Callable[[str, tuple[str, ...]], int] | None = None
+    in_doubt: Callable[[str], bool] = lambda host: False
+    on_doubt: Callable[[str], None] = lambda host: None
+    ended: Callable[[Session, str], None] = lambda session, why: None
+    notice: Callable[[str], None] = lambda text: None
 
 
 class ClientConnection(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from bester.bridge.limits import Limits
 from bester.bridge.ports import ClientConnection
 from bester.bridge.session import UNIX_HOST, Session
@@ -11,11 +13,13 @@ from bester.broker.wire.address import is_loopback
 
 class Registry:
     """Connections by the numbers of their sessions: all of them, the `targets`, to which the broker may send messages,
-    and the strangers, which may have to make way: those that have not sent a login, or a message, yet."""
+    those `timed`, whose state may have a deadline, and the strangers, which may have to make way: those that have not
+    sent a login, or a message, yet."""
 
     def __init__(self, limits: Limits) -> None:
         self.connections: dict[int, ClientConnection] = {}
         self.targets: dict[int, ClientConnection] = {}
+        self.timed: dict[int, ClientConnection] = {}
         self._limits = limits
         self._hosts: dict[str, int] = {}  # connections by address
         self._users: dict[str, int] = {}  # targets by user
@@ -66,23 +70,45 @@ class Registry:
     def add(self, connection: ClientConnection, now: float) -> None:
         """Add a connection, with its session."""
         session = connection.session
-        self.connections[session.number] = connection
+        self.connections[session.number] = self.timed[session.number] = connection
         self._hosts[session.address] = self._hosts.get(session.address, 0) + 1
         self._strangers[session.number] = connection, now
         self._strangers_at.setdefault(session.address, {})[session.number] = connection
 
-    def remove(self, session: Session) -> None:
-        """Remove a connection."""
+    def remove(self, session: Session) -> bool:
+        """Remove a connection; False where it was removed before."""
         self.log_out(session)
         self._remove_stranger(session)
-        if self.connections.pop(session.number, None) is not None:
-            _count_down(self._hosts, session.address)
+        self.timed.pop(session.number, None)
+        if self.connections.pop(session.number, None) is None:
+            return False
+        _count_down(self._hosts, session.address)
+        return True
 
-    def on_state(self, session: Session) -> None:
-        """Note the state of a session that may have been a stranger's. Nobody makes way while the password is checked,
-        or while another server's message waits for its report."""
+    def on_state(self, connection: ClientConnection) -> None:
+        """Note the state of a session: its deadline, its place among the targets or the strangers. Nobody makes way
+        while the password is checked, or while another server's message waits for its report."""
+        session = connection.session
+        if session.deadline is not None:
+            self.timed[session.number] = connection
         if session.state in (State.AUTHENTICATING, State.SERVER):
             self._remove_stranger(session)
+        if not session.is_target:
+            self.log_out(session)
+
+    def overdue(self, now: float) -> Iterator[ClientConnection]:
+        """Yield the connections whose state has passed its deadline."""
+        for number, connection in list(self.timed.items()):
+            deadline = connection.session.deadline
+            if deadline is None:
+                self.timed.pop(number, None)
+            elif now >= deadline:
+                yield connection
+
+    def user_of(self, session: int) -> str | None:
+        """Return the user of a session that is a target, None of any other."""
+        connection = self.targets.get(session)
+        return None if connection is None else connection.session.user
 
     def _remove_stranger(self, session: Session) -> None:
         if self._strangers.pop(session.number, None) is not None:

@@ -24,6 +24,7 @@ from bester.bridge.informer import Informer
 from bester.bridge.limits import Limits
 from bester.bridge.listeners import Listener, listen_unix, raise_descriptor_limit
 from bester.bridge.native_listeners import open_listeners
+from bester.bridge.ports import Shell
 from bester.bridge.session import Session
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
@@ -291,21 +292,23 @@ async def serving(
     first_frames = FirstFrames(config, limits, Followed(config.native_hosts, looked_up))
     bridge = Bridge(
         limits,
-        clock=time.monotonic,  # a uvloop loop's own stands still within a turn, which budgets of a turn measure
-        soon=turn.soon,
-        later=loop.call_soon,
-        reading=turn,
-        first_frame_bytes=first_frames.limit_bytes,
-        in_doubt=first_frames.is_in_doubt,
-        on_doubt=first_frames.put_off,
-        ended=_on_ended,
-        notice=_notice,
+        Shell(
+            clock=time.monotonic,  # a uvloop loop's own stands still within a turn, which budgets of a turn measure
+            soon=turn.soon,
+            later=loop.call_soon,
+            reading=turn,
+            first_frame_bytes=first_frames.limit_bytes,
+            in_doubt=first_frames.is_in_doubt,
+            on_doubt=first_frames.put_off,
+            ended=_on_ended,
+            notice=_notice,
+        ),
         brokers=brokers,
     )
     forwarder = Forwarder(
-        limits, bridge.on_forwarded, looked_up, certificates.of_server, config.reachable, bridge.reached
+        limits, bridge.forwards.on_forwarded, looked_up, certificates.of_server, config.reachable, bridge.reached
     )
-    bridge.forward = forwarder.forward
+    bridge.forwards.carry = forwarder.forward
     bridge.more_figures = certificates.figures
     service = Service(bridge, forwarder, certificates, first_frames, turn)
     informer = Informer(limits, bridge.ask, lambda: service.urls, bridge.reached)

@@ -138,6 +138,9 @@ def create(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
         with closing(sqlite3.connect(new, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode = WAL").close()  # now, as this needs room
             fill(db)
+            db.execute(
+                "PRAGMA wal_checkpoint(TRUNCATE)"
+            ).close()  # `close` does so, too, and tells nobody of a full disk
         with contextlib.suppress(FileExistsError):
             _put(new, real)
     finally:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import zmq
 
-from bester.broker.fabric_socket import FabricSocket, Frames, SharedSocket
+from bester.broker.fabric_socket import FabricSocket, Frames, SharedSocket, new_context
 from bester.broker.keys import LinkKeys
 from bester.broker.lookups import PATIENCE_S
 from bester.broker.monitor import CONNECTING, event_of, greet
@@ -39,6 +40,8 @@ FIRST_RECONNECT_MS = 10
 LAST_RECONNECT_MS = 200
 """Bounds of ZeroMQ's doubling back-off. The first attempt tells that a broker is dead, where nothing listens any more:
 its users wait for it, and are served by another broker afterwards."""
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Errors of a system that cannot give a socket now, and may later."""
 _NOT_YET = (State.DOWN, State.GREETING)
 _HEARTBEAT: Frames = next(iter(batches([Heartbeat()])))
 
@@ -115,7 +118,7 @@ class FabricLink:
     def start(self) -> None:
         """Connect on the running loop; return at once, as `on_ready` reports the broker's answer."""
         self._loop = asyncio.get_running_loop()
-        self._context = zmq.Context()
+        self._context = new_context()
         self._begin()
 
     def send(self, message: Message) -> bool:
@@ -234,6 +237,20 @@ class FabricLink:
         self._open(f"tcp://{address}")
 
     def _open(self, endpoint: str) -> None:
+        """Connect a new socket; try again later where the system has none. Raises zmq.ZMQError for a bad endpoint."""
+        try:
+            self._connect(endpoint)
+        except zmq.ZMQError as error:
+            if error.errno not in SCARCE:
+                raise
+            self.link_client.on_open_failed(self._loop.time())
+            self.trouble = f"no socket can be opened: {error.strerror}"
+            self._on_lost(self.trouble)
+            self._set_timer(self.link_client.retry_at)
+            return
+        self._do(self.link_client.on_opened(self._loop.time()))
+
+    def _connect(self, endpoint: str) -> None:
         assert self._context is not None
         socket = self._kind(self._context, zmq.DEALER, self._received, self._turn)
         if isinstance(socket, SharedSocket):
@@ -244,15 +261,14 @@ class FabricLink:
             self._keys.set_on(socket.socket)
         own, other = (self._keys.pair.public, self._keys.server) if self._keys is not None else (None, None)
         self._attempt = Attempt(self.endpoint, self._called, own, other)
-        socket.watch(CONNECTING, partial(self._on_event, self._attempt, endpoint))
         try:
+            socket.watch(CONNECTING, partial(self._on_event, self._attempt, endpoint))
             socket.socket.connect(endpoint)
         except zmq.ZMQError:
             socket.close()
             raise
         socket.register()
         self._socket = socket
-        self._do(self.link_client.on_opened(self._loop.time()))
 
     def _on_event(self, attempt: Attempt, endpoint: str, event: int, value: int) -> None:
         """Take in what happened to the connection; after a handshake that failed wait no longer for an answer."""
@@ -290,18 +306,11 @@ class FabricLink:
             self.link_client.on_received(now)
             self._on_messages(messages)
             return
-        passed: list[Message | Malformed] = []
-        for message in messages:
-            step = self.link_client.receive(message, now)
-            if step.event is None and not step.send:
-                passed.append(message)
-                continue
-            if passed:
-                self._on_messages(passed)
-                passed = []
-            self._do(step)
-        if passed and self._socket is not None:
-            self._on_messages(passed)
+        for part in self.link_client.receive_all(messages, now):
+            if isinstance(part, Step):
+                self._do(part)
+            elif self._socket is not None:
+                self._on_messages(part)
 
     def _do(self, step: Step) -> None:
         """Carry out a step of the LinkClient: send first, then handle the event."""

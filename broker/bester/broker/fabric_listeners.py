@@ -18,7 +18,7 @@ import zmq
 from bester.broker import unix_socket
 from bester.broker.core.effects import Link
 from bester.broker.curve import CurveSocket, OnRefused, Zap
-from bester.broker.fabric_socket import FabricSocket, Frames
+from bester.broker.fabric_socket import FabricSocket, Frames, new_context
 from bester.broker.keys import KeyPair
 from bester.broker.slices import Slices
 from bester.broker.turn import Turn
@@ -60,7 +60,7 @@ class FabricListeners:
         self._turn = turn
         self._pair = pair
         self._curve = curve
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
+        self._context: zmq.Context[zmq.Socket[bytes]] = new_context(IO_THREADS)
         self._zap: Zap | None = None
         self._reading: list[ReadUntil] = []
         self._bound: list[UnixSocket] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from collections import deque
@@ -22,6 +23,8 @@ from bester.broker.monitor import Monitor, OnEvent
 from bester.broker.turn import Turn
 from bester.broker.wire.messages import MAX_FRAME_BYTES, MAX_FRAMES
 
+CONTEXT_DESCRIPTORS = 16
+"""Descriptors that must be free for a context: two for each of its threads, three at most, and two for a socket."""
 HIGH_WATER_MARK = 256
 """Queued ZeroMQ messages (each a batch) for one peer; credit keeps a healthy peer far below."""
 DRAIN_AT_ONCE = 64
@@ -41,6 +44,21 @@ _MORE_FOLLOWS = int(zmq.NOBLOCK | zmq.SNDMORE)
 asked for: a frame received as an object knows whether another one follows, and a poll of one socket tells of input."""
 
 Frames = list[bytes]
+
+
+def new_context(io_threads: int = 1) -> zmq.Context[zmq.Socket[bytes]]:
+    """Return a ZeroMQ context. Raises OSError where its threads could not have their descriptors: ZeroMQ, which opens
+    them with the first socket, would abort the process."""
+    opened: list[int] = []
+    try:
+        while len(opened) < CONTEXT_DESCRIPTORS:
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0)) from None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return zmq.Context(io_threads)
 
 
 class FabricSocket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -13,6 +14,8 @@ import zmq
 
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.keys import key_fault, must_encrypt, parse_key
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 MAX_FILE = 4096
 """Bytes read of a key file: far more than a key and its line end."""
@@ -103,7 +106,8 @@ def write_secret(path: Path, secret: str) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        raise ConfigError(f"{path}: the key cannot be written: {error.strerror}; name a file of your own") from None
+        remedy = _remedy(error, "name a file of your own")
+        raise ConfigError(f"{path}: the key cannot be written: {error.strerror}; {remedy}") from None
 
 
 def write_public(path: Path, public: str) -> None:
@@ -111,9 +115,14 @@ def write_public(path: Path, public: str) -> None:
     try:
         path.write_text(f"{public}\n", encoding="ascii")
     except OSError as error:
-        raise ConfigError(
-            f"{path}: the public key cannot be written: {error.strerror}; write it there yourself"
-        ) from None
+        if error.errno in NO_ROOM:  # the file is there, and holds nothing
+            path.unlink(missing_ok=True)
+        remedy = _remedy(error, "see that the path is yours")
+        raise ConfigError(f"{path}: the public key cannot be written: {error.strerror}; {remedy}") from None
+
+
+def _remedy(error: OSError, other: str) -> str:
+    return "make room on its disk" if error.errno in NO_ROOM else other
 
 
 def link_keys(endpoint: str, key_file: Path | None, server_key: str | None, names: tuple[str, str]) -> LinkKeys | None:

@@ -63,6 +63,7 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
     spare_the_collector()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.get_loop()  # may fail for want of descriptors, before there is a coroutine that nobody awaits
             return runner.run(supervised())
     finally:
         manager.close()

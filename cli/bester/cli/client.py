@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from bester.cli.options import client_password, config_option, given_json, load, written
+from bester.cli.options import Seconds, as_text, client_password, config_option, given_json, load
 from bester.cli.output import err as print_err
 from bester.cli.output import interruptible, out, reader_watched
 
@@ -26,9 +26,9 @@ ca_option = click.option(
     metavar="FILE",
     help="Authorities trusted with TLS, or the server's certificate; by default BESTER_CA, else the system's.",
 )
-user_option = click.option("--user", required=True, metavar="NAME", callback=written, help="User who logs in.")
+user_option = click.option("--user", required=True, metavar="NAME", callback=as_text, help="User who logs in.")
 timeout_option = click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(0.01), default=30.0, show_default=True, metavar="SECONDS",
+    "--timeout", "timeout_s", type=Seconds(0.01), default=30.0, show_default=True, metavar="SECONDS",
     help="Seconds until a missing answer is an error.",
 )  # fmt: skip
 json_option = click.option("--json", "json_lines", is_flag=True, help="Print received frames, one a line.")
@@ -39,7 +39,7 @@ def _checked(context: click.Context, option: click.Parameter, value: Any) -> Any
     from bester.client.frames import dedup_fault, ttl_fault
 
     if option.name == "dedup":
-        written(context, option, value)
+        as_text(context, option, value)
     fault = dedup_fault(value) if option.name == "dedup" else ttl_fault(value)
     if fault is not None:
         raise click.UsageError(f"{option.opts[0]}: {fault}")
@@ -52,7 +52,7 @@ def _checked(context: click.Context, option: click.Parameter, value: Any) -> Any
 @ca_option
 @user_option
 @json_option
-@click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.2, show_default=True, metavar="SECONDS",
+@click.option("--wait", "wait_s", type=Seconds(0), default=0.2, show_default=True, metavar="SECONDS",
               help="Show messages that arrive so long after the report.")  # fmt: skip
 @timeout_option
 @click.option(
@@ -61,7 +61,7 @@ def _checked(context: click.Context, option: click.Parameter, value: Any) -> Any
 @click.option("--dedup", metavar="KEY", callback=_checked,
               help="Dedup key of your own: a message with a used key is not delivered again.")  # fmt: skip
 @click.option("--outcome", is_flag=True, help="Show later outcomes of the queued, until all are known or Ctrl-C.")
-@click.argument("type_", metavar="TYPE", callback=written)
+@click.argument("type_", metavar="TYPE", callback=as_text)
 @click.argument("json_text", metavar="JSON")
 def send(
     config_path: Path | None,
@@ -145,7 +145,7 @@ def listen(
 @user_option
 @click.option("--json", "json_lines", is_flag=True, help="Print the answer as one line of JSON.")
 @timeout_option
-@click.argument("message", metavar="MESSAGE", callback=written)
+@click.argument("message", metavar="MESSAGE", callback=as_text)
 def outcome(
     config_path: Path | None, to: str | None, ca: Path | None, user: str, json_lines: bool, timeout_s: float,
     message: str,

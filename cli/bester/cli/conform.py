@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from bester.cli.options import PASSWORD_VARIABLE, config_option, is_text
+from bester.cli.options import PASSWORD_VARIABLE, Seconds, config_option, is_text
 from bester.cli.options import load as load_config
 from bester.cli.output import err, out
 from bester.conform.cases import Case, load
@@ -35,7 +35,7 @@ _junit_option = click.option(
 )
 _list_option = click.option("--list", "list_only", is_flag=True, help="List the cases and play none.")
 _timeout_option = click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(0.1), default=10.0, show_default=True, metavar="SECONDS",
+    "--timeout", "timeout_s", type=Seconds(0.1), default=10.0, show_default=True, metavar="SECONDS",
     help="How long a case waits for each thing.",
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from bester.cli import tables
-from bester.cli.options import config_option, load
+from bester.cli.options import as_text, config_option, load
 from bester.cli.output import done, err, out
 
 Row = dict[str, Any]
@@ -23,10 +23,15 @@ Selection = dict[str, str]
 
 COLUMNS = ("AT", "REASON", "TYPE", "BYTES", "TRIED", "ID")
 
+MOST = 1_000_000
+"""Most rows of `bester dead list`: more than anybody reads, and few enough for a terminal's memory."""
+
 json_option = click.option("--json", "json_lines", is_flag=True, help="Print objects, one a line.")
-type_option = click.option("--type", "type_", metavar="TYPE", help="All dead letters of one message type.")
+type_option = click.option(
+    "--type", "type_", metavar="TYPE", callback=as_text, help="All dead letters of one message type."
+)
 all_option = click.option("--all", "all_", is_flag=True, help="All dead letters.")
-id_argument = click.argument("id_", metavar="[ID]", required=False)
+id_argument = click.argument("id_", metavar="[ID]", required=False, callback=as_text)
 
 
 @click.group()
@@ -41,7 +46,9 @@ def dead() -> None:
 @dead.command("list")
 @config_option
 @type_option
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Most rows to show.")
+@click.option(
+    "--limit", type=click.IntRange(1, MOST), default=100, show_default=True, metavar="N", help="Most rows to show."
+)
 @json_option
 def list_(config_path: Path | None, type_: str | None, limit: int, json_lines: bool) -> None:
     """Show the dead letters, latest first."""
@@ -62,7 +69,7 @@ def list_(config_path: Path | None, type_: str | None, limit: int, json_lines: b
 @dead.command()
 @config_option
 @json_option
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", callback=as_text)
 def show(config_path: Path | None, json_lines: bool, id_: str) -> None:
     """Show one dead letter: its origin, the reason, and its body."""
     row: Row | None = _asked(config_path, "deadShow", id_, may_be_none=True)
@@ -79,7 +86,9 @@ def show(config_path: Path | None, json_lines: bool, id_: str) -> None:
 @config_option
 @type_option
 @all_option
-@click.option("--as", "as_type", metavar="TYPE", help="Replay it to the handlers of this type instead.")
+@click.option(
+    "--as", "as_type", metavar="TYPE", callback=as_text, help="Replay it to the handlers of this type instead."
+)
 @id_argument
 def replay(config_path: Path | None, id_: str | None, type_: str | None, all_: bool, as_type: str | None) -> None:
     """Replay: ID, those of a type, or all. A dead letter whose replay ends well is removed."""

@@ -56,6 +56,7 @@ def keys(context: click.Context, config_path: Path | None, as_json: bool) -> Non
 @click.argument("file", type=click.Path(path_type=Path))
 def new(file: Path) -> None:
     """Make a pair for a handler, bridge or operator: FILE (secret, mode 0600) and FILE.pub."""
+    from bester.broker.config import name_fault
     from bester.broker.keys import new_pair, write_public, write_secret
     from bester.broker.wire.codes import ConfigError
 
@@ -64,11 +65,16 @@ def new(file: Path) -> None:
         write_secret(file, pair.secret)
     except FileExistsError:
         raise ConfigError(f"{file}: is there already, and a key is never replaced; name another file") from None
-    write_public(file.with_name(f"{file.name}.pub"), pair.public)
+    try:
+        write_public(file.with_name(f"{file.name}.pub"), pair.public)
+    except BaseException:
+        file.unlink()
+        raise
     out(pair.public)
     out("")
     out("# The server lists it in its bester.toml:")
-    out(f"[fabric.parties.{_quoted(file.stem)}]")
+    name = file.stem if name_fault(file.stem) is None else "NAME"
+    out(f"[fabric.parties.{_quoted(name)}]")
     out(f'key = "{pair.public}"')
     out('role = "handler"     # or "bridge" or "operator", without types')
     out('types = ["chat"]')

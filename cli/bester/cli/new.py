@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import keyword
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -55,13 +56,24 @@ def handler(language: str, name: str) -> None:
         target.mkdir()
     except FileExistsError:
         raise BesterError("not-allowed", f"{target} exists already; choose another name, or move it away") from None
+    try:
+        _fill(target, name, language)
+    except BaseException as error:
+        shutil.rmtree(target, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:  # a write that failed does not name its file
+            error.filename = str(target)
+        raise
+    done(f"{target}: a handler of {name!r}; {target / 'README.md'} says how to test and run it")
+
+
+def _fill(target: Path, name: str, language: str) -> None:
+    """Write the files of a project."""
     for template in sorted((HERE / "templates" / language).iterdir()):
         text = template.read_text(encoding="utf-8").replace("NAME", name).replace("TYPE", name)
         (target / template.name.replace("NAME", name).removesuffix(".txt")).write_text(text, encoding="utf-8")
     for library in LIBRARIES[language]:
         source = _examples() / library
         (target / source.name).write_bytes(source.read_bytes())
-    done(f"{target}: a handler of {name!r}; {target / 'README.md'} says how to test and run it")
 
 
 def _examples() -> Path:

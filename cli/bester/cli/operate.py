@@ -17,7 +17,7 @@ from bester.broker.keys import LinkKeys, link_keys
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.link_client import LinkClient
-from bester.broker.wire.messages import Answer, Ask, Malformed, Message
+from bester.broker.wire.messages import Answer, Ask, Error, Malformed, Message
 
 WELCOME_S = 10.0
 """Seconds that a listening broker may take to greet: longer than any pause of a busy one."""
@@ -159,10 +159,15 @@ class Session:
 
     def _on_messages(self, messages: list[Message | Malformed]) -> None:
         for message in messages:
-            future = self._answers.pop(message.token, None) if isinstance(message, Answer) else None
-            if future is not None and not future.done():
-                assert isinstance(message, Answer)
+            if not isinstance(message, Answer | Error) or message.token is None:
+                continue
+            future = self._answers.pop(message.token, None)
+            if future is None or future.done():
+                continue
+            if isinstance(message, Answer):
                 future.set_result(message)
+            else:  # of the broker, or of the link for a question that cannot be sent
+                future.set_exception(BesterError(message.code, f"{self._name} cannot be asked: {message.text}"))
 
     def _on_link_lost(self, why: str) -> None:
         if not self._welcomed.is_set() or self._failure is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -51,6 +52,17 @@ log_level_option = click.option(
 )
 
 
+class Seconds(click.FloatRange):
+    """A number of seconds: no loop can wait for one that is not finite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number. Raises BadParameter."""
+        seconds: float = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is no number of seconds.", param, ctx)
+        return seconds
+
+
 def load(config_path: Path | None) -> Config:
     """Return the configuration of a command. Raises ConfigError."""
     from bester.broker.config_file import load as load_file
@@ -58,10 +70,11 @@ def load(config_path: Path | None) -> Config:
     return load_file(config_path)
 
 
-def written(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+def as_text(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
     """Return the value of an option or argument for a server. Raises UsageError for a value that is not UTF-8."""
     if value is not None and not is_text(value):
-        raise click.UsageError(f"{option.human_readable_name}: {value!a} is not UTF-8; write it so", context)
+        name = option.opts[0] if isinstance(option, click.Option) else option.human_readable_name.strip("[]")
+        raise click.UsageError(f"{name}: {value!a} is not UTF-8; write it so", context)
     return value
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import click
 
 from bester.cli import tables
-from bester.cli.options import config_option, load
+from bester.cli.options import as_text, config_option, load
 from bester.cli.output import done, err, out
 
 Row = dict[str, Any]
 COLUMNS = ("SERVER", "STATE", "SINCE", "ADDRESS", "QUEUED", "OLDEST", "NEXT", "LAST ERROR")
-name_argument = click.argument("name", metavar="NAME")
+name_argument = click.argument("name", metavar="NAME", callback=as_text)
 
 
 @click.group(invoke_without_command=True)

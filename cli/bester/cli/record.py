@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bester.cli.options import config_option, load
+from bester.cli.options import Seconds, as_text, config_option, load
 from bester.cli.output import done, err
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ POLL_S = 0.2
 
 @click.command()
 @config_option
-@click.option("--type", "type_", metavar="TYPE", required=True, help="Message type to record.")
+@click.option("--type", "type_", metavar="TYPE", required=True, callback=as_text, help="Message type to record.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many messages.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), metavar="S", help="End after so many seconds.")
+@click.option("--seconds", type=Seconds(0, min_open=True), metavar="S", help="End after so many seconds.")
 @click.argument("file", type=click.Path(path_type=Path))
 def record(config_path: Path | None, type_: str, count: int | None, seconds: float | None, file: Path) -> None:
     """Record the messages of a type and the commands that answered them, until Ctrl-C.

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from bester.cli import tables
-from bester.cli.options import config_option
+from bester.cli.options import Seconds, config_option
 from bester.cli.output import out, plain
 from bester.cli.status import SERVERS, Status, ask_status, head_lines, server_rows
 
@@ -26,7 +26,7 @@ LONGEST_S = 120.0
 @click.command()
 @config_option
 @click.option("--once", is_flag=True, help="Print one table and end.")
-@click.option("--every", default=1.0, type=click.FloatRange(0.2, 3600.0), help="Seconds between two looks.")
+@click.option("--every", default=1.0, type=Seconds(0.2, 3600.0), help="Seconds between two looks.")
 @click.option("--json", "json_lines", is_flag=True, help="Print objects, one a line.")
 def top(config_path: Path | None, once: bool, every: float, json_lines: bool) -> None:
     """Show rates by message type, again and again until q or Ctrl-C."""

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from bester.cli import tables
-from bester.cli.options import config_option
+from bester.cli.options import as_text, config_option
 from bester.cli.output import err, out, plain
 from bester.cli.status import ask_value
 
@@ -34,7 +34,7 @@ WHY = {
 @config_option
 @click.option("--last", is_flag=True, help="Show the latest message.")
 @click.option("--json", "as_json", is_flag=True, help="Print steps, spans and servers as one object.")
-@click.argument("message", required=False)
+@click.argument("message", required=False, callback=as_text)
 def trace(config_path: Path | None, last: bool, as_json: bool, message: str | None) -> None:
     """Show the way of a message, by its id as a report names it: over this server, and over those that allow it.
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from bester.broker.core.clock import Clock
-from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects
 from bester.broker.core.figures import StoreFigures
 from bester.broker.core.inbound_lanes import InboundLanes
+from bester.broker.core.known_types import KnownTypes
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.queues import Queues
 from bester.broker.core.remote_notes import RemoteNotes
@@ -30,7 +30,7 @@ class Adoption:
 
     def __init__(
         self, limits: Limits, out: Effects, clock: Clock, figures: StoreFigures, names: set[str], *, queues: Queues,
-        dispatcher: Dispatcher, inbound_lanes: InboundLanes, notes: RemoteNotes, reporters: Reporters,
+        known_types: KnownTypes, inbound_lanes: InboundLanes, notes: RemoteNotes, reporters: Reporters,
         standing: Standing, late_outcomes: LateOutcomes, now: float, is_shared: bool,
     ) -> None:  # fmt: skip
         self._limits = limits
@@ -39,7 +39,7 @@ class Adoption:
         self._figures = figures
         self._names = names
         self._queues = queues
-        self._dispatcher = dispatcher
+        self._known_types = known_types
         self._inbound_lanes = inbound_lanes
         self._notes = notes
         self._reporters = reporters
@@ -119,7 +119,7 @@ class Adoption:
     def _take(self, moved: Snapshot, now: float) -> None:
         """Hand each unit what it has at a start; the queues come last, for they go on at once."""
         self._names.update(moved.names)
-        self._dispatcher.adopt_types(moved.types)
+        self._known_types.adopt(moved.types)
         self._inbound_lanes.adopt(moved.lanes)
         self._notes.adopt(moved.remote)
         self._reporters.adopt(moved.peers)

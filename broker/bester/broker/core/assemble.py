@@ -19,6 +19,7 @@ from bester.broker.core.commands import Commands
 from bester.broker.core.contracts import Contracts
 from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.deliveries import Deliveries
+from bester.broker.core.delivery_outcomes import DeliveryOutcomes
 from bester.broker.core.directory import Directory
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
@@ -27,6 +28,7 @@ from bester.broker.core.following import Following
 from bester.broker.core.inbound_lanes import InboundLanes
 from bester.broker.core.ingress import Ingress
 from bester.broker.core.jobs import Job
+from bester.broker.core.known_types import KnownTypes
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.observers import Observers
@@ -77,6 +79,8 @@ class Units:
     """The units that the router itself calls."""
 
     dispatcher: Dispatcher
+    known_types: KnownTypes
+    delivery_outcomes: DeliveryOutcomes
     ingress: Ingress
     inbound_lanes: InboundLanes
     peers: Peers
@@ -141,6 +145,8 @@ class _Handling(NamedTuple):
     """Units of messages for handlers."""
 
     dispatcher: Dispatcher
+    known_types: KnownTypes
+    delivery_outcomes: DeliveryOutcomes
     workers: Workers
     timeouts: Timeouts
     contracts: Contracts
@@ -160,13 +166,15 @@ def assemble(
         settings, out, clock, snapshot, around, now, bridges, trace, reports, directory, deliveries, figures
     )
     queues, mailboxes, relays, notes, late_outcomes, reporters, standing = queueing = _queueing(common)
-    dispatcher, workers, timeouts, contracts, observers, dead_letters = _handling(common, queueing)
+    dispatcher, known_types, delivery_outcomes, workers, timeouts, contracts, observers, dead_letters = _handling(
+        common, queueing
+    )
     recordings = Recordings(out, observers, clock)
     shadows = Shadows(limits, out, observers, clock)
     inbound_lanes = InboundLanes(out, snapshot.lanes)
     ingress = Ingress(
-        settings, around.names, out, around.epoch, dispatcher=dispatcher, reports=reports, directory=directory,
-        relays=relays, late_outcomes=late_outcomes, inbound_lanes=inbound_lanes,
+        settings, around.names, out, around.epoch, dispatcher=dispatcher, known_types=known_types, reports=reports,
+        directory=directory, relays=relays, late_outcomes=late_outcomes, inbound_lanes=inbound_lanes,
         strangers=Strangers(settings, reports, out), trace=trace,
         tracing=Tracing(trace, out, exports=settings.spans),
     )  # fmt: skip
@@ -175,21 +183,22 @@ def assemble(
     credit = SubmitCredit(limits)
     auth = AuthHandlers(settings, out, figures, around.epoch, now)
     peers = Peers(
-        settings, out, around.epoch, now, dispatcher=dispatcher, workers=workers, timeouts=timeouts, relays=relays,
-        contracts=contracts, bridges=bridges, answers=answers, restarts=restarts, recordings=recordings,
-        shadows=shadows, auth=auth, credit=credit, clock=clock, process_of=around.process_of,
-        is_stopped=around.is_stopped, read_until=around.read_until,
+        settings, out, around.epoch, now, dispatcher=dispatcher, delivery_outcomes=delivery_outcomes,
+        workers=workers, timeouts=timeouts, relays=relays, contracts=contracts, bridges=bridges, answers=answers,
+        restarts=restarts, recordings=recordings, shadows=shadows, auth=auth, credit=credit, clock=clock,
+        process_of=around.process_of, is_stopped=around.is_stopped, read_until=around.read_until,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
     following = Following(settings, trace, relays.links, out)
     adoption = Adoption(
-        limits, out, clock, figures.store, around.names, queues=queues, dispatcher=dispatcher,
+        limits, out, clock, figures.store, around.names, queues=queues, known_types=known_types,
         inbound_lanes=inbound_lanes, notes=notes, reporters=reporters, standing=standing, late_outcomes=late_outcomes,
         now=now, is_shared=snapshot.is_shared,
     )  # fmt: skip
     return Units(
-        dispatcher, ingress, inbound_lanes, peers, answers, contracts, restarts, questions, reports, directory, workers,
-        deliveries, queues, mailboxes, relays, reporters, dead_letters, late_outcomes, notes, standing,
+        dispatcher, known_types, delivery_outcomes, ingress, inbound_lanes, peers, answers, contracts, restarts,
+        questions, reports, directory, workers, deliveries, queues, mailboxes, relays, reporters, dead_letters,
+        late_outcomes, notes, standing,
         Cockpit(settings, out, queues, relays, standing, notes), figures, trace, recordings, shadows,
         credit, StuckTypes(limits), auth, following, adoption,
     )  # fmt: skip
@@ -236,23 +245,23 @@ def _handling(common: _Common, queueing: _Queueing) -> _Handling:
         job.case.pending += 1
         dispatcher.enter((job,), now)
 
-    def knows_type(type_: str) -> bool:
-        return dispatcher.knows_type(type_)
-
     workers, timeouts = Workers(settings.limits.max_types), Timeouts(settings)
     contracts, observers = Contracts(out), Observers()
+    known_types = KnownTypes(settings, workers, out, common.snapshot.types, common.now)
     commands = Commands(
         settings, out, trace, reports, queues, directory, deliveries, mailboxes, relays, dispatch,
         common.around.accounts_of,
     )  # fmt: skip
     dead_letters = DeadLetters(
-        settings, queues, reports, out, enter, knows_type, late_outcomes.owns_letter, common.figures, trace
+        settings, queues, reports, out, enter, known_types.knows, late_outcomes.owns_letter, common.figures, trace
     )
     dispatcher = Dispatcher(
         settings, out, figures=common.figures, observers=observers, workers=workers, timeouts=timeouts,
-        contracts=contracts, reports=reports, trace=trace, commands=commands, directory=directory,
-        deliveries=deliveries, queues=queues, mailboxes=mailboxes, relays=relays, bridges=common.bridges,
-        dead_letters=dead_letters, known_types=common.snapshot.types, first_token=common.around.first_token,
-        now=common.now,
+        contracts=contracts, known_types=known_types, reports=reports, trace=trace, commands=commands,
+        dead_letters=dead_letters, first_token=common.around.first_token,
     )  # fmt: skip
-    return _Handling(dispatcher, workers, timeouts, contracts, observers, dead_letters)
+    delivery_outcomes = DeliveryOutcomes(
+        deliveries=deliveries, commands=commands, mailboxes=mailboxes, relays=relays, directory=directory,
+        bridges=common.bridges, reports=reports, trace=trace,
+    )  # fmt: skip
+    return _Handling(dispatcher, known_types, delivery_outcomes, workers, timeouts, contracts, observers, dead_letters)

@@ -1,8 +1,8 @@
 """The way of a message through the broker: enter → dispatch → assign → reply → (commands) → settle.
 
 `commands` begins the results that a handler's reply asks for, and counts them on the message's case; here every ending
-of a result settles one count, and the last one sends the report. The router checks roles, and `peers` who is alive; the
-jobs of a lost worker and the deliveries of a lost bridge are settled here.
+of a job settles one count, as `delivery_outcomes` and others do of their results; the last one sends the report. The
+router checks roles, and `peers` who is alive; the jobs of a lost worker are settled here.
 """
 
 from __future__ import annotations
@@ -16,35 +16,28 @@ from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.commands import Commands, fault
 from bester.broker.core.contracts import Contracts
 from bester.broker.core.dead_letters import DeadLetters
-from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, MailDelivery
-from bester.broker.core.directory import Directory
-from bester.broker.core.effects import Effects, Link, NoticeEvent
+from bester.broker.core.effects import Effects, NoticeEvent
 from bester.broker.core.figures import OTHERS, Figures, TypeFigures
 from bester.broker.core.inspection import Bound
 from bester.broker.core.jobs import Job
-from bester.broker.core.mailboxes import Mailboxes
+from bester.broker.core.known_types import KnownTypes
 from bester.broker.core.observers import Observers
 from bester.broker.core.pools import Worker
-from bester.broker.core.queues import Queues
-from bester.broker.core.relays import Relays
 from bester.broker.core.settings import Budget, Settings
 from bester.broker.core.suspects import Suspicion
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.trace import CONSUMED, EMITTED, HANDLER, Trace
 from bester.broker.core.workers import Workers
-from bester.broker.store_requests import RecordType
-from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import (
     DONE,
     HOP_LIMIT,
     REFUSED,
     Command,
-    Confirm,
     Reply,
     reply_code,
 )
 from bester.broker.wire.notes import safe_note
-from bester.broker.wire.outcomes import DELIVERED, failed, reason_of
+from bester.broker.wire.outcomes import failed, reason_of
 
 MAX_FED = 512
 """Waiting messages that a worker is assigned at once, some 10 ms: a worker may have credit for 65,536."""
@@ -52,23 +45,15 @@ _REPLAY = Kind.REPLAY  # a member costs a call where it is looked up in its clas
 
 
 class Dispatcher:
-    """All messages that a broker holds for handlers.
-
-    `known_types` are the types that the store has seen; `first_token` is where this life's tokens begin.
-    """
+    """All messages that a broker holds for handlers. `first_token` is where this life's tokens begin."""
 
     def __init__(
         self, settings: Settings, out: Effects, *, figures: Figures, observers: Observers, workers: Workers,
-        timeouts: Timeouts, contracts: Contracts,
-        reports: Reports, trace: Trace, commands: Commands, directory: Directory,
-        deliveries: Deliveries, queues: Queues, mailboxes: Mailboxes, relays: Relays,
-        bridges: dict[Link, None], dead_letters: DeadLetters, known_types: Collection[str],
-        first_token: int, now: float,
+        timeouts: Timeouts, contracts: Contracts, known_types: KnownTypes, reports: Reports, trace: Trace,
+        commands: Commands, dead_letters: DeadLetters, first_token: int,
     ) -> None:  # fmt: skip
         self._figures = figures
         self._types = figures.types
-        self.given_up: frozenset[str] = frozenset()
-        """Types whose workers will not be started again: their messages do not wait."""
         self.ending = False
         """The broker ends: nothing enters any more, and nothing waits for an answer that will not come."""
         self._settings = settings
@@ -79,27 +64,18 @@ class Dispatcher:
         self._timeouts = timeouts
         self._contracts = contracts
         self._faults = contracts.by_type
+        self._known_types = known_types
         self._timed = bool(timeouts.configured)
         self._reports = reports
         self._trace = trace
         self._commands = commands
-        self._directory = directory
-        self._deliveries = deliveries
-        self._queues = queues
-        self._mailboxes = mailboxes
-        self._relays = relays
-        self._bridges = bridges
         self._dead_letters = dead_letters
         self._hungry: dict[Worker, None] = {}  # with credit, perhaps, for more than they were assigned at once
         self._unsent: set[Job] = set()  # jobs of a worker that is about to be lost, whose REQUEST was not sent
         self._budget = Budget(None, settings.limits.attempts)
-        self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *known_types])
-        self._learned = set(known_types)  # seen types that the store knows; a declared one may be gone tomorrow
-        self._unserved: dict[str, float] = {}  # types without a worker, and since when
         self._held = 0
         self._held_bytes = 0
         self._token = first_token
-        self._started = now
 
     def bounds(self) -> dict[str, Bound]:
         """Return how full the memory is that messages with handlers, or waiting for one, may take."""
@@ -107,7 +83,7 @@ class Dispatcher:
         return {
             "jobs": Bound(self._held, limits.max_held),
             "job_bytes": Bound(self._held_bytes, limits.max_held_bytes),
-            "types": Bound(len(self._learned), limits.max_types),
+            "types": self._known_types.bound(),
         }
 
     # --- entry ---
@@ -143,7 +119,7 @@ class Dispatcher:
     def figures_of(self, type_: str) -> TypeFigures:
         """Return the figures of a type; those of a type that nobody has served are with others'."""
         found = self._types.get(type_)
-        return found if found is not None else self._figures.of(type_ if self.knows_type(type_) else OTHERS)
+        return found if found is not None else self._figures.of(type_ if self._known_types.knows(type_) else OTHERS)
 
     # --- to a handler ---
 
@@ -163,7 +139,7 @@ class Dispatcher:
             if job.path and len(job.path) >= HOP_LIMIT:
                 code = "too-many-hops"
             elif self._held >= limits.max_held or self._held_bytes + size_bytes > limits.max_held_bytes:
-                code = self._never_served(job, now) or "overloaded"
+                code = self._known_types.never_served(job, now) or "overloaded"
                 if code == "overloaded":
                     self._out.reached["max_held" if self._held >= limits.max_held else "max_held_bytes"] += 1
             elif not room:
@@ -233,34 +209,15 @@ class Dispatcher:
                     self._refuse(job, wrong, now)
         self._assign(worker, jobs, now)
 
-    def adopt_types(self, types: Iterable[str]) -> None:
-        """Take in types that another broker of this server has seen."""
-        for type_ in types:
-            if len(self._learned) < self._limits.max_types:
-                self._learned.add(type_)
-                self._seen_types[type_] = None
-
-    def knows_type(self, type_: str) -> bool:
-        """Return whether the type is served now, or ever was."""
-        return type_ in self._seen_types or self._workers.serves(type_)
-
     def _may_not_wait(self, job: Job, now: float) -> str | None:
         reached = self._workers.bound_reached(job, self._limits.max_waiting, self._limits.max_waiting_bytes)
-        code = self._never_served(job, now)
+        code = self._known_types.never_served(job, now)
         if code is None and reached is not None:
             self._out.reached[reached] += 1
             return "overloaded"
-        if code is None and job.type in self.given_up and not self._workers.serves(job.type):
+        if code is None and job.type in self._known_types.given_up and not self._workers.serves(job.type):
             return "no-handler"
         return code
-
-    def _never_served(self, job: Job, now: float) -> str | None:
-        if self._workers.serves(job.type) or job.type in self._seen_types:
-            return None
-        if (code := policy.may_name(job.type)) is not None:
-            return code
-        just_started = now < self._started + self._limits.restart_s
-        return "no-handler" if job.scope == "server" and just_started else "unknown-type"
 
     def _assign(self, worker: Worker, jobs: Sequence[Job], now: float) -> None:
         """Give a run of jobs of one type to a worker that has credit for them; end those that have expired."""
@@ -333,12 +290,7 @@ class Dispatcher:
 
     def on_worker_joined(self, worker: Worker, types: frozenset[str], now: float) -> None:
         """Take in a new worker: learn its types, and give it messages."""
-        for type_ in sorted(types):  # so that writes have an order that a test can see again
-            self._unserved.pop(type_, None)
-            if type_ not in self._learned and len(self._learned) < self._limits.max_types:
-                self._learned.add(type_)
-                self._seen_types[type_] = None
-                self._out.writes.append(RecordType(type_))
+        self._known_types.on_served(types)
         self._share_out(now)
         self.feed(worker, now)
 
@@ -348,21 +300,21 @@ class Dispatcher:
         """Take in a worker's new HELLO, with new types, credit and order."""
         before = worker.pool.types
         self._workers.rejoin(worker, types, credit, ordered)
-        self._unserve(before, now)
+        self._known_types.on_left(before, now)
         self.on_worker_joined(worker, types, now)
 
     def on_worker_leaving(self, worker: Worker, now: float) -> None:
         """Give a leaving worker no new messages; those in flight stay its own."""
         types = worker.pool.types
         self._workers.leave(worker)
-        self._unserve(types, now)
+        self._known_types.on_left(types, now)
         self._share_out(now)
 
     def suspend(self, worker: Worker, now: float) -> None:
         """Pass over a worker that holds nothing but settled messages and answers none of them."""
         types = worker.pool.types
         self._workers.suspend(worker)
-        self._unserve(types, now)
+        self._known_types.on_left(types, now)
         self._share_out(now)
 
     def _on_late_answer(self, worker: Worker) -> None:
@@ -370,15 +322,7 @@ class Dispatcher:
         worker.overdue -= 1
         if worker.stuck:
             self._workers.resume(worker)
-            for type_ in worker.pool.types:
-                self._unserved.pop(type_, None)
-
-    def _unserve(self, types: frozenset[str], now: float) -> None:
-        """Note since when types are not served. Types that were not learned (there are too many) are not noted, since
-        none of their messages waits for a worker: a handler may say HELLO with other types at will."""
-        for type_ in types:
-            if type_ in self._seen_types and not self._workers.serves(type_):
-                self._unserved.setdefault(type_, now)
+            self._known_types.on_served_again(worker.pool.types)
 
     # --- from a handler ---
 
@@ -533,7 +477,7 @@ class Dispatcher:
         """Requeue the messages of a dead worker, before all that wait. Only a message that the worker held alone has
         used up an attempt; of several, each is next given to a worker alone, until the one that kills is found."""
         lost = self._workers.lose(worker)
-        self._unserve(worker.pool.types, now)
+        self._known_types.on_left(worker.pool.types, now)
         begun = [job for job in lost if job not in self._unsent]
         if len(begun) == 1:
             suspects = self._died_over(begun[0], now)
@@ -582,60 +526,6 @@ class Dispatcher:
 
     # --- endings ---
 
-    def on_confirm(self, link: Link, confirm: Confirm, now: float) -> None:
-        """Take in which deliveries a bridge has made, and which failed."""
-        failures: dict[int, dict[int, str]] = {}
-        for serial, t, reason in confirm.failed:
-            failures.setdefault(serial, {})[t] = reason if reason in CODES or reason == UNCONFIRMED else "not-connected"
-        reported: list[Case] = []  # cases that end here, and of which nobody asks for the outcomes
-        trace = self._trace.add
-        for serial, delivery in self._deliveries.confirm(link, confirm.upto, confirm.done):
-            reasons = failures.get(serial) if failures else None
-            if type(delivery) is Delivery and delivery.reported and not reasons:
-                case = delivery.job.case
-                if case.traced:
-                    names = delivery.command.targets
-                    for target in delivery.targets:
-                        trace((now, case.root, delivery.id, DELIVERED, names[target[0]], delivery.since))
-                reported.append(case)
-                continue
-            if reported:
-                self._reports.settle_reported(reported)
-                reported = []
-            if type(delivery) is Delivery:
-                self._delivered(delivery, reasons, now)
-            elif type(delivery) is MailDelivery:
-                self._mailboxes.on_delivered(delivery, next(iter(reasons.values())) if reasons else None, now)
-        self._reports.settle_reported(reported)
-
-    def _delivered(self, delivery: Delivery, failures: dict[int, str] | None, now: float) -> None:
-        """Record the outcomes of a delivery that its bridge has not reported by itself."""
-        case, shares, names = delivery.job.case, delivery.shares, delivery.command.targets
-        for target in delivery.targets:
-            t = target[0]
-            reason = failures.get(t) if failures else None
-            share = shares.get(t) if shares else None
-            if share is not None:
-                if not share.end(reason):
-                    continue
-                reason = None if share.delivered else share.reason
-            outcome = DELIVERED if reason is None else self._commands.on_not_delivered(delivery, t, reason, now)
-            if outcome:
-                case.record(names[t], outcome)
-                self._trace.add((now, case.root, delivery.id, outcome, names[t], delivery.since))
-        self._reports.settle_one(case)
-
-    def on_bridge_lost(self, link: Link, now: float) -> None:
-        """Forget a bridge and its sessions; its unconfirmed deliveries may have been made."""
-        self._bridges.pop(link, None)
-        self._directory.drop(link)
-        for delivery in self._deliveries.drop_link(link):
-            if type(delivery) is Delivery:
-                self._delivered(delivery, {target[0]: UNCONFIRMED for target in delivery.targets}, now)
-            elif type(delivery) is MailDelivery:
-                self._mailboxes.on_delivered(delivery, UNCONFIRMED, now)
-        self._relays.on_link_lost(link, now)
-
     def _end(self, job: Job, outcome: str | None, note: str | None = None) -> None:
         """Settle a message that is no longer held; `outcome` is its failure, if any, and `note` the reason for its
         sender."""
@@ -665,9 +555,6 @@ class Dispatcher:
             for worker in workers:
                 if worker in hungry:
                     self._fill(worker, now)
-        self._mailboxes.tick(now)
-        self._relays.tick(now)
-        self._queues.tick(now)
 
     def _hopeless(self, workers: list[Worker]) -> Collection[str]:
         """Return the types that nobody will serve any more: this broker ends, and their workers are stuck."""
@@ -683,7 +570,7 @@ class Dispatcher:
             without_s = limits.handler_again_s if begun else limits.handler_wait_s
             if type_ in hopeless:
                 without_s = 0.0
-            if self._unserved.get(type_, self._started) <= now - without_s:
+            if self._known_types.unserved_since(type_) <= now - without_s:
                 return now - without_s
         return now - (limits.suspect_s if begun else limits.request_s)
 

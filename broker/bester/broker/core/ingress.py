@@ -17,6 +17,7 @@ from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inbound_lanes import NOT_NOW, InboundLanes, LanePosition
 from bester.broker.core.inspection import Bound, DedupState
 from bester.broker.core.jobs import NO_PATH, Job, attempt_of
+from bester.broker.core.known_types import KnownTypes
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.peer import Peer
 from bester.broker.core.relays import Relays
@@ -55,7 +56,7 @@ class Ingress:
 
     def __init__(
         self, settings: Settings, names: Set[str], out: Effects, epoch: str, *, dispatcher: Dispatcher,
-        reports: Reports, directory: Directory, relays: Relays, late_outcomes: LateOutcomes,
+        known_types: KnownTypes, reports: Reports, directory: Directory, relays: Relays, late_outcomes: LateOutcomes,
         inbound_lanes: InboundLanes, strangers: Strangers, trace: Trace, tracing: Tracing,
     ) -> None:  # fmt: skip
         self.draining = False
@@ -66,6 +67,7 @@ class Ingress:
         self._out = out
         self._epoch = epoch
         self._dispatcher = dispatcher
+        self._known_types = known_types
         self._reports = reports
         self._directory = directory
         self._relays = relays
@@ -312,7 +314,7 @@ class Ingress:
         if listed is not None:
             case.peer = listed
             case.claimed_id = claimed
-            if type_ == OUTCOME_TYPE or self._dispatcher.knows_type(
+            if type_ == OUTCOME_TYPE or self._known_types.knows(
                 type_
             ):  # a type that nobody serves is refused each time
                 earlier, position = self._inbound_lanes.find(listed, type_, meta)

@@ -9,6 +9,7 @@ from bester.broker.core import policy
 from bester.broker.core.auth import AuthHandlers
 from bester.broker.core.clock import Clock
 from bester.broker.core.contracts import Contract, ContractError, Contracts
+from bester.broker.core.delivery_outcomes import DeliveryOutcomes
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inspection import Bound
@@ -51,6 +52,7 @@ class Peers:
 
     def __init__(
         self, settings: Settings, out: Effects, epoch: str, now: float, *, dispatcher: Dispatcher, workers: Workers,
+        delivery_outcomes: DeliveryOutcomes,
         timeouts: Timeouts, relays: Relays, contracts: Contracts, bridges: dict[Link, None], answers: PendingAnswers,
         restarts: Restarts, recordings: Recordings, shadows: Shadows, auth: AuthHandlers, credit: SubmitCredit,
         clock: Clock, process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
@@ -61,6 +63,7 @@ class Peers:
         self._out = out
         self._epoch = epoch
         self._dispatcher = dispatcher
+        self._delivery_outcomes = delivery_outcomes
         self._workers = workers
         self._timeouts = timeouts
         self._relays = relays
@@ -313,7 +316,7 @@ class Peers:
         if peer.role == "bridge":
             self._credit.leave(peer.link)
             self._unlink(peer, now)
-            self._dispatcher.on_bridge_lost(peer.link, now)
+            self._delivery_outcomes.on_bridge_lost(peer.link, now)
 
     def _unlink(self, peer: Peer, now: float) -> None:
         """Record that a bridge has lost its link; where there are too many, forget the first of them."""

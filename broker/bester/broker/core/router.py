@@ -14,27 +14,22 @@ dispatcher's. Bad input from a link never raises here.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bester.broker.core import cockpit, policy, recordings
+from bester.broker.core import policy
 from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.clock import Clock
-from bester.broker.core.dead_letters import QUESTIONS
-from bester.broker.core.effects import ChangePassword, Effects, Link, StoreRead, Verify
+from bester.broker.core.effects import Effects, Link, StoreRead, Verify
 from bester.broker.core.figures import Figures
+from bester.broker.core.inquiries import Inquiries
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
-from bester.broker.core.rates import Rates
 from bester.broker.core.refused import LOG_AGAIN_S, Refusal, Refused
 from bester.broker.core.runs import CarryOut, one_by_one, runs
 from bester.broker.core.settings import Grant, Route, Settings
-from bester.broker.core.status import figures_of, sessions_of, status_of
 from bester.broker.core.submit_credit import Count
-from bester.broker.core.symptoms import busiest, refused_lately
-from bester.broker.core.types_state import types_of
 from bester.broker.hosts import Hosts
 from bester.broker.store_requests import (
     Adopted,
@@ -116,7 +111,6 @@ class Router:
         self._may_open = may_open
         self._out = Effects()
         self._epoch = epoch
-        self._started = now
         self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
         self._out.writes.append(SaveClock(self._clock.save(now)))
         around = Surroundings(
@@ -124,6 +118,7 @@ class Router:
         )
         self._units = units = assemble(settings, self._out, self._clock, snapshot, around, now)
         self._dispatcher = units.dispatcher
+        self._delivery_outcomes = units.delivery_outcomes
         self._ingress = units.ingress
         self._inbound_lanes = units.inbound_lanes
         self._peers = units.peers
@@ -132,16 +127,16 @@ class Router:
         self._answers = units.answers
         self._reports = units.reports
         self._fold_at = now + FOLD_S
-        self._rates = Rates()
         self._missing: dict[str, tuple[str, float]] = {}  # servers without a link: why, and when it was logged
         self._refused = Refused(self._out)
+        self._inquiries = Inquiries(self.settings, self._out, units, self._clock, self._refused, now)
         if snapshot.queues or snapshot.dead:
             self._out.notice("kept", waiting=self._units.queues.messages, dead_letters=snapshot.dead)
         if snapshot.full is not None:
             self._out.notice("storage-full", why=f"{snapshot.full}; until then nothing can be kept")
         carry_out: dict[type[Any], Callable[[Peer, Any, float], None]] = {
-            Emit: self._emit, Ask: self._ask, Forwarded: self._forwarded, Login: self._login, Open: self._open,
-            Close: self._close, Relay: self._ingress.relay, Trace: self._trace,
+            Emit: self._emit, Ask: self._inquiries.ask, Forwarded: self._forwarded, Login: self._login,
+            Open: self._open, Close: self._close, Relay: self._ingress.relay, Trace: self._trace,
         }  # fmt: skip
         carry_out_run: dict[type[Any], CarryOut] = {
             Reply: self._replies, Submit: self._ingress.submit, Confirm: self._confirms,
@@ -395,6 +390,9 @@ class Router:
             self._out.writes.append(SaveClock(self._clock.save(now)))
         if self._peers.tick(now):
             self._dispatcher.tick([peer.worker for peer in self._by_link.values() if peer.worker is not None], now)
+            self._units.mailboxes.tick(now)
+            self._relays.tick(now)
+            self._units.queues.tick(now)
             self._units.restarts.tick(self._by_link.values(), now)
             self._units.auth.tick(now)
         self._units.shadows.tick(now)
@@ -407,10 +405,7 @@ class Router:
         self._units.adoption.tick(now)
         if now >= self._fold_at:
             self._fold_at = now + FOLD_S
-            self._units.figures.fold()
-            self._rates.look(self._units.figures.received(), self._units.workers.held(), now)
-            if not self.settings.spans:  # exported spans are those of every message with a traceparent
-                self._units.trace.sample(self._rates.latest())
+            self._inquiries.fold(now)
         return self._take()
 
     def _share_credit(self, now: float) -> None:
@@ -458,7 +453,7 @@ class Router:
 
     def on_types_given_up(self, types: frozenset[str]) -> None:
         """Take in which types have handlers that will not be started again: messages of these types do not wait."""
-        self._dispatcher.given_up = types
+        self._units.known_types.given_up = types
 
     def drain(self) -> None:
         """Refuse all messages from now on, and let those under way go on: this broker is about to end."""
@@ -473,61 +468,16 @@ class Router:
     def inspect(self) -> Inspection:
         """Return counts of everything that this broker holds. They are counted at the call, which takes longer the more
         there is."""
-        units, peers = self._units, self._by_link.values()
-        bounds = {
-            **units.peers.bounds(), **units.dispatcher.bounds(), **units.queues.bounds(), **units.ingress.bounds(),
-            **units.credit.bounds(),
-            **units.auth.bounds(),
-        }  # fmt: skip
-        return Inspection(
-            peers=dict(Counter(peer.role for peer in peers)),
-            strangers=units.peers.strangers,
-            users=units.directory.user_count,
-            sessions=units.directory.session_count,
-            logins=sum(len(peer.logins) for peer in peers),
-            cases=units.reports.open,
-            answers=units.answers.count,
-            jobs=bounds["jobs"].used,
-            job_bytes=bounds["job_bytes"].used,
-            unplaced=units.ingress.unplaced,
-            workers=units.workers.inspect(peer.worker for peer in peers if peer.worker is not None),
-            deliveries=units.deliveries.count,
-            transfers=units.relays.transfers.inspect(),
-            queues=units.queues.inspect(),
-            dedup=units.ingress.dedup(),
-            notes=dict(units.notes.counts),
-            lanes=units.inbound_lanes.inspect(),
-            resume={prefix: resume.inspect() for prefix, resume in units.peers.resumes.items()},
-            reporters=units.reporters.inspect(),
-            dead_letters=units.dead_letters.inspect(),
-            bounds=bounds,
-            reached=Counter(self._out.reached),
-        )
+        return self._inquiries.inspect()
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Return the status of this broker as plain values, see `status_of`."""
+        return self._inquiries.status(now)
 
     @property
     def figures(self) -> Figures:
         """The figures of this broker, counted from its start on."""
         return self._units.figures
-
-    def _symptoms(self, now: float) -> dict[str, Any]:
-        return {
-            "at_s": round(self._clock.wall(now), 3),
-            "given_up": sorted(self._dispatcher.given_up),
-            "busiest": busiest(self._units.workers.waiting_by_sender()),
-            "rates": self._rates.as_map(),
-            "recent_dead": self.figures.recent_dead.as_map(now),
-            "refused": refused_lately(self._refused.latest(), now),
-            **self._units.adoption.as_map(now),
-        }
-
-    def status(self, now: float) -> dict[str, Any]:
-        """Return the status of this broker as plain values, see `status_of`."""
-        units = self._units
-        return status_of(
-            self.settings, self.inspect(), units.figures, self._by_link.values(), units.queues, units.relays,
-            units.standing, units.cockpit.oldest_s(now), now, up_s=now - self._started, draining=self._ingress.draining,
-            symptoms=self._symptoms(now),
-        )  # fmt: skip
 
     def _send(self, link: Link, message: Message) -> None:
         self._out.send(link, message)
@@ -596,46 +546,6 @@ class Router:
         if error is not None:
             self._refuse(peer, error)
 
-    def _ask(self, peer: Peer, ask: Ask, now: float) -> None:
-        if not policy.may_ask(peer.role, ask.question):
-            answer: Answer | None = Answer(ask.token, 1, None)
-        elif ask.question == "passwd":
-            answer = self._change_password(peer, ask)
-        elif ask.question in QUESTIONS:
-            answer = self._units.dead_letters.on_question(peer.link, ask)
-        elif ask.question == "types":
-            value = types_of(self._by_link.values(), self._units.contracts, self._units.workers, self._units.shadows)
-            answer = Answer(ask.token, 0, value)
-        elif ask.question == "status":
-            answer = Answer(ask.token, 0, self.status(now))
-        elif ask.question == "follow":
-            answer = self._units.following.on_question(peer.link, ask, now)
-        elif ask.question == "sessions":
-            answer = Answer(ask.token, 0, sessions_of(self._units.directory))
-        elif ask.question == "figures":
-            told = figures_of(ask.argument)
-            peer.figures = peer.figures if told is None else told
-            answer = Answer(ask.token, int(told is None), None)
-        elif ask.question == recordings.QUESTION:
-            answer = Answer(ask.token, *self._units.recordings.on_question(peer.link, ask.argument, now))
-        elif ask.question in cockpit.QUESTIONS:
-            answer = self._units.cockpit.on_question(peer.link, ask, self._by_link.values(), now)
-        else:
-            answer = self._units.questions.answer(peer.link, ask, self._by_link.values())
-        if answer is not None:
-            self._send(peer.link, answer)
-
-    def _change_password(self, peer: Peer, ask: Ask) -> Answer | None:
-        """Have the password of one of a bridge's sessions changed. The argument is never shown: it has passwords."""
-        argument = ask.argument
-        if type(argument) is list and len(argument) == 4 and type(argument[0]) is int:
-            session, *texts = argument
-            user = self._units.directory.user(peer.link, session)
-            if user is not None and all(type(text) is str for text in texts):
-                self._out.calls.append(ChangePassword(peer.link, ask.token, user, *texts))
-                return None
-        return Answer(ask.token, 1, ["not-allowed", None])
-
     # --- servers ---
 
     def _trace(self, peer: Peer, message: Trace, now: float) -> None:
@@ -664,7 +574,7 @@ class Router:
         for confirm in confirms:
             if confirm.reports and peer.resume is not None:
                 peer.resume.on_reports_counted(confirm.reports)
-            self._dispatcher.on_confirm(peer.link, confirm, now)
+            self._delivery_outcomes.on_confirm(peer.link, confirm, now)
 
     def _forwarded(self, peer: Peer, message: Forwarded, now: float) -> None:
         self._relays.on_answer(peer.link, message.token, message.outcome, message.meta, now)

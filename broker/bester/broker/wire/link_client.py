@@ -7,6 +7,7 @@ returned.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Literal, NamedTuple
 
@@ -180,6 +181,24 @@ class LinkClient:
             self.retry_at = now + self._back_off()
             return Step((), "over") if leaving else Step((Goodbye("parting"),), "parted")
         return _NOTHING
+
+    def receive_all(
+        self, messages: Sequence[Message | Malformed], now: float
+    ) -> Iterator[Step | list[Message | Malformed]]:
+        """Process messages in order, of which some may be in LINK_MESSAGES. Yield each step that follows, to be carried
+        out before the next, and the runs of the others in between."""
+        others: list[Message | Malformed] = []
+        for message in messages:
+            step = self.receive(message, now)
+            if step.event is None and not step.send:
+                others.append(message)
+                continue
+            if others:
+                yield others
+                others = []
+            yield step
+        if others:
+            yield others
 
     def _welcomed(self, message: Welcome) -> Step:
         if not self._go("welcomed"):
