@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable
 
 from bester.bridge import native
@@ -56,8 +57,9 @@ async def open_listeners(
 def _web(config: NativeConfig, bridge: Bridge, certificates: Certificates, loop: asyncio.AbstractEventLoop) -> Factory:
     """Return the maker of a WebSocket listener's protocols: over TLS where there are certificates."""
     from bester.bridge.web_stream import Unended, WebStream  # most servers run without
+    from bester.bridge.web_turns import WebTurns
 
-    limits = bridge.limits
+    limits, turns = bridge.limits, WebTurns(time.monotonic, loop.call_soon)
     unended = Unended(limits.unfinished_bytes, limits.frame_s + config.max_frame / limits.frame_rate)
 
     def plain() -> WebStream:
@@ -71,8 +73,9 @@ def _web(config: NativeConfig, bridge: Bridge, certificates: Certificates, loop:
             )
 
         return WebStream(
-            connection, unended=unended, origins=config.websocket_origins, max_frame=config.max_frame, refused=refused
-        )
+            connection, unended=unended, turns=turns, origins=config.websocket_origins, max_frame=config.max_frame,
+            refused=refused,
+        )  # fmt: skip
 
     def secure() -> TlsStream:
         """Return the protocol of a connection with TLS."""

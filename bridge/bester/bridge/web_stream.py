@@ -29,6 +29,7 @@ from wsproto.events import (
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from bester.bridge.frames import Splitter
+from bester.bridge.web_turns import WebTurns
 from bester.broker.layer import Layer
 
 MAX_HEAD_BYTES = 16 * 1024
@@ -57,19 +58,20 @@ class Unended:
 class WebStream(Layer):
     """WebSocket connection. `origins` are the pages that may connect beside those of this host ("*": every page);
     `max_frame` is the length above which a message is not kept until its end, `unended` the bounds of those that have
-    begun. `refused` is called with the reason why a request was refused, or the connection ended.
+    begun, `turns` the connections with frames that wait. `refused` is called with the reason why a request was refused,
+    or the connection ended.
 
     `above` gets its connection before the handshake, so that its bounds of number and time hold for the handshake; what
     `above` writes before the end of the handshake ends the connection.
     """
 
     __slots__ = (
-        "_above", "_came", "_deadline", "_frames", "_head_bytes", "_max_frame", "_open", "_origins", "_over",
-        "_parting", "_refused", "_socket", "_unended",
+        "_above", "_above_pauses", "_came", "_deadline", "_eof", "_frames", "_head_bytes", "_max_frame", "_open",
+        "_origins", "_over", "_parting", "_refused", "_socket", "_turns", "_unended", "_waits",
     )  # fmt: skip
 
     def __init__(
-        self, above: asyncio.Protocol, *, unended: Unended, origins: Collection[str] = (),
+        self, above: asyncio.Protocol, *, unended: Unended, turns: WebTurns, origins: Collection[str] = (),
         max_frame: int = 1024 * 1024, refused: Callable[[str], None] = lambda why: None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -80,6 +82,10 @@ class WebStream(Layer):
         self._max_frame = max_frame
         self._refused = refused
         self._unended = unended
+        self._turns = turns
+        self._waits = False  # for its turn: bytes have come that are not handled yet, and no more are read
+        self._eof = False  # behind these bytes the peer has ended the stream
+        self._above_pauses = False
         self._came = bytearray()  # bytes of a message that has not ended
         self._deadline: asyncio.TimerHandle | None = None
         self._over = False  # the rest of a message that is too long is dropped
@@ -104,16 +110,58 @@ class WebStream(Layer):
                 return
         try:
             self._socket.receive_data(data)
+        except RemoteProtocolError as error:
+            self._on_fault(error)
+            return
+        except LocalProtocolError as error:
+            self._end_over(error)
+            return
+        if self._turns.take_in(self) and not self._waits:
+            self._waits = True
+            self._below.pause_reading()
+
+    def go_on(self, enough: float) -> bool:
+        """Handle the request, or messages, up to the time `enough`; return whether there are more bytes to look at."""
+        try:
             for event in self._socket.events():
                 self._on_event(event)
+                if self._below is None or self._below.is_closing() or self._parting:
+                    break
+                if self._turns.clock() >= enough:
+                    return True
         except RemoteProtocolError as error:
             self._on_fault(error)
         except (LocalProtocolError, UnicodeDecodeError) as error:
-            self._refused(str(error))
+            self._end_over(error)
+        except BaseException:
+            self.abort()
+            raise
+        if self._waits:
+            self._waits = False
+            self._on_caught_up()
+        return False
+
+    def _on_caught_up(self) -> None:
+        """Read on, or take in the end of the stream that has come."""
+        below = self._below
+        if below is None or below.is_closing():
+            return
+        if self._eof:
+            self._above.eof_received()
+            below.close()
+        elif not self._above_pauses:
+            below.resume_reading()
+
+    def _end_over(self, error: Exception) -> None:
+        self._refused(str(error))
+        if self._below is not None:
             self._below.close()
 
     def eof_received(self) -> bool:
         """End the session: a WebSocket cannot end in one direction alone."""
+        if self._waits:
+            self._eof = True
+            return True
         self._above.eof_received()
         return False
 
@@ -125,6 +173,7 @@ class WebStream(Layer):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open = False
+        self._turns.forget(self)
         self._take()
         self._above.connection_lost(exc)
 
@@ -243,6 +292,15 @@ class WebStream(Layer):
             return
         for body in self._frames.feed(bytes(data)):
             self._send(TextMessage(data=body.decode(errors="replace")))
+
+    def pause_reading(self) -> None:
+        self._above_pauses = True
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        self._above_pauses = False
+        if not self._waits:
+            super().resume_reading()
 
     def can_write_eof(self) -> bool:
         return False
