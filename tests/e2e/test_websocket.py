@@ -16,7 +16,7 @@ import aiohttp.web
 import pytest
 
 from bester.bridge.web_stream import Unended, WebStream
-from bester.bridge.web_turns import WebTurns
+from bester.broker.layer_turns import LayerTurns
 from tests.authorities import Authority
 from tests.e2e.chromium import browser, needs_chromium
 from tests.live import LiveServer, RawClient, live_server
@@ -160,9 +160,9 @@ def part(data: bytes, op: int, last: bool = True) -> bytes:
     return bytes([op | (0x80 if last else 0)]) + size + bytes(4) + data
 
 
-def turns_of_loop() -> WebTurns:
+def turns_of_loop() -> LayerTurns:
     """Return turns that take no time, so that nothing waits."""
-    return WebTurns(lambda: 0.0, asyncio.get_running_loop().call_soon)
+    return LayerTurns(lambda: 0.0, asyncio.get_running_loop().call_soon)
 
 
 def opened(unended: Unended) -> tuple[WebStream, Below]:

@@ -29,8 +29,8 @@ from wsproto.events import (
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from bester.bridge.frames import Splitter
-from bester.bridge.web_turns import WebTurns
 from bester.broker.layer import Layer
+from bester.broker.layer_turns import LayerTurns
 
 MAX_HEAD_BYTES = 16 * 1024
 """Bytes of the request for a WebSocket; a browser's has about a thousand."""
@@ -66,12 +66,12 @@ class WebStream(Layer):
     """
 
     __slots__ = (
-        "_above", "_above_pauses", "_came", "_deadline", "_eof", "_frames", "_head_bytes", "_max_frame", "_open",
-        "_origins", "_over", "_parting", "_refused", "_socket", "_turns", "_unended", "_waits",
+        "_above", "_came", "_deadline", "_enough", "_frames", "_head_bytes", "_max_frame", "_open", "_origins",
+        "_over", "_parting", "_refused", "_socket", "_turns", "_unended",
     )  # fmt: skip
 
     def __init__(
-        self, above: asyncio.Protocol, *, unended: Unended, turns: WebTurns, origins: Collection[str] = (),
+        self, above: asyncio.Protocol, *, unended: Unended, turns: LayerTurns, origins: Collection[str] = (),
         max_frame: int = 1024 * 1024, refused: Callable[[str], None] = lambda why: None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -83,9 +83,7 @@ class WebStream(Layer):
         self._refused = refused
         self._unended = unended
         self._turns = turns
-        self._waits = False  # for its turn: bytes have come that are not handled yet, and no more are read
-        self._eof = False  # behind these bytes the peer has ended the stream
-        self._above_pauses = False
+        self._enough = 0.0  # time up to which this slice goes on
         self._came = bytearray()  # bytes of a message that has not ended
         self._deadline: asyncio.TimerHandle | None = None
         self._over = False  # the rest of a message that is too long is dropped
@@ -116,18 +114,18 @@ class WebStream(Layer):
         except LocalProtocolError as error:
             self._end_over(error)
             return
-        if self._turns.take_in(self) and not self._waits:
-            self._waits = True
-            self._below.pause_reading()
+        if self._turns.take_in(self):
+            self._wait()
 
     def go_on(self, enough: float) -> bool:
         """Handle the request, or messages, up to the time `enough`; return whether there are more bytes to look at."""
+        self._enough = enough
         try:
             for event in self._socket.events():
                 self._on_event(event)
                 if self._below is None or self._below.is_closing() or self._parting:
                     break
-                if self._turns.clock() >= enough:
+                if self._turns.clock() >= self._enough:
                     return True
         except RemoteProtocolError as error:
             self._on_fault(error)
@@ -136,21 +134,8 @@ class WebStream(Layer):
         except BaseException:
             self.abort()
             raise
-        if self._waits:
-            self._waits = False
-            self._on_caught_up()
+        self._catch_up()
         return False
-
-    def _on_caught_up(self) -> None:
-        """Read on, or take in the end of the stream that has come."""
-        below = self._below
-        if below is None or below.is_closing():
-            return
-        if self._eof:
-            self._above.eof_received()
-            below.close()
-        elif not self._above_pauses:
-            below.resume_reading()
 
     def _end_over(self, error: Exception) -> None:
         self._refused(str(error))
@@ -160,7 +145,7 @@ class WebStream(Layer):
     def eof_received(self) -> bool:
         """End the session: a WebSocket cannot end in one direction alone."""
         if self._waits:
-            self._eof = True
+            self._end_waits = True
             return True
         self._above.eof_received()
         return False
@@ -230,16 +215,21 @@ class WebStream(Layer):
         self._unended.held_bytes += len(data)
         if len(self._came) > self._max_frame:
             self._over = True
-            self._above.data_received(struct.pack("<I", len(self._take())))
+            self._pass_on(struct.pack("<I", len(self._take())))
         elif part.message_finished:
             body = self._take()
-            self._above.data_received(struct.pack("<I", len(body)) + body)
+            self._pass_on(struct.pack("<I", len(body)) + body)
         elif self._unended.held_bytes > self._unended.most_bytes:
             self._end_early(1013, "too many messages have begun and not ended")
         elif self._deadline is None:
             self._deadline = asyncio.get_running_loop().call_later(
                 self._unended.patience_s, self._end_early, 1008, "a message took too long"
             )
+
+    def _pass_on(self, data: bytes) -> None:
+        began = self._turns.clock()
+        self._above.data_received(data)
+        self._enough += self._turns.leave_out(began)
 
     def _take(self) -> bytearray:
         """Return what is held of a message, and hold it no more."""
@@ -292,15 +282,6 @@ class WebStream(Layer):
             return
         for body in self._frames.feed(bytes(data)):
             self._send(TextMessage(data=body.decode(errors="replace")))
-
-    def pause_reading(self) -> None:
-        self._above_pauses = True
-        super().pause_reading()
-
-    def resume_reading(self) -> None:
-        self._above_pauses = False
-        if not self._waits:
-            super().resume_reading()
 
     def can_write_eof(self) -> bool:
         return False
