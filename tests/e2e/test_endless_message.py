@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import pytest
@@ -156,3 +156,16 @@ async def test_message_of_many_frames_is_received_in_parts_and_is_whole(count: i
         finally:
             many.close()
             few.close()
+
+
+async def test_connection_without_a_handshake_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers, each of whom says another part of a greeting."""
+    monkeypatch.setattr("bester.broker.curve.HANDSHAKE_MS", 100)
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"CURVE".ljust(20, b"\0") + bytes(32)
+    async with door() as here, asyncio.timeout(DEADLINE_S):
+        for said in (b"", greeting[:1], greeting[:11], greeting, b"GET / HTTP/1.1\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+            writer.write(said)
+            with suppress(ConnectionResetError):
+                await reader.read()  # up to the end
+            writer.close()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import socket
+import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,15 @@ from pathlib import Path
 import pytest
 
 from bester.bridge.listeners import check_plaintext, listen_tcp, listen_unix
+from bester.broker.accounts import OpenAccounts
+from bester.broker.core.settings import Settings
+from bester.broker.fabric_listeners import BACKLOG
+from bester.broker.server import Broker
+from bester.broker.store.memory import MemoryStore
 from bester.broker.wire.address import HostPort
 from bester.broker.wire.codes import ConfigError
 from tests.ipv6 import needs_ipv6
+from tests.keyed import free_port
 
 LOOPBACK = HostPort("127.0.0.1", 0)
 
@@ -123,3 +130,28 @@ class TestUnix:
     async def test_too_long_path(self, directory: Path) -> None:
         with refused("107 bytes"):
             await listen_unix("unix", str(directory / ("x" * 108)), asyncio.Protocol)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the descriptors of ZeroMQ are found there")
+async def test_fabric_on_tcp_lets_as_many_connections_wait_as_on_ipc() -> None:
+    port = free_port()
+    endpoint = f"tcp://127.0.0.1:{port}"
+    async with Broker(Settings("s1", open_accounts=True), (endpoint,), OpenAccounts(), MemoryStore()):
+        assert backlog_of(port) == min(BACKLOG, int(Path("/proc/sys/net/core/somaxconn").read_text()))
+
+
+def backlog_of(port: int) -> int | None:
+    """Return how many connections may wait at the listener of this process at a port."""
+    for found in Path("/proc/self/fd").iterdir():
+        try:
+            is_socket = str(found.readlink()).startswith("socket:")
+        except OSError:  # the descriptor of this look itself
+            continue
+        if not is_socket:
+            continue
+        with socket.fromfd(int(found.name), socket.AF_INET, socket.SOCK_STREAM) as listener:
+            if listener.getsockname()[1:] == (port,):
+                told = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+                (sacked,) = struct.unpack_from("=I", told, 28)  # of a listener: the bound of its queue
+                return int(sacked)
+    return None

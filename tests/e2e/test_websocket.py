@@ -16,6 +16,7 @@ import aiohttp.web
 import pytest
 
 from bester.bridge.web_stream import Unended, WebStream
+from bester.broker.layer_turns import LayerTurns
 from tests.authorities import Authority
 from tests.e2e.chromium import browser, needs_chromium
 from tests.live import LiveServer, RawClient, live_server
@@ -159,10 +160,15 @@ def part(data: bytes, op: int, last: bool = True) -> bytes:
     return bytes([op | (0x80 if last else 0)]) + size + bytes(4) + data
 
 
+def turns_of_loop() -> LayerTurns:
+    """Return turns that take no time, so that nothing waits."""
+    return LayerTurns(lambda: 0.0, asyncio.get_running_loop().call_soon)
+
+
 def opened(unended: Unended) -> tuple[WebStream, Below]:
     """Return a stream whose handshake is done, over a list."""
     below = Below()
-    stream = WebStream(asyncio.Protocol(), unended=unended, max_frame=1000)
+    stream = WebStream(asyncio.Protocol(), unended=unended, turns=turns_of_loop(), max_frame=1000)
     stream.connection_made(below)  # type: ignore[arg-type]  # as much of a transport as the stream needs
     stream.data_received(HANDSHAKE)
     assert b" 101 " in below.written
@@ -209,7 +215,7 @@ async def test_pings_of_a_peer_that_does_not_read_are_not_answered_without_end()
 async def test_refused_request_is_read_to_its_end() -> None:
     """Closing with bytes unread would reset the connection, and could take the answer away."""
     below = Below()
-    stream = WebStream(asyncio.Protocol(), unended=Unended(1500, 60.0))
+    stream = WebStream(asyncio.Protocol(), unended=Unended(1500, 60.0), turns=turns_of_loop())
     stream.connection_made(below)  # type: ignore[arg-type]  # as much of a transport as the stream needs
     for _ in range(3):
         stream.data_received(b"GET / HTTP/1.1\r\nX: " + b"x" * 10_000)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bester.broker.wire.messages import Request
+from bester.broker.wire.messages import Meta, Request
 from bester.handlers.app import Route, Runs
 from bester.handlers.message import Message
 from bester.handlers.payload import QuietError
@@ -37,9 +37,10 @@ class Starts:
         monkeypatch.setattr(threading.Thread, "start", start)
 
 
-def job(token: int, function: Callable[[Message], Any]) -> Job:
+def job(token: int, function: Callable[[Message], Any], user: str | None = None, peer: str | None = None) -> Job:
     route = Route(function, function, "f", Runs.THREAD, False, None)
-    return Request(token, "t", b"1", None, {}), route, 0, time.monotonic()
+    meta: Meta = {} if peer is None else {"peer": peer}
+    return Request(token, "t", b"1", user, meta), route, 0, time.monotonic()
 
 
 def threads_of(size: int, ends: Ends) -> Threads:
@@ -109,4 +110,25 @@ async def test_where_the_only_thread_is_late_others_do_not_wait_for_it(monkeypat
     assert (token, error.text) == (2, NO_THREAD)
     gate.set()
     assert await next_of(ends) == (1, True)
+    threads.close()
+
+
+async def test_senders_take_turns_whatever_one_has_in_hand() -> None:
+    gate, begun_one, ends = threading.Event(), threading.Event(), Ends()
+
+    def hold(message: Message) -> bool:
+        begun_one.set()
+        return gate.wait(PATIENCE_S)
+
+    threads = threads_of(1, ends)
+    threads.add(job(0, hold, "eve"))
+    assert begun_one.wait(PATIENCE_S)
+    for token in range(1, 100):
+        threads.add(job(token, lambda message: True, "eve"))
+    for token, user, peer in ((100, "alice", None), (101, "alice", None), (102, None, "s2"), (103, None, "s3")):
+        threads.add(job(token, lambda message: True, user, peer))
+    gate.set()
+    begun = [(await next_of(ends))[0] for _ in range(104)]
+    assert begun[:8] == [0, 1, 100, 102, 103, 2, 101, 3]
+    assert begun[8:] == list(range(4, 100))
     threads.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bester.broker.core.fair_queue import QUANTUM
+from bester.broker.core.jobs import Job
 from bester.broker.core.workers import MOST_EMPTY
 from tests.unit.test_core_workers import Crew, job
 
@@ -19,6 +20,34 @@ def test_user_who_says_little_does_not_wait_for_floods_that_come_in_batches() ->
         while worker.inflight:  # until nothing waits, and the queue is empty
             users.append(crew.finish(worker).user)
         assert number < 5 or users.index("v") <= 8 + QUANTUM
+
+
+def of_server(peer: str, origin: str) -> Job:
+    each = job(user=None)
+    each.scope, each.origin, each.peer = "server", origin, peer
+    return each
+
+
+def test_server_that_claims_ever_new_origins_has_the_turns_of_one_sender() -> None:
+    crew = Crew(1)
+    (worker,) = crew.crew
+    for number in range(20 * QUANTUM):
+        crew.come(of_server("liar", f"s{number}"))
+    for _ in range(4 * QUANTUM):
+        crew.come(job(user="v"))
+    taken = [crew.finish(worker).user for _ in range(8 * QUANTUM)]
+    assert taken.count("v") >= 3 * QUANTUM
+
+
+def test_server_that_claims_ever_new_origins_leaves_room_for_others() -> None:
+    crew, most = Crew(1), 10
+    crew.come(job())
+    number = 0
+    while crew.workers.bound_reached(of_server("liar", f"s{number}"), most, 1_000) is None:
+        crew.come(of_server("liar", f"s{number}"))
+        number += 1
+    assert number == most // 2
+    assert crew.workers.bound_reached(job(user="v"), most, 1_000) is None
 
 
 def test_queues_that_are_kept_are_few() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable
 
 from bester.bridge import native
@@ -13,6 +14,7 @@ from bester.bridge.certificates import Certificates
 from bester.bridge.connection import Connection
 from bester.bridge.listeners import Factory, Listener, listen_tcp, listen_tls, listen_unix, listen_web
 from bester.broker.config import NativeConfig
+from bester.broker.layer_turns import LayerTurns
 from bester.broker.logs import facts
 from bester.broker.tls_faults import TlsError
 from bester.broker.tls_stream import TlsStream
@@ -46,8 +48,9 @@ async def open_listeners(
             add(listener)
     if config.unix is not None:
         add(await listen_unix("[native] unix", str(config.unix), connection))
+    turns = _turns(loop)
     for address in () if config.tls is None else config.tls.listen:
-        add(await listen_tls(address, lambda: _secure(bridge, certificates, loop), shared=shared))
+        add(await listen_tls(address, lambda: _secure(bridge, certificates, loop, turns), shared=shared))
     if config.websocket is not None:
         factory, secure = _web(config, bridge, certificates, loop), config.tls is not None
         add(await listen_web(config.websocket, factory, secure=secure, shared=shared))
@@ -57,7 +60,7 @@ def _web(config: NativeConfig, bridge: Bridge, certificates: Certificates, loop:
     """Return the maker of a WebSocket listener's protocols: over TLS where there are certificates."""
     from bester.bridge.web_stream import Unended, WebStream  # most servers run without
 
-    limits = bridge.limits
+    limits, turns, tls_turns = bridge.limits, _turns(loop), _turns(loop)
     unended = Unended(limits.unfinished_bytes, limits.frame_s + config.max_frame / limits.frame_rate)
 
     def plain() -> WebStream:
@@ -71,17 +74,24 @@ def _web(config: NativeConfig, bridge: Bridge, certificates: Certificates, loop:
             )
 
         return WebStream(
-            connection, unended=unended, origins=config.websocket_origins, max_frame=config.max_frame, refused=refused
-        )
+            connection, unended=unended, turns=turns, origins=config.websocket_origins, max_frame=config.max_frame,
+            refused=refused,
+        )  # fmt: skip
 
     def secure() -> TlsStream:
         """Return the protocol of a connection with TLS."""
-        return TlsStream(plain(), certificates.listener, plain_answer=PLAIN_HTTP)
+        return TlsStream(plain(), certificates.listener, plain_answer=PLAIN_HTTP, turns=tls_turns)
 
     return plain if config.tls is None else secure
 
 
-def _secure(bridge: Bridge, certificates: Certificates, loop: asyncio.AbstractEventLoop) -> TlsStream:
+def _turns(loop: asyncio.AbstractEventLoop) -> LayerTurns:
+    return LayerTurns(time.monotonic, loop.call_soon)
+
+
+def _secure(
+    bridge: Bridge, certificates: Certificates, loop: asyncio.AbstractEventLoop, turns: LayerTurns
+) -> TlsStream:
     """Return the protocol of a connection to a listener of TLS."""
     connection = Connection(bridge, loop)
 
@@ -92,4 +102,6 @@ def _secure(bridge: Bridge, certificates: Certificates, loop: asyncio.AbstractEv
         )
 
     context = certificates.listener
-    return TlsStream(connection, context, plain_answer=PLAIN_ANSWER, opened=connection.secured, failed=failed)
+    return TlsStream(
+        connection, context, plain_answer=PLAIN_ANSWER, turns=turns, opened=connection.secured, failed=failed
+    )

@@ -30,6 +30,7 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from bester.bridge.frames import Splitter
 from bester.broker.layer import Layer
+from bester.broker.layer_turns import LayerTurns
 
 MAX_HEAD_BYTES = 16 * 1024
 """Bytes of the request for a WebSocket; a browser's has about a thousand."""
@@ -57,19 +58,20 @@ class Unended:
 class WebStream(Layer):
     """WebSocket connection. `origins` are the pages that may connect beside those of this host ("*": every page);
     `max_frame` is the length above which a message is not kept until its end, `unended` the bounds of those that have
-    begun. `refused` is called with the reason why a request was refused, or the connection ended.
+    begun, `turns` the connections with frames that wait. `refused` is called with the reason why a request was refused,
+    or the connection ended.
 
     `above` gets its connection before the handshake, so that its bounds of number and time hold for the handshake; what
     `above` writes before the end of the handshake ends the connection.
     """
 
     __slots__ = (
-        "_above", "_came", "_deadline", "_frames", "_head_bytes", "_max_frame", "_open", "_origins", "_over",
-        "_parting", "_refused", "_socket", "_unended",
+        "_above", "_came", "_deadline", "_enough", "_frames", "_head_bytes", "_max_frame", "_open", "_origins",
+        "_over", "_parting", "_refused", "_socket", "_turns", "_unended",
     )  # fmt: skip
 
     def __init__(
-        self, above: asyncio.Protocol, *, unended: Unended, origins: Collection[str] = (),
+        self, above: asyncio.Protocol, *, unended: Unended, turns: LayerTurns, origins: Collection[str] = (),
         max_frame: int = 1024 * 1024, refused: Callable[[str], None] = lambda why: None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -80,6 +82,8 @@ class WebStream(Layer):
         self._max_frame = max_frame
         self._refused = refused
         self._unended = unended
+        self._turns = turns
+        self._enough = 0.0  # time up to which this slice goes on
         self._came = bytearray()  # bytes of a message that has not ended
         self._deadline: asyncio.TimerHandle | None = None
         self._over = False  # the rest of a message that is too long is dropped
@@ -104,16 +108,45 @@ class WebStream(Layer):
                 return
         try:
             self._socket.receive_data(data)
+        except RemoteProtocolError as error:
+            self._on_fault(error)
+            return
+        except LocalProtocolError as error:
+            self._end_over(error)
+            return
+        if self._turns.take_in(self):
+            self._wait()
+
+    def go_on(self, enough: float) -> bool:
+        """Handle the request, or messages, up to the time `enough`; return whether there are more bytes to look at."""
+        self._enough = enough
+        try:
             for event in self._socket.events():
                 self._on_event(event)
+                if self._below is None or self._below.is_closing() or self._parting:
+                    break
+                if self._turns.clock() >= self._enough:
+                    return True
         except RemoteProtocolError as error:
             self._on_fault(error)
         except (LocalProtocolError, UnicodeDecodeError) as error:
-            self._refused(str(error))
+            self._end_over(error)
+        except BaseException:
+            self.abort()
+            raise
+        self._catch_up()
+        return False
+
+    def _end_over(self, error: Exception) -> None:
+        self._refused(str(error))
+        if self._below is not None:
             self._below.close()
 
     def eof_received(self) -> bool:
         """End the session: a WebSocket cannot end in one direction alone."""
+        if self._waits:
+            self._end_waits = True
+            return True
         self._above.eof_received()
         return False
 
@@ -125,6 +158,7 @@ class WebStream(Layer):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open = False
+        self._turns.forget(self)
         self._take()
         self._above.connection_lost(exc)
 
@@ -181,16 +215,21 @@ class WebStream(Layer):
         self._unended.held_bytes += len(data)
         if len(self._came) > self._max_frame:
             self._over = True
-            self._above.data_received(struct.pack("<I", len(self._take())))
+            self._pass_on(struct.pack("<I", len(self._take())))
         elif part.message_finished:
             body = self._take()
-            self._above.data_received(struct.pack("<I", len(body)) + body)
+            self._pass_on(struct.pack("<I", len(body)) + body)
         elif self._unended.held_bytes > self._unended.most_bytes:
             self._end_early(1013, "too many messages have begun and not ended")
         elif self._deadline is None:
             self._deadline = asyncio.get_running_loop().call_later(
                 self._unended.patience_s, self._end_early, 1008, "a message took too long"
             )
+
+    def _pass_on(self, data: bytes) -> None:
+        began = self._turns.clock()
+        self._above.data_received(data)
+        self._enough += self._turns.leave_out(began)
 
     def _take(self) -> bytearray:
         """Return what is held of a message, and hold it no more."""

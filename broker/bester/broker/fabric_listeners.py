@@ -33,7 +33,8 @@ IO_THREADS = 2
 """Threads of ZeroMQ: one for parties on this machine, and one for those on tcp, so that the bytes of an ipc socket wait
 for no flood that is decrypted."""
 BACKLOG = 1024
-"""Waiting ipc connections: all handlers of a busy machine at once, at its start."""
+"""Connections that wait to be accepted: all handlers of a busy machine at once, at its start. ZeroMQ's own bound is
+100, which a stranger fills in a moment: an honest party's connection begins a second later then, or never."""
 LINGER_MS = 200
 """Time of the last GOODBYEs to leave."""
 
@@ -82,6 +83,7 @@ class FabricListeners:
         self._reading.append(ReadUntil(time.monotonic()))
         socket.socket.router_mandatory = 1
         socket.socket.ipv6 = "[" in endpoint
+        socket.socket.backlog = BACKLOG
         socket.socket.affinity = 1 << (where.transport != "ipc")
         self._bind(socket, endpoint, where)
         socket.register()

@@ -7,23 +7,51 @@ from typing import Any
 
 
 class Layer(asyncio.Protocol, asyncio.Transport):
-    """Passes on what a layer has no opinion of; `_below` is None before the connection is made."""
+    """Passes on what a layer has no opinion of; `_below` is None before the connection is made.
 
-    __slots__ = ("_below",)
+    A layer that waits for its turn to take apart what has come is not read from, whatever the protocol above says.
+    """
+
+    __slots__ = ("_above_pauses", "_below", "_end_waits", "_waits")
 
     def __init__(self) -> None:
         super().__init__()
         self._below: asyncio.Transport | None = None
+        self._waits = False
+        self._above_pauses = False
+        self._end_waits = False  # behind what has come the peer has ended the stream
+
+    def _wait(self) -> None:
+        """Read no more before this layer has caught up."""
+        if not self._waits and self._below is not None:
+            self._waits = True
+            self._below.pause_reading()
+
+    def _catch_up(self) -> None:
+        """Read on, or take in the end of the stream that has come, where this layer has waited."""
+        if not self._waits:
+            return
+        self._waits = False
+        below = self._below
+        if below is None or below.is_closing():
+            return
+        if self._end_waits:
+            if not self.eof_received():
+                below.close()
+        elif not self._above_pauses:
+            below.resume_reading()
 
     def is_closing(self) -> bool:
         return self._below is None or self._below.is_closing()
 
     def pause_reading(self) -> None:
+        self._above_pauses = True
         if self._below is not None:
             self._below.pause_reading()
 
     def resume_reading(self) -> None:
-        if self._below is not None:
+        self._above_pauses = False
+        if self._below is not None and not self._waits:
             self._below.resume_reading()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import ssl
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, TypeVar, cast
 
 from bester.broker.layer import Layer
+from bester.broker.layer_turns import LayerTurns
 from bester.broker.names import connect
 from bester.broker.tls_faults import PLAIN_TEXT, TlsError, fault_of
 
@@ -47,12 +49,12 @@ class TlsStream(Layer):
     At the server's side `above` gets its connection before the handshake, and what it writes before the end of the
     handshake ends the connection; at the client's side `above` gets its connection after the handshake. `opened` is
     called after the handshake, `failed` once where TLS ends the connection. `plain_answer` is sent to a peer that
-    speaks plain text.
+    speaks plain text. With `turns` handshakes and records have a part of each turn of the loop.
     """
 
     __slots__ = (
         "_above", "_connected", "_failed", "_fault", "_head", "_host", "_in", "_opened", "_out",
-        "_peer_ended", "_phase", "_plain_answer", "_ssl", "_truncated", "waiter",
+        "_peer_ended", "_phase", "_plain_answer", "_ssl", "_truncated", "_turns", "waiter",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +64,7 @@ class TlsStream(Layer):
         *,
         host: str | None = None,
         plain_answer: bytes = b"",
+        turns: LayerTurns | None = None,
         opened: Callable[[TlsStream], None] = _ignore,
         failed: Callable[[TlsError], None] = _ignore,
     ) -> None:
@@ -69,6 +72,7 @@ class TlsStream(Layer):
         self._above = above
         self._host = host
         self._plain_answer = plain_answer
+        self._turns = turns
         self._opened = opened
         self._failed = failed
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -103,7 +107,7 @@ class TlsStream(Layer):
         """Take in bytes of the peer: of the handshake, or encrypted ones of the stream."""
         if self._phase is Phase.OPEN:
             self._in.write(data)
-            self._read()
+            self._take_turn()
         elif self._phase is Phase.SHAKING:
             if self._head is not None:
                 data = self._head + data
@@ -115,10 +119,33 @@ class TlsStream(Layer):
                     self._on_plain_text()
                     return
             self._in.write(data)
-            self._shake()
+            self._take_turn()
+
+    def _take_turn(self) -> None:
+        if self._turns is None:
+            self.go_on(math.inf)
+        elif self._turns.take_in(self):
+            self._wait()
+
+    def go_on(self, enough: float) -> bool:
+        """Go on with the handshake, and decrypt what has come behind, up to the time `enough`; return whether there is
+        more."""
+        try:
+            if self._phase is Phase.SHAKING:
+                self._shake()
+            if self._phase is Phase.OPEN and self._read(enough):
+                return True
+        except BaseException:
+            self.abort()
+            raise
+        self._catch_up()
+        return False
 
     def eof_received(self) -> bool:
         """Handle the end of the peer's bytes: without the notice of TLS before, the stream may be cut off."""
+        if self._waits:
+            self._end_waits = True
+            return True
         if self._phase is Phase.SHAKING:
             self._fail(TlsError("the other side closed the connection during the TLS handshake", unread=True))
         if self._phase is Phase.ENDED:
@@ -137,6 +164,8 @@ class TlsStream(Layer):
             self._above.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._turns is not None:
+            self._turns.forget(self)
         if self._phase is Phase.SHAKING:
             why = "was lost" if exc is not None else "was closed"
             self._fail(TlsError(f"the connection {why} during the TLS handshake", unread=True))
@@ -168,32 +197,38 @@ class TlsStream(Layer):
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
         self._opened(self)
-        if self._phase is Phase.OPEN:
-            self._read()
 
-    def _read(self) -> None:
-        """Decrypt what has come, and pass it on as one piece."""
+    def _read(self, enough: float) -> bool:
+        """Decrypt what has come up to the time `enough`, and pass it on as one piece; return whether there is more."""
         pieces: list[bytes] = []
         fault = None
-        notified = False
-        read = self._ssl.read
+        notified = has_more = False
+        read, clock = self._ssl.read, None if self._turns is None else self._turns.clock
         try:
             while piece := read(RECORD_BYTES):
                 pieces.append(piece)
-            notified = True
+                if clock is not None and clock() >= enough:
+                    has_more = True
+                    break
+            else:
+                notified = True
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
             fault = fault_of(error, self._host)
         self._pump()
         if pieces:
+            began = 0.0 if self._turns is None else self._turns.clock()
             self._above.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            if self._turns is not None:
+                self._turns.leave_out(began)
         if fault is not None:
             self._fail(fault)
         elif notified and not self._peer_ended and self._phase is Phase.OPEN:
             self._peer_ended = True
             if not self._above.eof_received():
                 self.close()
+        return has_more
 
     def _pump(self) -> None:
         """Hand encrypted bytes to the transport below."""

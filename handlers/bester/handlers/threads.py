@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -47,6 +47,38 @@ class Overdue(NamedTuple):
     running: list[tuple[Job, str]]
 
 
+class _Turns:
+    """Requests that wait for a thread: senders take turns, each with its oldest request.
+
+    The requests in hand may all be one sender's, as many as the credit. Another's request waits for those that run, and
+    not for all of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queues: dict[Hashable, deque[Job]] = {}  # by sender, the next one first
+
+    def put(self, job: Job) -> None:
+        """Queue a request."""
+        request = job[0]
+        sender = request.user if request.user is not None else ("server", request.meta.get("peer"))
+        with self._lock:
+            queue = self._queues.get(sender)
+            if queue is None:
+                self._queues[sender] = deque((job,))
+            else:
+                queue.append(job)
+
+    def get(self) -> Job:
+        """Take the next request; one must be there."""
+        with self._lock:
+            sender = next(iter(self._queues))
+            queue = self._queues.pop(sender)
+            job = queue.popleft()
+            if queue:
+                self._queues[sender] = queue
+            return job
+
+
 class Threads:
     """Threads of one worker. `done(job, result)` and `failed(job, error)` are called on the loop. The queue is bounded
     by the credit. `due(job)` returns the deadline of a request (monotonic seconds).
@@ -67,7 +99,8 @@ class Threads:
         self._due = due
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._turns = _Turns()
+        self._calls: SimpleQueue[bool] = SimpleQueue()  # True for each request in `_turns`; False ends a thread
         self._waiting: dict[int, Job] = {}  # by id; a thread or `overdue` owns the job that it removes
         self._running: dict[int, Job] = {}  # by thread
         self._late: dict[int, Job] = {}  # by id: running and overdue
@@ -95,7 +128,8 @@ class Threads:
             self._has_ended(job, None, QuietError(NO_THREAD))
             return
         self._waiting[id(job)] = job
-        self._jobs.put(job)
+        self._turns.put(job)
+        self._calls.put(True)
 
     def _start(self) -> bool:
         """Start another thread. False: the system has none for us."""
@@ -146,11 +180,12 @@ class Threads:
     def close(self) -> None:
         """Let each thread end after its present request."""
         for _ in range(self._count):
-            self._jobs.put(None)
+            self._calls.put(False)
 
     def _work(self) -> None:
         me = threading.get_ident()
-        while (job := self._jobs.get()) is not None:
+        while self._calls.get():
+            job = self._turns.get()
             if self._waiting.pop(id(job), None) is None:  # given up before it was begun
                 continue
             result: Any = None

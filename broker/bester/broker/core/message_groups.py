@@ -60,6 +60,7 @@ def oldest(item: QueueItem) -> Job:
 
 
 def sender_of(item: QueueItem) -> Hashable:
-    """Return the sender with whom the others of a queue take turns: the user, or the server that the message is of."""
+    """Return the sender with whom the others of a queue take turns: the user, or the server that has sent the message
+    here. The origin is that server's claim: with a new one for each message it would be first always."""
     job = oldest(item)
-    return job.user if job.user is not None else ("server", job.origin)
+    return job.user if job.user is not None else ("server", job.peer or job.origin)

@@ -14,6 +14,7 @@ import errno
 import hmac
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from importlib.resources import files
@@ -23,6 +24,7 @@ from aiohttp import web
 
 from bester.broker.config import OperatorConfig
 from bester.broker.doctor.live import findings_of
+from bester.broker.layer_turns import LayerTurns
 from bester.broker.logs import facts
 from bester.broker.operator import metrics
 from bester.broker.operator.access import Access, name_in_certificate
@@ -324,7 +326,8 @@ async def serving(broker: Broker, config: OperatorConfig) -> AsyncIterator[str]:
     broker.reread_operator = access.reload
     watch = asyncio.get_running_loop().create_task(_watch(access))
     try:
-        make = connections if access.context is None else partial(_secure, access, connections)
+        turns = LayerTurns(time.monotonic, asyncio.get_running_loop().call_soon)
+        make = connections if access.context is None else partial(_secure, access, connections, turns)
         with contextlib.closing(await _listening(make, host, port)) as listener:
             name = listener.sockets[0].getsockname()
             address = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
@@ -344,7 +347,7 @@ async def _watch(access: Access) -> None:
         await asyncio.sleep(LOOK_S)
 
 
-def _secure(access: Access, connections: Connections) -> TlsStream:
+def _secure(access: Access, connections: Connections, turns: LayerTurns) -> TlsStream:
     """Return the protocol of a connection with TLS. Its bounds of number and time hold for the handshake too."""
     assert access.context is not None
     connection = connections()
@@ -354,7 +357,7 @@ def _secure(access: Access, connections: Connections) -> TlsStream:
         extra = facts("tls-failed", address=address, why=str(fault))
         log.warning("TLS with %s failed: %s", address, fault, extra=extra)
 
-    return TlsStream(connection, access.context, plain_answer=PLAIN_ANSWER, failed=failed)
+    return TlsStream(connection, access.context, plain_answer=PLAIN_ANSWER, turns=turns, failed=failed)
 
 
 async def _listening(make: Callable[[], asyncio.Protocol], host: str, port: int) -> asyncio.Server:
