@@ -96,7 +96,7 @@ class Stand:
 
     def _carry_out(self, effects: Effects) -> None:
         self.driver.add(effects.writes, effects.reads)
-        self.sent += effects.messages[LINK]
+        self.sent += effects.messages.get(LINK, ())
         self.notices += [call for call in effects.calls if isinstance(call, Notice)]
 
     @property

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any
 
 from bester.bridge import native
 from bester.bridge.acks import Acks
+from bester.bridge.answers import Answers
 from bester.bridge.brokers import Broker
 from bester.bridge.confirmations import UNCONFIRMED, Confirmations, Delivery
 from bester.bridge.limits import Limits
@@ -20,27 +20,11 @@ from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.senders import Sender
-from bester.bridge.submissions import State, Submission
+from bester.bridge.submissions import Submission
 from bester.broker.wire.messages import Deliver
 
 Reporter = Callable[[int, int, str | None, str | None, dict[str, str] | None, float], None]
 """Function that writes a report: token, status, reason, message, recipients, now."""
-
-
-_SENT = State.SENT
-
-
-class _Answers:
-    """Answers for one connection, the `owner`, that are not written yet: the pieces of their frames, and count and size
-    of the messages that they report. There is `room` for so many more bytes."""
-
-    __slots__ = ("count", "owner", "pieces", "room", "submitted_bytes")
-
-    def __init__(self, owner: ClientConnection, room: int) -> None:
-        self.owner = owner
-        self.room = room
-        self.pieces: list[bytes] = []
-        self.count = self.submitted_bytes = 0
 
 
 class Deliveries:
@@ -66,16 +50,12 @@ class Deliveries:
         self._targets = targets
         self._offer = outbound.offer
         self._offer_to_others = outbound.offer_to_others
-        self._room, self._push_run = outbound.room, outbound.push_run
         self._is_among = outbound.is_among
         self._share = outbound.share
-        self._report, self._reported = report, reported
+        self._report = report
         self._wake = wake
         self._clock = clock
-        self._type: str | None = None  # of the latest answer, with its origin and its mark
-        self._origin: Any = None
-        self._mark: Any = None
-        self._template = native.Answer("", {})
+        self._answers = Answers(targets, outbound, reported)
         self._acks = Acks(limits, reached)
         self.turn_to(broker)
 
@@ -93,74 +73,22 @@ class Deliveries:
         """Write the frames of a run of deliveries, in order, until `budget` copies were made for connections, of
         deliveries to several. Return the number of deliveries handled, and what is left of the budget.
 
-        Answers that go to their senders alone are written together, one piece for each connection: each frame with the
-        good report behind it."""
-        unreported = self._unreported
-        answers: dict[int, _Answers] = {}  # by session
-        serials: list[int] = []  # of these answers
+        Answers to their senders alone are written together."""
+        unreported, answers = self._unreported, self._answers
         for number, message in enumerate(run, 1):
-            token, targets = message.token, message.targets
+            token = message.token
             submission = None if token is None else unreported.get(token)
-            if (
-                token is not None and submission is not None
-                and len(targets) == 1 and len(target := targets[0]) == 2
-                and target[1] == (session := submission.session)
-            ):  # fmt: skip
-                of_one = answers.get(session) or self._begin_answers(session, answers)
-                if of_one is not None and self._answer(message, target[0], submission, of_one):
-                    del unreported[token]
-                    serials.append(message.serial)
-                    continue
-            if answers:
-                self._write_answers(answers, serials, now)
-                answers, serials = {}, []
+            if token is not None and submission is not None and answers.add(message, submission):
+                del unreported[token]
+                continue
+            if answers.pieces:
+                answers.write(self._confirmations, now)
             budget -= self._deliver(message, submission, now)
             if budget <= 0:
                 return number, budget
-        if answers:
-            self._write_answers(answers, serials, now)
+        if answers.pieces:
+            answers.write(self._confirmations, now)
         return len(run), budget
-
-    def _begin_answers(self, session: int, answers: dict[int, _Answers]) -> _Answers | None:
-        """Begin the answers for a session; None where its frames must be written one by one."""
-        owner = self._targets.get(session)
-        if owner is None or owner.session.acks:
-            return None
-        begun = answers[session] = _Answers(owner, self._room(owner))
-        return begun
-
-    def _answer(self, message: Deliver, target: int, submission: Submission, answers: _Answers) -> bool:
-        """Add an answer to its sender to those before it, if there is room for it. Such a frame needs no mark: the
-        order of the stream is confirmation enough, unless the client may ask for the report on another connection."""
-        meta, type_, id_ = message.meta, message.type, message.id
-        message_id = meta.get("message")
-        if submission.state is not _SENT or "dedup" in submission.submit.meta or message_id is None:
-            return False
-        origin, mark = meta.get("origin"), meta.get("redelivered")
-        if type_ != self._type or origin != self._origin or mark is not self._mark:
-            self._type, self._origin, self._mark = type_, origin, mark
-            self._template = native.Answer(type_, meta)
-        result_id = f"{id_}.{target}" if target else f"{id_}.0"  # as good as always the first: half the time
-        room = self._template.write(answers.pieces, answers.room, result_id, message.body, submission.id, message_id)
-        if room < 0:
-            return False
-        answers.room = room
-        answers.count += 1
-        answers.submitted_bytes += submission.size
-        return True
-
-    def _write_answers(self, answers: dict[int, _Answers], serials: list[int], now: float) -> None:
-        """Write answers, in one piece for each connection, and count their messages as reported; `serials` are those of
-        their deliveries."""
-        if serials:
-            self._confirmations.at_once(serials)
-        for each in answers.values():
-            if each.count:
-                window, count, size_bytes = each.owner.session.window, each.count, each.submitted_bytes
-                window.sender.on_copies(1, count)
-                window.count_out(count, size_bytes, size_bytes)
-                self._push_run(each.owner, b"".join(each.pieces))
-                self._reported(each.owner, now)
 
     def _deliver(self, message: Deliver, submission: Submission | None, now: float) -> int:
         """Write a delivery's frames; return the number of copies that were made for connections, where there are

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Raw
 
-from bester.bridge.frames import HEADER_BYTES, HEADERS, SHORT_BYTES, frame
+from bester.bridge.frames import frame
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.json_text import DEPTH_LIMIT, TOO_DEEP, UNPAIRED, is_utf8, too_deep, with_unpaired
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TOKEN, MAX_TTL_S, Meta
@@ -391,7 +391,7 @@ def is_object(body: bytes) -> bool:
 # --- writing ---------------------------------------------------------------------------------------------------
 
 AUTH_ID = b'"auth_special"'
-_GOOD = b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":'
+GOOD = b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":'
 _BAD = b'{"header":{"messageType":"statusReport","status":"bad"},"payload":{"id":'
 
 
@@ -405,7 +405,7 @@ def report(
 ) -> bytes:
     """Return a status report's frame; `id_` is JSON text, `message` the server's own id of the message, `note` a text
     beside the reason."""
-    parts = [_BAD if status else _GOOD, id_]
+    parts = [_BAD if status else GOOD, id_]
     if message is not None:
         parts += (b',"message":', _text(message))
     if status:
@@ -420,7 +420,7 @@ def report(
 
 def logged_in(max_frame: int) -> bytes:
     """Return the frame that accepts a login; `max_frame`: bytes of the longest frame taken from this client."""
-    return frame(b'%b%b,"max_frame":%d}}' % (_GOOD, AUTH_ID, max_frame))
+    return frame(b'%b%b,"max_frame":%d}}' % (GOOD, AUTH_ID, max_frame))
 
 
 def refused(reason: str, retry_ms: int | None = None) -> bytes:
@@ -448,7 +448,7 @@ def outcomes(id_: bytes, message: str, recipients: dict[str, str] | None) -> byt
     return frame(b'{"header":{"status":"0"},"payload":{"data":%b,"id":%b,"type":"builtin"}}' % (data, id_))
 
 
-_RECEIVED = b'{"header":{"messageType":"receivedMessage","id":'
+RECEIVED = b'{"header":{"messageType":"receivedMessage","id":'
 
 
 def around_body(type_: str, meta: Meta) -> tuple[bytes, bytes]:
@@ -463,7 +463,7 @@ def around_body(type_: str, meta: Meta) -> tuple[bytes, bytes]:
 def envelope(id_: str, type_: str, body: bytes, meta: Meta) -> tuple[bytes, bytes]:
     """Return the parts before and behind the number of the target (and its dot) in the frames of one delivery."""
     before, behind = around_body(type_, meta)
-    return _RECEIVED + _text(id_)[:-1], b"".join((before, body, behind))
+    return RECEIVED + _text(id_)[:-1], b"".join((before, body, behind))
 
 
 SHARED_BYTES = 4096
@@ -478,40 +478,6 @@ def delivered(head: bytes, target: int, tail: bytes) -> tuple[bytes, ...]:
     if len(tail) > SHARED_BYTES:
         return b"".join((length, head, number)), tail
     return (b"".join((length, head, number, tail)),)
-
-
-_GOOD_MESSAGE = b',"message":'
-_END = b"}}"
-_GOOD_BYTES = len(_GOOD) + len(_GOOD_MESSAGE) + len(_END)
-_HEADERS_BYTES = 2 * HEADER_BYTES
-
-
-class Answer:
-    """Template of answers of one type, origin and mark: a receivedMessage frame of a delivery to one target, and behind
-    it the good report on the message that the delivery completes."""
-
-    __slots__ = ("_after_id", "_behind", "_received_bytes")
-
-    def __init__(self, type_: str, meta: Meta) -> None:
-        before, self._behind = around_body(type_, meta)
-        self._after_id = before[1:]  # its quote ends the text of the id
-        self._received_bytes = len(_RECEIVED) + len(self._after_id) + len(self._behind)
-
-    def write(self, pieces: list[bytes], room: int, id_: str, body: bytes, sent_id: bytes, message: str) -> int:
-        """Add an answer to `pieces`, where it is no longer than `room`; return what is left of the room, below 0 where
-        it is longer. `id_` is that of the delivery and its target."""
-        id_text, message_text = _text(id_), _text(message)
-        received = self._received_bytes + len(id_text) + len(body)
-        good = _GOOD_BYTES + len(sent_id) + len(message_text)
-        left = room - received - good - _HEADERS_BYTES
-        if left >= 0:
-            pieces += (
-                HEADERS[received] if received < SHORT_BYTES else received.to_bytes(4, "little"),
-                _RECEIVED, id_text, self._after_id, body, self._behind,
-                HEADERS[good] if good < SHORT_BYTES else good.to_bytes(4, "little"),
-                _GOOD, sent_id, _GOOD_MESSAGE, message_text, _END,
-            )  # fmt: skip
-        return left
 
 
 def to_server(token: int, type_: str, body: bytes, meta: Meta) -> bytes:

@@ -114,7 +114,7 @@ class Commands:
                 if home is not None and not (queues.messages and self._must_queue(job, name)):
                     bridge, sessions = home
                     if bridge is not link:
-                        link, outstanding, messages = bridge, self._deliveries.of(bridge), self._out.messages[bridge]
+                        link, outstanding, messages = bridge, self._deliveries.of(bridge), self._out.messages_on(bridge)
                     completes = job.case.completes_on(bridge)
                     messages.append(
                         self._deliver(job, f"{job.id}.0", command, sessions, None, completes, outstanding, now)

@@ -250,7 +250,7 @@ class Dispatcher:
             requests.append(request)
         if requests:
             self._workers.assign(worker, given)
-            self._out.messages[worker.link] += requests
+            self._out.messages_on(worker.link).extend(requests)
 
     def feed(self, worker: Worker, now: float) -> None:
         """Assign waiting messages to a worker up to its credit, and requeued messages to all free workers."""

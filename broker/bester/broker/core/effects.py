@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct, field
@@ -172,7 +171,7 @@ class Effects(Struct, eq=False):  # a Struct, since every batch of a link has on
     """
 
     reached: Counter[str] = field(default_factory=Counter)
-    messages: defaultdict[Link, list[Message]] = field(default_factory=partial(defaultdict, list))
+    messages: dict[Link, list[Message]] = {}
     calls: list[ShellCall] = []
     writes: list[Write] = []
     reads: list[StoreRead] = []
@@ -182,7 +181,11 @@ class Effects(Struct, eq=False):  # a Struct, since every batch of a link has on
 
     def send(self, link: Link, message: Message) -> None:
         """Send a message on a link."""
-        self.messages[link].append(message)
+        self.messages_on(link).append(message)
+
+    def messages_on(self, link: Link) -> list[Message]:
+        """Return the messages of this call on a link, behind which others may be put."""
+        return self.messages.setdefault(link, [])
 
     def read(self, request: Read, on_answer: Callable[[Any, float], None]) -> None:
         """Ask the store for something; `on_answer(answer, now)` is called with the answer, in a later turn."""
