@@ -261,6 +261,23 @@ def test_later_outcome_of_a_message_that_nobody_knows_is_taken_in_the_end() -> N
     assert found == ["failed:overloaded", "delivered", "delivered"]
 
 
+def test_later_outcome_waits_for_a_broker_that_is_silent_but_not_for_ever() -> None:
+    server = Server(relay_s=30.0, restart_s=1.0)
+    two = server.two
+    two.now += 60.0
+    peer = two.server("s2")
+    body = b'{"message":"s1/x/1.0.0","outcome":"delivered"}'
+    server.end()
+    waited_s, began = 0.0, two.now
+    for number in range(1, 300):
+        two.relay(peer, OUTCOME_TYPE, body, id=f"o{number}", lane=["e2", number, number])
+        if two.one(peer, Relayed).outcome == "delivered":
+            break
+        server.adopt()
+        waited_s = two.now - began
+    assert 120.0 < waited_s < 180.0
+
+
 @pytest.mark.parametrize("answer", [None, Adopted()])
 def test_adoption_without_an_answer_is_asked_for_again_under_its_numbers(answer: Adopted | None) -> None:
     server = Server()

@@ -69,6 +69,8 @@ class Adoption:
         if brokers is None:
             return
         self._brokers, self._seen_at = brokers, now
+        if any(each.state == "dead" for each in brokers.all):
+            self._late_outcomes.on_silent_broker(now)
         if brokers.abandoned:
             self._begin(now)
 

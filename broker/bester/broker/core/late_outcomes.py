@@ -39,6 +39,8 @@ from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, QUEUED, SENT, f
 
 MAX_OUTCOME_BYTES = 4096
 """Bytes of a late outcome from another server: an id and a code."""
+SILENT_TIMES = 5
+"""Times that a server may take to answer, for which an outcome is sent again at most because a broker was silent."""
 MAX_COUNTED = 65_536
 """Messages whose late outcomes are counted in memory; those of others are read from the disk again."""
 
@@ -68,6 +70,7 @@ class LateOutcomes:
         self._counted: OrderedDict[int, tuple[int, str]] = OrderedDict()
         self._is_shared = is_shared
         self._unknown: OrderedDict[tuple[str, str], float] = OrderedDict()  # servers and ids, and since when
+        self._silent_at = now
 
     def on_ended(self, entry: Entry, outcome: str, now: float, *, amended: bool = False) -> None:
         """Send the outcome of a queued message that has ended to its recipient; bury a message that a server
@@ -117,6 +120,11 @@ class LateOutcomes:
             known = self._disowned.get(user, (upto, at_s))
             self._disowned[user] = known[0], max(known[1], at_s)
         self._started = now
+
+    def on_silent_broker(self, now: float) -> None:
+        """Take in that another broker of this server is silent: where it is frozen, it has yet to record what other
+        servers have answered."""
+        self._silent_at = now
 
     def _owns(self, entry: Entry) -> bool:
         """Return whether the sender of a message has the account with which the message was sent."""
@@ -222,10 +230,11 @@ class LateOutcomes:
 
     def _may_be_known(self, peer: str, id_: str, now: float) -> bool:
         """Return whether another broker of this server may have sent the message, and not recorded it yet: for as long
-        as a server may take to answer, since the outcome came for the first time."""
+        as a server may take to answer, since the outcome came for the first time, or a broker was silent."""
         if not self._is_shared:
             return False
         since = self._unknown.setdefault((peer, id_), now)  # which stays: a message has several outcomes
         if len(self._unknown) > MAX_COUNTED:
             self._unknown.popitem(last=False)
-        return now - since < self._settings.limits.relay_s
+        answer_s = self._settings.limits.relay_s
+        return now - max(since, self._silent_at) < answer_s and now - since < SILENT_TIMES * answer_s
