@@ -122,6 +122,7 @@ class Cluster:
     """A scenario, played by `run`; BrokenRuleError names the broken rule, `world.told()` is the whole story."""
 
     option = " --brokers 2"
+    bridges_mark = True
 
     def __init__(self, seed: int, *, telling: bool = True) -> None:
         self.world = World(seed, telling=telling)

@@ -280,7 +280,6 @@ class ClusterBridge:
 
     def _deliver(self, at: int, deliver: Deliver) -> None:
         """Write a delivery to its sessions after a while, and confirm that; in the order of the link."""
-        (deliver,) = self._marked.take((deliver,), at)
         life, chance = self._lives[at], self.world.random
         when = self._last_s[at] = max(self._last_s[at], self.world.now + chance.uniform(0.0, self._slow_s))
 
@@ -288,13 +287,14 @@ class ClusterBridge:
             if not self.up or life != self._lives[at]:
                 return  # the broker has the link's deliveries for unconfirmed
             failed = []
+            (written,) = self._marked.take((deliver,))
             for t, *sessions in deliver.targets:
                 devices = [self._devices[session] for session in sessions if session in self._devices]
                 for device in devices:
                     device.seen(
                         Arrival(
                             self.world.now, device.life, f"{deliver.id}.{t}", deliver.type, deliver.body,
-                            deliver.meta.get("redelivered") is True,
+                            written.meta.get("redelivered") is True,
                         )
                     )  # fmt: skip
                 if not devices:

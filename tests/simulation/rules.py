@@ -199,6 +199,7 @@ class Rules:
     ) -> None:
         seen: dict[Leaf, set[str]] = defaultdict(set)
         unmarked: dict[Leaf, set[str]] = defaultdict(set)
+        marked: set[tuple[int, str]] = set()  # lives and ids
         for arrival in client.arrivals:
             if programs.is_liars(arrival.body):
                 continue
@@ -211,7 +212,13 @@ class Rules:
             repeated = arrival.id.partition(".")[0] in self.scenario.neighbour.repeated  # its host moved
             if calm and not repeated and (arrival.id in ids or (counted and len(ids) >= meant[leaf])):
                 raise BrokenRuleError(f"{client.name} got something again, and nothing had happened: {arrival}")
-            if not arrival.marked:  # an unmarked copy is allowed, even if another was faster
+            if arrival.marked:
+                marked.add((arrival.life, arrival.id))
+            else:  # an unmarked copy is allowed, even if another was faster, unless one bridge has both
+                if self.scenario.bridges_mark and (arrival.life, arrival.id) in marked:
+                    raise BrokenRuleError(
+                        f"{client.name} got the second of two copies, and it is not marked: {arrival}"
+                    )
                 again = arrival.id in first or (counted and len(first) >= meant[leaf])
                 if again and not any(server.forgot for server in self.scenario.servers):
                     raise BrokenRuleError(f"{client.name} got something again, and it is not marked: {arrival}")

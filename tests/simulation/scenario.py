@@ -50,6 +50,7 @@ class Scenario:
     """
 
     option = ""
+    bridges_mark = False  # the second of two brokers' copies of a message
 
     def __init__(self, seed: int, *, telling: bool = True) -> None:
         self.world = World(seed, telling=telling)

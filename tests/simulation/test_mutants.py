@@ -13,6 +13,7 @@ import pytest
 
 from bester.bridge.bridge import Bridge
 from bester.bridge.intake import Intake
+from bester.bridge.marked import Marked
 from bester.bridge.senders import STRANGERS, Sender, Senders
 from bester.bridge.submissions import Submissions
 from bester.broker.core import commands, dispatcher, policy, relays, workers
@@ -331,6 +332,12 @@ def test_delivery_whose_mark_waits_in_memory_for_a_store_that_is_away_is_noticed
     honest = Queues._on_mark_written
     monkeypatch.setattr(Queues, "_on_mark_written", hasty)
     assert "not marked" in broken_seeds(0, CLUSTER, likely=7604)
+
+
+def test_second_copy_that_no_bridge_marks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one came marked from the broker that took over, which delivers what it has adopted as well."""
+    monkeypatch.setattr(Marked, "take", lambda self, run: run)
+    assert "got the second of two copies" in broken_seeds(500, CLUSTER, likely=41)
 
 
 def test_message_that_another_broker_knows_and_that_is_not_marked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

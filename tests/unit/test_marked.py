@@ -1,4 +1,4 @@
-"""Deliveries of several brokers: the second one of a message is marked, whichever broker it comes from."""
+"""Deliveries of several brokers: what comes behind a marked one of a message is marked, whichever broker it is of."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ORDERS = pytest.mark.parametrize(
         (("b2", True), ("b1", False), [True, True]),
         (("b1", False), ("b2", True), [False, True]),
         (("b1", False), ("b1", False), [False, False]),
-        (("b2", True), ("b2", False), [True, False]),  # a broker knows what it marks
+        (("b2", True), ("b2", False), [True, True]),  # adopted from the broker that had it first
     ],
 )
 
 
 @pytest.mark.parametrize("waits", [False, True])
 @ORDERS
-def test_what_comes_behind_the_marked_delivery_of_another_broker_is_marked(
+def test_what_comes_behind_a_marked_delivery_is_marked(
     first: tuple[str, bool], second: tuple[str, bool], marks: list[bool], waits: bool
 ) -> None:
     scene = Cluster(turn_frames=1)
@@ -55,8 +55,8 @@ def test_what_comes_behind_the_marked_message_for_a_server_is_marked_too(
 def test_deliveries_that_are_remembered_are_few_and_the_latest() -> None:
     marked = Marked()
     for number in range(2 * MOST):
-        marked.take([Deliver(1, f"s/{number}", "t", b"", [], None, MARK)], "b2")
+        marked.take([Deliver(1, f"s/{number}", "t", b"", [], None, MARK)])
     assert len(marked) == MOST
-    latest, old = marked.take([Deliver(1, f"s/{number}", "t", b"", []) for number in (2 * MOST - 1, 0)], "b1")
+    latest, old = marked.take([Deliver(1, f"s/{number}", "t", b"", []) for number in (2 * MOST - 1, 0)])
     assert latest.meta == MARK
     assert old.meta == {}

@@ -29,7 +29,7 @@ class Forwards:
         if self._brokers.are_several:
             token = next(self._tokens)
             self._carried[token] = broker, message.token
-            message = self._marked.take_forward(message, broker)
+            message = self._marked.take_forward(message)
         if self.carry is None:
             self.on_forwarded(token, failed("unreachable"), {"unsent": True})
         else:

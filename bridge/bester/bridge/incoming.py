@@ -101,7 +101,7 @@ class Incoming:
             if frames <= 0:
                 left.extend(run)
             elif kind is Deliver:
-                deliveries = self._marked.take(run, self._broker) if self._are_several else run
+                deliveries = self._marked.take(run) if self._are_several else run
                 handled, frames = self._deliveries.deliver(deliveries, now, frames)
                 if frames <= 0:
                     left = list(deliveries[handled:])
@@ -125,7 +125,7 @@ class Incoming:
         while backlog.is_ready and frames > 0 and self._clock() < enough:
             message = backlog.pop()
             if isinstance(message, Deliver):
-                _, frames = self._deliveries.deliver(self._marked.take((message,), broker), now, frames - 1)
+                _, frames = self._deliveries.deliver(self._marked.take((message,)), now, frames - 1)
             else:
                 self._receive_rarer(message, now)
         if backlog.is_ready:
