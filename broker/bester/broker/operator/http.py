@@ -321,7 +321,7 @@ async def serving(broker: Broker, config: OperatorConfig) -> AsyncIterator[str]:
     assert runner.server is not None
     connections = side.connections = Connections(runner.server)
     access.changed = connections.end_all
-    broker.reread_operator = access.reload
+    broker.hooks.reread_operator = access.reload
     watch = asyncio.get_running_loop().create_task(_watch(access))
     try:
         make = connections if access.context is None else partial(_secure, access, connections)
