@@ -15,7 +15,8 @@ from bester.bridge.frames import Splitter
 from bester.bridge.informer import read_question
 from bester.bridge.limits import Limits
 from bester.bridge.senders import Sender
-from bester.bridge.session import Session, Step
+from bester.bridge.session import Session
+from bester.bridge.steps import Step
 from bester.bridge.submissions import Submissions
 from bester.bridge.window import Window
 from bester.broker.wire import json_text

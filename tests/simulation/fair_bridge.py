@@ -10,8 +10,9 @@ from random import Random
 from unittest.mock import patch
 
 from bester.bridge.frames import frame
-from bester.bridge.session import UNIT_BYTES_LOG2, Session, Step
+from bester.bridge.session import UNIT_BYTES_LOG2, Session
 from bester.bridge.states import State
+from bester.bridge.steps import Step
 from bester.broker.wire.messages import Report, Submit
 from tests.simulation.fair_rules import (
     GUEST,

@@ -17,8 +17,9 @@ from bester.bridge.broker_link import BrokerLink
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
 from bester.bridge.senders import Sender
-from bester.bridge.session import Acknowledged, Doubted, Session, Step, refusal
+from bester.bridge.session import Session
 from bester.bridge.states import TARGETS, TRANSITIONS, State
+from bester.bridge.steps import Acknowledged, Doubted, Step, refusal
 from bester.bridge.submissions import Submissions
 from bester.bridge.window import OVERHEAD_BYTES, Question, Window
 from bester.broker.wire.messages import MAX_TYPE, Close, Login, Report, Submit

@@ -13,8 +13,9 @@ from bester.bridge.broker_link import BrokerLink
 from bester.bridge.frames import frame
 from bester.bridge.meter import Meter
 from bester.bridge.senders import Sender
-from bester.bridge.session import Session, Step
+from bester.bridge.session import Session
 from bester.bridge.states import State
+from bester.bridge.steps import Step
 from bester.bridge.submissions import Submissions
 from bester.bridge.window import Window
 from bester.broker.wire.messages import MAX_TYPE, Report

@@ -62,6 +62,16 @@ def test_narrow_terminal_cuts_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "…" not in text
 
 
+@pytest.mark.parametrize("columns", [1, 20, 40, 60, 70, 80])
+def test_header_of_two_words_costs_no_column_its_end(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    output = Output(terminal=True)
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    header, row = ("TYPE", "HANDLERS", "IN FLIGHT", "RECEIVED", "LAST ERROR"), ("echo", "1", "漢字", "unknown", "")
+    tables.show([row], header)
+    assert plain(output.getvalue()) == tables.aligned([header, row])
+
+
 def test_long_list_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "FOLDED_ROWS", len(ROWS) - 1)
     assert len(shown(monkeypatch, terminal=True).splitlines()) == len(ROWS) + 1

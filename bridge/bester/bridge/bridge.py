@@ -32,8 +32,8 @@ from bester.bridge.questions import Questions
 from bester.bridge.registry import Registry
 from bester.bridge.reports import Reports
 from bester.bridge.senders import Senders
-from bester.bridge.session import Acknowledged, Doubted, NewPassword, SpokeTls, Step, refusal
 from bester.bridge.settling import Settling
+from bester.bridge.steps import Acknowledged, Doubted, NewPassword, SpokeTls, Step, refusal
 from bester.bridge.unfinished import Unfinished
 from bester.bridge.window import Question
 from bester.broker.wire.messages import Close, Forward, Heartbeat, Login, Meta, Submit

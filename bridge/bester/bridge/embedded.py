@@ -56,9 +56,9 @@ def run_up(
         children = Children(plan(config, endpoint), config.directory)
         async with AsyncExitStack() as stack:
             broker, bridge = await _open(config, stack)
-            broker.on_handler = children.served
+            broker.hooks.on_handler = children.served
             children.on_given_up = broker.router.on_types_given_up
-            broker.restart = children.restart
+            broker.hooks.restart = children.restart
             stack.push_async_exit(lambda kind, *_: children.stop(HURRY_S if kind else GRACE_S))
             await children.start()
             reloader = Reloader(config, read)

@@ -20,7 +20,7 @@ from bester.bridge.marked import Marked
 from bester.bridge.ports import ClientConnection, Shell
 from bester.bridge.registry import Registry
 from bester.bridge.reports import Reports
-from bester.bridge.session import Step
+from bester.bridge.steps import Step
 from bester.broker.wire.messages import (
     OP_OF,
     Answer,

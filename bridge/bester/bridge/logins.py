@@ -15,8 +15,9 @@ from bester.bridge.limits import Limits
 from bester.bridge.meter import Meter
 from bester.bridge.ports import ClientConnection
 from bester.bridge.registry import Registry
-from bester.bridge.session import NO_BROKER, Step
+from bester.bridge.session import NO_BROKER
 from bester.bridge.states import State
+from bester.bridge.steps import Step
 from bester.broker.wire.messages import Close, LoggedIn, Login, Open
 
 

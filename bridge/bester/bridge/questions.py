@@ -9,7 +9,7 @@ from typing import Any
 from bester.bridge.broker_link import UNANSWERED
 from bester.bridge.brokers import Broker, Brokers
 from bester.bridge.ports import ClientConnection
-from bester.bridge.session import NewPassword, Step, refusal
+from bester.bridge.steps import NewPassword, Step, refusal
 from bester.bridge.window import Question
 
 

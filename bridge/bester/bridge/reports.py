@@ -9,8 +9,8 @@ from bester.bridge.brokers import Broker, Brokers
 from bester.bridge.intake import Intake
 from bester.bridge.outbound import Outbound
 from bester.bridge.ports import ClientConnection
-from bester.bridge.session import Step
 from bester.bridge.states import State
+from bester.bridge.steps import Step
 from bester.bridge.submissions import Submission, Submissions
 
 _OPEN = State.OPEN

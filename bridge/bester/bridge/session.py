@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from bester.bridge import native
 from bester.bridge.frames import Splitter
@@ -20,6 +19,7 @@ from bester.bridge.limits import Limits
 from bester.bridge.meter import Meter
 from bester.bridge.senders import MOST_CHARGED
 from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, Event, State
+from bester.bridge.steps import Acknowledged, Doubted, NewPassword, SpokeTls, Step, nothing, refusal
 from bester.bridge.submissions import Submission
 from bester.bridge.window import OVERHEAD_BYTES, Question, Window
 from bester.broker.wire.messages import MAX_TYPE, RESERVED_TYPES, Close, Login, Meta, Report, Submit
@@ -44,47 +44,6 @@ _OPEN, _AUTHENTICATING = State.OPEN, State.AUTHENTICATING
 _Sent = native.Sent
 
 
-class Acknowledged(NamedTuple):
-    """Acknowledgement by the client: it has received the frames with these ids."""
-
-    ids: list[str]
-
-
-class NewPassword(NamedTuple):
-    """Wish of a client for another password, counted as a question. It is never shown."""
-
-    question: Question
-    old: str
-    new: str
-    address: str
-
-    @property
-    def token(self) -> int:
-        """Return the token under which the answer comes."""
-        return self.question.token
-
-
-class Doubted(NamedTuple):
-    """Notice of a first frame too large for a stranger, from a host that may be a listed server."""
-
-    host: str
-
-
-class SpokeTls(NamedTuple):
-    """Notice of a handshake of TLS at a listener of plain text."""
-
-
-class Step(NamedTuple):
-    """Result of an event: frames to write, in order, and then messages for the broker, in order."""
-
-    write: list[bytes]
-    send: list[Login | Submit | Close | Acknowledged | Question | NewPassword | Doubted | SpokeTls]
-
-
-def _nothing() -> Step:
-    return Step([], [])
-
-
 def _is_ack(body: bytes) -> bool:
     """Return whether a frame is an acknowledgement. An unusual spelling of one is not found here, and waits for its
     turn."""
@@ -93,11 +52,6 @@ def _is_ack(body: bytes) -> bool:
     sent = native.later(body)
     command = native.builtin(sent.data) if type(sent) is _Sent and sent.type == "builtin" else None
     return command is not None and command.type == "ack"
-
-
-def refusal(token: int, reason: str) -> Report:
-    """Return the bridge's own report on a message that the broker does not get."""
-    return Report(token, 1, reason, None, {})
 
 
 class Session:
@@ -208,7 +162,7 @@ class Session:
 
     def on_bytes(self, data: bytes, now: float, ration: int = ALL) -> Step:
         """Handle bytes of the peer."""
-        step = _nothing()
+        step = nothing()
         if self.parked or (len(data) > CUT_BYTES and self.state is _OPEN):
             self.spent = 0
             waited = bool(self.parked)
@@ -267,7 +221,7 @@ class Session:
 
     def on_peer_ended(self, now: float) -> Step:
         """Handle the end of the peer's stream; the peer may still read."""
-        step = _nothing()
+        step = nothing()
         self._read_parked(step, now)
         self.peer_ended = True
         if self.state is State.SERVER and self.deadline is not None:  # the peer may be gone: free its slot sooner
@@ -277,7 +231,7 @@ class Session:
 
     def on_connection_lost(self) -> Step:
         """End the session of a lost connection."""
-        step = _nothing()
+        step = nothing()
         self._leave("lost", step, None)
         self.held, self.parked = None, b""
         self.window.clear()
@@ -285,7 +239,7 @@ class Session:
 
     def end_frame(self, reason: str, now: float) -> Step:
         """End the stream at its unfinished frame, which is dropped, and report why; messages before it go on."""
-        step = _nothing()
+        step = nothing()
         self._read_parked(step, now)
         self._stop(
             native.Fault(native.AUTH_ID if self.state is State.NEW else native.NULL, True, "", reason), step, now
@@ -294,7 +248,7 @@ class Session:
 
     def shut_down(self, now: float) -> Step:
         """Take no more frames, as if the stream had ended: the bridge shuts down."""
-        step = _nothing()
+        step = nothing()
         self._read_parked(step, now)
         if self.state is State.AUTHENTICATING:
             refused = self.on_login_answer(1, NO_BROKER, now)
@@ -304,7 +258,7 @@ class Session:
 
     def tick(self, now: float) -> Step:
         """Handle the state's deadline; call at or after `deadline`."""
-        step = _nothing()
+        step = nothing()
         if self.deadline is None or now < self.deadline:
             return step
         if self._meter is not None and self.state in TIME_OF:
@@ -321,7 +275,7 @@ class Session:
 
         Another server gets no report, for its message may be carried out yet, or again: `is_unanswered`.
         """
-        step = _nothing()
+        step = nothing()
         if self.state is State.SERVER:
             self._leave("timeout", step, now)
             return step
@@ -351,7 +305,7 @@ class Session:
     ) -> Step:  # fmt: skip
         """Handle the broker's answer to the login, or the bridge's own where a bound is reached. A refused session was
         never announced, so no Close follows. `retry_ms`: wait before the next try that may succeed."""
-        step = _nothing()
+        step = nothing()
         if self.state is not State.AUTHENTICATING:
             return step
         if status:
@@ -377,7 +331,7 @@ class Session:
         """Handle the broker's answer to a question; None: the user has no such message."""
         asked = self.window.answer(token)
         if asked is None:
-            return _nothing()
+            return nothing()
         step = self.proceed(now, ration)
         step.write.insert(0, native.outcomes(asked.id, asked.question.message, recipients))
         return step
@@ -386,7 +340,7 @@ class Session:
         """Handle the broker's answer that a password was changed."""
         asked = self.window.answer(token)
         if asked is None:
-            return _nothing()
+            return nothing()
         step = self.proceed(now)
         step.write.insert(0, native.done(asked.id))
         return step
@@ -399,7 +353,7 @@ class Session:
     def proceed(self, now: float, ration: int = ALL) -> Step:
         """Handle held frames and parked bytes, or finish."""
         self.spent = 0
-        step = _nothing()
+        step = nothing()
         if self.held is not None:
             self._continue(step, now, ration)
         has_ration = ration > self.spent

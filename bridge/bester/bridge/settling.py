@@ -14,8 +14,9 @@ from bester.bridge.logins import Logins
 from bester.bridge.outbound import Outbound
 from bester.bridge.ports import ClientConnection, Shell
 from bester.bridge.registry import Registry
-from bester.bridge.session import Session, Step
+from bester.bridge.session import Session
 from bester.bridge.states import State
+from bester.bridge.steps import Step
 from bester.bridge.unfinished import Unfinished
 
 _OPEN = State.OPEN

@@ -15,6 +15,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -70,6 +71,25 @@ messages that go to other handlers, and a party may let a hundred links go at on
 log = logging.getLogger("bester.broker")
 
 Receiver = Callable[[list[Message]], None]
+
+
+@dataclass
+class Hooks:
+    """Callbacks of a running broker, which whoever runs it sets.
+
+    `on_handler` gets the name and the types of each handler that connects. `restart` restarts a handler's process, with
+    the reason, and returns False for a process that it did not start. `look_up` looks up the hosts of servers; the
+    result is passed to `hosts_changed`. `follow` gets the hosts of the native servers, by name, of a configuration that
+    was read again; `reread_operator` reads the files of the operator's page again. `export` exports the spans of a
+    message.
+    """
+
+    on_handler: Callable[[str, Collection[str]], None] = lambda name, types: None
+    restart: Callable[[int, str], bool] = lambda process, why: False
+    look_up: Callable[[Iterable[str]], None] = lambda servers: None
+    follow: Callable[[Mapping[str, str]], None] = lambda hosts: None
+    reread_operator: Callable[[], None] = lambda: None
+    export: Callable[[Spans], None] = lambda spans: None
 
 
 class Broker:
@@ -133,19 +153,7 @@ class Broker:
         self._notices = LogLimits()
         self.operator_address: str | None = None
         """Address of the operator's page, as `host:port`; None without a page."""
-        self.reread_operator: Callable[[], None] = lambda: None
-        """Callback that reads the files of the operator's page again."""
-        self.restart: Callable[[int, str], bool] = lambda process, why: False
-        """Callback that restarts a handler's process, with the reason; returns False for a process that the caller did
-        not start."""
-        self.look_up: Callable[[Iterable[str]], None] | None = None
-        """Callback that looks up the hosts of servers; the result is passed to `hosts_changed`."""
-        self.follow: Callable[[Mapping[str, str]], None] = lambda hosts: None
-        """Callback with the hosts of the native servers, by name, of a configuration that was read again."""
-        self.export: Callable[[Spans], None] = lambda spans: None
-        """Callback that exports the spans of a message."""
-        self.on_handler: Callable[[str, Collection[str]], None] = lambda name, types: None
-        """Callback with the name and the types of each handler that connects."""
+        self.hooks = Hooks()
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -305,12 +313,11 @@ class Broker:
             elif type(call) is Notice:
                 self._write(call)
                 if call.event == "joined" and call.fields["role"] == "handler":
-                    self.on_handler(call.fields["name"], call.fields["types"])
+                    self.hooks.on_handler(call.fields["name"], call.fields["types"])
             elif type(call) is LookUp:
-                if self.look_up is not None:
-                    self.look_up(call.servers)
+                self.hooks.look_up(call.servers)
             elif type(call) is Spans:
-                self.export(call)
+                self.hooks.export(call)
             elif type(call) is Reconnect:
                 self._servers.retry(call.server)
             elif type(call) is Restart:
@@ -331,7 +338,7 @@ class Broker:
 
     def _start_again(self, restart: Restart) -> None:
         process = restart.process
-        if process is not None and (self.restart(process, restart.why) or not exists(process)):
+        if process is not None and (self.hooks.restart(process, restart.why) or not exists(process)):
             return
         owner = f"process {process} is no child of this server" if process else "its process is unknown"
         extra = facts("handler-useless", handler=restart.name, process=process, why=restart.why)

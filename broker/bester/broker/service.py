@@ -158,9 +158,9 @@ async def serving(config: Config, names: Names | None = None, turn: Turn | None 
             turn=turn,
         ) as broker:
             if exporter is not None:
-                broker.export = exporter.export
-            broker.look_up = followed.look_again
-            broker.follow = followed.replace
+                broker.hooks.export = exporter.export
+            broker.hooks.look_up = followed.look_again
+            broker.hooks.follow = followed.replace
             followed.start(broker.hosts_changed)
             watch = asyncio.get_running_loop().create_task(_until_fenced(store)) if store.is_remote else None
             try:
@@ -249,8 +249,8 @@ def live_part(broker: Broker) -> tuple[tuple[str, ...], Prepare]:
 
         def apply() -> None:
             broker.reload(routes, grants)
-            broker.follow(config.native_hosts)
-            broker.reread_operator()
+            broker.hooks.follow(config.native_hosts)
+            broker.hooks.reread_operator()
 
         return apply
 

@@ -27,14 +27,16 @@ def show(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
         for line in aligned([header, *rows] if header else rows):
             out(line)
         return
+    from rich.cells import cell_len
     from rich.text import Text
 
     table = plain_table()
     table.show_header = bool(header)
     for number, cells in enumerate(zip(*rows, strict=True)):
-        of_words = not any(" " in cell for cell in cells)  # ids and dates, to be copied: never folded
         name = Text(header[number] if header else "")
-        table.add_column(name, no_wrap=of_words, overflow="fold")
+        is_whole = not any(" " in cell for cell in cells)  # ids and dates, to be copied: never folded, nor their header
+        least = max(name.cell_len, *map(cell_len, cells)) if is_whole else None
+        table.add_column(name, no_wrap=is_whole, min_width=least, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     print_table(table)

@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 import time
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -24,10 +23,8 @@ from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import (
-    AUTH_TYPE,
     DONE,
     FAILED,
-    REFUSED,
     REQUEST_MS,
     Ask,
     Command,
@@ -45,6 +42,7 @@ from bester.broker.wire.runs import Received, read_requests, write_replies
 from bester.handlers.app import App, Route, Runs
 from bester.handlers.calls import PendingCalls
 from bester.handlers.executor import Ends, Executor
+from bester.handlers.failures import log_failure
 from bester.handlers.message import Message
 from bester.handlers.overtime import was_cancelled
 from bester.handlers.reply import ReplyError, commands_of, verdict_on
@@ -466,27 +464,9 @@ class Worker:
         self._answer(job, Reply(job[0].token, status, [], note, code))
         if wanted:  # logged last: a failing log line must not keep the answer back
             try:
-                self._log_failure(job, error, status, note if is_expected else None)
+                log_failure(job, error, status, note if is_expected else None)
             except BaseException:  # noqa: BLE001 (the exception's own methods raise as well)
-                self._log_failure(job, None, FAILED, note)
-
-    def _log_failure(self, job: Job, error: BaseException | None, status: int, note: str | None) -> None:
-        request, route = job[0], job[1]
-        id_, name = request.meta.get("id"), route.name
-        if request.type == AUTH_TYPE:  # a text may quote the password
-            if status != REFUSED:
-                fields = facts("handler-failed", type=request.type, function=name, id=id_)
-                log.error("%s: %s failed on login %s: %s", request.type, name, id_, _origin(error), extra=fields)
-            return
-        fields = facts("handler-failed", type=request.type, function=name, id=id_)
-        if status == REFUSED and error is not None:
-            cause = f" ({describe(error.__cause__)})" if error.__cause__ is not None else ""
-            fields = facts("message-refused", type=request.type, id=id_, why=note)
-            log.info("%s: message %s refused: %s%s", request.type, id_, note, cause, extra=fields)
-        elif note is not None:
-            log.error("%s: %s failed on message %s: %s", request.type, name, id_, note, extra=fields)
-        else:
-            log.error("%s: %s failed on message %s", request.type, name, id_, exc_info=error, extra=fields)
+                log_failure(job, None, FAILED, note)
 
     def _not_begun(self, job: Job) -> None:
         """Answer a request whose deadline passed before it was begun, which returns its credit."""
@@ -571,12 +551,3 @@ async def end_app(app: App, name: str) -> None:
         await app.stop()
     except Exception:
         log.exception("%s: a stop hook failed", name, extra=facts("stop-hook-failed", name=name))
-
-
-def _origin(error: BaseException | None) -> str:
-    """Return the class of an exception and the line that raised it, without its text."""
-    if error is None:
-        return "with an exception that cannot be shown"
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return f"{class_name(error)}{where}"

@@ -323,7 +323,7 @@ async def serving(broker: Broker, config: OperatorConfig) -> AsyncIterator[str]:
     assert runner.server is not None
     connections = side.connections = Connections(runner.server)
     access.changed = connections.end_all
-    broker.reread_operator = access.reload
+    broker.hooks.reread_operator = access.reload
     watch = asyncio.get_running_loop().create_task(_watch(access))
     try:
         turns = LayerTurns(time.monotonic, asyncio.get_running_loop().call_soon)
