@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +21,12 @@ import uvloop
 from bester.bridge.forward import Forwarder, is_reset
 from bester.bridge.limits import Limits
 from bester.bridge.native import report
+from bester.broker.layer_turns import LayerTurns
 from bester.broker.lookups import HINT_S, PATIENCE_S
 from bester.broker.names import Names
+from bester.broker.tls_files import Pair, client_context, server_context
 from bester.broker.wire.messages import Forward
+from tests.authorities import Authority
 from tests.e2e.bridge_scene import OPEN_TO_SERVERS, Raw, scene
 from tests.e2e.name_server import Clock, name_server, until
 from tests.live import RawClient, live_server
@@ -52,7 +58,7 @@ class Outcomes:
 
 
 @asynccontextmanager
-async def server(answer: Answer) -> AsyncIterator[str]:
+async def server(answer: Answer, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """Run another server, which treats each connection as the test decides; yields its address."""
     tasks: set[asyncio.Task[None]] = set()
 
@@ -67,7 +73,7 @@ async def server(answer: Answer) -> AsyncIterator[str]:
             await peer.close()
             tasks.discard(task)
 
-    listening = await asyncio.start_server(treat, "127.0.0.1", 0)
+    listening = await asyncio.start_server(treat, "127.0.0.1", 0, ssl=context)
     try:
         yield f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
     finally:
@@ -168,6 +174,36 @@ async def test_outcome_of_each_end_of_a_connection(answer: Answer, outcome: str,
         forwarder.forward(Forward(3, address, "m", b"1", {}))
         assert await outcomes.all(1) == {3: outcome}
         assert outcomes.meta == {3: meta}
+
+
+class Looks:
+    """A clock that counts the looks at it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> float:
+        self.count += 1
+        return time.monotonic()
+
+
+async def in_short_records(peer: Raw) -> None:
+    frame = await peer.read()
+    for byte in report(json.dumps(frame["payload"]["id"]).encode(), 0):
+        peer.writer.write(bytes((byte,)))
+
+
+async def test_records_of_another_server_have_a_part_of_each_turn_of_the_loop(tmp_path: Path) -> None:
+    """A report may have 16 MiB, and a record of TLS one byte of it."""
+    authority, outcomes, looks = Authority(tmp_path), Outcomes(), Looks()
+    context = server_context(Pair(*authority.issue("127.0.0.1")), None, time.time())[0]
+    trust = client_context("ca", authority.ca)
+    turns = LayerTurns(looks, asyncio.get_running_loop().call_soon)
+    forwarder = Forwarder(Limits(), outcomes.done, tls=lambda address, tls: trust, turns=turns)
+    async with server(in_short_records, context) as address:
+        forwarder.forward(Forward(3, address, "m", b"1", {}))
+        assert await outcomes.all(1) == {3: "delivered"}
+    assert looks.count > len(report(b"null", 0)), "one a record"
 
 
 async def test_other_server_gets_data_byte_for_byte() -> None:

@@ -26,7 +26,7 @@ class Door:
     """A door on virtual time, where each row costs `cost_s`; `turns` holds the seconds of each turn."""
 
     def __init__(self, cost_s: float, **bounds: int) -> None:
-        self.cost_s = cost_s
+        self.cost_of: Callable[[Link], float] = lambda link: cost_s
         self.now = 0.0
         self.taken: list[tuple[Link, int]] = []
         self.ended: list[Link] = []
@@ -35,12 +35,13 @@ class Door:
         self._soon: deque[Callable[[], None]] = deque()
         self.slices = Slices(
             lambda frames: [int(frame) for frame in frames], self._take, end=self.ended.append,
-            cut=lambda link, why: self.cut.append(link), clock=lambda: self.now, soon=self._soon.append, **bounds,
+            cut=lambda link, why: self.cut.append(link), clock=lambda: self.now, cost_clock=lambda: self.now,
+            soon=self._soon.append, **bounds,
         )  # fmt: skip
 
     def _take(self, link: Link, numbers: Sequence[int]) -> None:
         self.taken += [(link, number) for number in numbers]
-        self.now += self.cost_s * len(numbers)
+        self.now += self.cost_of(link) * len(numbers)
 
     def of(self, link: Link) -> list[int]:
         """Return what was handled of a link."""
@@ -99,6 +100,27 @@ def test_costly_step_is_followed_by_turns_without_one(count: int) -> None:
     assert all(later - at > 4 for at, later in pairwise(costly))
 
 
+@pytest.mark.parametrize("count", [1, 5, SLICE])
+def test_party_without_costly_steps_waits_for_one_and_not_for_the_turns_that_make_up_for_it(count: int) -> None:
+    """What is honest is not charged for what another party costs."""
+    door = Door(0.0)
+    costs = {ONE: 8 * SLICE_S, OTHER: SLICE_S / 100}
+    door.cost_of = costs.__getitem__
+    sent = came_at = 0
+    for _ in range(20):
+        door.read(ONE, *range(100))
+    for number in range(200):
+        if number % 5 == 0:
+            door.read(OTHER, *range(sent, sent + count))
+            sent += count
+            came_at = len(door.turns)
+        door.turn()
+        if len(door.turns) >= came_at + 2:
+            assert door.of(OTHER) == list(range(sent))
+    costly = [at for at, took_s in enumerate(door.turns) if took_s >= 4 * SLICE_S]
+    assert all(later - at > 6 for at, later in pairwise(costly))
+
+
 def test_only_what_is_handled_is_read() -> None:
     parts: list[int] = []
 
@@ -113,7 +135,8 @@ def test_only_what_is_handled_is_read() -> None:
     door = Door(0.0001)
     slices = Slices(
         lambda frames: Rows(int(frame) for frame in frames), door._take, end=door.ended.append,
-        cut=lambda link, why: None, clock=lambda: door.now, soon=door._soon.append,
+        cut=lambda link, why: None, clock=lambda: door.now, cost_clock=lambda: door.now,
+        soon=door._soon.append,
     )  # fmt: skip
     slices.take_in(ONE, rows(*range(500)))
     door.run()

@@ -33,6 +33,7 @@ from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.bridge.openings import Openings
+from bester.broker.layer_turns import LayerTurns
 from bester.broker.logs import facts
 from bester.broker.names import Names, connect
 from bester.broker.tls_faults import TlsError
@@ -194,14 +195,15 @@ class Forwarder:
 
     `names` looks hosts up; `tls` returns the context for an address, given whether the message asks for TLS. A message
     for a server that is not configured (`stranger` in its meta) goes to no address of this machine or its link, but for
-    those in the `reachable` networks.
+    those in the `reachable` networks. With `turns` what servers send by TLS has a part of each turn of the loop.
     """
 
     def __init__(
         self, limits: Limits, done: Callable[[int, str, Meta], None], names: Names | None = None,
         tls: Callable[[str, bool], ssl.SSLContext | None] = lambda address, tls: None,
-        reachable: tuple[Network, ...] = (), reached: Counter[str] | None = None,
+        reachable: tuple[Network, ...] = (), reached: Counter[str] | None = None, turns: LayerTurns | None = None,
     ) -> None:  # fmt: skip
+        self._turns = turns
         self._reached = Counter() if reached is None else reached
         self._limits = limits
         self._reachable = reachable
@@ -354,7 +356,9 @@ class Forwarder:
                 conversation = await connect(make, addresses, to.port, patience_s)
             else:
                 shake_s = queued.connect_by - began_s
-                conversation = await connect_tls(make, addresses, to.port, patience_s, context, to.host, shake_s)
+                conversation = await connect_tls(
+                    make, addresses, to.port, patience_s, context, to.host, shake_s, self._turns
+                )
             conversation.begin()
             async with asyncio.timeout_at(queued.deadline):
                 outcome = await done

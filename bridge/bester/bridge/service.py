@@ -29,6 +29,7 @@ from bester.bridge.session import Session
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
 from bester.broker.keys import LinkKeys
+from bester.broker.layer_turns import LayerTurns
 from bester.broker.logs import facts
 from bester.broker.names import Followed, Names
 from bester.broker.reload import Apply, Prepare
@@ -306,8 +307,9 @@ async def serving(
         brokers=brokers,
     )
     forwarder = Forwarder(
-        limits, bridge.forwards.on_forwarded, looked_up, certificates.of_server, config.reachable, bridge.reached
-    )
+        limits, bridge.forwards.on_forwarded, looked_up, certificates.of_server, config.reachable, bridge.reached,
+        LayerTurns(time.monotonic, loop.call_soon),
+    )  # fmt: skip
     bridge.forwards.carry = forwarder.forward
     bridge.more_figures = certificates.figures
     service = Service(bridge, forwarder, certificates, first_frames, turn)

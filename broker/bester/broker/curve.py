@@ -44,7 +44,8 @@ MOST_READ_S = 0.003
 """The same in long turns, a part (PART) of which is for reading: ZeroMQ gives one message of each link in turn, so that
 an honest message waits until a message of sixteen thousand frames is read whole."""
 CLOCK = time.thread_time if time.get_clock_info("thread_time").resolution < READ_S / 100 else time.monotonic
-"""Clock of reading: where the system has one for each thread, a time without a processor is no costly message."""
+"""Clock of what reading and handling cost: where the system has one for each thread, a time without a processor is no
+costly message."""
 
 _EVENTS = (
     zmq.EVENT_ACCEPTED

@@ -17,7 +17,7 @@ import zmq
 
 from bester.broker import unix_socket
 from bester.broker.core.effects import Link
-from bester.broker.curve import CurveSocket, OnRefused, Zap
+from bester.broker.curve import CLOCK, CurveSocket, OnRefused, Zap
 from bester.broker.fabric_socket import FabricSocket, Frames, new_context
 from bester.broker.keys import KeyPair
 from bester.broker.slices import Slices
@@ -120,7 +120,9 @@ class FabricListeners:
 
         socket = CurveSocket(self._context, self._pair, received, gone, receivers.refused, self._turn)
         soon = asyncio.get_running_loop().call_soon
-        slices = Slices(read_part, receivers.take, end=receivers.end, cut=cut, clock=time.monotonic, soon=soon)
+        slices = Slices(
+            read_part, receivers.take, end=receivers.end, cut=cut, clock=time.monotonic, cost_clock=CLOCK, soon=soon
+        )
         self.slices[door] = slices
         return socket
 

@@ -33,4 +33,4 @@ class Share:
     def end(self, took_s: float) -> None:
         """Count what a turn took."""
         over_s = took_s - self._turn_s
-        self._debt_s = min(over_s, self._most_s) if over_s > self._turn_s else 0.0
+        self._debt_s = max(self._debt_s, min(over_s, self._most_s) if over_s > self._turn_s else 0.0)

@@ -3,6 +3,7 @@
 ZeroMQ takes one message of each link in turn. A message may be a thousand rows, whose cost is the sender's choice, and
 a party may have many links: whoever sends single rows would wait for all of these. So what has come is read at once,
 and waits here: each party's messages in order, and parties in turn, slice by slice, within a budget of time a turn.
+Turns that make up for a costly step are without the parties that have taken such steps, and not without the others.
 
 What waits is bounded. Where it is too much, the link that brought it is cut, of the party of which most waits: an
 honest party has only as much under way as its credit and its unanswered messages are. The doors of the same machine
@@ -28,6 +29,13 @@ ENDED_AT_ONCE = 16
 """Ends of links that are handled as they come; more wait for their party's turn. A party may let a hundred links go."""
 MADE_UP_S = 0.008
 """Most of a turn's time that is made up for: a machine that stood still must not be mistaken for a costly message."""
+COSTLY_S = 2 * SLICE_S
+"""Time of one step that is made up for."""
+FORGIVEN_S = 1.0
+"""Time after a costly step for which its party has no part in turns that make up for one: some dozens of turns. The
+step may have been an honest one."""
+MOST_COSTLY = 256
+"""Parties whose costly step is remembered; above the bound the oldest is forgotten."""
 SHORT_BYTES = 64 * 1024
 """Length of a message that is handled at once, where nothing waits: reading and checking it takes some tenths of a
 millisecond at most."""
@@ -66,24 +74,29 @@ class _Line:
 class Slices:
     """Messages of one door. `read(frames)` returns the rows of a message, whose parts are read as they are taken by
     `rows[:n]`, of `rows[n:]` the next ones; `take(link, rows)` handles rows, `end(link)`
-    the end of a link; `cut(link, why)` closes the connection of a link. `soon` calls a function in the next turn."""
+    the end of a link; `cut(link, why)` closes the connection of a link. `soon` calls a function in the next turn.
+    `cost_clock` measures what a step costs: where the system has one for each thread, a time without a processor is no
+    costly step."""
 
     def __init__(
         self, read: Callable[[Sequence[bytes]], Any], take: Callable[[Link, Sequence[Any]], None], *,
         end: Callable[[Link], None], cut: Callable[[Link, str], None], clock: Callable[[], float],
-        soon: Callable[[Callable[[], None]], object], most_bytes: int = MOST_BYTES, most_count: int = MOST_COUNT,
+        cost_clock: Callable[[], float], soon: Callable[[Callable[[], None]], object],
+        most_bytes: int = MOST_BYTES, most_count: int = MOST_COUNT,
     ) -> None:  # fmt: skip
         self._read = read
         self._take = take
         self._end = end
         self._cut = cut
         self._clock = clock
+        self._cost_clock = cost_clock
         self._soon = soon
         self._most_bytes = most_bytes
         self._most_count = most_count
         self._lines: OrderedDict[str, _Line] = OrderedDict()  # by party, in turn
         self._is_due = False
         self._share = Share(SLICE_S, MADE_UP_S)
+        self._costly: OrderedDict[str, float] = OrderedDict()  # parties by the time of their last costly step
         self._ended = 0  # links that have ended at once, since a turn's slices
         self._cutting: set[Link] = set()  # links that were cut, until their connections have ended
         self.size_bytes = self.count = 0
@@ -95,16 +108,18 @@ class Slices:
             return
         size_bytes = sum(map(len, frames))
         line = self._lines.get(link.party)
-        if line is None and not self._is_due and size_bytes <= SHORT_BYTES and self._share.begin():
-            began = self._clock()
-            rows = self._read(frames)
-            if len(rows) <= SLICE:
-                self._take(link, rows[:])
-                self._share.end(self._clock() - began)
-            else:
-                self._queue(_Batch(link, frames, size_bytes, began)).rows = rows
-                self._serve()
-            return
+        if line is None and not self._is_due and size_bytes <= SHORT_BYTES:
+            makes_up = not self._share.begin()
+            if not makes_up or not self._was_costly(link.party):
+                began = self._cost_clock()
+                rows = self._read(frames)
+                if len(rows) <= SLICE:
+                    self._take(link, rows[:])
+                    self._count(link.party, began)
+                else:
+                    self._queue(_Batch(link, frames, size_bytes, self._clock())).rows = rows
+                    self._serve(makes_up=makes_up)
+                return
         while self._lines and (self.size_bytes + size_bytes > self._most_bytes or self.count >= self._most_count):
             most = max(self._lines.values(), key=lambda each: (each.size_bytes, len(each.batches)))
             self._shed(link if most is line else most.batches[-1].link)
@@ -176,26 +191,43 @@ class Slices:
     def _go_on(self) -> None:
         self._is_due = False
         self._ended = 0
-        if self._share.begin():
-            self._serve()
-        else:
-            self._call_soon()
+        self._serve(makes_up=not self._share.begin())
 
-    def _serve(self) -> None:
-        """Handle slices of the parties in turn until the time of the turn is used up."""
-        began = now = self._clock()
-        enough = began + SLICE_S
+    def _serve(self, *, makes_up: bool) -> None:
+        """Handle slices of the parties in turn until the time of the turn is used up. A turn that makes up for a costly
+        step is for parties that have taken none lately, and half as long."""
+        began = now = self._cost_clock()
+        enough = began + (SLICE_S / 2 if makes_up else SLICE_S)
         try:
-            while self._lines and now < enough:
-                party, line = next(iter(self._lines.items()))
+            while now < enough and (party := self._next(makes_up=makes_up)) is not None:
+                line = self._lines[party]
                 self._lines.move_to_end(party)
                 self._handle(party, line)
-                before, now = now, self._clock()
+                before, now = now, self._count(party, now)
                 line.slice = min(line.slice + 1, SLICE) if now - before < SLICE_S / 4 else max(line.slice // 4, 1)
         finally:  # also after a fault over one message
-            self._share.end(self._clock() - began)
+            self._share.end(self._cost_clock() - began)
             if self._lines:
                 self._call_soon()
+
+    def _next(self, *, makes_up: bool) -> str | None:
+        """Return the party whose turn it is, None where none may be served."""
+        return next((party for party in self._lines if not makes_up or not self._was_costly(party)), None)
+
+    def _was_costly(self, party: str) -> bool:
+        since = self._costly.get(party)
+        return since is not None and self._clock() < since + FORGIVEN_S
+
+    def _count(self, party: str, began: float) -> float:
+        """Count a step of a party since `began`; return the time. Both are of the clock of costs."""
+        now = self._cost_clock()
+        self._share.end(now - began)
+        if now - began > COSTLY_S:
+            self._costly[party] = self._clock()
+            self._costly.move_to_end(party)
+            if len(self._costly) > MOST_COSTLY:
+                self._costly.popitem(last=False)
+        return now
 
     def _handle(self, party: str, line: _Line) -> None:
         """Handle a slice of the first message of a party."""

@@ -325,8 +325,10 @@ async def connect_tls(
     context: ssl.SSLContext,
     host: str,
     handshake_s: float | None = None,
+    turns: LayerTurns | None = None,
 ) -> P:
     """Connect to the first address that accepts, and shake hands within `handshake_s` (None: the rest of `timeout_s`).
+    With `turns` the peer's handshake and records have a part of each turn of the loop.
 
     Raises OSError: TlsError where TLS is the reason.
     """
@@ -337,7 +339,7 @@ async def connect_tls(
     def make() -> TlsStream:
         above = protocol()
         made[:] = [above]
-        stream = TlsStream(above, context, host=host.rstrip("."))
+        stream = TlsStream(above, context, host=host.rstrip("."), turns=turns)
         stream.waiter = loop.create_future()
         stream.waiter.add_done_callback(lambda done: done.cancelled() or done.exception())  # a waiter may give up
         return stream
