@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Reports
@@ -32,7 +32,7 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.outcomes import failed, result_id
 
-_NO_LINK, _NO_DELIVERIES, _NO_COMMAND = Link("", b""), Outstanding(), Command("", [], b"")
+_NO_LINK, _NO_DELIVERIES = Link("", b""), Outstanding()
 _NO_MESSAGES: list[Message] = []
 
 
@@ -101,28 +101,28 @@ class Commands:
         self._dispatch = dispatch
         self._accounts_of = accounts_of
 
-    def carry_out(self, replies: Iterable[tuple[Job, list[Command]]], now: float) -> None:
-        """Begin every result of a run of replies that `fault` has found sound, and count their messages as done. The
-        count of a message whose only result is one delivery passes to the delivery."""
+    def carry_out(self, job: Job, commands: Sequence[Command], now: float) -> None:
+        """Begin every result of a reply that `fault` has found sound, and count its message as done."""
+        for number, command in enumerate(commands):
+            self._begin(job, number, command, now, alone=len(commands) == 1)
+        self._reports.settle_one(job.case)
+
+    def deliver_run(self, run: Iterable[tuple[Job, Command]], now: float) -> None:
+        """Carry out a run of replies that are one sendClients each. The count of a message whose only result is one
+        delivery passes to the delivery."""
         known_home, queues = self._known_home, self._queues
         link, outstanding, messages = _NO_LINK, _NO_DELIVERIES, _NO_MESSAGES  # of the bridge of the last delivery
-        for job, commands in replies:
-            command = commands[0] if len(commands) == 1 else _NO_COMMAND
-            if command.command == "sendClients" and len(targets := command.targets) == 1:
-                name = targets[0]
-                home = known_home(name) or self._home(name)
-                if home is not None and not (queues.messages and self._must_queue(job, name)):
-                    bridge, sessions = home
-                    if bridge is not link:
-                        link, outstanding, messages = bridge, self._deliveries.of(bridge), self._out.messages_on(bridge)
-                    completes = job.case.completes_on(bridge)
-                    messages.append(
-                        self._deliver(job, f"{job.id}.0", command, sessions, None, completes, outstanding, now)
-                    )
-                    continue  # most messages: one user on one bridge
-            for number, command in enumerate(commands):
-                self._begin(job, number, command, now, alone=len(commands) == 1)
-            self._reports.settle_one(job.case)
+        for job, command in run:
+            targets = command.targets
+            home = None if len(targets) != 1 else known_home(targets[0]) or self._home(targets[0])
+            if home is None or (queues.messages and self._must_queue(job, targets[0])):
+                self.carry_out(job, (command,), now)
+                continue
+            bridge, sessions = home  # most messages: one user on one bridge
+            if bridge is not link:
+                link, outstanding, messages = bridge, self._deliveries.of(bridge), self._out.messages_on(bridge)
+            completes = job.case.completes_on(bridge)
+            messages.append(self._deliver(job, f"{job.id}.0", command, sessions, None, completes, outstanding, now))
 
     def _begin(self, job: Job, number: int, command: Command, now: float, *, alone: bool) -> None:
         """Begin the results of a command; `alone`: there is no other command."""

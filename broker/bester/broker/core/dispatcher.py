@@ -114,7 +114,7 @@ class Dispatcher:
         if wrong is not None:
             self._end(job, failed(wrong[0]))
             return
-        self._commands.carry_out(((job, commands),), now)
+        self._commands.carry_out(job, commands, now)
 
     def figures_of(self, type_: str) -> TypeFigures:
         """Return the figures of a type; those of a type that nobody has served are with others'."""
@@ -336,15 +336,15 @@ class Dispatcher:
         may look at workers or dispatch a job.
         """
         inflight, figures = worker.inflight, None
-        carry_out, limited, observers = self._commands.carry_out, worker.limited, self._observers
+        limited, observers = worker.limited, self._observers
         type_ = ""
-        answered = size_bytes = 0
-        good: list[tuple[Job, list[Command]]] = []  # replies that are not carried out yet
+        size_bytes = 0
+        run: list[tuple[Job, Command]] = []  # replies that are not carried out yet, of `size_bytes` together
         for reply in replies:
             job = inflight.pop(reply.token, None)
             if job is None:
-                carry_out(good, now)
-                good = []
+                self._deliver_run(worker, run, size_bytes, now)
+                run, size_bytes = [], 0
                 yield reply, ("unknown-token", "no request with this token waits on this link")
                 continue
             commands = reply.commands
@@ -352,63 +352,67 @@ class Dispatcher:
                 type_ = job.type
                 figures = self._types.get(type_) or self._figures.of(type_)
             figures.took.append(now - job.since)
-            is_usual = False
-            if len(commands) == 1 and (command := commands[0]).command == "sendClients":
-                is_usual = job.group is None and not job.is_settled and not observers
-            if is_usual:
-                answered += 1
-                size_bytes += len(job.body)
-            else:
-                figures.more_results += len(commands) - 1
-                carry_out(good, now)
-                self._give_back(worker, answered, size_bytes)
-                good, answered, size_bytes = [], 0, 0
-                if not self._take_alone(worker, job, reply, now):
-                    continue
             wrong = None
-            if reply.status == DONE:
+            if (
+                len(commands) == 1 and (command := commands[0]).command == "sendClients" and reply.status == DONE
+                and job.group is None and not job.is_settled and not observers
+            ):  # fmt: skip
                 # An answer with the message's own body and type to one user is sound.
-                if not is_usual or command.body != job.body or command.type or len(command.targets) != 1:
-                    wrong = fault(commands, job.body)
-                if limited and wrong is None:
-                    wrong = self.may_not_command(worker, type_, commands)
+                if command.body != job.body or command.type or len(command.targets) != 1 or limited:
+                    wrong = self._fault(worker, job, commands)
                 if wrong is None:
-                    good.append((job, commands))
-                    if is_usual:
-                        continue
-            carry_out(good, now)
-            good = []
+                    run.append((job, command))
+                    size_bytes += len(job.body)
+                    continue
+            self._deliver_run(worker, run, size_bytes, now)
+            run, size_bytes = [], 0
+            figures.more_results += len(commands) - 1
+            wrong = self._on_reply(worker, job, reply, wrong, now)
             if wrong is not None:
-                self._trace.add((now, job.root, job.id, wrong[0], type_, 0.0))
-                self._end(job, failed(wrong[0]))
                 yield reply, wrong
-            elif reply.status != DONE:
-                self._on_failed(worker, job, reply, now)
-        carry_out(good, now)
-        self._give_back(worker, answered, size_bytes)
+        self._deliver_run(worker, run, size_bytes, now)
 
-    def _take_alone(self, worker: Worker, job: Job, reply: Reply, now: float) -> bool:
-        """Take in a reply that may look at workers, or that somebody observes: the worker has its credit again before
-        the reply is carried out. Returns whether anybody waits for the reply."""
+    def _deliver_run(self, worker: Worker, run: Sequence[tuple[Job, Command]], size_bytes: int, now: float) -> None:
+        """Deliver a run of replies, to jobs of `size_bytes` together: give their worker credit for other jobs, and stop
+        counting them against what may be held."""
+        if run:
+            self._commands.deliver_run(run, now)
+            self._held -= len(run)
+            self._held_bytes -= size_bytes
+            self._workers.free(worker, len(run))
+
+    def _on_reply(
+        self, worker: Worker, job: Job, reply: Reply, wrong: tuple[str, str] | None, now: float
+    ) -> tuple[str, str] | None:
+        """Carry out a reply that may look at workers, that somebody observes, or that was found `wrong`: the worker has
+        its credit again before. Returns (code, text) where the reply is wrong."""
         self._workers.free(worker, 1)
         self._workers.leave_group(job)
         if job.is_settled:
             self._on_late_answer(worker)
-            return False
+            return None
         self._let_go(job)
         for observe in self._observers.get(job.type, ()) if self._observers else ():
             observe(job, reply, now)
-        if reply.status == DONE and not reply.commands:
+        if reply.status != DONE:
+            self._on_failed(worker, job, reply, now)
+            return None
+        wrong = wrong or self._fault(worker, job, reply.commands)
+        if wrong is not None:
+            self._trace.add((now, job.root, job.id, wrong[0], job.type, 0.0))
+            self._end(job, failed(wrong[0]))
+            return wrong
+        if not reply.commands:
             self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
-        return True
+        self._commands.carry_out(job, reply.commands, now)
+        return None
 
-    def _give_back(self, worker: Worker, answered: int, size_bytes: int) -> None:
-        """Give a worker credit for answered jobs, of `size_bytes` together, and stop counting them against what may be
-        held."""
-        if answered:
-            self._held -= answered
-            self._held_bytes -= size_bytes
-            self._workers.free(worker, answered)
+    def _fault(self, worker: Worker, job: Job, commands: list[Command]) -> tuple[str, str] | None:
+        """Return (code, text) where the commands of a reply cannot be carried out, or its handler may not use them."""
+        wrong = fault(commands, job.body)
+        if worker.limited and wrong is None:
+            wrong = self.may_not_command(worker, job.type, commands)
+        return wrong
 
     def _on_failed(self, worker: Worker, job: Job, reply: Reply, now: float) -> None:
         """End a message whose handler has failed, or has refused the message."""
