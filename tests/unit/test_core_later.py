@@ -9,7 +9,19 @@ import pytest
 
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Route, Settings
-from bester.broker.wire.messages import Ask, Confirm, Deliver, Forward, Forwarded, Goodbye, Relay, Relayed, Report
+from bester.broker.wire.messages import (
+    Ask,
+    Confirm,
+    Deliver,
+    Forward,
+    Forwarded,
+    Goodbye,
+    Open,
+    Relay,
+    Relayed,
+    Report,
+    Submit,
+)
 from tests.unit.core_stand import Stand, clients, servers
 
 S2 = Link("server", b"s2")
@@ -263,6 +275,28 @@ def test_relayed_duplicate_whose_first_has_ended_is_not_reported_as_queued() -> 
     stand.restart()
     _, second, _ = send_on(stand, 2)
     assert second[1:] == ("delivered", {})
+
+
+def test_message_that_is_queued_elsewhere_anew_is_not_called_delivered_for_its_first_time() -> None:
+    """The other server has handled it twice, and an outcome of the second time may have ended the note of the first."""
+    stand = town()
+    reach(stand)
+    chat, peer = stand.handler("chat"), stand.server("s2")
+    reports = []
+    for attempt in (1, 2):
+        bridge = stand.join("bridge", "b", {"epoch": "x"})
+        stand.say(bridge, Open(1, "alice"), Submit(7, 1, "chat", b"1", {"attempt": attempt}))
+        stand.answer(chat, servers("s2"))
+        stand.say(S2, Relayed(stand.one(S2, Relay).token, "queued", {"queued": 1}))
+        reports.append(stand.report(bridge, 7))
+        if attempt == 1:
+            late_outcome(stand, peer, f"{reports[0].message}.0.0", "delivered", 1)
+            stand.restart()
+            reach(stand)
+            chat, peer = stand.handler("chat"), stand.server("s2")
+    assert reports[0].message == reports[1].message
+    assert [report.recipients for report in reports] == [{"s2": "queued"}] * 2
+    assert outcome_of(stand, stand.bridge("alice"), reports[1].message) == {"s2": "delivered"}
 
 
 def test_failure_of_many_in_flight_is_one_failure() -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bester.broker.core.cases import Case, Reports
+from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import Bound, QueuesState, QueueState
@@ -408,10 +408,13 @@ class Queues:
             return
         if case is None:
             return
-        # A message of this id that is on disk already may have ended: its outcome stands for this one.
+        # A message of this id that is on disk already may have ended: its outcome stands for this one. Of one that is
+        # queued at another server again its end may be still to come; a server alone must not wait for that in vain.
         outcome = result.repeated.get(entry.number) or QUEUED
         if not ok and type(write) is Enqueue:
             outcome = record.outcome or failed(result.code)
+        elif type(write) is RecordRemote and case.kind is not Kind.RELAY:
+            outcome = QUEUED
         self._reports.settle(case, entry.target, outcome)
 
     # --- taking out ---
