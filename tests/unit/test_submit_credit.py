@@ -11,7 +11,7 @@ from bester.broker.core.settings import Limits
 from bester.broker.core.stuck_types import MAX_STUCK, Front, StuckTypes
 from bester.broker.core.submit_credit import LEAST, ROOM, ROOM_BYTES, SubmitCredit, divided
 from bester.broker.wire.codec import decode, encode
-from bester.broker.wire.messages import Error, Heartbeat, Hello, Malformed, Message, Meta, Report, Welcome
+from bester.broker.wire.messages import Error, Heartbeat, Hello, Malformed, Message, Meta, Open, Report, Welcome
 from tests.unit.core_federated import finished
 from tests.unit.core_stand import Stand, limited
 
@@ -341,6 +341,23 @@ class TestBroker:
         assert told()[-1:] == [[]]
         assert [report.status for report in stand.heard_of(from_alice, Report)] == [0] * 6
         finished(stand)
+
+    def test_stuck_messages_count_as_work_and_leave_others_their_room(self) -> None:
+        stand = Stand()
+        stand.handler("slow", credit=1)
+        bridge = stand.join("bridge", "b", {"epoch": "x", **MOST})
+        stand.say(bridge, Open(1, "alice"))
+        for _ in range(600):
+            stand.submit(bridge, "slow")
+        known: Meta = {}
+        for _ in range(8):
+            stand.wait(0.5)
+            for beat in stand.heard_of(bridge, Heartbeat):
+                known = beat.options or known
+            report = {"unreported": 600, "unreported_bytes": 600, "more": True, "number": known.get("number", 0)}
+            stand.say(bridge, Heartbeat(report))
+        assert known["stuck"] == ["slow"]
+        assert known["credit"] > 600 + ROOM
 
     def test_bytes_of_one_type_are_bounded_and_leave_room_for_another(self) -> None:
         stand = Stand(limited(max_waiting_bytes=100))
