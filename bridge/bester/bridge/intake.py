@@ -11,8 +11,8 @@ shares, also where they must wait for room in between. (This is start-time fair 
 wait are those that the sender had whose turn it is. They grow by a small part of the units of senders that have
 come, too, so that an endless row of newcomers is not always first.)
 
-Where the broker's credit is used up but for a little, only senders that come are served. The others wait here, where
-whoever says little passes them, and not as held messages, where nobody can.
+Where the broker's credit is used up but for a little, only senders are served that come, or wait for the answer to each
+message. The others wait here, where whoever says little passes them, and not as held messages, where nobody can.
 
 A message passes several turns on its way, so long turns are the wait of whoever says little, and save work where
 nobody does. Turns are brief for a while after a sender came that had little to say.

@@ -35,7 +35,7 @@ LITTLE_BYTES = 4096
 """Size of the unreported messages of a sender that says little: a few questions of a person, or of a program that waits
 for the answers."""
 SPARE = 8
-"""Divisor of a credit: the part of it that is left for senders that come."""
+"""Divisor of a credit: the part of it that is left for senders that come, or wait for the answer to each message."""
 AT_ONCE = 256
 """Messages handed to the link in one piece: those that the link does not take stay held."""
 
@@ -163,15 +163,18 @@ class Submissions:
         self._closes: dict[int, Close] = {}  # by the token of the last held message of a session that has gone
 
     def is_spent(self, sender: Sender) -> bool:
-        """Return whether the broker's credit is used up for a sender that does not come just now. Of a credit that was
-        lowered senders that say little may use more: what the broker still counts."""
+        """Return whether the broker's credit is used up for a sender that does not come just now: but for a spare part,
+        if the sender has messages unreported. Of a credit that was lowered senders that say little may use more: what
+        the broker still counts."""
         if not self.credit.is_known:
             return False
         if sender.size_bytes <= LITTLE_BYTES:
             most, most_bytes = self._most_sent, self._most_sent_bytes
         else:
             most, most_bytes = self.most, self.most_bytes
-        return len(self.by_token) >= most - most // SPARE or self.size_bytes >= most_bytes - most_bytes // SPARE
+        if sender.count:
+            most, most_bytes = most - most // SPARE, most_bytes - most_bytes // SPARE
+        return len(self.by_token) >= most or self.size_bytes >= most_bytes
 
     def is_over(self, sender: Sender, margin: int = 0) -> bool:
         """Return whether a sender has as much unreported as is left of the bounds, and more than a fair share; with
