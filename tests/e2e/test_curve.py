@@ -131,6 +131,7 @@ async def test_a_routing_id_taken_over_by_another_key_gets_nothing(routing_id: b
         request = await victim.hear(10)
         stand.parties.remove(victim)
         victim.close()
+        await stand.says("lost role='handler' name='raw'")  # until then ZeroMQ keeps the routing id from any other
 
         thief = stand.party(PAIRS["other"], "a", routing_id=routing_id)
         await thief.say([11, request[1], 0, [["sendClients", ["alice"], b'"stolen"']]])
