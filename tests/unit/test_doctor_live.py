@@ -284,7 +284,7 @@ def test_server_without_faults_has_no_findings() -> None:
 
 
 def test_credit_that_is_given_out_whole_is_no_full_bound() -> None:
-    scene = stand(limits=Limits(max_held_bytes=4 * 1024 * 1024))
+    scene = stand(limits=Limits(max_held_bytes=1024 * 1024))
     bridges = [
         scene.join("bridge", name, {"epoch": name, "credit": 10**6, "credit_bytes": 10**12})
         for name in map(str, range(10))
