@@ -217,10 +217,12 @@ class Broker:
         """Pass a new table of the native servers' hosts to the core."""
         self._carry_out(self.router.on_hosts_changed(hosts, time.monotonic()))
 
-    def reload(self, routes: Mapping[str, Route], grants: Mapping[str, Grant]) -> None:
-        """Take in the servers and keys of a configuration that was read again: links to servers that are new, or whose
-        address or key has changed, are opened anew."""
-        self._servers.reload(routes, grants)
+    def prepare(
+        self, routes: Mapping[str, Route], grants: Mapping[str, Grant], opened: contextlib.ExitStack
+    ) -> Callable[[], None]:
+        """Return a function that takes in the servers and keys of a configuration that was read again. `opened`
+        releases what this needs where the configuration is not applied. Raises as `ServerLinks.prepare` does."""
+        return self._servers.prepare(routes, grants, opened)
 
     def _close_listeners(self) -> None:
         self._turn.forget(self._flush)
