@@ -35,7 +35,8 @@ from bester.broker.core.observers import Observers
 from bester.broker.core.peers import Peers
 from bester.broker.core.pending_answers import PendingAnswers
 from bester.broker.core.questions import Questions
-from bester.broker.core.queues import Queue, Queues
+from bester.broker.core.queue_table import Queue
+from bester.broker.core.queues import Queues
 from bester.broker.core.recordings import Recordings
 from bester.broker.core.relays import Relays
 from bester.broker.core.remote_notes import RemoteNotes
