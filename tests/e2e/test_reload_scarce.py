@@ -40,7 +40,7 @@ async def test_servers_whose_links_find_no_descriptor_leave_everything_as_it_was
             assert not reloader.reload()
         assert "stays as it was: Too many open files" in caplog.text
         assert open_descriptors() == before
-        assert set(broker.router.settings.routes) == {"stays", "goes"}
+        assert set(broker.router.settings.routes) == {"stays", "goes"} and reloader.config is old
         assert reloader.reload()
         assert set(broker.router.settings.routes) == set(new.servers)
-        assert {row["name"] for row in broker.router.status()["servers"]} == set(new.servers)
+        assert reloader.config is new
