@@ -30,8 +30,8 @@ from tests.stores import with_store
 DEADLINE_S = 60.0
 """Time of anything that is waited for: reached where something is wrong, and by no loaded machine."""
 LEASE_MS = 30_000
-"""Silence of a raw handler after which a broker takes it for dead: no test sends heartbeats for it. As long as the usual
-time for a request, so that this time stays as it is."""
+"""Silence of a raw handler after which a broker takes it for dead: no test sends heartbeats for it. As long as the
+usual time for a request, so that this time stays as it is."""
 LAYOUTS = ("up", "apart")
 """Layouts: one process, or broker, bridge and handlers in a process each."""
 

@@ -72,8 +72,8 @@ class Certificates:
         return context
 
     def prepare(self, config: Config) -> Callable[[], None]:
-        """Return a function that takes in the list of servers of a configuration that was read again, and all files; the
-        paths of this server's own files stay.
+        """Return a function that takes in the list of servers of a configuration that was read again, and all files;
+        the paths of this server's own files stay.
 
         Raises ConfigError where a file cannot be used and a server with TLS is new, or has changed: the server would
         have no context. Without such a server, a file that cannot be used keeps those before in use, as in `reload`.

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from bester.broker.new_file import put
 from bester.broker.wire.codes import BesterError, ConfigError
 
 BESIDE = ("-wal", "-shm", "-journal")

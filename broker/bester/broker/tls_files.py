@@ -116,7 +116,7 @@ def _trust_system(context: ssl.SSLContext) -> None:
     """Trust the system's authorities, whose file the ssl module silently leaves out where it cannot be opened."""
     context.load_default_certs()
     file = ssl.get_default_verify_paths().cafile
-    if file is not None and not context.cert_store_stats()["x509"]:
+    if file and not context.cert_store_stats()["x509"]:
         _read(f"authorities of the system in {file!r}", Path(file))
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/conformance-cases.md from the cases: `python -m bester.conform.table docs/conformance-cases.md`.
+"""Write the tables of a page from the cases: `python -m bester.conform.table docs/conformance-cases.md`.
 
 The module also finds the normative sentences of a protocol's page: each must be quoted by a case, or by
 conformance/unseen.toml with the reason why no case can test it.

@@ -466,6 +466,7 @@ class Worker:
                 self._drained.set()
         if job[1].by_user and not self._overtime.is_passed_over(job):
             self._begin_next(job)
+
     # --- emits and questions ---
 
     async def emit(self, type_: str, commands: list[Command], id_: str | None, timeout_s: float) -> Outcome:
