@@ -60,7 +60,7 @@ def _unknown(message: str | None) -> Exception:
     if message is None:
         return BesterError("unknown-token", "no message has come since the server's start; `bester send` sends one")
     why = "the server remembers the latest steps alone, and none over a restart"
-    return BesterError("unknown-token", f"no step of message {plain(message)} is remembered; {why}")
+    return BesterError("unknown-token", f"no step of message {plain(message) or repr('')} is remembered; {why}")
 
 
 def rows(spans: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
