@@ -241,7 +241,9 @@ async def test_missing_server_is_one_line_with_the_remedy(shell: Shell, director
     assert "no server runs with other.toml: nobody listens on tcp://127.0.0.1:1;" in lines[0]
     key = new_pair()
     write_secret(directory / "far.key", key.secret)
-    far = f'listen = ["tcp://127.0.0.1:1"]\nconnect = ["tcp://{NOWHERE}:1"]\nkey = "far.key"\nserver_key = "{key.public}"'
+    far = (
+        f'listen = ["tcp://127.0.0.1:1"]\nconnect = ["tcp://{NOWHERE}:1"]\nkey = "far.key"\nserver_key = "{key.public}"'
+    )
     (directory / "far.toml").write_text(f"[fabric]\n{far}\n")
     status, lines = await shell.ended(await shell.begin("dead", "list", "-c", "far.toml"))
     assert (status, len(lines)) == (1, 1)
