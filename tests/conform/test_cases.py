@@ -56,7 +56,7 @@ def test_the_page_shows_the_cases() -> None:
     for side in SIDES:
         shown = re.search(rf"<!-- {side}: .*? -->\n(.*?)<!-- end -->", page, re.DOTALL)
         assert shown is not None
-        assert shown[1] == table(side), "python -m bester.conform.table docs/conformance.md writes it anew"
+        assert shown[1] == table(side), "python -m bester.conform.table docs/conformance-cases.md writes it anew"
 
 
 def test_installed_wheel_has_the_cases() -> None:

@@ -148,10 +148,12 @@ def test_mistake_is_one_line_and_a_status(directory: Path, arguments: list[str],
     assert (ended.returncode, ended.stdout) == (status, "")
 
 
-@pytest.mark.parametrize("command", ["up", "handler bester.handlers.stock.echo:app --fabric ipc://none.sock"])
-@pytest.mark.parametrize("limit", [12, 20])
+@pytest.mark.parametrize(
+    "command", ["up", "broker", "bridge", "handler bester.handlers.stock.echo:app --fabric ipc://none.sock"]
+)
+@pytest.mark.parametrize("limit", [8, 12, 20])
 def test_too_few_descriptors_are_one_line(directory: Path, command: str, limit: int) -> None:
-    """ZeroMQ aborts a process whose threads cannot open theirs."""
+    """ZeroMQ aborts a process whose threads cannot open theirs, and a loop without its own fails halfway."""
     ended = subprocess.run(
         ["bash", "-c", f"ulimit -n {limit}; exec {BESTER} {command}"], capture_output=True, text=True, check=False,
         timeout=TIMEOUT_S,

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bester.broker.config import Config, FabricConfig, defaults
+from bester.broker.keys import new_pair, write_secret
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Answer, Ask, Error
 from bester.cli.operate import ask_all, endpoint_of, knock
@@ -22,6 +23,8 @@ from tests.e2e.broker_stand_in import StandIn
 from tests.live import BESTER, Process
 
 DEADLINE_S = 30.0
+NOWHERE = "nosuch.invalid"
+"""Name that no name server knows (RFC 6761), whether there is one or not."""
 LETTER: dict[str, Any] = {
     "id": "s1/b/7.0.0",
     "type": "chat",
@@ -236,6 +239,15 @@ async def test_missing_server_is_one_line_with_the_remedy(shell: Shell, director
     status, lines = await shell.ended(await shell.begin("dead", "list", "-c", "other.toml"))
     assert (status, len(lines)) == (1, 1)
     assert "no server runs with other.toml: nobody listens on tcp://127.0.0.1:1;" in lines[0]
+    key = new_pair()
+    write_secret(directory / "far.key", key.secret)
+    far = (
+        f'listen = ["tcp://127.0.0.1:1"]\nconnect = ["tcp://{NOWHERE}:1"]\nkey = "far.key"\nserver_key = "{key.public}"'
+    )
+    (directory / "far.toml").write_text(f"[fabric]\n{far}\n")
+    status, lines = await shell.ended(await shell.begin("dead", "list", "-c", "far.toml"))
+    assert (status, len(lines)) == (1, 1)
+    assert f"the name {NOWHERE} cannot be looked up: " in lines[0]
 
 
 async def test_stale_socket_is_no_server(directory: Path) -> None:

@@ -128,9 +128,16 @@ async def test_trace_follows_a_message_to_another_server_and_back() -> None:
         async with asyncio.timeout(DEADLINE_S):
             while (await peer(here))["state"] != "up":
                 await asyncio.sleep(0.05)
+        status, lines = await bester(here, "trace", "--last")
+        assert (status, len(lines)) == (1, 1) and "no message has come since the server's start" in lines[0]
         alice.submit("onward", "hello", "1")
         report, _ = await alice.until_report("1")
         assert (await bob.receive())["payload"]["data"] == "hello"
+        status, lines = await bester(here, "trace", "s1/no\x1bsuch")
+        assert (status, len(lines)) == (1, 1), lines
+        assert "no step of message s1/no\\u001bsuch is remembered" in lines[0]
+        status, lines = await bester(here, "trace", "s1/none", "--json")
+        assert (status, json.loads(lines[0])["spans"]) == (1, [])
         status, lines = await bester(here, "trace", report["payload"]["message"], "--json")
         assert status == 0, lines
         found = json.loads(lines[0])

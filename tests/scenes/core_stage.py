@@ -18,10 +18,10 @@ from bester.broker.wire.link_client import State
 from bester.broker.wire.messages import Command, Reply, Request
 from bester.client import frames
 from bester.handlers.app import App
+from bester.handlers.hello import hello_options
 from bester.handlers.message import Message
 from bester.handlers.reply import commands_of, verdict_on
 from bester.handlers.runtime import Outcome
-from bester.handlers.worker import hello_options
 from tests.scenes.stage import HANDLER_WAIT_S, Function, Handler, Received, Report, Server, Stage, User, app_of
 from tests.world.bridges import SimBridge
 from tests.world.clock import World

@@ -11,8 +11,11 @@ import pytest
 
 from bester.bridge.certificates import Certificates
 from bester.broker.config import Config, NativeConfig, PeerConfig, TlsConfig, defaults
+from bester.broker.tls_faults import TlsError
 from bester.broker.wire.address import HostPort
+from bester.broker.wire.codes import ConfigError
 from tests.authorities import DAY, Authority
+from tests.descriptors import free_descriptors
 
 
 @pytest.fixture
@@ -71,6 +74,37 @@ def test_end_of_certificate_is_announced_once_a_day(
     assert [("expires on" in line, "has expired on" in line) for line in lines] == [
         (True, False), (True, False), (False, True)
     ]  # fmt: skip
+
+
+def test_server_that_is_new_has_its_context_or_changes_nothing(tmp_path: Path, config: Config) -> None:
+    certificates = Certificates(config)
+    before = certificates.listener
+    new = PeerConfig("s4", native=HostPort("s4.example", 2224), tls=True, ca=Authority(tmp_path, "other").ca)
+    listing = replace(config, servers={**config.servers, "s4": new})
+    (tmp_path / "server.key").chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        certificates.prepare(listing)
+    assert certificates.of_server("s4.example:2224", False) is None and certificates.listener is before
+    # Without a new server, those that stay keep the contexts before.
+    certificates.prepare(replace(config, servers={"s2": config.servers["s2"]}))()
+    assert certificates.of_server("s2.example:2224", False) is not None and certificates.listener is before
+    (tmp_path / "server.key").chmod(0o600)
+    apply = certificates.prepare(listing)
+    with free_descriptors(0):
+        apply()  # everything was read before
+    context = certificates.of_server("s4.example:2224", False)
+    assert context is not None and context.cert_store_stats()["x509_ca"] == 1
+
+
+def test_authorities_of_the_system_are_read_once_a_descriptor_is_free(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    certificates = Certificates(config)
+    with pytest.raises(TlsError, match="Too many open files"), free_descriptors(0):
+        certificates.of_server("elsewhere:1", True)
+    context = certificates.of_server("elsewhere:1", True)
+    assert context is not None and context.cert_store_stats()["x509_ca"] > 0
 
 
 def test_servers_have_contexts_of_their_own(config: Config) -> None:

@@ -11,7 +11,8 @@ import pytest
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store.memory_shared import SharedMemory
-from bester.broker.store_requests import Adopt, Adopted, Brokers, FindBrokers, mailbox
+from bester.broker.store_brokers import Adopted, Brokers
+from bester.broker.store_requests import Adopt, FindBrokers, mailbox
 from bester.broker.wire.messages import Confirm, Deliver, Relay, Relayed
 from bester.broker.wire.outcomes import OUTCOME_TYPE
 from tests.unit.core_post import Post, bodies_of

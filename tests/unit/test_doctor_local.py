@@ -9,7 +9,7 @@ import pytest
 from bester.broker.doctor.findings import Finding, certificate, merged
 from bester.broker.doctor.local import Certificate, File, Local, Peer, Port, findings_of
 from bester.broker.doctor.table import markdown
-from bester.broker.store_requests import GONE_S, BrokerSeen
+from bester.broker.store_brokers import GONE_S, BrokerSeen
 from tests.checks_page import PAGE, written
 
 DAY = 86400.0

@@ -12,7 +12,7 @@ import pytest
 from bester.broker.wire.messages import MAX_CREDIT, Request
 from bester.handlers import App, Message, SchemaError
 from bester.handlers.app import Runs
-from bester.handlers.worker import hello_options
+from bester.handlers.hello import hello_options
 
 
 class Letter(msgspec.Struct):

@@ -13,8 +13,8 @@ import pytest
 from bester.broker.wire.messages import Request
 from bester.handlers import App, HandlerError, Message, Middleware
 from bester.handlers.deadlines import Deadlines
+from bester.handlers.hello import hello_options
 from bester.handlers.testing import Sent, Tester
-from bester.handlers.worker import hello_options
 
 # --- time limits and retries ---
 

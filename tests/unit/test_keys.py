@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,9 @@ from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.keys import key_fault
 
 NAMES = ("KEY", "SERVER-KEY")
+DEADLINE_S = 30.0
+A_MOMENT_S = 0.1
+"""Time in which a thread that does not wait for the lock would have replaced the file."""
 
 
 def test_a_pair_is_made_once(tmp_path: Path) -> None:
@@ -32,6 +38,59 @@ def test_a_key_file_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         write_secret(file, new_pair().secret)
     assert file.read_bytes() == before and os.listdir(tmp_path) == ["k"]
+
+
+@pytest.fixture
+def link_called(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Make hard links fail as on FAT, and tell that one was tried."""
+    tried = threading.Event()
+
+    def fails(source: str, target: str) -> None:
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), source, None, target)
+        tried.set()
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+
+    monkeypatch.setattr(os, "link", fails)
+    return tried
+
+
+def test_a_pair_is_made_once_where_files_have_no_hard_links(tmp_path: Path, link_called: threading.Event) -> None:
+    file = tmp_path / "server.key"
+    first = server_pair(file)
+    assert link_called.is_set() and server_pair(file) == first
+    assert file.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        write_secret(file, new_pair().secret)
+    assert read_pair(file) == first and os.listdir(tmp_path) == ["server.key"]
+
+
+def test_of_two_new_files_without_hard_links_the_first_stays(tmp_path: Path, link_called: threading.Event) -> None:
+    """Another program makes the file between the look for it and the renaming, with the lock of its directory."""
+    file, ended = tmp_path / "k", threading.Event()
+    outcomes: list[BaseException | None] = []
+
+    def write() -> None:
+        try:
+            write_secret(file, new_pair().secret)
+            outcomes.append(None)
+        except FileExistsError as error:
+            outcomes.append(error)
+        ended.set()
+
+    directory = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    thread = threading.Thread(target=write)
+    try:
+        thread.start()
+        assert link_called.wait(DEADLINE_S)
+        assert not ended.wait(A_MOMENT_S)
+        file.write_text("theirs")
+    finally:
+        os.close(directory)
+        thread.join(DEADLINE_S)
+    assert [type(each) for each in outcomes] == [FileExistsError]
+    assert file.read_text() == "theirs" and os.listdir(tmp_path) == ["k"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from bester.broker.server import Broker
 from bester.broker.store.lease import LEASE_S
 from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store.sqlite import SqliteStore
-from bester.broker.store_requests import Adopted, Bounds, Snapshot, StoredQueue, mailbox
+from bester.broker.store_brokers import Adopted
+from bester.broker.store_requests import Bounds, Snapshot, StoredQueue, mailbox
 from bester.broker.wire.messages import (
     Ask,
     Goodbye,

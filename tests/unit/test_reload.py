@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bester.broker.config import Config, defaults
-from bester.broker.reload import Reloader, changes
+from bester.broker.reload import Prepare, Reloader, changes
 from bester.broker.wire.codes import ConfigError
 
 
@@ -34,16 +35,18 @@ def test_changed_keys_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mistaken", ["first", "second", "reader"])
 def test_a_mistake_in_one_part_applies_none(tmp_path: Path, mistaken: str, caplog: pytest.LogCaptureFixture) -> None:
     applied: list[str] = []
+    released: list[str] = []
 
     def read() -> Config:
         if mistaken == "reader":
             raise ConfigError("bester.toml:3: a mistake")
         return replace(config(tmp_path), auth="open")
 
-    def part(name: str) -> Callable[[Config], Callable[[], None]]:
-        def prepare(new: Config) -> Callable[[], None]:
+    def part(name: str) -> Prepare:
+        def prepare(new: Config, opened: ExitStack) -> Callable[[], None]:
             if name == mistaken:
                 raise OSError(2, "No such file", "cert.pem")
+            opened.callback(released.append, name)
             return lambda: applied.append(name)
 
         return prepare
@@ -53,15 +56,24 @@ def test_a_mistake_in_one_part_applies_none(tmp_path: Path, mistaken: str, caplo
     reloader.add(["servers"], part("second"))
     with caplog.at_level(logging.INFO, "bester"):
         assert not reloader.reload()
-    assert applied == [] and "stays as it was" in caplog.text and reloader.config.auth == "accounts"
+    assert released == (["first"] if mistaken == "second" else [])
+    said = {"first": "cert.pem: No such file", "second": "cert.pem: No such file", "reader": "bester.toml:3: a mistake"}
+    assert applied == [] and f"stays as it was: {said[mistaken]}" in caplog.text and reloader.config.auth == "accounts"
 
 
 def test_what_no_part_applies_is_named_each_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     new = replace(config(tmp_path), auth="open", accept="none")
+    released: list[str] = []
+
+    def prepare(new: Config, opened: ExitStack) -> Callable[[], None]:
+        opened.callback(released.append, "auth")
+        return lambda: None
+
     reloader = Reloader(config(tmp_path), lambda: new)
-    reloader.add(["auth"], lambda new: lambda: None)
+    reloader.add(["auth"], prepare)
     for _ in range(2):
         caplog.clear()
         with caplog.at_level(logging.INFO, "bester"):
             assert reloader.reload()
         assert "a restart applies accept" in caplog.text and "auth" not in caplog.text
+        assert released == []  # what was opened is in use

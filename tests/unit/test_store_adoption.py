@@ -12,12 +12,10 @@ import pytest
 from bester.broker.postgres import Database, connect
 from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store.postgres import PostgresStore
+from bester.broker.store_brokers import Adopted, AdoptionSeen, Brokers
 from bester.broker.store_requests import (
     About,
     Adopt,
-    Adopted,
-    AdoptionSeen,
-    Brokers,
     Bury,
     ClockState,
     Disown,

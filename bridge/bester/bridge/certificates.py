@@ -18,6 +18,7 @@ from typing import NamedTuple
 from bester.broker.config import Config
 from bester.broker.logs import facts
 from bester.broker.renewal import LOOK_S, Reminder, signature
+from bester.broker.tls_faults import TlsError
 from bester.broker.tls_files import Pair, Validity, client_context, day, server_context
 from bester.broker.wire.address import canonical
 from bester.broker.wire.codes import ConfigError
@@ -39,8 +40,8 @@ class Certificates:
     def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
         self._config = config
         self._clock = clock
-        self._seen = signature(self._files())
-        self._contexts = self._read()
+        self._seen = signature(_files(config))
+        self._contexts = self._read(config)
         self._reminder = Reminder()
         self._any_server: ssl.SSLContext | None = None
 
@@ -58,69 +59,81 @@ class Certificates:
 
     def of_server(self, address: str, tls: bool) -> ssl.SSLContext | None:
         """Return the context for a server at `host:port`; None where it speaks plain text. `tls` is the broker's word,
-        for a server that this bridge's own configuration does not list."""
+        for a server that this bridge's own configuration does not list. Raises TlsError where the system's authorities
+        cannot be read now."""
         context = self._contexts.servers.get(address)
         if context is None and tls:
-            context = self._any_server = self._any_server or client_context("", None)
+            if self._any_server is None:
+                try:
+                    self._any_server = client_context("", None)
+                except ConfigError as error:  # no descriptor now; a later message may find one
+                    raise TlsError(str(error), unread=True) from None
+            context = self._any_server
         return context
 
     def prepare(self, config: Config) -> Callable[[], None]:
-        """Return a function that takes in the list of servers of a configuration that was read again, and reads all
-        files again; the paths of this server's own files stay. Raises ConfigError where a server that is new, or has
-        changed, has authorities that cannot be used."""
+        """Return a function that takes in the list of servers of a configuration that was read again, and all files;
+        the paths of this server's own files stay.
+
+        Raises ConfigError where a file cannot be used and a server with TLS is new, or has changed: the server would
+        have no context. Without such a server, a file that cannot be used keeps those before in use, as in `reload`.
+        """
         before, servers = self._config.servers, config.servers
-        for name, peer in servers.items():
-            if peer.tls and peer != before.get(name):
-                client_context(f"[servers.{name}] ca", peer.ca, None, self._clock())
+        new = replace(self._config, servers=servers)
+        needed = any(peer.tls and peer != before.get(name) for name, peer in servers.items())
+        seen, contexts = signature(_files(new)), self._read(new) if needed else None
 
         def apply() -> None:
-            self._config = replace(self._config, servers=servers)
-            if self.is_used or servers != before:
+            self._config = new
+            if contexts is not None:
+                self._seen = seen
+                self._use(contexts)
+            elif self.is_used or servers != before:
                 self.reload()
 
         return apply
 
     def reload(self) -> bool:
         """Read all files again. Return False, and keep everything as it was, where a file cannot be used."""
-        self._seen = signature(self._files())
+        self._seen = signature(_files(self._config))
         try:
-            self._contexts = self._read()
+            contexts = self._read(self._config)
         except ConfigError as error:
             text = "the certificates were not read again, and those before stay in use: %s"
             log.error(text, error, extra=facts("certificates-refused", why=str(error)))
             return False
+        self._use(contexts)
+        return True
+
+    def _use(self, contexts: Contexts) -> None:
+        """Take the contexts of a new reading into use."""
+        self._contexts = contexts
         self._reminder.begin_anew()
         validity = self._contexts.validity
         until = "" if validity is None else f"; this server's is valid until {day(validity.end)}"
         log.info("the certificates were read again%s", until, extra=facts("certificates-read"))
         self._remind()
-        return True
 
     def look(self) -> None:
         """Read the files again if one has changed, and warn before the own certificate ends; call once a minute."""
-        if signature(self._files()) != self._seen:
+        if signature(_files(self._config)) != self._seen:
             self.reload()
         self._remind()
 
     @property
     def is_used(self) -> bool:
         """Return whether there is any file to read."""
-        return bool(self._files())
+        return bool(_files(self._config))
 
-    def _files(self) -> list[Path]:
-        tls = self._config.native.tls
-        own = [] if tls is None else [tls.cert, tls.key, *([] if tls.client_ca is None else [tls.client_ca])]
-        return own + [peer.ca for peer in self._config.servers.values() if peer.ca is not None]
-
-    def _read(self) -> Contexts:
-        tls, now = self._config.native.tls, self._clock()
+    def _read(self, config: Config) -> Contexts:
+        tls, now = config.native.tls, self._clock()
         pair = None if tls is None else Pair(tls.cert, tls.key)
         listener = validity = None
         if tls is not None and pair is not None:
             listener, validity = server_context(pair, tls.client_ca, now)
         servers = {
             str(canonical(peer.native)): client_context(f"[servers.{name}] ca", peer.ca, pair, now)
-            for name, peer in self._config.servers.items()
+            for name, peer in config.servers.items()
             if peer.tls and peer.native is not None
         }
         return Contexts(listener, validity, servers)
@@ -131,6 +144,12 @@ class Certificates:
             state, until = due
             extra = facts("certificate-expires", until=until)
             log.warning("this server's certificate %s on %s; renew it", state, until, extra=extra)
+
+
+def _files(config: Config) -> list[Path]:
+    tls = config.native.tls
+    own = [] if tls is None else [tls.cert, tls.key, *([] if tls.client_ca is None else [tls.client_ca])]
+    return own + [peer.ca for peer in config.servers.values() if peer.ca is not None]
 
 
 class Watch:

@@ -16,8 +16,9 @@ from bester.bridge import native
 from bester.bridge.bridge import Bridge
 from bester.bridge.outqueue import JOIN_BYTES, OutQueue
 from bester.bridge.ports import Waiting
-from bester.bridge.session import UNIX_HOST, Session
+from bester.bridge.session import Session
 from bester.bridge.states import State
+from bester.bridge.steps import UNIX_HOST
 from bester.broker.logs import facts
 from bester.broker.tls_stream import TlsStream
 

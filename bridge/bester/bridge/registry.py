@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from bester.bridge.limits import Limits
 from bester.bridge.ports import ClientConnection
-from bester.bridge.session import UNIX_HOST, Session
+from bester.bridge.session import Session
 from bester.bridge.states import State
+from bester.bridge.steps import UNIX_HOST
 from bester.broker.wire.address import is_loopback
 
 

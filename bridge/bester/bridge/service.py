@@ -232,7 +232,7 @@ class Service:
 def live_part(service: Service) -> tuple[tuple[str, ...], Prepare]:
     """Return the keys that a running bridge takes in live, and the part of a Reloader that does so."""
 
-    def prepare(config: Config) -> Apply:
+    def prepare(config: Config, _: contextlib.ExitStack) -> Apply:
         """Return a function that takes in the servers of a configuration. Raises ConfigError."""
         certificates = service.certificates.prepare(config)
 

@@ -14,14 +14,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from bester.bridge import native
+from bester.bridge.builtin_commands import CLOSE, carry_out
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.bridge.meter import Meter
 from bester.bridge.senders import MOST_CHARGED
 from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, Event, State
-from bester.bridge.steps import Acknowledged, Doubted, NewPassword, SpokeTls, Step, nothing, refusal
+from bester.bridge.steps import Doubted, SpokeTls, Step, guesser, nothing, refusal
 from bester.bridge.submissions import Submission
-from bester.bridge.window import OVERHEAD_BYTES, Question, Window
+from bester.bridge.window import OVERHEAD_BYTES, Window
 from bester.broker.wire.messages import MAX_TYPE, RESERVED_TYPES, Close, Login, Meta, Report, Submit
 
 ALL = 1 << 62
@@ -30,8 +31,6 @@ CUT_BYTES = 8_192
 """Bytes of waiting input that are cut into frames at a time: about a sender's turn of small messages."""
 UNIT_BYTES_LOG2 = 12
 """Each 4 KiB of a frame cost as much as a frame: a large body is copied, decoded and written."""
-UNIX_HOST = "unix"
-"""Host of a peer on a Unix socket."""
 NO_BROKER = "unreachable"
 """Reason of a refused login without a broker to check the password: the client may try again."""
 TLS_HANDSHAKE = 0x0316
@@ -372,9 +371,7 @@ class Session:
             self._go("login", now)
             if frame.message:
                 self._hold(body)
-            # All peers on Unix sockets share one address: the wrong passwords of one must not delay the others.
-            address = "" if self.address == UNIX_HOST else self.address
-            step.send.append(Login(self.number, frame.user, frame.password, address))
+            step.send.append(Login(self.number, frame.user, frame.password, guesser(self.address)))
         elif isinstance(frame, native.Server) and len(frame.sent.type) > MAX_TYPE:
             self._stop(native.Fault(frame.sent.id, True, "", "unknown-type"), step, now)
         elif isinstance(frame, native.Server) and frame.sent.type == "dummy":  # a ping, of a server as of a client
@@ -511,53 +508,18 @@ class Session:
             if sent.type == "dummy":
                 step.write.append(native.pong(sent.id))
                 return True
-            return self._builtin(sent, step, now)
+            fault = carry_out(sent, step, self.window, self._tokens, self.number, self.address, self._limits.unacked)
+            if fault is CLOSE:
+                self._stop(None, step, now)
+                return False
+            if fault is not None:
+                step.write.append(native.report(sent.id, 1, fault))
+            return True
         assert isinstance(sent, native.Fault)
         if sent.fatal:
             self._stop(sent, step, now)
             return False
         step.write.append(native.report(sent.id, 1, sent.reason))
-        return True
-
-    def _builtin(self, sent: native.Sent, step: Step, now: float) -> bool:
-        """Handle a client's command to the server itself; False where it was the last frame."""
-        command = native.builtin(sent.data)
-        fault = None
-        match command.type if command is not None else None:
-            case "close":
-                self._stop(None, step, now)
-                return False
-            case "ack":
-                assert command is not None
-                ids = native.texts(command.data)
-                if ids is None or len(ids) > self._limits.unacked:  # more than can be unacknowledged
-                    fault = "malformed"
-                else:
-                    step.send.append(Acknowledged(ids))
-            case "outcome":
-                assert command is not None
-                message = native.text(command.data)
-                if message is None:
-                    fault = "malformed"
-                else:
-                    question = Question(next(self._tokens), self.number, message)
-                    size = len(sent.data) + len(sent.id) + OVERHEAD_BYTES
-                    self.window.ask(question, sent.id, size)
-                    step.send.append(question)
-            case "passwd":
-                assert command is not None
-                passwords = native.passwords(command.data)
-                if passwords is None:
-                    fault = "malformed"
-                else:
-                    question = Question(next(self._tokens), self.number, "")
-                    self.window.ask(question, sent.id, len(sent.data) + len(sent.id) + OVERHEAD_BYTES)
-                    address = "" if self.address == UNIX_HOST else self.address
-                    step.send.append(NewPassword(question, *passwords, address))
-            case _:
-                fault = "unknown-command"
-        if fault is not None:
-            step.write.append(native.report(sent.id, 1, fault))
         return True
 
     # --- the table ------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """Steps: what a session asks for after an event. Frames are written first, then messages go to the broker, and notices
-to the bridge. Types alone.
+to the bridge. Types alone, and what makes them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from bester.bridge.window import Question
 from bester.broker.wire.messages import Close, Login, Report, Submit
+
+UNIX_HOST = "unix"
+"""Host of a peer on a Unix socket."""
 
 
 class Acknowledged(NamedTuple):
@@ -50,6 +53,12 @@ class Step(NamedTuple):
 def nothing() -> Step:
     """Return a step that asks for nothing yet; a session adds to it."""
     return Step([], [])
+
+
+def guesser(host: str) -> str:
+    """Return the address to which a wrong password is ascribed; empty for all peers on Unix sockets, which share one:
+    the wrong passwords of one must not delay the others."""
+    return "" if host == UNIX_HOST else host
 
 
 def refusal(token: int, reason: str) -> Report:

@@ -19,6 +19,7 @@ from bester.bridge.lifeline import ParentEnd
 from bester.bridge.listeners import TLS_KEY, WEB_KEY, bind_tcp, check_plaintext, family_of
 from bester.bridge.service import DRAIN_S
 from bester.bridge.standalone import require_listener
+from bester.broker import descriptors
 from bester.broker.config import Config
 from bester.broker.logs import facts
 from bester.broker.loop import run
@@ -174,6 +175,7 @@ class _Workers:
         """Run one worker from start to end; return its exit status, negative for the signal that ended it."""
         mine, its = socket.socketpair()
         with mine, its:
+            descriptors.require(descriptors.OF_A_CHILD)
             process = await asyncio.create_subprocess_exec(
                 *self._command, "--child", str(index), stdin=its.fileno(), start_new_session=True
             )  # in a session of its own: Ctrl-C at a terminal is for the parent, which ends the workers

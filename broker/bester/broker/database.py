@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from bester.broker.new_file import put
 from bester.broker.wire.codes import BesterError, ConfigError
 
 BESIDE = ("-wal", "-shm", "-journal")
@@ -142,27 +143,10 @@ def create(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
                 "PRAGMA wal_checkpoint(TRUNCATE)"
             ).close()  # `close` does so, too, and tells nobody of a full disk
         with contextlib.suppress(FileExistsError):
-            _put(new, real)
+            put(new, real)
     finally:
         for each in (new, *_beside(new)):
             each.unlink(missing_ok=True)
-    directory = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _put(new: Path, real: Path) -> None:
-    """Give the new file its name. Raises FileExistsError if the name is taken."""
-    try:
-        os.link(new, real)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        if real.exists():
-            raise FileExistsError from None
-        new.rename(real)
 
 
 def connect(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Connection:

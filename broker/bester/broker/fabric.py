@@ -116,10 +116,28 @@ class FabricLink:
         self._opened = 0  # number of sockets so far: the addresses of a name are tried in turn
 
     def start(self) -> None:
-        """Connect on the running loop; return at once, as `on_ready` reports the broker's answer."""
+        """Connect on the running loop; return at once, as `on_ready` reports the broker's answer. Raises OSError where
+        the system has no descriptors for it, unless `reserve` has opened them."""
         self._loop = asyncio.get_running_loop()
-        self._context = new_context()
+        if self._context is None:
+            self._context = new_context()
         self._begin()
+
+    def reserve(self) -> None:
+        """Open the descriptors without which `start` would fail. Raises OSError where the system has none."""
+        context = new_context()
+        try:
+            context.socket(zmq.DEALER).close(linger=0)  # the threads of a context begin with its first socket
+        except zmq.ZMQError as error:
+            context.term()
+            raise OSError(error.errno, error.strerror) from None
+        self._context = context
+
+    def release(self) -> None:
+        """Close what `reserve` has opened, of a link that is not started."""
+        if self._context is not None:
+            self._context.term()
+            self._context = None
 
     def send(self, message: Message) -> bool:
         """Queue a message for this turn's batch. Return False without a link or above MAX_QUEUED."""

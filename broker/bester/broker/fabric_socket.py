@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from typing import Any
 import zmq
 from zmq.backend import zmq_poll
 
+from bester.broker import descriptors
 from bester.broker.monitor import Monitor, OnEvent
 from bester.broker.turn import Turn
 from bester.broker.wire.messages import MAX_FRAME_BYTES, MAX_FRAMES
@@ -49,15 +49,7 @@ Frames = list[bytes]
 def new_context(io_threads: int = 1) -> zmq.Context[zmq.Socket[bytes]]:
     """Return a ZeroMQ context. Raises OSError where its threads could not have their descriptors: ZeroMQ, which opens
     them with the first socket, would abort the process."""
-    opened: list[int] = []
-    try:
-        while len(opened) < CONTEXT_DESCRIPTORS:
-            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0)) from None
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
+    descriptors.require(CONTEXT_DESCRIPTORS)
     return zmq.Context(io_threads)
 
 

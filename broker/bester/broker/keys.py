@@ -12,6 +12,7 @@ from pathlib import Path
 
 import zmq
 
+from bester.broker.new_file import put
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.keys import key_fault, must_encrypt, parse_key
 
@@ -100,9 +101,9 @@ def write_secret(path: Path, secret: str) -> None:
                 file.write(f"{secret}\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(name, path)  # fails where a file is there, in place of replacing it
+            put(Path(name), path)
         finally:
-            os.unlink(name)
+            Path(name).unlink(missing_ok=True)
     except FileExistsError:
         raise
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvloop
 
+from bester.broker import descriptors
 from bester.broker.logs import facts
 from bester.broker.systemd import service_manager
 from bester.broker.terminals import hung_up, outlive_terminals
@@ -32,7 +33,7 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
     status.
 
     A second signal cancels `main`. SIGHUP ends nothing. The service manager, if any, is told of the end; `main` reports
-    that it is ready.
+    that it is ready. Raises OSError where the process may not open the descriptors that a server needs.
     """
     manager = service_manager()
 
@@ -62,8 +63,8 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
 
     spare_the_collector()
     try:
+        descriptors.require(descriptors.LEAST)  # the loop would fail halfway, and `main` wherever it is
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.get_loop()  # may fail for want of descriptors, before there is a coroutine that nobody awaits
             return runner.run(supervised())
     finally:
         manager.close()

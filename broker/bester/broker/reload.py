@@ -1,7 +1,8 @@
 """Reads the configuration again at SIGHUP, or once it has changed, and applies the parts that can change live.
 
-Each part checks its piece of the new configuration first, and nothing is applied before all have: a mistake keeps
-everything as it is, and is logged. What no part applies is named in the log.
+Each part checks its piece of the new configuration first, and opens the descriptors that the piece needs; nothing is
+applied before all have: a mistake, or a system that has no descriptor left, keeps everything as it is, and is logged.
+What no part applies is named in the log.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -24,9 +26,10 @@ LOOK_S = 60.0
 log = logging.getLogger("bester")
 
 Apply = Callable[[], None]
-Prepare = Callable[[Config], Apply]
-"""Checks a part of a new configuration and returns a function that applies the part. Raises BesterError or OSError for
-a mistake, before anything has changed."""
+Prepare = Callable[[Config, ExitStack], Apply]
+"""Checks a part of a new configuration, opens what the part needs, and returns a function that applies the part; that
+one cannot fail. The stack releases what was opened where another part has a fault. Raises BesterError or OSError for a
+mistake, or where the system has no room, before anything has changed."""
 
 
 class Reloader:
@@ -72,9 +75,11 @@ class Reloader:
         self._seen = self._look()
         try:
             new = self._read()
-            steps = [prepare(new) for prepare in self._parts]
+            with ExitStack() as opened:
+                steps = [prepare(new, opened) for prepare in self._parts]
+                opened.pop_all()  # what was opened is in use from now on
         except (BesterError, OSError) as error:
-            why = error.text if isinstance(error, BesterError) else str(error)
+            why = error.text if isinstance(error, BesterError) else _words(error)
             fields_ = facts("not-reloaded", why=why)
             log.error("the configuration is not reloaded, and stays as it was: %s", why, extra=fields_)
             return False
@@ -106,6 +111,12 @@ class Reloader:
             except OSError:
                 seen.append(None)
         return tuple(seen)
+
+
+def _words(error: OSError) -> str:
+    """Return an error of the system in words."""
+    file = f"{error.filename}: " if error.filename else ""
+    return f"{file}{error.strerror or error}"
 
 
 def changes(old: Config, new: Config) -> list[str]:

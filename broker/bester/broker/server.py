@@ -51,6 +51,7 @@ from bester.broker.removed_accounts import RemovedAccounts
 from bester.broker.server_links import ServerLinks
 from bester.broker.store import Store
 from bester.broker.store_driver import RETRY_S, StoreDriver
+from bester.broker.store_requests import Snapshot
 from bester.broker.store_size import StoreSize
 from bester.broker.store_thread import StoreThread
 from bester.broker.turn import Turn
@@ -92,6 +93,28 @@ class Hooks:
     export: Callable[[Spans], None] = lambda spans: None
 
 
+def _new_router(
+    settings: Settings, snapshot: Snapshot, accounts: Logins, removed: RemovedAccounts, listeners: FabricListeners
+) -> Router:
+    """Return a core with the store's contents, this machine's clocks and chance, and what others know."""
+    now, wall_s = both_clocks()
+    return Router(
+        settings,
+        epoch=secrets.token_hex(4),
+        first_token=secrets.randbelow(2**51),
+        now=now,
+        wall_s=wall_s,
+        boot=boot_id(),
+        accounts_of=removed.accounts_of,
+        snapshot=snapshot,
+        chance=random.random,
+        process_of=listeners.process_of,
+        is_stopped=is_stopped,
+        read_until=listeners.read_until,
+        may_open=partial(may_open, accounts),
+    )
+
+
 class Broker:
     """Running broker, used as a context: `async with Broker(settings, listen, accounts, store) as broker: …`.
 
@@ -113,28 +136,13 @@ class Broker:
     ) -> None:
         """`pair` are this server's keys, for links that are encrypted; with `curve`, those on loopback are, too. The
         figures show the size of `store_file`, the store's file. `turn` is that of a bridge in this process."""
-        now, wall_s = both_clocks()
         snapshot = store.open()
         self.settings = settings
         self._listen = listen
         self._turn = turn or Turn()
         self._listeners = FabricListeners(self._turn, pair, curve=curve)
         self._removed_accounts = RemovedAccounts(accounts)
-        self.router = Router(
-            settings,
-            epoch=secrets.token_hex(4),
-            first_token=secrets.randbelow(2**51),
-            now=now,
-            wall_s=wall_s,
-            boot=boot_id(),
-            accounts_of=self._removed_accounts.accounts_of,
-            snapshot=snapshot,
-            chance=random.random,
-            process_of=self._listeners.process_of,
-            is_stopped=is_stopped,
-            read_until=self._listeners.read_until,
-            may_open=partial(may_open, accounts),
-        )
+        self.router = _new_router(settings, snapshot, accounts, self._removed_accounts, self._listeners)
         self._group = asyncio.TaskGroup()
         self._logins = LoginChecks(
             self.router, accounts, self._removed_accounts, self._group, self._carry_out, self._write, self._end_removals
@@ -217,10 +225,12 @@ class Broker:
         """Pass a new table of the native servers' hosts to the core."""
         self._carry_out(self.router.on_hosts_changed(hosts, time.monotonic()))
 
-    def reload(self, routes: Mapping[str, Route], grants: Mapping[str, Grant]) -> None:
-        """Take in the servers and keys of a configuration that was read again: links to servers that are new, or whose
-        address or key has changed, are opened anew."""
-        self._servers.reload(routes, grants)
+    def prepare(
+        self, routes: Mapping[str, Route], grants: Mapping[str, Grant], opened: contextlib.ExitStack
+    ) -> Callable[[], None]:
+        """Return a function that takes in the servers and keys of a configuration that was read again. `opened`
+        releases what this needs where the configuration is not applied. Raises as `ServerLinks.prepare` does."""
+        return self._servers.prepare(routes, grants, opened)
 
     def _close_listeners(self) -> None:
         self._turn.forget(self._flush)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.router import Router
@@ -38,9 +39,17 @@ class ServerLinks:
         self._closing: set[asyncio.Task[None]] = set()
 
     def open(self, route: Route) -> None:
-        """Open the link to a server of the fabric; a server that is reached otherwise has none. Raises ConfigError."""
-        if route.fabric is None:
-            return
+        """Open the link to a server of the fabric; a server that is reached otherwise has none. Raises ConfigError, and
+        OSError where the system has no descriptors for the link."""
+        if route.fabric is not None:
+            self._start(route.name, self._new(route, route.fabric))
+
+    def _start(self, name: str, fabric: FabricLink) -> None:
+        self._links[_link_to(name)] = fabric
+        fabric.start()
+
+    def _new(self, route: Route, endpoint: str) -> FabricLink:
+        """Return a link to a server at an endpoint, which is not started yet. Raises ConfigError."""
         name = route.name
         link = _link_to(name)
         keys = None
@@ -52,8 +61,8 @@ class ServerLinks:
         def received(messages: list[Message | Malformed]) -> None:
             self._carry_out(self._router.receive_all(link, messages, time.monotonic()))
 
-        fabric = self._links[link] = FabricLink(
-            route.fabric,
+        return FabricLink(
+            endpoint,
             LinkClient("server", self._router.settings.name, {}),
             keys=keys,
             called=name,
@@ -63,24 +72,44 @@ class ServerLinks:
             on_unsendable=self._on_unsendable,
             turn=self._turn,
         )
-        fabric.start()
 
-    def reload(self, routes: Mapping[str, Route], grants: Mapping[str, Grant]) -> None:
-        """Take in the servers and keys of a configuration that was read again: links to servers that are new, or whose
-        address or key has changed, are opened anew."""
+    def prepare(
+        self, routes: Mapping[str, Route], grants: Mapping[str, Grant], opened: ExitStack
+    ) -> Callable[[], None]:
+        """Return a function that takes in the servers and keys of a configuration that was read again: links to servers
+        that are new, or whose address or key has changed, are opened anew.
+
+        All that can fail is done here; `opened` releases it where the configuration is not applied. Raises ConfigError,
+        and OSError where the system has no descriptors for the new links.
+        """
         before = self._router.settings.routes
         changed = {name for name in before.keys() | routes.keys() if _way(before.get(name)) != _way(routes.get(name))}
-        now = time.monotonic()
-        for name in changed:
-            fabric = self._links.pop(_link_to(name), None)
-            if fabric is not None:
-                self._carry_out(self._router.on_server_lost(name, "its address or key has changed here", now))
-                task = self._group.create_task(fabric.close(timeout_s=CLOSE_S))
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
-        self._carry_out(self._router.on_reloaded(routes, grants, now))
+        links: dict[str, FabricLink] = {}
         for name in changed & routes.keys():
-            self.open(routes[name])
+            endpoint = routes[name].fabric
+            if endpoint is not None:
+                links[name] = self._new(routes[name], endpoint)
+                links[name].reserve()
+                opened.callback(links[name].release)
+
+        def apply() -> None:
+            now = time.monotonic()
+            for name in changed:
+                self._end(name, now)
+            self._carry_out(self._router.on_reloaded(routes, grants, now))
+            for name, fabric in links.items():
+                self._start(name, fabric)
+
+        return apply
+
+    def _end(self, name: str, now: float) -> None:
+        """Close the link to a server whose address or key has changed, if there is one."""
+        fabric = self._links.pop(_link_to(name), None)
+        if fabric is not None:
+            self._carry_out(self._router.on_server_lost(name, "its address or key has changed here", now))
+            task = self._group.create_task(fabric.close(timeout_s=CLOSE_S))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def retry(self, server: str) -> None:
         """Try a lost link now, without waiting for its back-off."""

@@ -243,12 +243,13 @@ async def _until_free(store: Store) -> None:
 def live_part(broker: Broker) -> tuple[tuple[str, ...], Prepare]:
     """Return the keys that a running broker takes in live, and the part of a Reloader that does so."""
 
-    def prepare(config: Config) -> Apply:
-        """Return a function that takes in the routes, grants and names of a configuration."""
-        routes, grants = routes_of(config), grants_of(config)
+    def prepare(config: Config, opened: contextlib.ExitStack) -> Apply:
+        """Return a function that takes in the routes, grants and names of a configuration. Raises ConfigError, and
+        OSError where the system has no descriptors for new links."""
+        links = broker.prepare(routes_of(config), grants_of(config), opened)
 
         def apply() -> None:
-            broker.reload(routes, grants)
+            links()
             broker.hooks.follow(config.native_hosts)
             broker.hooks.reread_operator()
 

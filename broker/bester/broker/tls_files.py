@@ -66,7 +66,7 @@ def client_context(key: str, ca: Path | None, pair: Pair | None = None, now: flo
     context = _with_defaults(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     context.hostname_checks_common_name = False
     if ca is None:
-        context.load_default_certs()
+        _trust_system(context)
     else:
         _trust(context, key, ca)
     if pair is not None:
@@ -108,6 +108,16 @@ def _trust(context: ssl.SSLContext, key: str, path: Path) -> None:
         context.load_verify_locations(path)
     except ssl.SSLError as error:
         raise ConfigError(f"{what}: cannot be read as certificates: {_words(error)}; copy the file once more") from None
+    except OSError as error:
+        raise ConfigError(f"{what}: cannot read it: {error.strerror}") from None
+
+
+def _trust_system(context: ssl.SSLContext) -> None:
+    """Trust the system's authorities, whose file the ssl module silently leaves out where it cannot be opened."""
+    context.load_default_certs()
+    file = ssl.get_default_verify_paths().cafile
+    if file and not context.cert_store_stats()["x509"]:
+        _read(f"authorities of the system in {file!r}", Path(file))
 
 
 def _validity_of(what: str, path: Path, now: float) -> Validity:

@@ -164,6 +164,7 @@ class TlsStream(Layer):
             self._above.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the protocol above of the end of its connection; TLS is the reason where TLS has ended it."""
         if self._turns is not None:
             self._turns.forget(self)
         if self._phase is Phase.SHAKING:

@@ -171,7 +171,7 @@ def _missing(selected: Selection, or_else: str = "") -> Exception:
     from bester.broker.wire.codes import BesterError
 
     missing = (
-        f"no dead letter {_plain(selected['id'])}"
+        f"no dead letter {_plain(selected['id']) or repr('')}"
         if "id" in selected
         else f"no dead letter of type {_plain(selected['type'])}"
     )

@@ -14,7 +14,8 @@ from typing import Any, Self
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
 from bester.broker.keys import LinkKeys, link_keys
-from bester.broker.wire.address import parse_endpoint
+from bester.broker.names import find, reason
+from bester.broker.wire.address import HostPort, parse_endpoint
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Answer, Ask, Error, Malformed, Message
@@ -61,12 +62,13 @@ def _keys(config: Config) -> LinkKeys | None:
 
 
 def knock(config: Config) -> None:
-    """Check that a server listens: ZeroMQ itself would wait for ever. Raises BesterError with a remedy."""
+    """Check that a server listens: ZeroMQ itself would wait for ever. Raises BesterError with a remedy. To be called
+    where no loop runs."""
     endpoint = endpoint_of(config)
     where = parse_endpoint(endpoint)
     try:
         if where.tcp is not None:
-            socket.create_connection(where.tcp, KNOCK_S).close()
+            _connect(where.tcp, endpoint)
             return
         with socket.socket(socket.AF_UNIX) as door:
             door.settimeout(KNOCK_S)
@@ -79,6 +81,24 @@ def knock(config: Config) -> None:
         raise BesterError(
             "not-allowed", f"{where.path}: not yours to open; operate the server as the user it runs as"
         ) from None
+
+
+def _connect(tcp: HostPort, endpoint: str) -> None:
+    """Connect to one of a host's addresses. Raises OSError where none accepts, BesterError where there is none."""
+    try:
+        addresses = asyncio.run(find(tcp.host, KNOCK_S))
+    except OSError as error:
+        remedy = "see that it is right, and that its name server answers"
+        text = f"{endpoint}: the name {tcp.host} cannot be looked up: {reason(error)}; {remedy}"
+        raise BesterError("unreachable", text) from None
+    for number, address in enumerate(addresses, 1):
+        try:
+            socket.create_connection((address, tcp.port), KNOCK_S).close()
+        except OSError:
+            if number == len(addresses):
+                raise
+        else:
+            return
 
 
 class Session:

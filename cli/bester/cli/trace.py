@@ -38,20 +38,29 @@ WHY = {
 def trace(config_path: Path | None, last: bool, as_json: bool, message: str | None) -> None:
     """Show the way of a message, by its id as a report names it: over this server, and over those that allow it.
 
-    Each server remembers the latest steps in memory, without bodies.
+    Each server remembers the latest steps in memory, without bodies. Exit status 1 means that none is remembered.
     """
     if (message is None) is not last:
         raise click.UsageError("give the id of a message, or --last")
     found: dict[str, Any] = ask_value(config_path, "follow", message)
     if as_json:
         out(json.dumps(found))
-        return
-    if found["spans"]:
-        tables.show(rows(found["spans"]), HEADER)
     else:
-        err("no step of it is remembered; only the latest are")
-    for server, why in found["servers"].items():
-        err(f"bester: {plain(server)} tells nothing of it: {WHY.get(why, plain(why))}")
+        if found["spans"]:
+            tables.show(rows(found["spans"]), HEADER)
+        for server, why in found["servers"].items():
+            err(f"bester: {plain(server)} tells nothing of it: {WHY.get(why, plain(why))}")
+    if not found["spans"]:
+        raise _unknown(message)
+
+
+def _unknown(message: str | None) -> Exception:
+    from bester.broker.wire.codes import BesterError
+
+    if message is None:
+        return BesterError("unknown-token", "no message has come since the server's start; `bester send` sends one")
+    why = "the server remembers the latest steps alone, and none over a restart"
+    return BesterError("unknown-token", f"no step of message {plain(message) or repr('')} is remembered; {why}")
 
 
 def rows(spans: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Write the tables of docs/conformance.md from the cases: `python -m bester.conform.table docs/conformance.md`.
+"""Write the tables of a page from the cases: `python -m bester.conform.table docs/conformance-cases.md`.
 
 The module also finds the normative sentences of a protocol's page: each must be quoted by a case, or by
 conformance/unseen.toml with the reason why no case can test it.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bester.conform.cases import SIDES, directory, load
 
-PAGE = "conformance.md"
+PAGE = "conformance-cases.md"
 UNSEEN = "unseen.toml"
 _RULE = re.compile(r"\b(must|never|always|do not|at most)\b", re.IGNORECASE)
 _ENDS = re.compile(r"(?<=[.:;?!])\s+(?=[A-Z`*\"(\[-])| \| | - (?=\*\*|[A-Z`])")

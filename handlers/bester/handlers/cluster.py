@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Command, Error
 from bester.handlers.app import App
+from bester.handlers.emits import Unsure
 from bester.handlers.executor import Executor, joined
 from bester.handlers.runtime import Outcome
 from bester.handlers.timers import Timers
@@ -49,7 +49,7 @@ class Cluster:
             raise ValueError(f"a handler is linked to 1 to {MAX_BROKERS} brokers, not {len(links)}")
         self.app = app
         self._timers = Timers(app.timers if background else ())
-        unsure: OrderedDict[tuple[str, str], None] = OrderedDict()
+        unsure = Unsure()
         shares = [Share(number, len(links), self._timers, unsure) for number in range(len(links))]
         self.workers = [
             Worker(app, endpoint, name=name, types=types, keys=keys, shadow=shadow, share=share)
@@ -130,14 +130,14 @@ class Cluster:
     async def emit(self, type_: str, commands: list[Command], id_: str | None, timeout_s: float) -> Outcome:
         """Emit as App.emit does, to one broker. An emit with an id goes to another one where the first is lost before
         its answer, and is marked: the first broker may have carried it out."""
-        self.workers[0].check_emit(type_, commands, id_)
+        self.workers[0].emits.check(type_, commands, id_)
         return await self._by_one(
             lambda worker, left_s: worker.emit(type_, commands, id_, left_s), timeout_s, is_repeatable=id_ is not None
         )
 
     async def ask(self, question: str, argument: Any, timeout_s: float) -> Any:
         """Ask one broker, another one where the first is lost before its answer."""
-        self.workers[0].check_ask(question, argument)
+        self.workers[0].emits.check_ask(question, argument)
         return await self._by_one(
             lambda worker, left_s: worker.ask(question, argument, left_s), timeout_s, is_repeatable=True
         )

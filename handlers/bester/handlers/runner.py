@@ -24,7 +24,7 @@ from typing import Any
 
 import zmq
 
-from bester.broker import logs
+from bester.broker import descriptors, logs
 from bester.broker.keys import LinkKeys, link_keys
 from bester.broker.streams import forgive, secure
 from bester.broker.terminals import outlive_terminals
@@ -296,6 +296,10 @@ def _on_loop(work: Callable[[], Any]) -> int:
     SystemExit in a task or callback of a handler escapes from the loop itself, and counts as a SIGTERM: requests in
     hand are finished first.
     """
+    try:
+        descriptors.require(descriptors.LEAST)
+    except OSError as error:
+        return _fail(f"{error.strerror}; raise the limit of open files (ulimit -n)", 1)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         loop, status = runner.get_loop(), 0
         main = loop.create_task(work())

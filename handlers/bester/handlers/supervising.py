@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from bester.broker import logs
+from bester.broker import descriptors, logs
 from bester.broker.terminals import hung_up
 
 FIRST_RESTART_S = 0.5
@@ -100,6 +100,7 @@ async def _keep_running(command: Sequence[str], name: str, index: int, stop: asy
     while True:
         arguments = [*command, "--name", f"{name}.{index}", "--child", str(index)]
         try:
+            descriptors.require(descriptors.OF_A_CHILD)
             process = await asyncio.create_subprocess_exec(*arguments, stdin=asyncio.subprocess.PIPE)
         except (OSError, RuntimeError) as error:  # no process, descriptor or thread just now: the others go on
             delay_s = min(delay_s * 2, LAST_RESTART_S)

@@ -10,29 +10,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import platform
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from bester.broker.fabric import FabricLink
 from bester.broker.keys import LinkKeys
 from bester.broker.logs import facts
-from bester.broker.wire.codes import BesterError, WireError
+from bester.broker.wire.codes import WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import (
     DONE,
     FAILED,
-    REQUEST_MS,
-    Ask,
     Command,
-    Emit,
     Error,
     Heartbeat,
     Malformed,
-    Meta,
     Reply,
     Request,
 )
@@ -41,8 +36,10 @@ from bester.broker.wire.notes import class_name, describe, safe_note
 from bester.broker.wire.runs import Received, read_requests, write_replies
 from bester.handlers.app import App, Route, Runs
 from bester.handlers.calls import PendingCalls
+from bester.handlers.emits import Emits, Unsure
 from bester.handlers.executor import Ends, Executor
 from bester.handlers.failures import log_failure
+from bester.handlers.hello import hello_options
 from bester.handlers.message import Message
 from bester.handlers.overtime import was_cancelled
 from bester.handlers.reply import ReplyError, commands_of, verdict_on
@@ -58,39 +55,10 @@ DRAIN_S = 10.0
 """Seconds that outstanding requests may take when the worker is stopped; then they go to another worker."""
 PARTING_S = 5.0
 """Seconds that the broker may take to echo a GOODBYE."""
-MAX_UNSURE = 4096
-"""Bound on emits with an id and without an answer, kept to mark a retry as one; the oldest is forgotten."""
 AWAY_AGAIN_S = 30.0
 """Least seconds between two log lines about a broker that is away, for the same reason."""
-LEASE_MS = REQUEST_MS
-"""Default lease over ipc: no thread can send a heartbeat while a C function holds the interpreter. A long lease costs
-little there, for the broker sees whether a silent process is stopped."""
 NOT_BEGUN = "the deadline passed before a handler began"
 TOO_LONG = "the handler was cancelled at the deadline"
-
-
-def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "") -> Meta:
-    """Return the HELLO options of an app that serves these routes, for the broker at an endpoint."""
-    options: Meta = {
-        "types": list(routes),
-        "credit": app.credit,
-        "software": f"bester.handlers (Python {platform.python_version()})",
-    }
-    lease_ms = app.lease_ms or (LEASE_MS if endpoint.startswith("ipc:") else None)
-    longest_ms = max((round(1000 * (route.timeout_s or 0)) for route in routes.values()), default=0)
-    if longest_ms > max(lease_ms or 0, REQUEST_MS):  # beyond the usual time the broker counts the lease
-        lease_ms = longest_ms
-    if lease_ms is not None:
-        options["lease_ms"] = lease_ms
-    if app.version is not None:
-        options["version"] = app.version
-    schema = {type_: route.schema for type_, route in routes.items() if route.schema is not None and route.contract}
-    if schema:
-        options["schema"] = schema
-    order = {type_: "user" for type_, route in routes.items() if route.by_user}
-    if order:
-        options["order"] = order
-    return options
 
 
 class Share(NamedTuple):
@@ -100,7 +68,7 @@ class Share(NamedTuple):
     number: int
     of: int
     timers: Timers
-    unsure: OrderedDict[tuple[str, str], None]
+    unsure: Unsure
 
 
 class Worker:
@@ -179,6 +147,7 @@ class Worker:
         self._pool, self._threads, self._groups = executor.pool, executor.threads, executor.groups
         self._overtime, self._watch = executor.overtime, executor.watch
         self._calls = PendingCalls(self._link)
+        self.emits = Emits(self._link, self._calls, self._routes, self._unsure)
         self._link.start()
 
     async def wait_ready(self) -> None:
@@ -502,46 +471,11 @@ class Worker:
 
     async def emit(self, type_: str, commands: list[Command], id_: str | None, timeout_s: float) -> Outcome:
         """Emit as App.emit does."""
-        self.check_emit(type_, commands, id_)
-        if id_ is None:
-            return await self._emit(type_, commands, {}, timeout_s)
-        key = (type_, id_)
-        meta: Meta = {"id": id_, "again": True} if key in self._unsure else {"id": id_}
-        self._unsure[key] = None  # until there is an answer
-        if len(self._unsure) > MAX_UNSURE:
-            self._unsure.popitem(last=False)
-        try:
-            outcome = await self._emit(type_, commands, meta, timeout_s)
-        except BesterError as error:
-            if error.code not in ("timeout", "unreachable"):  # any other error is an answer, too
-                self._unsure.pop(key, None)
-            raise
-        self._unsure.pop(key, None)
-        return outcome
-
-    def check_emit(self, type_: str, commands: list[Command], id_: str | None) -> None:
-        """Raise ValueError for an emit that cannot be sent."""
-        self._check(Emit(0, type_, commands, {"id": id_}))
-        if type_ not in self._routes:
-            raise ValueError(f"an app emits as one of its own types ({', '.join(self._routes)}), not as {type_!r}")
-
-    def _check(self, message: Emit | Ask) -> None:
-        wrong = self._link.fault(message)
-        if wrong is not None:
-            raise ValueError(wrong.text)
-
-    async def _emit(self, type_: str, commands: list[Command], meta: Meta, timeout_s: float) -> Outcome:
-        outcome: Outcome = await self._calls.ask(lambda token: Emit(token, type_, commands, meta), timeout_s)
-        return outcome
-
-    def check_ask(self, question: str, argument: Any) -> None:
-        """Raise ValueError for an invalid question."""
-        self._check(Ask(0, question, argument))
+        return await self.emits.emit(type_, commands, id_, timeout_s)
 
     async def ask(self, question: str, argument: Any, timeout_s: float) -> Any:
         """Ask the broker. Raises BesterError where no answer comes, ValueError for an invalid question."""
-        self.check_ask(question, argument)
-        return await self._calls.ask(lambda token: Ask(token, question, argument), timeout_s)
+        return await self.emits.ask(question, argument, timeout_s)
 
 
 async def end_app(app: App, name: str) -> None:

@@ -23,6 +23,7 @@ from bester.bridge.children.output import Output
 from bester.bridge.children.pipes import Pipes
 from bester.bridge.children.plan import Child
 from bester.bridge.children.sockets import is_served
+from bester.broker import descriptors
 from bester.broker.logs import facts
 
 GRACE_S = 5.0
@@ -65,6 +66,7 @@ class Children:
         """Start the guard, then every child; return without waiting until they serve."""
         if not self._children:
             return
+        descriptors.require(descriptors.OF_A_CHILD)
         self._guard = await asyncio.create_subprocess_exec(
             sys.executable,
             "-I",
@@ -227,6 +229,7 @@ class Children:
             return f"cannot be started: {error.strerror}", False
         with opened as pipes:
             try:
+                descriptors.require(descriptors.OF_A_CHILD)
                 process = await asyncio.create_subprocess_exec(
                     *child.argv,
                     stdin=pipes.stdin,

@@ -21,7 +21,8 @@ from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.settings import Limits
 from bester.broker.core.standing import Standing
-from bester.broker.store_requests import Adopt, Adopted, Brokers, FindBrokers, Snapshot
+from bester.broker.store_brokers import Adopted, Brokers
+from bester.broker.store_requests import Adopt, FindBrokers, Snapshot
 
 
 class Adoption:

@@ -32,10 +32,12 @@ from bester.broker.core.known_types import KnownTypes
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.observers import Observers
+from bester.broker.core.overdue import Overdue
 from bester.broker.core.peers import Peers
 from bester.broker.core.pending_answers import PendingAnswers
 from bester.broker.core.questions import Questions
-from bester.broker.core.queues import Queue, Queues
+from bester.broker.core.queue_table import Queue
+from bester.broker.core.queues import Queues
 from bester.broker.core.recordings import Recordings
 from bester.broker.core.relays import Relays
 from bester.broker.core.remote_notes import RemoteNotes
@@ -257,8 +259,9 @@ def _handling(common: _Common, queueing: _Queueing) -> _Handling:
     )
     dispatcher = Dispatcher(
         settings, out, figures=common.figures, observers=observers, workers=workers, timeouts=timeouts,
-        contracts=contracts, known_types=known_types, reports=reports, trace=trace, commands=commands,
-        dead_letters=dead_letters, first_token=common.around.first_token,
+        overdue=Overdue(settings, workers, timeouts, known_types, dead_letters, trace), contracts=contracts,
+        known_types=known_types, reports=reports, trace=trace, commands=commands, dead_letters=dead_letters,
+        first_token=common.around.first_token,
     )  # fmt: skip
     delivery_outcomes = DeliveryOutcomes(
         deliveries=deliveries, commands=commands, mailboxes=mailboxes, relays=relays, directory=directory,

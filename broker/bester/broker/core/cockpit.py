@@ -7,7 +7,8 @@ from typing import Any
 
 from bester.broker.core.effects import Effects, Link, Reconnect
 from bester.broker.core.peer import Peer
-from bester.broker.core.queues import Queue, Queues
+from bester.broker.core.queue_table import Queue
+from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
 from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.settings import Route, Settings

@@ -8,8 +8,7 @@ router checks roles, and `peers` who is alive; the jobs of a lost worker are set
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
@@ -22,6 +21,7 @@ from bester.broker.core.inspection import Bound
 from bester.broker.core.jobs import Job
 from bester.broker.core.known_types import KnownTypes
 from bester.broker.core.observers import Observers
+from bester.broker.core.overdue import Overdue
 from bester.broker.core.pools import Worker
 from bester.broker.core.settings import Budget, Settings
 from bester.broker.core.suspects import Suspicion
@@ -49,8 +49,8 @@ class Dispatcher:
 
     def __init__(
         self, settings: Settings, out: Effects, *, figures: Figures, observers: Observers, workers: Workers,
-        timeouts: Timeouts, contracts: Contracts, known_types: KnownTypes, reports: Reports, trace: Trace,
-        commands: Commands, dead_letters: DeadLetters, first_token: int,
+        timeouts: Timeouts, overdue: Overdue, contracts: Contracts, known_types: KnownTypes, reports: Reports,
+        trace: Trace, commands: Commands, dead_letters: DeadLetters, first_token: int,
     ) -> None:  # fmt: skip
         self._figures = figures
         self._types = figures.types
@@ -62,6 +62,7 @@ class Dispatcher:
         self._observers = observers
         self._workers = workers
         self._timeouts = timeouts
+        self._overdue = overdue
         self._contracts = contracts
         self._faults = contracts.by_type
         self._known_types = known_types
@@ -546,67 +547,12 @@ class Dispatcher:
 
     def tick(self, workers: list[Worker], now: float) -> None:
         """End messages that have waited, or were worked on, for too long."""
-        waits_since = partial(self._waits_since, now, self._hopeless(workers))
-        for type_ in self._workers.waiting_types():
-            self._give_up(self._workers.overdue(type_, waits_since), now)
-        for worker in workers:
-            if worker.groups:
-                self._give_up(self._workers.overdue_for(worker, waits_since), now)
-            self._end_late(worker, now)
+        for job, code in self._overdue.take(workers, now, ending=self.ending):
+            self._let_go(job)
+            self._end(job, failed(code))
         self._share_out(now)
         if self._hungry:
             hungry, self._hungry = self._hungry, {}
             for worker in workers:
                 if worker in hungry:
                     self._fill(worker, now)
-
-    def _hopeless(self, workers: list[Worker]) -> Collection[str]:
-        """Return the types that nobody will serve any more: this broker ends, and their workers are stuck."""
-        return {type_ for each in workers if each.stuck for type_ in each.pool.types} if self.ending else ()
-
-    def _waits_since(self, now: float, hopeless: Collection[str], job: Job) -> float:
-        """Return the time since which a message must have waited to be given up now."""
-        limits, type_ = self._limits, job.type
-        begun = (
-            job.attempt > job.attempts_before
-        )  # a handler died over this job: wait longer, until a worker is restarted
-        if not self._workers.serves(type_):
-            without_s = limits.handler_again_s if begun else limits.handler_wait_s
-            if type_ in hopeless:
-                without_s = 0.0
-            if self._known_types.unserved_since(type_) <= now - without_s:
-                return now - without_s
-        return now - (limits.suspect_s if begun else limits.request_s)
-
-    def _end_late(self, worker: Worker, now: float) -> None:
-        """End messages that a worker was given too long ago. They occupy its credit until they are answered, but no
-        memory."""
-        timeouts = self._timeouts
-        usual_s, configured, shortest_s = timeouts.usual_s(worker.lease_s), timeouts.configured, timeouts.shortest_s
-        for job in worker.inflight.values():
-            if job.since > now - shortest_s:
-                break
-            if job.is_settled or job.since > now - configured.get(job.type, usual_s):
-                continue
-            self._dead_letters.bury(job, "timeout", now)
-            self._let_go(job)
-            job.body = b""
-            worker.overdue += 1
-            self._end(job, failed("timeout"))
-
-    def _give_up(self, jobs: list[Job], now: float) -> None:
-        for job in jobs:
-            code = self._why_waited(job, now)
-            if code == "handler-lost":
-                self._dead_letters.bury(job, code, now)
-            else:
-                self._trace.add((now, job.root, job.id, code, job.type, job.since))
-            self._let_go(job)
-            self._end(job, failed(code))
-
-    def _why_waited(self, job: Job, now: float) -> str:
-        if job.case.expires is not None and now >= job.case.expires:
-            return "expired"
-        if job.attempt > job.attempts_before:
-            return "handler-lost"
-        return "overloaded" if self._workers.serves(job.type) else "no-handler"

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from bester.broker.core.deliveries import MAYBE, UNCONFIRMED, Deliveries, MailDelivery, Share
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Effects
-from bester.broker.core.queues import Queue, Queues
+from bester.broker.core.queue_table import Queue
+from bester.broker.core.queues import Queues
 from bester.broker.core.trace import Trace
 from bester.broker.store_requests import Entry, mailbox, owner_of
 from bester.broker.wire.messages import Deliver, Meta

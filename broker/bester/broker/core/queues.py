@@ -1,8 +1,8 @@
 """Queues: the messages that are kept on disk for a user or for another server, as the core sees them.
 
-A queue is counts, bounds and a cursor: bodies stay on disk until they are fetched. `records` has the states of a
-message. A new message counts at once, and its case is settled when its group has been committed. `_no_room` decides
-whether there is room; commands and relays decide that a message is queued, mailboxes and relays when it is sent.
+A queue is counts, bounds and a cursor: bodies stay on disk until they are fetched. `queue_table` counts, and knows
+whether there is room; `records` has the states of a message. A new message counts at once, and its case is settled when
+its group has been committed. Commands and relays decide that a message is queued, mailboxes and relays when it is sent.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import NamedTuple
 from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.effects import Effects
-from bester.broker.core.inspection import Bound, QueuesState, QueueState
+from bester.broker.core.inspection import QueuesState, QueueState
+from bester.broker.core.queue_table import Queue, QueueTable
 from bester.broker.core.records import COUNTED, SENT_OUT, Event, Record, State, step_of
-from bester.broker.core.settings import Limits, Settings
-from bester.broker.core.shares import Shares
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import (
     DAMAGED,
     NUMBERS_A_LIFE,
@@ -36,11 +36,7 @@ from bester.broker.store_requests import (
     RecordRemote,
     SaveClock,
     Snapshot,
-    StoredQueue,
     Write,
-    is_mailbox,
-    lane,
-    owner_of,
     sharer_of,
 )
 from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED, failed
@@ -55,76 +51,8 @@ SPARE_NUMBERS = 64
 """Stale numbers that a queue's heap may hold, beside twice as many as are in flight: rebuilding stays cheap, a few at a
 time."""
 
-
 OnMarked = Callable[[set[int], float], None]
 """Called with the numbers of those messages that may have been delivered before, and the time."""
-
-
-class Queue:
-    """A queue: the mailbox of a user, or the messages of one type to one server.
-
-    `messages` and `size_bytes` count all of it, `inflight` and `inflight_bytes` the messages that are sent out. All
-    messages up to `cursor` have been fetched, and are in flight or have ended. `sent_upto` is the highest number that
-    was ever sent. `fetching`: a read is under way. `marking` counts groups of messages that were fetched and are sent
-    as soon as the disk has their mark: a new message goes behind them. Nothing is fetched before `retry_at`; `delay_s`
-    is the back-off, 0 where the last try went well. `discard_as` is the outcome of everything in the queue, where its
-    user was removed. Messages up to number `discard_upto` of a lane were dropped by the operator, and are ended instead
-    of sent.
-    """
-
-    __slots__ = (
-        "cursor",
-        "delay_s",
-        "discard_as",
-        "discard_upto",
-        "fetching",
-        "inflight",
-        "inflight_bytes",
-        "key",
-        "marking",
-        "messages",
-        "numbers",
-        "retry_at",
-        "sent_upto",
-        "size_bytes",
-    )
-
-    def __init__(self, key: str, state: StoredQueue | None = None) -> None:
-        self.key = key
-        self.messages = state.messages if state else 0
-        self.size_bytes = state.size_bytes if state else 0
-        self.sent_upto = state.sent_upto if state else 0
-        self.cursor = 0
-        self.inflight = 0
-        self.inflight_bytes = 0
-        self.numbers: list[int] = []  # a heap: those in flight, and some that were
-        self.fetching = False
-        self.marking = 0
-        self.retry_at = 0.0
-        self.delay_s = 0.0
-        self.discard_as: str | None = None
-        self.discard_upto = 0
-
-    @property
-    def ready(self) -> int:
-        """Count of the messages that are not in flight: a new one goes behind them."""
-        return self.messages - self.inflight
-
-    @property
-    def is_ahead(self) -> bool:
-        """Return whether messages of the queue are still to be sent, so that a new one goes behind them."""
-        return self.messages > self.inflight or self.marking > 0
-
-
-class _Server:
-    """All queues to one server, by key, and their messages and bytes together."""
-
-    __slots__ = ("lanes", "messages", "size_bytes")
-
-    def __init__(self) -> None:
-        self.lanes: dict[str, Queue] = {}
-        self.messages = 0
-        self.size_bytes = 0
 
 
 class _Marking(NamedTuple):
@@ -138,35 +66,26 @@ class _Marking(NamedTuple):
     on_marked: OnMarked
 
 
-class Queues:
-    """All queues, their bounds, and the records of their messages.
+class Queues(QueueTable):
+    """All queues, and the records of their messages.
 
-    `messages` counts the messages of all queues, in flight or not. `on_ready` is called with a queue in which a message
-    may be next. `next_number` is the number of the next message, `epoch` the name of the store that numbers belong to.
-    No lane's floor may be above `floor_limit`, the first number of messages that are being adopted.
+    `on_ready` is called with a queue in which a message may be next. `next_number` is the number of the next message,
+    `epoch` the name of the store that numbers belong to. No lane's floor may be above `floor_limit`, the first number
+    of messages that are being adopted.
     """
 
     def __init__(
         self, settings: Settings, out: Effects, reports: Reports, clock: Clock, snapshot: Snapshot, now: float
     ) -> None:
+        super().__init__(settings, snapshot)
         self.on_ready: Callable[[Queue, float], None] = lambda queue, now: None
         self.on_expiry: Callable[[Entry, str, float], None] = lambda entry, outcome, now: None
         self.on_damaged: Callable[[Entry, str, float], None] = lambda entry, why, now: None
-        self.limits: Limits = settings.limits
         self.epoch = snapshot.epoch
-        self.messages = 0
         self.next_number = max(1, snapshot.life * NUMBERS_A_LIFE)
-        self._bounds = settings.bounds
         self.clock = clock
         self._out = out
         self._reports = reports
-        self._size = 0
-        self._queues: dict[str, Queue] = {}
-        self._servers: dict[str, _Server] = {}
-        self._shares = Shares(settings.bounds, snapshot.shares)
-        for key, state in snapshot.queues.items():
-            if state.messages:
-                self._add(Queue(key, state))
         self._records: dict[int, Record] = {}
         self._recording: set[str] = set()  # ids of the messages queued at another server, where that is not committed
         self._unrecorded: dict[int, tuple[Entry, float]] = {}  # those with a held-back record, and their deadlines
@@ -180,23 +99,6 @@ class Queues:
         self.floor_limit: int | None = None
 
     # --- asking ---
-
-    def get(self, key: str) -> Queue | None:
-        """Return the queue, None where it is empty."""
-        return self._queues.get(key)
-
-    def lanes(self) -> list[Queue]:
-        """Return the queues to servers: a few, where there may be many mailboxes."""
-        return [queue for server in self._servers.values() for queue in server.lanes.values()] if self._servers else []
-
-    def lanes_to(self, server: str) -> list[Queue]:
-        """Return the queues to one server."""
-        owner = self._servers.get(server)
-        return list(owner.lanes.values()) if owner is not None else []
-
-    def owners(self) -> list[str]:
-        """Return the users with a mailbox that is not empty."""
-        return [owner_of(key) for key in self._queues if is_mailbox(key)]
 
     def is_inflight(self, number: int) -> bool:
         """Return whether the message of this number is kept and in flight: an answer to it counts."""
@@ -233,14 +135,6 @@ class Queues:
             epoch=self.epoch,
             shares=self._shares.inspect(),
         )
-
-    def bounds(self) -> dict[str, Bound]:
-        """Return how full the queues are together, by the name of the bound."""
-        bounds = self._bounds
-        return {
-            "queued": Bound(self.messages, bounds.messages),
-            "queued_bytes": Bound(self._size, bounds.total_bytes),
-        }
 
     def expires_at(self, case: Case, now: float) -> float:
         """Return when a kept message of a case expires, in the store's time."""
@@ -299,32 +193,11 @@ class Queues:
     def _no_room(
         self, key: str, sharer: str | None, size: int, now: float, *, is_outcome: bool
     ) -> tuple[str | None, str | None]:
-        """Return the code with which a message is refused, and the name of the bound that is reached, if any."""
-        bounds = self._bounds
+        """Return the code with which a message is refused, and the name of the bound that is reached, if any. After a
+        failed commit nothing but outcomes is enqueued for a moment."""
         if now < self._full_until and not is_outcome:
             return self._full_code, None
-        if self.messages >= bounds.messages:
-            return "storage-full", "messages"
-        if self._size + size > bounds.total_bytes:
-            return "storage-full", "total_bytes"
-        if is_mailbox(key):
-            queue = self._queues.get(key)
-            if queue is not None and queue.messages >= bounds.user_messages:
-                return "mailbox-full", "user_messages"
-            if queue is not None and queue.size_bytes + size > bounds.user_bytes:
-                return "mailbox-full", "user_bytes"
-            full = self._shares.is_full(key, sharer, size)
-            return ("mailbox-full", "sender_share") if full else (None, None)
-        server = self._servers.get(owner_of(key))
-        # Other messages to a server must not keep outcomes from it.
-        if server is None or key == lane(owner_of(key), OUTCOME_TYPE):
-            return None, None
-        if server.messages >= bounds.server_messages:
-            return "overloaded", "server_messages"
-        if server.size_bytes + size > bounds.server_bytes:
-            return "overloaded", "server_bytes"
-        full = len(server.lanes) >= self.limits.max_lanes and key not in server.lanes
-        return ("overloaded", "max_lanes") if full else (None, None)
+        return self.bound_reached(key, sharer, size)
 
     def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> None:
         """Take in that a group is on disk, or is not: settle the cases of its messages, and go on with their queues."""
@@ -585,38 +458,6 @@ class Queues:
             queue = self._queues.get(key)
             if queue is not None:
                 self.on_ready(queue, now)
-
-    def _add(self, queue: Queue) -> Queue:
-        """Enter a queue that is not empty, or is about to have its first message."""
-        self._queues[queue.key] = queue
-        messages, size = queue.messages, queue.size_bytes
-        if not is_mailbox(queue.key):
-            self._servers.setdefault(owner_of(queue.key), _Server()).lanes[queue.key] = queue
-        queue.messages = queue.size_bytes = 0
-        self._count(queue, messages, size)
-        return queue
-
-    def _count(self, queue: Queue, messages: int, size: int, sharer: str | None = None) -> None:
-        """Count messages and bytes more (or less) in a queue, with its server's, those of one sender, and in all."""
-        queue.messages += messages
-        queue.size_bytes += size
-        self.messages += messages
-        self._size += size
-        self._shares.count(queue.key, sharer, messages, size)
-        if not is_mailbox(queue.key):
-            server = self._servers[owner_of(queue.key)]
-            server.messages += messages
-            server.size_bytes += size
-
-    def _drop(self, queue: Queue) -> None:
-        """Forget a queue that is empty."""
-        self._queues.pop(queue.key, None)
-        self._shares.forget(queue.key)
-        if not is_mailbox(queue.key):
-            server = self._servers[owner_of(queue.key)]
-            del server.lanes[queue.key]
-            if not server.lanes:
-                del self._servers[owner_of(queue.key)]
 
     # --- time ---
 

@@ -16,7 +16,7 @@ from bester.broker.core.cases import Case
 from bester.broker.store_requests import Entry
 
 if TYPE_CHECKING:
-    from bester.broker.core.queues import Queue
+    from bester.broker.core.queue_table import Queue
 
 
 class State(Enum):

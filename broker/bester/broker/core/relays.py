@@ -13,7 +13,8 @@ from bester.broker.core import policy
 from bester.broker.core.cases import Reports
 from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.jobs import Job
-from bester.broker.core.queues import Queue, Queues
+from bester.broker.core.queue_table import Queue
+from bester.broker.core.queues import Queues
 from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.routes import Routes

@@ -31,14 +31,8 @@ from bester.broker.core.runs import CarryOut, one_by_one, runs
 from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.core.submit_credit import Count
 from bester.broker.hosts import Hosts
-from bester.broker.store_requests import (
-    Adopted,
-    Committed,
-    SaveClock,
-    SaveName,
-    Snapshot,
-    Write,
-)
+from bester.broker.store_brokers import Adopted
+from bester.broker.store_requests import Committed, SaveClock, SaveName, Snapshot, Write
 from bester.broker.wire.messages import (
     OP_OF,
     Answer,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bester.broker.doctor.findings import Check, Finding, Found, certificate, disk, found, several, span, text_of
-from bester.broker.store_requests import GONE_S, MOST_COUNTED, BrokerSeen
+from bester.broker.store_brokers import GONE_S, MOST_COUNTED, BrokerSeen
 
 Status = Mapping[str, Any]
 OTHERS = "(others)"

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from bester.broker.doctor.findings import Check, Finding, Found, certificate, disk, found, several, span, text_of
 from bester.broker.doctor.live import of_brokers
-from bester.broker.store_requests import BrokerSeen
+from bester.broker.store_brokers import BrokerSeen
 
 ASIDE = 128
 """Descriptors that a process needs besides its connections: files, sockets of the fabric, libraries."""

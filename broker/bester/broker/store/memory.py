@@ -16,13 +16,12 @@ from typing import Any, NamedTuple, Self
 
 from bester.broker.store.commits import GROWING, BusyError, Commits, UnwritableError
 from bester.broker.store.rows import pack, summed_shares, summed_up, unpack
+from bester.broker.store_brokers import Adopted, Brokers
 from bester.broker.store_requests import (
     LETTER_BYTES,
     NAMES,
     READ_BYTES,
     Adopt,
-    Adopted,
-    Brokers,
     Bury,
     ClockState,
     DeadLetter,

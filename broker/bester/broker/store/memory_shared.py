@@ -14,14 +14,17 @@ from typing import Any
 from bester.broker.store.lease import LEASE_S, RENEW_S
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store.rows import of_all_brokers, pack, united_notes, unpack
-from bester.broker.store_requests import (
+from bester.broker.store_brokers import (
     MOST_ADOPTIONS,
-    About,
-    Adopt,
     Adopted,
     AdoptionSeen,
     Brokers,
     BrokerSeen,
+    united,
+)
+from bester.broker.store_requests import (
+    About,
+    Adopt,
     Enqueue,
     Entry,
     FindBrokers,
@@ -33,7 +36,6 @@ from bester.broker.store_requests import (
     StoredQueue,
     Write,
     sharer_of,
-    united,
 )
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT

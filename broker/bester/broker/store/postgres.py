@@ -28,9 +28,9 @@ from bester.broker.store.lease import LEASE_S, RENEW_S, Lease
 from bester.broker.store.postgres_reading import rows
 from bester.broker.store.postgres_writing import Group, Statement, key_of_entry
 from bester.broker.store.reading import outcome_of
+from bester.broker.store_brokers import Adopted
 from bester.broker.store_requests import (
     Adopt,
-    Adopted,
     End,
     Enqueue,
     FindBrokers,

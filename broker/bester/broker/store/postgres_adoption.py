@@ -16,19 +16,15 @@ from bester.broker.store.postgres_brokers import brokers_of
 from bester.broker.store.postgres_reading import rows
 from bester.broker.store.postgres_writing import Group, written
 from bester.broker.store.rows import pack, read_text, united_notes, unpack
-from bester.broker.store_requests import (
+from bester.broker.store_brokers import (
     GONE_S,
     MOST_ADOPTIONS,
-    Adopt,
     Adopted,
     AdoptionSeen,
     Brokers,
-    Entry,
-    FindEntry,
-    SaveLane,
-    SaveName,
     united,
 )
+from bester.broker.store_requests import Adopt, Entry, FindEntry, SaveLane, SaveName
 from bester.broker.wire.outcomes import QUEUED
 
 if TYPE_CHECKING:

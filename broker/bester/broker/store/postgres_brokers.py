@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bester.broker.postgres import Database, connect, require
-from bester.broker.store_requests import GONE_S, MOST_BROKERS, MOST_COUNTED, BrokerSeen
+from bester.broker.store_brokers import GONE_S, MOST_BROKERS, MOST_COUNTED, BrokerSeen
 from bester.broker.wire.codes import BesterError
 
 if TYPE_CHECKING:

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bester.broker.store.rows import read_text, summed_up, text, unpack
+from bester.broker.store_brokers import Adopted, Brokers
 from bester.broker.store_requests import (
     DAMAGED,
     READ_BYTES,
     Adopt,
-    Adopted,
-    Brokers,
     DeadLetter,
     DeadLetterPage,
     Entry,

@@ -24,7 +24,7 @@ from bester.broker.keys import KeyPair, read_pair
 from bester.broker.postgres import reachable
 from bester.broker.store.file import examine
 from bester.broker.store.postgres_brokers import namespaces
-from bester.broker.store_requests import BrokerSeen
+from bester.broker.store_brokers import BrokerSeen
 from bester.broker.tls_files import Pair, client_context, server_context
 from bester.broker.wire.codes import BesterError, ConfigError
 from bester.cli.doctor.peers import reached

@@ -1,0 +1,38 @@
+"""The limit of open descriptors, made low for a moment: a system that has none left, without filling it up."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+MOST = 4096
+"""Descriptors that are looked at: more than a process of tests has."""
+
+
+@contextmanager
+def free_descriptors(count: int) -> Iterator[None]:
+    """Leave this process so many free descriptors meanwhile. Nothing else of it may run: do not await inside."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = islice((number for number in itertools.count() if not _is_open(number)), count, None)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(free), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def open_descriptors() -> int:
+    """Return how many descriptors this process has open, of the first thousands."""
+    return sum(map(_is_open, range(MOST)))
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
