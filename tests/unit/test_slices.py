@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from bester.broker.core.effects import Link
-from bester.broker.slices import ENDED_AT_ONCE, SLICE, SLICE_S, Slices
+from bester.broker.slices import ENDED_AT_ONCE, FRAME_BYTES, SLICE, SLICE_S, Slices
 
 ONE, OTHER = Link("curve", b"0:one", "key"), Link("curve", b"0:other", "another key")
 MANY = [Link("curve", b"0:%d" % number, "many") for number in range(50)]
@@ -217,7 +219,7 @@ def test_end_of_a_link_comes_behind_its_messages() -> None:
     assert door.ended == [OTHER, ONE]
 
 
-@pytest.mark.parametrize("bounds", [{"most_bytes": 5000}, {"most_count": 10}])
+@pytest.mark.parametrize("bounds", [{"most_bytes": 5000 + 12 * 100 * FRAME_BYTES}, {"most_count": 10}])
 def test_link_of_the_party_with_most_is_cut_at_the_bound(bounds: dict[str, int]) -> None:
     door = Door(0.01, **bounds)
     for number in range(40):
@@ -240,6 +242,14 @@ def test_link_of_the_party_with_most_is_cut_at_the_bound(bounds: dict[str, int])
     door.run()
     assert all(door.of(link)[-1] == 8 for link in door.cut), "a new connection with the routing id"
     assert door.ended == door.cut
+
+
+def test_frames_of_a_byte_or_two_count_as_the_memory_that_they_take() -> None:
+    assert sys.getsizeof(b"ab") + struct.calcsize("P") <= FRAME_BYTES
+    door = Door(0.01, most_bytes=3 * 1000 * FRAME_BYTES)
+    for _ in range(4):
+        door.read(ONE, *[10] * 1000)
+    assert door.cut == [ONE]
 
 
 def test_link_that_has_ended_is_shed_without_a_cut() -> None:

@@ -42,6 +42,8 @@ millisecond at most."""
 MOST_BYTES = 320 * 1024 * 1024
 """Bytes that wait in all. Memory; a handler that answers all requests of the usual credit (256) at once, with a
 megabyte each, is below."""
+FRAME_BYTES = 64
+"""Counted for each frame beside its bytes: a message of sixteen thousand frames of two bytes is a megabyte."""
 MOST_COUNT = 4096
 """The same in messages of ZeroMQ, for short ones: an honest link brings one a turn of its own loop."""
 
@@ -106,7 +108,7 @@ class Slices:
         """Take in a message: handled now where nothing waits and it is short, else in its turn."""
         if link in self._cutting:
             return
-        size_bytes = sum(map(len, frames))
+        size_bytes = sum(map(len, frames)) + FRAME_BYTES * len(frames)
         line = self._lines.get(link.party)
         if line is None and not self._is_due and size_bytes <= SHORT_BYTES:
             makes_up = not self._share.begin()
