@@ -179,6 +179,37 @@ def test_party_does_not_wait_for_the_messages_of_another() -> None:
     assert all(door.of(link) == list(range(1000)) for link in MANY)
 
 
+def test_cheap_messages_of_a_party_wait_for_one_costly_step_and_not_for_one_each() -> None:
+    door = Door(0.0)
+    costs = {ONE: 1.5 * SLICE_S, OTHER: SLICE_S / 50}
+    door.cost_of = costs.__getitem__
+    door.read(ONE, *range(100))
+    for _ in range(10):
+        for number in range(20):
+            door.read(OTHER, number)
+        door.turn()
+        door.turn()
+        assert door.of(OTHER)[-20:] == list(range(20))
+    assert len(door.of(ONE)) >= 10, "the other one has its share"
+
+
+@pytest.mark.parametrize("ahead", [1, 100])
+def test_parties_that_always_wait_have_equal_shares_of_the_time(ahead: int) -> None:
+    """Whoever sends one costly message at a time, each when the one before was handled, has no more."""
+    door = Door(0.0)
+    costs = {ONE: 1.5 * SLICE_S, OTHER: SLICE_S / 20}
+    door.cost_of = costs.__getitem__
+    door.read(OTHER, *range(10_000))
+    sent = 0
+    for _ in range(200):
+        while sent < len(door.of(ONE)) + ahead:
+            door.read(ONE, sent)
+            sent += 1
+        door.turn()
+    had = {link: len(door.of(link)) * cost_s for link, cost_s in costs.items()}
+    assert 0.8 < had[ONE] / had[OTHER] < 1.25, had
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_each_link_is_handled_in_order(seed: int) -> None:
     random = Random(seed)
