@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket as sockets
 from functools import partial
 
 import pytest
 import zmq
 
 from bester.broker import fabric, fabric_socket
-from bester.broker.fabric import FabricLink
+from bester.broker.fabric import FIRST_RECONNECT_MS, LAST_RECONNECT_MS, FabricLink
+from bester.broker.monitor import CONNECTING
 from bester.broker.names import find
 from bester.broker.wire import link_client as party_module
 from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Hello, Malformed, Message, Reply, Request, Welcome
+from bester.broker.wire.trouble import Attempt
 from tests.e2e.broker_stand_in import StandIn
 from tests.e2e.name_server import name_server, until
 from tests.live import short_directory
@@ -177,3 +180,33 @@ async def test_message_whose_callback_raises_costs_no_other_message_and_no_answe
                 assert heard == list(range(burst))
             await until(lambda: len(failures) == 1 + 1 + 29)
             await link.close(0)
+
+
+class Retrying(FabricLink):
+    """A link that notes for how many ms ZeroMQ waits before each of its next attempts to connect."""
+
+    waits_ms: asyncio.Queue[int]
+
+    def _on_event(self, attempt: Attempt, endpoint: str, event: int, value: int) -> None:
+        if event == zmq.EVENT_CONNECT_RETRIED:
+            self.waits_ms.put_nowait(value)
+        else:
+            super()._on_event(attempt, endpoint, event, value)
+
+
+async def test_connection_that_is_refused_is_tried_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that has died is found out by the refusal of the next connection: its users wait for that."""
+    monkeypatch.setattr(fabric, "CONNECTING", CONNECTING | zmq.EVENT_CONNECT_RETRIED)
+    with sockets.socket() as nobody:  # bound, so that nobody else listens there
+        nobody.bind(("127.0.0.1", 0))
+        endpoint = "tcp://{}:{}".format(*nobody.getsockname())
+        party = LinkClient("handler", "h", {})
+        link = Retrying(endpoint, party, on_messages=print, on_ready=pytest.fail, on_lost=lambda why: None)
+        link.waits_ms = asyncio.Queue()
+        link.start()
+        async with asyncio.timeout(20):
+            first_ms = await link.waits_ms.get()
+            later_ms = [await link.waits_ms.get() for _ in range(4)]
+        await link.close(0)
+    assert FIRST_RECONNECT_MS <= first_ms < 2 * FIRST_RECONNECT_MS, "ZeroMQ adds up to as much by chance"
+    assert 2 * FIRST_RECONNECT_MS < max(later_ms) <= LAST_RECONNECT_MS

@@ -45,8 +45,9 @@ class Loop:
 class Waiter:
     """Connection with so many frames, each of which takes FRAME_S."""
 
-    def __init__(self, loop: Loop, frames: int) -> None:
+    def __init__(self, loop: Loop, frames: int, sender: str = "somebody") -> None:
         self.frames = frames
+        self.sender = sender
         self._loop = loop
 
     def go_on(self, enough: float) -> bool:
@@ -79,6 +80,39 @@ def test_one_that_comes_does_not_wait_for_all_that_have_had_a_slice() -> None:
     assert loop.turns.take_in(late)
     loop.turn()
     assert late.frames == 0
+
+
+@pytest.mark.parametrize("have_had_a_slice", [False, True])
+def test_sender_waits_for_one_connection_of_another_and_not_for_all(have_had_a_slice: bool) -> None:
+    loop = Loop()
+    crowd = [Waiter(loop, 1000, "eve") for _ in range(100)]
+    for each in crowd:
+        assert loop.turns.take_in(each)
+    honest = Waiter(loop, 40, "bob")
+    assert loop.turns.take_in(honest)
+    if have_had_a_slice:
+        loop.turn()
+        honest.frames = 40
+    turns = 0
+    while honest.frames:
+        before = honest.frames
+        loop.turn()
+        turns += 1
+        assert honest.frames < before or turns == 1
+    assert len({each.frames for each in crowd}) > 1, "the others wait"
+
+
+def test_connections_of_a_sender_take_turns() -> None:
+    loop = Loop()
+    crowd = [Waiter(loop, 100, "eve") for _ in range(10)]
+    for each in crowd:
+        loop.turns.take_in(each)
+    while any(each.frames == 100 for each in crowd):
+        assert all(each.frames for each in crowd)
+        loop.turn()
+    while loop.calls:
+        loop.turn()
+    assert not any(each.frames for each in crowd)
 
 
 def test_one_that_has_more_waits_for_no_endless_row_of_those_that_come() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from bester.broker.core.effects import Link
-from bester.broker.slices import ENDED_AT_ONCE, SLICE, SLICE_S, Slices
+from bester.broker.slices import ENDED_AT_ONCE, FRAME_BYTES, SLICE, SLICE_S, Slices
 
 ONE, OTHER = Link("curve", b"0:one", "key"), Link("curve", b"0:other", "another key")
 MANY = [Link("curve", b"0:%d" % number, "many") for number in range(50)]
@@ -177,6 +179,37 @@ def test_party_does_not_wait_for_the_messages_of_another() -> None:
     assert all(door.of(link) == list(range(1000)) for link in MANY)
 
 
+def test_cheap_messages_of_a_party_wait_for_one_costly_step_and_not_for_one_each() -> None:
+    door = Door(0.0)
+    costs = {ONE: 1.5 * SLICE_S, OTHER: SLICE_S / 50}
+    door.cost_of = costs.__getitem__
+    door.read(ONE, *range(100))
+    for _ in range(10):
+        for number in range(20):
+            door.read(OTHER, number)
+        door.turn()
+        door.turn()
+        assert door.of(OTHER)[-20:] == list(range(20))
+    assert len(door.of(ONE)) >= 10, "the other one has its share"
+
+
+@pytest.mark.parametrize("ahead", [1, 100])
+def test_parties_that_always_wait_have_equal_shares_of_the_time(ahead: int) -> None:
+    """Whoever sends one costly message at a time, each when the one before was handled, has no more."""
+    door = Door(0.0)
+    costs = {ONE: 1.5 * SLICE_S, OTHER: SLICE_S / 20}
+    door.cost_of = costs.__getitem__
+    door.read(OTHER, *range(10_000))
+    sent = 0
+    for _ in range(200):
+        while sent < len(door.of(ONE)) + ahead:
+            door.read(ONE, sent)
+            sent += 1
+        door.turn()
+    had = {link: len(door.of(link)) * cost_s for link, cost_s in costs.items()}
+    assert 0.8 < had[ONE] / had[OTHER] < 1.25, had
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_each_link_is_handled_in_order(seed: int) -> None:
     random = Random(seed)
@@ -217,7 +250,7 @@ def test_end_of_a_link_comes_behind_its_messages() -> None:
     assert door.ended == [OTHER, ONE]
 
 
-@pytest.mark.parametrize("bounds", [{"most_bytes": 5000}, {"most_count": 10}])
+@pytest.mark.parametrize("bounds", [{"most_bytes": 5000 + 12 * 100 * FRAME_BYTES}, {"most_count": 10}])
 def test_link_of_the_party_with_most_is_cut_at_the_bound(bounds: dict[str, int]) -> None:
     door = Door(0.01, **bounds)
     for number in range(40):
@@ -240,6 +273,14 @@ def test_link_of_the_party_with_most_is_cut_at_the_bound(bounds: dict[str, int])
     door.run()
     assert all(door.of(link)[-1] == 8 for link in door.cut), "a new connection with the routing id"
     assert door.ended == door.cut
+
+
+def test_frames_of_a_byte_or_two_count_as_the_memory_that_they_take() -> None:
+    assert sys.getsizeof(b"ab") + struct.calcsize("P") <= FRAME_BYTES
+    door = Door(0.01, most_bytes=3 * 1000 * FRAME_BYTES)
+    for _ in range(4):
+        door.read(ONE, *[10] * 1000)
+    assert door.cut == [ONE]
 
 
 def test_link_that_has_ended_is_shed_without_a_cut() -> None:

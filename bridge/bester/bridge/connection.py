@@ -16,6 +16,7 @@ from bester.bridge import native
 from bester.bridge.bridge import Bridge
 from bester.bridge.outqueue import JOIN_BYTES, OutQueue
 from bester.bridge.ports import Waiting
+from bester.bridge.senders import Key
 from bester.bridge.session import Session
 from bester.bridge.states import State
 from bester.bridge.steps import UNIX_HOST
@@ -66,6 +67,11 @@ class Connection(asyncio.Protocol):
         self.reading = True
         self.stalled_since = 0.0
         self.stalled_bytes = 0
+
+    @property
+    def sender(self) -> Key | None:
+        """Return the key of the sender with whom this connection shares its turns, None where it has no session."""
+        return None if self._transport is None else self.session.window.sender.key
 
     # --- from the loop --------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from typing import Any
 
 
@@ -14,12 +15,20 @@ class Layer(asyncio.Protocol, asyncio.Transport):
 
     __slots__ = ("_above_pauses", "_below", "_end_waits", "_waits")
 
+    _above: asyncio.Protocol  # set by the layer
+
     def __init__(self) -> None:
         super().__init__()
         self._below: asyncio.Transport | None = None
         self._waits = False
         self._above_pauses = False
         self._end_waits = False  # behind what has come the peer has ended the stream
+
+    @property
+    def sender(self) -> Hashable:
+        """Return the party to which the connection belongs, None where the protocol above knows of none."""
+        sender: Hashable = getattr(self._above, "sender", None)
+        return sender
 
     def _wait(self) -> None:
         """Read no more before this layer has caught up."""

@@ -3,14 +3,15 @@
 A frame of a WebSocket may be six bytes, a record of TLS twenty-three, and each costs its share of a message before the
 session sees any of it: a single read of 256 KiB would hold the loop for a third of a second, and a loop may read many
 times in one turn. A handshake of TLS costs as much as a hundred frames. So a connection whose bytes are not all taken
-apart waits, and is not read from. Connections that wait take turns: those that have had a slice and have more have
+apart waits, and is not read from. Connections that wait take turns, by sender, and so do the connections of one sender
+among themselves: a user with a hundred connections has the turns of one. Those that have had a slice and have more have
 half of the time, and those that come the other half. The time of the protocols above does not count: they have budgets
 of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
 TURN_S = 0.001
@@ -20,10 +21,52 @@ SLICE_S = TURN_S / 4
 
 
 class Waiter(Protocol):
-    """Connection with bytes that are not taken apart yet."""
+    """Connection with bytes that are not taken apart yet. `sender` is the party to which the connection belongs, as far
+    as it is known now."""
+
+    @property
+    def sender(self) -> Hashable: ...
 
     def go_on(self, enough: float) -> bool:
         """Take bytes apart up to the time `enough` of the clock; return whether there are more."""
+
+
+class _Row:
+    """Connections that wait, by sender in turn."""
+
+    def __init__(self) -> None:
+        self._lines: dict[Hashable, dict[Waiter, None]] = {}  # connections of each sender
+        self._sender_of: dict[Waiter, Hashable] = {}  # as of their coming: a login may have ended since
+
+    def __bool__(self) -> bool:
+        return bool(self._sender_of)
+
+    def __contains__(self, waiter: Waiter) -> bool:
+        return waiter in self._sender_of
+
+    def add(self, waiter: Waiter) -> None:
+        """Put a connection behind the others of its sender, unless it waits already."""
+        if waiter not in self._sender_of:
+            sender = self._sender_of[waiter] = waiter.sender
+            self._lines.setdefault(sender, {})[waiter] = None
+
+    def remove(self, waiter: Waiter) -> None:
+        """Take a connection out, where it waits."""
+        if waiter in self._sender_of:
+            sender = self._sender_of.pop(waiter)
+            line = self._lines[sender]
+            del line[waiter]
+            if not line:
+                del self._lines[sender]
+
+    def take(self) -> Waiter:
+        """Take out the next connection; the turn of its sender is over."""
+        sender, line = next(iter(self._lines.items()))
+        waiter = next(iter(line))
+        self.remove(waiter)
+        if line:
+            self._lines[sender] = self._lines.pop(sender)
+        return waiter
 
 
 class LayerTurns:
@@ -32,8 +75,8 @@ class LayerTurns:
     def __init__(self, clock: Callable[[], float], soon: Callable[[Callable[[], None]], object]) -> None:
         self.clock = clock
         self._soon = soon
-        self._come: dict[Waiter, None] = {}
-        self._more: dict[Waiter, None] = {}  # those that have had a slice
+        self._come = _Row()
+        self._more = _Row()  # those that have had a slice
         self._left_s = TURN_S  # of this turn
         self._is_due = False
 
@@ -44,7 +87,7 @@ class LayerTurns:
         if not self._come and not self._more and self._left_s > 0:
             self._handle(waiter)
         elif waiter not in self._more:
-            self._come[waiter] = None
+            self._come.add(waiter)
         return waiter in self._more or waiter in self._come
 
     def leave_out(self, began: float) -> float:
@@ -56,8 +99,8 @@ class LayerTurns:
 
     def forget(self, waiter: Waiter) -> None:
         """Forget a connection that has ended."""
-        self._come.pop(waiter, None)
-        self._more.pop(waiter, None)
+        self._come.remove(waiter)
+        self._more.remove(waiter)
 
     def _call_soon(self) -> None:
         if not self._is_due:
@@ -73,19 +116,14 @@ class LayerTurns:
         while self._more or self._come:
             for waiting in (self._more, self._come):
                 if waiting:
-                    self._serve(waiting)
+                    self._handle(waiting.take())
                 if self._left_s <= 0:
                     return
-
-    def _serve(self, waiting: dict[Waiter, None]) -> None:
-        waiter = next(iter(waiting))
-        del waiting[waiter]
-        self._handle(waiter)
 
     def _handle(self, waiter: Waiter) -> None:
         began = self.clock()
         try:
             if waiter.go_on(began + min(SLICE_S, self._left_s)):
-                self._more[waiter] = None
+                self._more.add(waiter)
         finally:
             self._left_s -= self.clock() - began

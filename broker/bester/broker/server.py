@@ -158,6 +158,7 @@ class Broker:
         self._flushes = False  # at the end of this turn
         self._lost = 0  # links of this turn that could not be sent to
         self._tick_handle: asyncio.TimerHandle | None = None
+        self._silent_handle: asyncio.Handle | None = None  # of silent links that a tick has left to later turns
         self._notices = LogLimits()
         self.operator_address: str | None = None
         """Address of the operator's page, as `host:port`; None without a page."""
@@ -185,8 +186,9 @@ class Broker:
         self._driver.finish()
         self._turn.forget(self._flush)
         self._flush()
-        if self._tick_handle is not None:
-            self._tick_handle.cancel()
+        for handle in (self._tick_handle, self._silent_handle):
+            if handle is not None:
+                handle.cancel()
         await self._servers.close()
         self._logins.cancel()
         await self._group.__aexit__(None, None, None)
@@ -277,9 +279,19 @@ class Broker:
         now = time.monotonic()
         self._listeners.tick(now, self.router.links)
         self._carry_out(self.router.tick(*both_clocks()))
+        self._give_up_later()
         self._end_removals()
         self._store_size.tick(now)
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
+
+    def _give_up_later(self) -> None:
+        if self._silent_handle is None and self.router.has_silent:
+            self._silent_handle = self._loop.call_soon(self._give_up_silent)
+
+    def _give_up_silent(self) -> None:
+        self._silent_handle = None
+        self._carry_out(self.router.give_up_silent(time.monotonic()))
+        self._give_up_later()
 
     def _end_removals(self) -> None:
         """Write requests that could wait, and report removed accounts of which something is left to the core."""

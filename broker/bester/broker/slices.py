@@ -2,7 +2,9 @@
 
 ZeroMQ takes one message of each link in turn. A message may be a thousand rows, whose cost is the sender's choice, and
 a party may have many links: whoever sends single rows would wait for all of these. So what has come is read at once,
-and waits here: each party's messages in order, and parties in turn, slice by slice, within a budget of time a turn.
+and waits here: each party's messages in order, and parties by fair queueing, slice by slice, within a budget of time a
+turn. The next slice is one of the party that has had least time, where a party that comes counts as one that has had as
+much as the next: single rows that cost little pass the costly ones, and do not wait for one of these each.
 Turns that make up for a costly step are without the parties that have taken such steps, and not without the others.
 
 What waits is bounded. Where it is too much, the link that brought it is cut, of the party of which most waits: an
@@ -14,6 +16,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from itertools import count
 from typing import Any, NamedTuple
 
 from bester.broker.core.effects import Link
@@ -36,12 +40,17 @@ FORGIVEN_S = 1.0
 step may have been an honest one."""
 MOST_COSTLY = 256
 """Parties whose costly step is remembered; above the bound the oldest is forgotten."""
+MOST_SERVED = 256
+"""Parties of which nothing waits and whose time is remembered; above the bound the one served longest ago is
+forgotten."""
 SHORT_BYTES = 64 * 1024
 """Length of a message that is handled at once, where nothing waits: reading and checking it takes some tenths of a
 millisecond at most."""
 MOST_BYTES = 320 * 1024 * 1024
 """Bytes that wait in all. Memory; a handler that answers all requests of the usual credit (256) at once, with a
 megabyte each, is below."""
+FRAME_BYTES = 64
+"""Counted for each frame beside its bytes: a message of sixteen thousand frames of two bytes is a megabyte."""
 MOST_COUNT = 4096
 """The same in messages of ZeroMQ, for short ones: an honest link brings one a turn of its own loop."""
 
@@ -60,15 +69,18 @@ class _Batch(NamedTuple):
 
 class _Line:
     """What waits of one party. `rows` are the rest of the first message, once it has been begun; `slice` is how many of
-    them are handled at once: fewer where they have been costly, some more each time that they were not."""
+    them are handled at once: fewer where they have been costly, some more each time that they were not. `had_s` is the
+    time that the party has had; `place` is the number of its entry in the order."""
 
-    __slots__ = ("batches", "rows", "size_bytes", "slice")
+    __slots__ = ("batches", "had_s", "place", "rows", "size_bytes", "slice")
 
-    def __init__(self) -> None:
+    def __init__(self, had_s: float) -> None:
         self.batches: deque[_Batch] = deque()
         self.rows: Any = None
         self.size_bytes = 0
         self.slice = FIRST
+        self.had_s = had_s
+        self.place = 0
 
 
 class Slices:
@@ -93,7 +105,11 @@ class Slices:
         self._soon = soon
         self._most_bytes = most_bytes
         self._most_count = most_count
-        self._lines: OrderedDict[str, _Line] = OrderedDict()  # by party, in turn
+        self._lines: dict[str, _Line] = {}  # by party
+        self._order: list[tuple[float, int, str]] = []  # a heap: time, number and party; void with an old number
+        self._places = count(1)
+        self._had_s = 0.0  # that of the party served last, before its slice
+        self._served: OrderedDict[str, float] = OrderedDict()  # time of parties of which nothing waits
         self._is_due = False
         self._share = Share(SLICE_S, MADE_UP_S)
         self._costly: OrderedDict[str, float] = OrderedDict()  # parties by the time of their last costly step
@@ -106,7 +122,7 @@ class Slices:
         """Take in a message: handled now where nothing waits and it is short, else in its turn."""
         if link in self._cutting:
             return
-        size_bytes = sum(map(len, frames))
+        size_bytes = sum(map(len, frames)) + FRAME_BYTES * len(frames)
         line = self._lines.get(link.party)
         if line is None and not self._is_due and size_bytes <= SHORT_BYTES:
             makes_up = not self._share.begin()
@@ -114,8 +130,9 @@ class Slices:
                 began = self._cost_clock()
                 rows = self._read(frames)
                 if len(rows) <= SLICE:
+                    self._had_s = self._before(link.party)
                     self._take(link, rows[:])
-                    self._count(link.party, began)
+                    self._remember(link.party, self._had_s + self._count(link.party, began) - began)
                 else:
                     self._queue(_Batch(link, frames, size_bytes, self._clock())).rows = rows
                     self._serve(makes_up=makes_up)
@@ -156,7 +173,8 @@ class Slices:
     def _queue(self, batch: _Batch) -> _Line:
         line = self._lines.get(batch.link.party)
         if line is None:
-            line = self._lines[batch.link.party] = _Line()
+            line = self._lines[batch.link.party] = _Line(self._before(batch.link.party))
+            self._place(batch.link.party, line)
         line.batches.append(batch)
         line.size_bytes += batch.size_bytes
         self.size_bytes += batch.size_bytes
@@ -201,9 +219,17 @@ class Slices:
         try:
             while now < enough and (party := self._next(makes_up=makes_up)) is not None:
                 line = self._lines[party]
-                self._lines.move_to_end(party)
-                self._handle(party, line)
-                before, now = now, self._count(party, now)
+                self._had_s = line.had_s
+                before = now
+                try:
+                    self._handle(party, line)
+                finally:
+                    now = self._count(party, before)
+                    line.had_s += now - before
+                    if party in self._lines:
+                        self._place(party, line)
+                    else:
+                        self._remember(party, line.had_s)
                 line.slice = min(line.slice + 1, SLICE) if now - before < SLICE_S / 4 else max(line.slice // 4, 1)
         finally:  # also after a fault over one message
             self._share.end(self._cost_clock() - began)
@@ -211,8 +237,37 @@ class Slices:
                 self._call_soon()
 
     def _next(self, *, makes_up: bool) -> str | None:
-        """Return the party whose turn it is, None where none may be served."""
-        return next((party for party in self._lines if not makes_up or not self._was_costly(party)), None)
+        """Take the party whose turn it is out of the order; return None where none may be served."""
+        passed_over: list[tuple[float, int, str]] = []
+        found = None
+        while self._order and found is None:
+            entry = heappop(self._order)
+            _, number, party = entry
+            line = self._lines.get(party)
+            if line is None or line.place != number:
+                continue
+            if makes_up and self._was_costly(party):
+                passed_over.append(entry)
+            else:
+                found = party
+        for entry in passed_over:
+            heappush(self._order, entry)
+        return found
+
+    def _place(self, party: str, line: _Line) -> None:
+        """Put a party of which something waits into the order."""
+        line.place = next(self._places)
+        heappush(self._order, (line.had_s, line.place, party))
+
+    def _before(self, party: str) -> float:
+        """Return the time that a party of which nothing waits counts to have had: it has saved none of its share."""
+        return max(self._served.pop(party, 0.0), self._had_s)
+
+    def _remember(self, party: str, had_s: float) -> None:
+        """Remember the time of a party of which nothing waits any more."""
+        self._served[party] = had_s
+        if len(self._served) > MOST_SERVED:
+            self._served.popitem(last=False)
 
     def _was_costly(self, party: str) -> bool:
         since = self._costly.get(party)

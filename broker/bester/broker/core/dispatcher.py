@@ -473,10 +473,12 @@ class Dispatcher:
             job.attempt -= 1
             self._unsent.add(job)
 
-    def pass_over(self, workers: Iterable[Worker]) -> None:
-        """Give nothing to workers that are all lost now: a message of one would count a death at each of the others."""
+    def pass_over(self, workers: Iterable[Worker], now: float) -> None:
+        """Give nothing to workers that are all lost soon: a message of one would count a death at each of the
+        others."""
         for worker in workers:
             self._workers.leave(worker)
+            self._known_types.on_left(worker.pool.types, now)
 
     def on_worker_lost(self, worker: Worker, now: float) -> None:
         """Requeue the messages of a dead worker, before all that wait. Only a message that the worker held alone has

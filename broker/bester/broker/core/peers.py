@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from bester.broker.core import policy
@@ -40,10 +41,15 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.notes import safe_note
 
+SILENT_WHY = "fallen silent"
+"""Reason for the log."""
 MAX_EPOCH = 64
 """Characters of the name that a bridge gives its life."""
 MAX_FACT = 128
 """Characters of what a handler says about its program."""
+GIVEN_UP_AT_ONCE = 16
+"""Silent peers that are given up at once; the others follow in the next turns of the loop. Each may hold messages that
+go to other handlers, and a party may let a hundred links fall silent at once."""
 
 
 class Peers:
@@ -84,6 +90,7 @@ class Peers:
         ] = {}  # links without HELLO: when answered, and whether undecodable
         self.resumes: dict[str, BridgeResume] = {}  # bridges that may come back, by the prefix of their ids
         self._unlinked: dict[str, None] = {}  # prefixes of bridges without a link, the first lost first
+        self._silent: dict[Peer, None] = {}  # found by a tick, and not given up yet
         self._serial = 0
         self._ticked = now
         self._resumed = now
@@ -157,12 +164,14 @@ class Peers:
             self._out.send(link, error)
             return
         is_auth = options is not None and AUTH_TYPE in options.types
+        is_silent = peer in self._silent
         if peer is not None and (
-            peer.role != hello.role
+            is_silent
+            or peer.role != hello.role
             or is_shadow is not (peer.shadow is not None)
             or is_auth is not (peer.auth is not None)
         ):
-            self.on_peer_lost(peer, "back in another role", now)
+            self.on_peer_lost(peer, SILENT_WHY if is_silent else "back in another role", now)
             peer = None
         self._unknown.pop(link, None)
         if peer is None:
@@ -343,12 +352,10 @@ class Peers:
             for peer in self.by_link.values():
                 peer.last_heard = now
         self._ticked = now
-        silent = [peer for peer in self.by_link.values() if self._is_silent(peer, now)]
-        self._dispatcher.pass_over([peer.worker for peer in silent if peer.worker is not None])
-        for peer in silent:
-            self.on_peer_lost(peer, "fallen silent", now)
-            if peer.role == "handler":
-                self._restarts.fell(peer, now)
+        silent = [peer for peer in self.by_link.values() if peer not in self._silent and self._is_silent(peer, now)]
+        self._silent.update(dict.fromkeys(silent))
+        self._dispatcher.pass_over([peer.worker for peer in silent if peer.worker is not None], now)
+        self.give_up_silent(now)
         if now - self._beat >= limits.heartbeat_s:
             self._beat = now
             self._beat_all(now)
@@ -356,6 +363,21 @@ class Peers:
         return (
             now - self._resumed >= limits.heartbeat_s
         )  # messages that arrived meanwhile are read before any is held to be late
+
+    @property
+    def has_silent(self) -> bool:
+        """Return whether peers that have fallen silent are still to be given up."""
+        return bool(self._silent)
+
+    def give_up_silent(self, now: float) -> None:
+        """Give up some of the peers that have fallen silent, also those that speak meanwhile: they say HELLO again."""
+        for peer in list(islice(self._silent, GIVEN_UP_AT_ONCE)):
+            del self._silent[peer]
+            if self.by_link.get(peer.link) is not peer:
+                continue  # gone meanwhile
+            self.on_peer_lost(peer, SILENT_WHY, now)
+            if peer.role == "handler":
+                self._restarts.fell(peer, now)
 
     def _is_silent(self, peer: Peer, now: float) -> bool:
         """Return whether a peer is silent; what the peer has sent and this broker has not read counts as speech."""

@@ -402,6 +402,17 @@ class Router:
             self._inquiries.fold(now)
         return self._take()
 
+    @property
+    def has_silent(self) -> bool:
+        """Return whether peers that have fallen silent are still to be given up: by `give_up_silent`, or by `tick`."""
+        return self._peers.has_silent
+
+    def give_up_silent(self, now: float) -> Effects:
+        """Give up some of the peers that have fallen silent; to be called in the turns of the loop after a tick."""
+        self._reports.now = now
+        self._peers.give_up_silent(now)
+        return self._take()
+
     def _share_credit(self, now: float) -> None:
         """Tell the bridges how much more this broker can take, where that has changed."""
         workers = self._units.workers
