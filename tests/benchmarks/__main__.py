@@ -71,7 +71,9 @@ def measure_path(*, short: bool, told: Told) -> results.PathCost:
     plan = path_cost.SHORT_PATH if short else path_cost.PathPlan()
     described = report.machine()
     with report.short_folder() as name:
-        return results.PathCost(described, path_cost.measure(Path(name), plan, told))
+        found = path_cost.measure(Path(name), plan, told)
+        floor = path_cost.measure(Path(name), msgspec.structs.replace(plan, batches=plan.batches[:1]), told, "floor")
+        return results.PathCost(described, found, floor)
 
 
 def measure_kit(*, short: bool, told: Told) -> results.Kit:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -51,19 +52,15 @@ _WELCOME = framed(b'{"header":{"messageType":"statusReport","status":"good"},"pa
 
 
 class Floor:
-    """The server: clients on TCP, one handler on ZeroMQ."""
+    """What the server does with what came: frames of clients to rows for a handler, its rows to frames. `wake` has what
+    has gathered sent, at the end of this turn."""
 
-    def __init__(self, endpoint: str, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
-        self._socket.bind(endpoint)
-        self._handler = b""
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.wake = wake
         self._tokens = count(1)
         self._waiting: dict[int, tuple[Client, bytes, str]] = {}
-        self._requests: list[tuple[int, int, str, bytes, str, dict[str, str]]] = []
         self._dirty: set[Client] = set()
-        self._awake = False
-        loop.add_reader(self._socket.getsockopt(zmq.FD), self.read)
+        self.requests: list[tuple[int, int, str, bytes, str, dict[str, str]]] = []
 
     def submit(self, client: Client, body: bytes) -> None:
         """Take a client's message for the handler."""
@@ -71,7 +68,50 @@ class Floor:
         token = next(self._tokens)
         message = f"s1/e/{token}"
         self._waiting[token] = client, bytes(payload.id), message
-        self._requests.append((REQUEST, token, payload.type, bytes(payload.data), "user", {"id": message}))
+        self.requests.append((REQUEST, token, payload.type, bytes(payload.data), "user", {"id": message}))
+
+    def encode(self) -> bytes:
+        """Return the requests that have gathered as a frame."""
+        frame: bytes = _pack(self.requests)
+        self.requests.clear()
+        return frame
+
+    def answer(self, rows: Sequence[Any]) -> None:
+        """Take a handler's replies, and answer their clients."""
+        for row in rows:
+            client, id_, message = self._waiting.pop(row[1])
+            client.out.append(
+                framed(
+                    b'{"header":{"messageType":"receivedMessage","id":"%b.0.0"},"payload":{"data":%b,"type":"echo"}}'
+                    % (message.encode(), row[3][0][2])
+                )
+            )
+            client.out.append(
+                framed(
+                    b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":%b,"message":"%b"}}'
+                    % (id_, message.encode())
+                )
+            )
+            self._dirty.add(client)
+
+    def write(self) -> None:
+        """Write to each client once."""
+        for client in self._dirty:
+            client.flush()
+        self._dirty.clear()
+
+
+class Server:
+    """The floor on its socket for one handler."""
+
+    def __init__(self, endpoint: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+        self._socket.bind(endpoint)
+        self._handler = b""
+        self._awake = False
+        self.floor = Floor(self.wake)
+        loop.add_reader(self._socket.getsockopt(zmq.FD), self.read)
 
     def wake(self) -> None:
         """Write once, at the end of this turn."""
@@ -81,45 +121,25 @@ class Floor:
 
     def _flush(self) -> None:
         self._awake = False
-        if self._requests and self._handler:
-            self._socket.send_multipart([self._handler, _pack(self._requests)], zmq.NOBLOCK)
-            self._requests.clear()
-        for client in self._dirty:
-            client.flush()
-        self._dirty.clear()
+        if self.floor.requests and self._handler:
+            self._socket.send_multipart([self._handler, self.floor.encode()], zmq.NOBLOCK)
+        self.floor.write()
         if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._loop.call_soon(self.read)
 
     def read(self) -> None:
-        """Take replies, and answer their clients."""
+        """Take what the handler sent."""
         try:
             for _ in range(READ_AT_ONCE):
                 sender, frame = self._socket.recv_multipart(zmq.NOBLOCK)
                 rows: Any = msgpack.unpackb(frame)
-                for row in rows:
-                    if row[0] == HELLO:
-                        self._handler = sender
-                    else:
-                        self._answer(row)
+                if rows[0][0] == HELLO:
+                    self._handler = sender
+                else:
+                    self.floor.answer(rows)
         except zmq.Again:
             pass
         self.wake()
-
-    def _answer(self, row: Any) -> None:
-        client, id_, message = self._waiting.pop(row[1])
-        client.out.append(
-            framed(
-                b'{"header":{"messageType":"receivedMessage","id":"%b.0.0"},"payload":{"data":%b,"type":"echo"}}'
-                % (message.encode(), row[3][0][2])
-            )
-        )
-        client.out.append(
-            framed(
-                b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":%b,"message":"%b"}}'
-                % (id_, message.encode())
-            )
-        )
-        self._dirty.add(client)
 
 
 class Client(asyncio.Protocol):
@@ -172,9 +192,9 @@ async def serve(port: int, endpoint: str) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
-    floor = Floor(endpoint, loop)
-    await loop.create_server(lambda: Client(floor), "127.0.0.1", port)
-    floor.read()
+    server = Server(endpoint, loop)
+    await loop.create_server(lambda: Client(server.floor), "127.0.0.1", port)
+    server.read()
     await ended.wait()
 
 

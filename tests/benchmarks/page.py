@@ -175,24 +175,29 @@ def idle_plots(result: Idle) -> dict[str, str]:
 
 
 def path_text(result: PathCost) -> str:
-    """Return the table of the path's stages."""
-    counted = [batch for batch in result.batches if batch.instructions]
-    heading = ["stage", *(f"µs, batches of {batch.batch}" for batch in result.batches)]
-    heading += [f"instructions, batches of {batch.batch}" for batch in counted]
+    """Return the table of the path's stages, beside those of the floor."""
+    sides = [(f"batches of {batch.batch}", batch) for batch in result.batches]
+    sides += [(f"the floor, batches of {batch.batch}", batch) for batch in result.floor]
+    counted = [(name, batch) for name, batch in sides if batch.instructions]
+    heading = ["stage", *(f"µs, {name}" for name, _ in sides), *(f"instructions, {name}" for name, _ in counted)]
     rows = [
-        [stage, *(f"{batch.cpu_us[stage]:.2f}" for batch in result.batches)]
-        + [f"{batch.instructions[stage]:,}" for batch in counted]
+        [stage, *(_some(batch.cpu_us[stage], ".2f") for _, batch in sides)]
+        + [_some(batch.instructions[stage], ",") for _, batch in counted]
         for stage in STAGES
     ]
     rows.append(
-        ["sum of the stages", *(f"{sum(batch.cpu_us.values()):.2f}" for batch in result.batches)]
-        + [f"{sum(batch.instructions.values()):,}" for batch in counted]
+        ["sum of the stages", *(f"{sum(batch.cpu_us.values()):.2f}" for _, batch in sides)]
+        + [f"{sum(batch.instructions.values()):,}" for _, batch in counted]
     )
     rows.append(
-        ["whole path, no clocks inside", *(f"{batch.whole_us:.2f}" for batch in result.batches)]
-        + [f"{batch.whole_instructions:,}" for batch in counted]
+        ["whole path, no clocks inside", *(f"{batch.whole_us:.2f}" for _, batch in sides)]
+        + [f"{batch.whole_instructions:,}" for _, batch in counted]
     )
     return "\n\n".join([table(heading, rows), machine_line(result.machine)])
+
+
+def _some(cost: float, form: str) -> str:
+    return format(cost, form) if cost else "–"
 
 
 def path_plots(result: PathCost) -> dict[str, str]:

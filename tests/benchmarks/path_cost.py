@@ -1,7 +1,7 @@
 """The cost of a message's path in one process, by stage: CPU time, and instructions where valgrind is installed.
 
-`python -m tests.benchmarks.path_cost BATCH ROUNDS MARKS STAGE` is what valgrind is given: one run in which the
-instructions of one stage alone are collected.
+`python -m tests.benchmarks.path_cost SIDE BATCH ROUNDS WARM MARKS STAGE` is what valgrind is given: one run in which
+the instructions of one stage alone are collected.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from typing import Literal, cast
 
 import msgspec
 
 from bester.broker.loop import spare_the_collector
+from tests.benchmarks.floor_rig import FloorRig
 from tests.benchmarks.path_rig import CONNECTIONS, STAGES, NoMeter, Rig
 from tests.benchmarks.programs import ROOT, BenchmarkError, compiled
 
@@ -50,6 +52,10 @@ class PathPlan(msgspec.Struct, frozen=True):
 
 
 SHORT_PATH = PathPlan(messages=2_000, repeats=3, counted=400, counted_warm=400)
+
+
+Side = Literal["bester", "floor"]
+RIGS: dict[Side, type[Rig] | type[FloorRig]] = {"bester": Rig, "floor": FloorRig}
 
 
 class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,13 +115,13 @@ def _clock_cost_ns() -> float:
     return clock.spent_ns[EMPTY] / clock.visits[EMPTY]
 
 
-def cpu_by_stage(batch: int, plan: PathPlan) -> tuple[dict[str, float], float]:
+def cpu_by_stage(batch: int, plan: PathPlan, side: Side = "bester") -> tuple[dict[str, float], float]:
     """Return µs of CPU a message by stage, and of the whole path without the clocks of the stages; least of repeats.
 
     The least, since other work of the machine only ever adds to it.
     """
     clock = StageClock()
-    rig, whole = Rig(batch, BODY_BYTES, clock), Rig(batch, BODY_BYTES, NoMeter())
+    rig, whole = RIGS[side](batch, BODY_BYTES, clock), RIGS[side](batch, BODY_BYTES, NoMeter())
     rounds = _rounds(plan.messages, batch)
     messages = rounds * batch * CONNECTIONS
     for _ in range(_rounds(min(WARM_MESSAGES, plan.messages), batch)):
@@ -142,7 +148,7 @@ def cpu_by_stage(batch: int, plan: PathPlan) -> tuple[dict[str, float], float]:
     return {stage: max(min(found), 0.0) for stage, found in by_stage.items()}, min(totals)
 
 
-def _answer_cost_ns(rig: Rig, rounds: int) -> int:
+def _answer_cost_ns(rig: Rig | FloorRig, rounds: int) -> int:
     """Return the time that the rig's handler takes over so many rounds: no part of the path."""
     spent = 0
     inner = rig.answer
@@ -161,7 +167,7 @@ def _answer_cost_ns(rig: Rig, rounds: int) -> int:
     return spent
 
 
-def _check(rig: Rig) -> None:
+def _check(rig: Rig | FloorRig) -> None:
     if rig.good != CONNECTIONS + rig.sent:
         raise BenchmarkError(f"{rig.sent} messages were sent, and {rig.good - CONNECTIONS} reported good")
 
@@ -202,10 +208,10 @@ class StageMarks:
             self._toggle()
 
 
-def counted_run(batch: int, rounds: int, warm: int, marks: ctypes.CDLL, stage: str) -> int:
+def counted_run(side: Side, batch: int, rounds: int, warm: int, marks: ctypes.CDLL, stage: str) -> int:
     """Run under valgrind, with the instructions of one stage collected; return how often the stage was entered."""
     meter = NoMeter() if stage in (WHOLE, EMPTY) else StageMarks(marks.toggle, stage)
-    rig = Rig(batch, BODY_BYTES, meter)
+    rig = RIGS[side](batch, BODY_BYTES, meter)
     for _ in range(warm):
         rig.round()
     gc.collect()
@@ -240,12 +246,12 @@ def counted_run(batch: int, rounds: int, warm: int, marks: ctypes.CDLL, stage: s
     return 0
 
 
-def _under_valgrind(program: str, marks: Path, batch: int, plan: PathPlan, stage: str) -> tuple[int, int]:
+def _under_valgrind(program: str, marks: Path, side: Side, batch: int, plan: PathPlan, stage: str) -> tuple[int, int]:
     """Return the instructions of one stage over a whole run, and how often the stage was entered."""
     rounds, warm = _rounds(plan.counted, batch), _rounds(plan.counted_warm, batch)
     command = [
         program, "--tool=callgrind", "--callgrind-out-file=/dev/null", "--instr-atstart=no", "--collect-atstart=no",
-        sys.executable, "-m", "tests.benchmarks.path_cost", *map(str, (batch, rounds, warm, marks, stage)),
+        sys.executable, "-m", "tests.benchmarks.path_cost", *map(str, (side, batch, rounds, warm, marks, stage)),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     try:
@@ -262,15 +268,15 @@ def _under_valgrind(program: str, marks: Path, batch: int, plan: PathPlan, stage
 
 
 def instructions_by_stage(
-    program: str, folder: Path, batch: int, plan: PathPlan, told: Callable[[str], None]
+    program: str, folder: Path, batch: int, plan: PathPlan, told: Callable[[str], None], side: Side = "bester"
 ) -> tuple[dict[str, int], int]:
     """Return the instructions a message by stage, and of the whole path."""
     marks = compiled(folder, "path_marks", ("-shared", "-fPIC"))
     messages = _rounds(plan.counted, batch) * batch * CONNECTIONS
-    told(f"counting instructions, batches of {batch}")
+    told(f"counting instructions, {side}, batches of {batch}")
     wanted = [EMPTY, WHOLE, *STAGES]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # counts do not depend on what else is running
-        pending = [pool.submit(_under_valgrind, program, marks, batch, plan, stage) for stage in wanted]
+        pending = [pool.submit(_under_valgrind, program, marks, side, batch, plan, stage) for stage in wanted]
         try:
             runs = [each.result() for each in pending]
         except BaseException:
@@ -285,14 +291,14 @@ def instructions_by_stage(
     return by_stage, round(runs[1][0] / messages)
 
 
-def measure(folder: Path, plan: PathPlan, told: Callable[[str], None]) -> list[Batch]:
+def measure(folder: Path, plan: PathPlan, told: Callable[[str], None], side: Side = "bester") -> list[Batch]:
     """Measure the path at every size of batch."""
     program = valgrind()
     found = []
     for batch in plan.batches:
-        told(f"the path, batches of {batch}")
-        cpu_us, whole_us = cpu_by_stage(batch, plan)
-        instructions, whole = instructions_by_stage(program, folder, batch, plan, told) if program else ({}, 0)
+        told(f"the path, {side}, batches of {batch}")
+        cpu_us, whole_us = cpu_by_stage(batch, plan, side)
+        instructions, whole = instructions_by_stage(program, folder, batch, plan, told, side) if program else ({}, 0)
         messages = _rounds(plan.messages, batch) * batch * CONNECTIONS * plan.repeats
         found.append(Batch(batch, messages, cpu_us, whole_us, instructions, whole))
     return found
@@ -300,8 +306,9 @@ def measure(folder: Path, plan: PathPlan, told: Callable[[str], None]) -> list[B
 
 def main(arguments: list[str]) -> None:
     """Run what valgrind is given, and print how often the stage was entered."""
-    batch, rounds, warm = map(int, arguments[:3])
-    print(counted_run(batch, rounds, warm, ctypes.CDLL(arguments[3]), arguments[4]))
+    side = cast(Side, arguments[0])
+    batch, rounds, warm = map(int, arguments[1:4])
+    print(counted_run(side, batch, rounds, warm, ctypes.CDLL(arguments[4]), arguments[5]))
 
 
 if __name__ == "__main__":

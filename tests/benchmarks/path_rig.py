@@ -16,7 +16,7 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 
 from bester.bridge.bridge import Bridge
 from bester.bridge.limits import Limits
-from bester.bridge.ports import Shell
+from bester.bridge.ports import ClientConnection, Shell
 from bester.broker.core.effects import Effects, Link, Verify
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
@@ -31,6 +31,7 @@ CONNECTIONS = 8
 CHUNK_BYTES = 256 * 1024
 CREDIT = 1024
 TYPE = "echo"
+GOOD = b'"status":"good"'
 
 BRIDGE_IN = "bridge in"
 BROKER_IN = "broker in"
@@ -66,17 +67,29 @@ class NoMeter:
 
 
 class RigConnection(StandIn):
-    """Client connection whose socket takes everything at once, and counts the good reports among it."""
+    """Client connection whose socket takes everything at once."""
 
     def __init__(self, bridge: Bridge) -> None:
         super().__init__()
         self._bridge = bridge
-        self.good = 0
+        self._written: list[bytes | memoryview] = []
+        self._good = 0
+
+    @property
+    def good(self) -> int:
+        """Number of good reports that the client has got."""
+        self.read_all()
+        return self._good
+
+    def read_all(self) -> None:
+        """Read what was written, as the client does."""
+        self._good += b"".join(self._written).count(GOOD)
+        self._written.clear()
 
     def flush(self) -> bool:
         """Take every frame; return False: nothing is left."""
         while chunk := self.out.take(CHUNK_BYTES):
-            self.good += bytes(chunk).count(b'"status":"good"')
+            self._written.append(chunk)
             self._bridge.on_bytes_sent(self, self.out.on_sent())
         return False
 
@@ -85,16 +98,50 @@ class RigConnection(StandIn):
         raise AssertionError(f"the bridge cut a connection: {why}")
 
 
+class _MeteredBridge(Bridge):
+    """Bridge whose frames that waited for their sender's turn are counted where they are handled."""
+
+    meter: Meter = NoMeter()
+
+    def _handle_waiting(self, connection: ClientConnection, ration: int) -> int:
+        self.meter.enter(BRIDGE_IN)
+        used = super()._handle_waiting(connection, ration)
+        self.meter.leave()
+        return used
+
+
 def frame(content: object) -> bytes:
     """Return a frame of the native protocol."""
     body = json.dumps(content, separators=(",", ":")).encode()
     return len(body).to_bytes(4, "little") + body
 
 
+def batches_of(batch: int, body_bytes: int) -> list[bytes]:
+    """Return what each client sends in a round: so many frames, with a body of so many bytes in each."""
+    data = {"text": "x" * (body_bytes - len('{"text":""}'))}
+    return [
+        b"".join(
+            frame({"header": {}, "payload": {"type": TYPE, "data": data, "id": f"{place}-{number}"}})
+            for number in range(batch)
+        )
+        for place in range(CONNECTIONS)
+    ]
+
+
+def echo(frames: list[bytes]) -> list[bytes]:
+    """Answer REQUESTs as an echo handler in any language does; attached bodies go back as they came."""
+    rows = []
+    for row in msgpack.unpackb(frames[0]):
+        assert row[0] == _REQUEST, f"not a REQUEST: {row}"
+        rows.append([_REPLY, row[1], 0, [["sendClients", [row[4]], row[3]]]])
+    return [_pack(rows), *frames[1:]]
+
+
 class Rig:
     """Bridge and broker in one process; each `round` sends `batch` messages on each connection, and answers them.
 
-    `sent` counts the messages; `answer` makes the frames of REPLYs from those of REQUESTs, and may be wrapped.
+    `sent` counts the messages; `answer` stands for handler and clients, which are no part of the path: it makes the
+    frames of REPLYs from those of REQUESTs, and may be wrapped.
     """
 
     def __init__(self, batch: int, body_bytes: int, meter: Meter) -> None:
@@ -107,19 +154,11 @@ class Rig:
         self._soon: deque[Callable[[], None]] = deque()
         self._bridge_link, self._handler_link = Link("direct", b"0"), Link("ipc", b"0:handler")
         self._router = Router(Settings("s1.example", open_accounts=True), epoch="e", first_token=1000, now=_now())
-        self._bridge = Bridge(Limits(), Shell(time.monotonic, self._soon.append))
+        self._bridge = _MeteredBridge(Limits(), Shell(time.monotonic, self._soon.append))
         self._connections = [RigConnection(self._bridge) for _ in range(CONNECTIONS)]
         self._begin()
-        data = {"text": "x" * (body_bytes - len('{"text":""}'))}
-        self._input = [
-            b"".join(
-                frame({"header": {}, "payload": {"type": TYPE, "data": data, "id": f"{place}-{number}"}})
-                for number in range(batch)
-            )
-            for place in range(CONNECTIONS)
-        ]
-        self._pack = msgpack.Packer(autoreset=True).pack
-        self._meter = meter
+        self._input = batches_of(batch, body_bytes)
+        self._bridge.meter = self._meter = meter
 
     def _begin(self) -> None:
         """Introduce bridge, handler and users to the broker."""
@@ -167,12 +206,9 @@ class Rig:
                 self._turn()
 
     def _answers(self, frames: list[bytes]) -> list[bytes]:
-        """Answer REQUESTs as an echo handler in any language does; attached bodies go back as they came."""
-        rows = []
-        for row in msgpack.unpackb(frames[0]):
-            assert row[0] == _REQUEST, f"not a REQUEST: {row}"
-            rows.append([_REPLY, row[1], 0, [["sendClients", [row[4]], row[3]]]])
-        return [self._pack(rows), *frames[1:]]
+        for connection in self._connections:
+            connection.read_all()
+        return echo(frames)
 
     # --- the bridge's way to the broker ---
 
@@ -227,3 +263,4 @@ def _op(kind: str) -> int:
 
 
 _REQUEST, _REPLY = _op("Request"), _op("Reply")
+_pack = msgpack.Packer(autoreset=True).pack

@@ -44,10 +44,11 @@ class Idle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PathCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Result of the benchmark of the path."""
+    """Result of the benchmark of the path; `floor` is that of the floor, in batches of the first size."""
 
     machine: dict[str, str]
     batches: list[Batch]
+    floor: list[Batch] = []
 
 
 class Kit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

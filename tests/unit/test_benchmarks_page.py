@@ -12,11 +12,12 @@ import pytest
 from tests.benchmarks import encrypted, kit, page, report, results
 from tests.benchmarks.comparison import compare, result_of
 from tests.benchmarks.figures import Job, Part, Run
+from tests.benchmarks.floor_rig import FloorRig
 from tests.benchmarks.idle import IdleCell, too_few_descriptors
 from tests.benchmarks.overload import measure_cell
 from tests.benchmarks.overload_plan import KINDS, Cell, Flood, Honest, Plan, refused_rate, served_rate
 from tests.benchmarks.path_cost import PathPlan, cpu_by_stage
-from tests.benchmarks.path_rig import STAGES, NoMeter, Rig
+from tests.benchmarks.path_rig import BROKER_IN, CONFIRM, REPLY, STAGES, NoMeter, Rig
 from tests.benchmarks.plot import Line, bars, lines, scale
 from tests.benchmarks.programs import OPENSSL, BenchmarkError, load_generator
 
@@ -123,9 +124,10 @@ def test_idle_cell_that_was_skipped_has_a_row() -> None:
     assert "too few" in shown
 
 
+@pytest.mark.parametrize("make", [Rig, FloorRig])
 @pytest.mark.parametrize(("batch", "body_bytes"), [(1, 100), (7, 1024), (50, 20_000)])
-def test_path_reports_every_message(batch: int, body_bytes: int) -> None:
-    rig = Rig(batch, body_bytes, NoMeter())
+def test_path_reports_every_message(make: type[Rig] | type[FloorRig], batch: int, body_bytes: int) -> None:
+    rig = make(batch, body_bytes, NoMeter())
     logins = rig.good
     for _ in range(3):
         rig.round()
@@ -135,6 +137,8 @@ def test_path_reports_every_message(batch: int, body_bytes: int) -> None:
 def test_path_is_measured_by_stage() -> None:
     by_stage, _ = cpu_by_stage(5, PathPlan(messages=80, repeats=1))
     assert tuple(by_stage) == STAGES
+    of_floor, _ = cpu_by_stage(5, PathPlan(messages=80, repeats=1), "floor")
+    assert [of_floor[stage] for stage in (BROKER_IN, REPLY, CONFIRM)] == [0.0] * 3
 
 
 def test_smallest_overload_is_measured(tmp_path: Path) -> None:

@@ -74,21 +74,18 @@ class Deliveries:
         deliveries to several. Return the number of deliveries handled, and what is left of the budget.
 
         Answers to their senders alone are written together."""
-        unreported, answers = self._unreported, self._answers
-        for number, message in enumerate(run, 1):
-            token = message.token
-            submission = None if token is None else unreported.get(token)
-            if token is not None and submission is not None and answers.add(message, submission):
-                del unreported[token]
-                continue
-            if answers.pieces:
-                answers.write(self._confirmations, now)
+        answers, unreported, confirmations = self._answers, self._unreported, self._confirmations
+        handled = 0
+        while True:
+            handled += answers.write(run, handled, unreported, confirmations, now)
+            if handled == len(run):
+                return handled, budget
+            message = run[handled]
+            submission = None if message.token is None else unreported.get(message.token)
             budget -= self._deliver(message, submission, now)
+            handled += 1
             if budget <= 0:
-                return number, budget
-        if answers.pieces:
-            answers.write(self._confirmations, now)
-        return len(run), budget
+                return handled, budget
 
     def _deliver(self, message: Deliver, submission: Submission | None, now: float) -> int:
         """Write a delivery's frames; return the number of copies that were made for connections, where there are

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bester.broker.core.cases import Case, Reports
 from bester.broker.core.commands import Commands
-from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, MailDelivery
+from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, DeliveryRun, MailDelivery
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Link
 from bester.broker.core.mailboxes import Mailboxes
@@ -33,35 +33,46 @@ class DeliveryOutcomes:
 
     def on_confirm(self, link: Link, confirm: Confirm, now: float) -> None:
         """Take in which deliveries a bridge has made, and which failed."""
+        if not confirm.failed and not confirm.done:
+            runs = self._deliveries.confirm_runs(link, confirm.upto)
+            for run in runs:
+                self._on_run_delivered(run, now)
+            if runs:
+                return
         failures: dict[int, dict[int, str]] = {}
         for serial, t, reason in confirm.failed:
             failures.setdefault(serial, {})[t] = reason if reason in CODES or reason == UNCONFIRMED else "not-connected"
         reported: list[Case] = []  # cases that end here, and of which nobody asks for the outcomes
-        trace = self._trace.add
         for serial, delivery in self._deliveries.confirm(link, confirm.upto, confirm.done):
             reasons = failures.get(serial) if failures else None
             if type(delivery) is Delivery and delivery.reported and not reasons:
-                case = delivery.job.case
+                case, names = delivery.job.case, delivery.command.targets
                 if case.traced:
-                    names = delivery.command.targets
-                    for target in delivery.targets:
-                        trace((now, case.root, delivery.id, DELIVERED, names[target[0]], delivery.since))
+                    for t in delivery.targets:
+                        self._trace.add((now, case.root, delivery.id, DELIVERED, names[t], delivery.since))
                 reported.append(case)
                 continue
             if reported:
                 self._reports.settle_reported(reported)
                 reported = []
             if type(delivery) is Delivery:
-                self._delivered(delivery, reasons, now)
+                self._on_delivered(delivery, reasons, now)
             elif type(delivery) is MailDelivery:
                 self._mailboxes.on_delivered(delivery, next(iter(reasons.values())) if reasons else None, now)
         self._reports.settle_reported(reported)
 
-    def _delivered(self, delivery: Delivery, failures: dict[int, str] | None, now: float) -> None:
+    def _on_run_delivered(self, run: DeliveryRun, now: float) -> None:
+        """Take in that all deliveries of a run were made, and the messages reported."""
+        for job, command in run.replies:
+            if job.case.traced:
+                step = (now, job.case.root, f"{job.id}.0", DELIVERED, command.targets[0], run.since)
+                self._trace.add(step)
+        self._reports.settle_reported([job.case for job, _ in run.replies])
+
+    def _on_delivered(self, delivery: Delivery, failures: dict[int, str] | None, now: float) -> None:
         """Record the outcomes of a delivery that its bridge has not reported by itself."""
         case, shares, names = delivery.job.case, delivery.shares, delivery.command.targets
-        for target in delivery.targets:
-            t = target[0]
+        for t in delivery.targets:
             reason = failures.get(t) if failures else None
             share = shares.get(t) if shares else None
             if share is not None:
@@ -80,7 +91,7 @@ class DeliveryOutcomes:
         self._directory.drop(link)
         for delivery in self._deliveries.drop_link(link):
             if type(delivery) is Delivery:
-                self._delivered(delivery, {target[0]: UNCONFIRMED for target in delivery.targets}, now)
+                self._on_delivered(delivery, dict.fromkeys(delivery.targets, UNCONFIRMED), now)
             elif type(delivery) is MailDelivery:
                 self._mailboxes.on_delivered(delivery, UNCONFIRMED, now)
         self._relays.on_link_lost(link, now)
