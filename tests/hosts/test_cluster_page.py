@@ -48,9 +48,12 @@ def test_users_notice_a_reconnect_and_nothing_else_where_a_host_is_pulled() -> N
         left = Path(copy).exists()
         shutil.rmtree(copy, ignore_errors=True)
     assert walk.returncode == 0 and not left, shown
-    assert len(re.findall(r"^good: ", shown, re.MULTILINE)) == 5, shown
+    assert len(re.findall(r"^good: ", shown, re.MULTILINE)) == 7, shown
+    assert re.findall(r"^bad: (\S+) .*carol", shown, re.MULTILINE) == ["storage-unavailable"], shown
+    kept = re.search(r"listening at chat.example:2223 as carol\nchat (.*)", shown)
+    assert kept is not None and '"eight"' in kept[1], shown
     _, _, noticed = shown.rpartition(
         'bester: listening at chat.example:2223 as bob\nchat {"from":"alice","text":"one"}'
     )
-    assert re.findall(r'"text":"(\w+)"', noticed) == ["two", "three", "four", "five"], shown
+    assert re.findall(r'"text":"(\w+)"', noticed) == ["two", "three", "four", "five", "seven"], shown
     assert noticed.count("is lost: ") == noticed.count("listening") == 2, shown

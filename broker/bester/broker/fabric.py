@@ -36,10 +36,10 @@ MAX_QUEUED = 65536
 STUCK_RETRY_S = 0.01
 CLOSING_LINGER_MS = 500
 """Time to send the last messages of a link that closes."""
-FIRST_RECONNECT_MS = 10
+FIRST_RECONNECT_MS = 1
 LAST_RECONNECT_MS = 200
 """Bounds of ZeroMQ's doubling back-off. The first attempt tells that a broker is dead, where nothing listens any more:
-its users wait for it, and are served by another broker afterwards."""
+its users wait for that attempt, and are served by another broker afterwards."""
 SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """Errors of a system that cannot give a socket now, and may later."""
 _NOT_YET = (State.DOWN, State.GREETING)
