@@ -137,14 +137,20 @@ async def test_busy_stopped_and_stuck_handlers_are_recognized() -> None:
                 await log.says(f"'{type_}'")
             await log.says("stopped.1 serves")
             await log.says("stopped.0 serves")
-            freezing = asyncio.create_task(freeze(directory))
+
+            async def stopped_for_a_while() -> list[dict[str, Any]]:
+                """Let the process go on as soon as another one has its message: in 30 s it would be ended."""
+                freezing = asyncio.create_task(freeze(directory))
+                reports = await one(server, ("stopped", 1))
+                os.kill(await freezing, signal.SIGCONT)
+                return reports
+
             busy, greedy, stopped, stuck = await asyncio.gather(
                 one(server, ("blocks", 1), ("behind", 2)),
                 one(server, ("greedy", 1)),
-                one(server, ("stopped", 1)),
+                stopped_for_a_while(),
                 one(server, ("stuck", "hang"), ("stuck", "hang"), ("stuck", "go")),
             )
-            os.kill(await freezing, signal.SIGCONT)
             done = sorted(line.rpartition(" ")[0] for line in (directory / "done").read_text().splitlines())
             await log.says("stopped.1 serves" if "stopped.1 serves" in log.lines[-1] else "again: the link")
         finally:
@@ -156,8 +162,10 @@ async def test_busy_stopped_and_stuck_handlers_are_recognized() -> None:
         assert done == ["blocks 1", "greedy 1", "stopped 1", "stopped 2"]
         assert "busy.blocks (at" in lines
         assert "held the loop for" in lines
-        assert re.search(r"greedy: greedy(\.greedy \(at .*\))? kept the interpreter to itself for", lines), lines
-        assert "this process did not run for" in lines
+        # A machine with less than half of a processor for the process says so, for that is the cause then.
+        kept = r"greedy(\.greedy \(at .*\))? kept the interpreter to itself for|this process did not run for"
+        assert re.search(rf"greedy: ({kept})", lines), lines
+        assert re.search(r"stopped\.\d: this process did not run for", lines), lines
         assert "handler-stuck name='raw' types=['stuck'] places=2" in lines
         assert "handler stuck is ended, to be started again" in lines
         assert "restarted" not in lines

@@ -170,7 +170,10 @@ async def test_pages_come_back_after_a_restart_and_after_a_refusal(tmp_path: Pat
             assert await server.stop() == [0]
         server = await LiveServer.start(directory, toml)
         try:
-            await page.until("before.up_s < 3 && document.querySelector('#state').textContent === 'all is well'")
+            joined = await server.processes[0].says("joined role='bridge'")
+            bridge = joined.partition("name=")[2].strip("'")  # another one at each start
+            is_new = f"before.bridges.some((each) => each.name === '{bridge}')"
+            await page.until(f"{is_new} && document.querySelector('#state').textContent === 'all is well'")
         finally:
             assert await server.stop() == [0]
 

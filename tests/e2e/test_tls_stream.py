@@ -87,9 +87,9 @@ class Scene:
     def context(self) -> ssl.SSLContext:
         return server_context(Pair(self.cert, self.key), None, time.time())[0]
 
-    async def dial(self, ca: Path | None = None, host: str = HOST, timeout_s: float = DEADLINE_S) -> End:
+    async def dial(self, ca: Path | None = None, host: str = HOST, handshake_s: float = DEADLINE_S) -> End:
         trusted = client_context("ca", ca or self.authority.ca)
-        client = await connect_tls(End, (HOST,), self.port, timeout_s, trusted, host)
+        client = await connect_tls(End, (HOST,), self.port, DEADLINE_S, trusted, host, handshake_s)
         self.clients.append(client)
         if self.ends:
             await self.ends[-1].until(lambda end: end.opened)
@@ -280,7 +280,7 @@ async def test_handshake_without_end_ends(scene: Scene, answer: bool) -> None:
     server = await asyncio.start_server(silent, HOST, 0)
     scene.port = server.sockets[0].getsockname()[1]
     with pytest.raises(TlsError, match="during the TLS handshake" if answer else "not answered in time"):
-        await scene.dial(timeout_s=DEADLINE_S if answer else 0.3)
+        await scene.dial(handshake_s=DEADLINE_S if answer else 0.3)
     await scene.clean()
     server.close()
 

@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from bester.broker.wire import records
-from bester.broker.wire.codec import encode
+from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.messages import OP_OF, Deliver, Request, Submit
+from bester.broker.wire.request_meta import RequestMeta
 
 MADE: list[Any] = [
     Request(7, "echo", b"1", "ann", {"id": "s1/7", "path": []}),
@@ -62,3 +63,23 @@ def test_without_msgspec_the_named_tuple_itself_is_the_class(monkeypatch: pytest
     monkeypatch.setattr(records, "msgspec", None)
     assert records.record(99)(Declared) is Declared
     assert records.row_of(Declared) is None
+
+
+@pytest.mark.parametrize("more", [{}, {"peer": "s2", "traceparent": "00-1"}, {"deadline_ms": 5}, {"shadow": True}])
+def test_meta_of_a_request_reads_and_is_encoded_as_the_map_that_it_stands_for(more: dict[str, Any]) -> None:
+    meta: dict[str, Any] = {
+        "id": "s1/7", "root": "s1/7", "origin": "s1", "scope": "client", "attempt": 1, "path": ["s1/a"],
+    } | more  # fmt: skip
+    struct: Any = RequestMeta(**meta)
+    assert struct == meta
+    assert struct == RequestMeta(**meta)
+    assert struct != meta | {"attempt": 2}
+    assert {**struct} == meta
+    assert list(struct) == list(meta)
+    assert [struct.get(key) for key in (*meta, "other")] == [*meta.values(), None]
+    assert "other" not in struct
+    with pytest.raises(KeyError):
+        struct["other"]
+    request = Request(7, "echo", b"1", "ann", struct)
+    assert encode([request]) == [msgspec.msgpack.encode([request])]
+    assert decode(encode([request])) == [Request(7, "echo", b"1", "ann", meta)]

@@ -243,12 +243,10 @@ class Dispatcher:
             if case.traced:
                 trace((now, job.root, job.id, HANDLER, job.type, job.since))
             job.since = now
-            request = job.request(token)
+            deadline_ms = None
             if timed or expires is not None:
                 deadline_ms = self._timeouts.deadline_ms(worker, job.type, None if expires is None else expires - now)
-                if deadline_ms is not None:
-                    request.meta["deadline_ms"] = deadline_ms
-            requests.append(request)
+            requests.append(job.request(token, deadline_ms))
         if requests:
             self._workers.assign(worker, given)
             self._out.messages_on(worker.link).extend(requests)

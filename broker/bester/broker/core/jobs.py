@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from bester.broker.core.cases import Case
 from bester.broker.core.suspects import Suspicion
 from bester.broker.wire.messages import Meta, Request
+from bester.broker.wire.request_meta import RequestMeta
 
 if TYPE_CHECKING:
     from bester.broker.core.message_groups import MessageGroup
@@ -53,20 +54,12 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
         """Return whether a worker may have died over this job, so that the next worker gets the job alone."""
         return self.suspicion is not None and self.suspicion.open
 
-    def request(self, token: int) -> Request:
-        """Return the REQUEST that gives the job to a handler under this token."""
-        meta: Meta = {
-            "id": self.id,
-            "root": self.root,
-            "origin": self.origin,
-            "scope": self.scope,
-            "attempt": self.attempt,
-            "path": self.path,
-        }
-        if self.peer is not None:
-            meta["peer"] = self.peer
-        if self.traceparent is not None:
-            meta["traceparent"] = self.traceparent
+    def request(self, token: int, deadline_ms: int | None = None, *, shadow: bool | None = None) -> Request:
+        """Return the REQUEST that gives the job to a handler under this token; `shadow`: True for a copy."""
+        meta: Any = RequestMeta(
+            self.id, self.root, self.origin, self.scope, self.attempt, self.path, self.peer, self.traceparent,
+            deadline_ms, shadow,
+        )  # fmt: skip
         return Request(token, self.type, self.body, self.user, meta)
 
     def onward_path(self, server: str) -> list[str]:

@@ -119,7 +119,12 @@ def _row(at_ms: int, request: Request, reply: Reply) -> dict[str, Any]:
     """Return a message and its answer as a map of `at_ms`, `request` and `reply`; bodies are JSON texts."""
     return {
         "at_ms": at_ms,
-        "request": {"type": request.type, "user": request.user, "body": _text(request.body), "meta": request.meta},
+        "request": {
+            "type": request.type,
+            "user": request.user,
+            "body": _text(request.body),
+            "meta": dict(request.meta),
+        },
         "reply": {
             "status": reply.status,
             "note": reply.note,

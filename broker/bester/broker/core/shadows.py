@@ -142,8 +142,7 @@ class Shadows:
                 self._of(shadow, job.type).dropped += 1
                 self._out.reached["max_copies" if shadow.copies >= limits.max_copies else "max_copies_bytes"] += 1
                 continue
-            request = job.request(0)
-            request.meta["shadow"] = True
+            request = job.request(0, shadow=True)
             shadow.size_bytes += size_bytes
             shadow.waiting.append(Copy(request, plain(reply), now, size_bytes))
             self._send(shadow, now)

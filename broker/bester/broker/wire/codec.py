@@ -22,6 +22,7 @@ from bester.broker.wire.messages import (
     Command,
     Malformed,
     Message,
+    Request,
 )
 from bester.broker.wire.notes import describe
 from bester.broker.wire.readers import READERS, careful, kind_of, refuse_row, unreadable
@@ -31,6 +32,8 @@ _LAYOUTS: dict[type[Any], tuple[tuple[int], int | None, int | None, int | None]]
     row.message: ((row.op,), row.body, row.commands, len(row.fields) - 1 if row.rare else None) for row in OPERATIONS
 }
 _ROWS = {row.message: fields for row in OPERATIONS if (fields := row_of(row.message)) is not None}
+if Request in _ROWS:  # its meta may be a RequestMeta, which msgpack does not know
+    _ROWS[Request] = lambda each: (each.token, each.type, each.body, each.user, dict(each.meta))
 BATCH_BYTES = 1024 * 1024
 """Size of bodies at which a batch is closed; a batch whose frame 0 exceeds twice as much is halved. So no message
 delays a link, and frame 0 stays below the limit of receivers."""
