@@ -16,7 +16,7 @@ import zmq.asyncio
 
 from bester.broker.accounts import OpenAccounts
 from bester.broker.core.settings import Limits, Settings
-from bester.broker.curve import CLOCK, MADE_UP_S, MOST_READ_S, READ_S
+from bester.broker.curve import CLOCK, LARGE_BYTES, MADE_UP_S, MOST_READ_S, READ_S, as_bytes
 from bester.broker.fabric_socket import Frames
 from bester.broker.log_limits import PER_SECOND
 from bester.broker.server import LOST_AT_ONCE, Broker
@@ -138,6 +138,20 @@ async def test_more_is_read_in_long_turns_and_no_more_than_a_bound() -> None:
         finally:
             honest.close()
     assert READ_S / cost_s + 1 < max(read.values()) <= MOST_READ_S / cost_s + 1
+
+
+async def test_large_frame_is_not_copied_by_the_turn_that_reads_it() -> None:
+    sent = [b"batch", b"x" * (LARGE_BYTES - 1), b"y" * LARGE_BYTES]
+    async with door() as here:
+        honest = party(here.port, PAIRS["honest"])
+        try:
+            await honest.send_frames(*sent)
+            await here.until(lambda: here.has_read(1))
+        finally:
+            honest.close()
+    (frames,) = here.read
+    assert [type(frame) is bytes for frame in frames[2:]] == [True, True, False]
+    assert as_bytes(frames)[2:] == sent
 
 
 async def test_crowd_of_links_that_goes_at_once_is_lost_over_several_turns(caplog: pytest.LogCaptureFixture) -> None:

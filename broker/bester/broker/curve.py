@@ -43,6 +43,9 @@ READ_S = 0.001
 MOST_READ_S = 0.003
 """The same in long turns, a part (PART) of which is for reading: ZeroMQ gives one message of each link in turn, so that
 an honest message waits until a message of sixteen thousand frames is read whole."""
+LARGE_BYTES = 64 * 1024
+"""Length of a frame from which on it is passed on as ZeroMQ's own object, and copied where it is handled, in its
+party's time: a copy of ten megabytes takes up to five milliseconds, and reading has one of a turn, for everybody."""
 CLOCK = time.thread_time if time.get_clock_info("thread_time").resolution < READ_S / 100 else time.monotonic
 """Clock of what reading and handling cost: where the system has one for each thread, a time without a processor is no
 costly message."""
@@ -95,7 +98,8 @@ def zap_reply(frames: Sequence[bytes], known: Container[str]) -> tuple[list[byte
 
 
 class CurveSocket(FabricSocket):
-    """ROUTER socket that speaks CURVE. `on_frames` gets the routing id, the party's key, and the frames of a message.
+    """ROUTER socket that speaks CURVE. `on_frames` gets the routing id, the party's key, and the frames of a message;
+    `as_bytes` copies those from LARGE_BYTES on.
 
     `on_gone(routing_id, key)` is called when a connection over which messages came has ended and its messages were
     read, or when its routing id has passed to another connection.
@@ -182,7 +186,7 @@ class CurveSocket(FabricSocket):
         receive: Any = self.socket.recv  # as objects, which know whether another one follows
         for _ in range(RECEIVED_AT_ONCE):
             frame = receive(flags, False)
-            frames.append(frame.bytes)
+            frames.append(frame.bytes if len(frame) < LARGE_BYTES else frame)
             if len(frames) > MAX_FRAMES + 2:
                 self._cut()
                 return True
@@ -242,6 +246,16 @@ class CurveSocket(FabricSocket):
                 self._ended[identity] = self._holders[identity]
                 if self._loop is not None and self._again is None:  # the last messages first
                     self._again = self._loop.call_soon(self._drain)
+
+
+def as_bytes(frames: Sequence[bytes]) -> Sequence[bytes]:
+    """Return the frames of a CurveSocket's message with those copied that are ZeroMQ's objects so far."""
+    return [frame if type(frame) is bytes else _copied(frame) for frame in frames]
+
+
+def _copied(frame: Any) -> bytes:
+    copied: bytes = frame.bytes
+    return copied
 
 
 def _reason(event: int, value: int) -> str:

@@ -11,13 +11,13 @@ import errno
 import math
 import time
 from collections.abc import Callable, Container, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import zmq
 
 from bester.broker import unix_socket
 from bester.broker.core.effects import Link
-from bester.broker.curve import CLOCK, CurveSocket, OnRefused, Zap
+from bester.broker.curve import CLOCK, CurveSocket, OnRefused, Zap, as_bytes
 from bester.broker.fabric_socket import FabricSocket, Frames, new_context
 from bester.broker.keys import KeyPair
 from bester.broker.slices import Slices
@@ -118,10 +118,13 @@ class FabricListeners:
         def cut(link: Link, why: str) -> None:
             socket.cut(link.key.removeprefix(door), link.party, why)
 
+        def read(frames: Sequence[bytes]) -> Any:
+            return read_part(as_bytes(frames))
+
         socket = CurveSocket(self._context, self._pair, received, gone, receivers.refused, self._turn)
         soon = asyncio.get_running_loop().call_soon
         slices = Slices(
-            read_part, receivers.take, end=receivers.end, cut=cut, clock=time.monotonic, cost_clock=CLOCK, soon=soon
+            read, receivers.take, end=receivers.end, cut=cut, clock=time.monotonic, cost_clock=CLOCK, soon=soon
         )
         self.slices[door] = slices
         return socket
