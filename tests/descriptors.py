@@ -15,7 +15,7 @@ MOST = 4096
 
 @contextmanager
 def free_descriptors(count: int) -> Iterator[None]:
-    """Leave this process so many free descriptors meanwhile. Nothing else of it may run: do not await inside."""
+    """Leave this process so many free descriptors meanwhile; what runs beside has no more, either."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = islice((number for number in itertools.count() if not _is_open(number)), count, None)
     resource.setrlimit(resource.RLIMIT_NOFILE, (next(free), hard))

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import inspect
 import json
 import logging
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from bester.bridge.children.output import Output
 from bester.bridge.children.plan import Child, plan
 from bester.broker import config_file
 from bester.broker.logs import JsonFormatter
 from bester.broker.wire.codes import ConfigError
+from tests.descriptors import free_descriptors
 from tests.e2e.children_stand import DEADLINE_S, STEADY, directory, log_everything, python, running, until
 
 __all__ = ["directory", "log_everything"]  # fixtures
@@ -227,6 +230,25 @@ async def test_where_descriptors_are_short_a_child_is_tried_again_and_the_others
         assert children.pids["b"] != pids["b"]
         await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
     assert "handler b cannot be started: Too many open files; starting it again in " in caplog.text
+
+
+@pytest.mark.parametrize("free", [6, 8, 10])
+def test_want_of_descriptors_is_a_line_and_no_traceback_of_the_loop(
+    directory: Path, caplog: pytest.LogCaptureFixture, free: int
+) -> None:
+    """uvloop, which begins with a process that it cannot start, prints tracebacks as it drops the process."""
+
+    async def story() -> None:
+        async with running(directory, python("a", STEADY)) as children:
+            await until(lambda: caplog.text.count("here") == 1)
+            with free_descriptors(free):
+                os.kill(children.pids["a"], signal.SIGKILL)
+                await until(lambda: "handler a cannot be started: Too many open files" in caplog.text)
+            await until(lambda: caplog.text.count("here") == 2)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(story())
+    gc.collect()  # what was dropped is reported here, and fails the test
 
 
 async def test_where_a_thread_is_missing_a_child_is_tried_again_and_the_others_go_on(
