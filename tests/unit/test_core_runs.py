@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import permutations
 from random import Random
 from typing import Any
 
@@ -84,6 +85,7 @@ class Story:
         self.router = Router(
             SETTINGS, epoch="e", first_token=5000, now=self.now, accounts_of=set(USERS).intersection,
         )  # fmt: skip
+        self.again = self.random.choice([0.1, 0.1, 0.7])  # the part of the messages that are odd, or sent again
         self.requests: dict[Link, list[int]] = {link: [] for link in HANDLERS}
         self.serials: dict[Link, int] = dict.fromkeys(BRIDGES, 0)
         self.token = 0
@@ -132,7 +134,7 @@ class Story:
         self.token += 1
         session = random.choice([1, 1, 2, 3, 9, None])
         meta: dict[str, Any] = {} if session is not None else {"scope": "server", "address": "127.0.0.1"}
-        if random.random() < 0.1:
+        if random.random() < self.again:
             meta |= random.choice([{"dedup": "k"}, {"ttl_s": 0}, {"ttl_s": 2}, {"resent": True}, {"attempt": 2}])
         type_ = self.usual if random.random() < 0.7 else random.choice(TYPES)
         return Submit(self.token, session, type_, random.choice([b"1", b'"twenty-four bytes here"']), meta)
@@ -192,6 +194,21 @@ def test_a_run_equals_its_messages_one_by_one(first: int, monkeypatch: pytest.Mo
         assert len(together) > 30
         for number, (one, other) in enumerate(zip(together, apart, strict=True)):
             assert one == other, (seed, number)
+
+
+def test_serials_rise_over_replies_of_all_kinds() -> None:
+    """A reply to a message that was sent again, one to several users, and a usual one, in every order."""
+    ann, several = Command("sendClients", ["ann"], b"1"), Command("sendClients", ["ann", "bob"], b"1")
+    for first, second, third in permutations([({"attempt": 2}, ann), ({}, several), ({}, ann)]):
+        router, bridge, handler = Router(SETTINGS, epoch="e", first_token=1, now=0.0), BRIDGES[1], HANDLERS[0]
+        router.receive_all(bridge, [Hello(1, "bridge", "b", {"epoch": "b"}), Open(1, "ann"), Open(2, "bob")], 0.0)
+        router.receive_all(handler, [Hello(1, "handler", "h", {"types": ["chat"], "credit": 64})], 0.0)
+        submits = [Submit(token, 1, "chat", b"1", meta) for token, (meta, _) in enumerate([first, second, third])]
+        requests = router.receive_all(bridge, submits, 0.0).messages[handler]
+        commands = [command for _, command in (first, second, third)]
+        replies = [Reply(each.token, 0, [commands[at]]) for at, each in enumerate(requests)]  # type: ignore[union-attr]
+        delivers = router.receive_all(handler, replies, 0.0).messages[bridge]
+        assert [each.serial for each in delivers if isinstance(each, Deliver)] == [1, 2, 3], commands
 
 
 def test_the_stories_hold_what_makes_runs_differ() -> None:

@@ -112,8 +112,7 @@ class Commands:
         delivery passes to the delivery."""
         known_home, queues = self._known_home, self._queues
         link, outstanding, messages = _NO_LINK, _NO_DELIVERIES, _NO_MESSAGES  # of the bridge of the last delivery
-        serial = 0
-        begun: list[tuple[Job, Command]] = []  # replies whose DELIVERs, up to the serial, are among the messages
+        begun: list[tuple[Job, Command]] = []  # replies whose DELIVERs are among the messages, and not outstanding yet
         for reply in run:
             job, command = reply
             targets = command.targets
@@ -130,16 +129,14 @@ class Commands:
             bridge, sessions = home  # most messages: one user on one bridge
             if bridge is not link:
                 link, outstanding, messages = bridge, self._deliveries.of(bridge), self._out.messages_on(bridge)
-                serial = outstanding.last
             if is_usual:
-                serial += 1
+                serial = outstanding.last + len(begun) + 1
                 meta: Meta = {"origin": job.origin, "message": job.case.id}
                 messages.append(Deliver(serial, f"{job.id}.0", job.type, command.body, sessions, job.case.token, meta))
                 begun.append(reply)
             else:
                 completes = job.case.completes_on(bridge)
                 messages.append(self._deliver(job, f"{job.id}.0", command, sessions, None, completes, outstanding, now))
-                serial = outstanding.last
         if begun:
             outstanding.add_run(begun, queues.reserve_numbers(len(begun)), now)
 
