@@ -204,9 +204,10 @@ def test_serials_rise_over_replies_of_all_kinds() -> None:
         router.receive_all(bridge, [Hello(1, "bridge", "b", {"epoch": "b"}), Open(1, "ann"), Open(2, "bob")], 0.0)
         router.receive_all(handler, [Hello(1, "handler", "h", {"types": ["chat"], "credit": 64})], 0.0)
         submits = [Submit(token, 1, "chat", b"1", meta) for token, (meta, _) in enumerate([first, second, third])]
-        requests = router.receive_all(bridge, submits, 0.0).messages[handler]
+        given = router.receive_all(bridge, submits, 0.0).messages[handler]
+        tokens = [each.token for each in given if isinstance(each, Request)]
         commands = [command for _, command in (first, second, third)]
-        replies = [Reply(each.token, 0, [commands[at]]) for at, each in enumerate(requests)]  # type: ignore[union-attr]
+        replies = [Reply(token, 0, [command]) for token, command in zip(tokens, commands, strict=True)]
         delivers = router.receive_all(handler, replies, 0.0).messages[bridge]
         assert [each.serial for each in delivers if isinstance(each, Deliver)] == [1, 2, 3], commands
 
