@@ -61,7 +61,10 @@ def main() -> int:
     options = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
     if options.keep is not None:
-        options.keep.mkdir(parents=True)
+        try:
+            options.keep.mkdir(parents=True)
+        except OSError as error:
+            parser.error(f"argument --keep: {options.keep}: {error.strerror}; name a directory that is not there yet")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with SIGINT ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
