@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -301,6 +302,40 @@ def test_first_message_is_as_large_as_it_may_be() -> None:
     door.read(ONE, *range(100, 200))
     door.run()
     assert door.of(ONE) == list(range(100, 200))
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["waits", "at once"])
+def test_frames_are_let_go_once_their_message_is_read(begun: bool) -> None:
+    """The rows hold copies: both would be twice the memory that is counted."""
+
+    class Frames(list[bytes]):
+        pass
+
+    door = Door(SLICE_S)
+    if not begun:
+        door.slices.take_in(ONE, rows(*range(50)))
+    frames = Frames(rows(*range(50)))
+    known = weakref.ref(frames)
+    door.slices.take_in(OTHER, frames)
+    del frames
+    while not door.of(OTHER):
+        assert door.turn()
+    assert len(door.of(OTHER)) < 50 and known() is None
+    door.run()
+    assert door.of(OTHER) == list(range(50))
+
+
+def test_link_whose_message_cannot_be_read_is_cut_and_its_party_goes_on() -> None:
+    door, again = Door(SLICE_S), Link("curve", b"1:one", "key")
+    door.slices.take_in(OTHER, rows(*range(50)))
+    door.slices.take_in(ONE, [b"this is no number"])
+    door.slices.take_in(again, rows(1, 2))
+    with pytest.raises(ValueError, match="no number"):
+        door.run()
+    door.run()
+    assert door.cut == door.ended == [ONE]
+    assert door.of(again) == [1, 2] and door.of(OTHER) == list(range(50))
+    assert (door.slices.size_bytes, door.slices.count) == (0, 0)
 
 
 def test_oldest_message_that_waits_is_told() -> None:

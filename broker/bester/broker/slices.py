@@ -59,7 +59,8 @@ WHY = "it sends more than is handled of it"
 
 
 class _Batch(NamedTuple):
-    """Message of ZeroMQ that waits since `since`; `frames` is None for the end of the link."""
+    """Message of ZeroMQ that waits since `since`; `frames` is None for the end of the link, and empty once the message
+    has been read: its rows hold what they need."""
 
     link: Link
     frames: Sequence[bytes] | None
@@ -134,7 +135,7 @@ class Slices:
                     self._take(link, rows[:])
                     self._remember(link.party, self._had_s + self._count(link.party, began) - began)
                 else:
-                    self._queue(_Batch(link, frames, size_bytes, self._clock())).rows = rows
+                    self._queue(_Batch(link, (), size_bytes, self._clock())).rows = rows
                     self._serve(makes_up=makes_up)
                 return
         while self._lines and (self.size_bytes + size_bytes > self._most_bytes or self.count >= self._most_count):
@@ -289,7 +290,12 @@ class Slices:
         batch = line.batches[0]
         rows = line.rows
         if rows is None and batch.frames is not None:
-            rows = self._read(batch.frames)
+            try:
+                rows = self._read(batch.frames)
+            except BaseException:  # it would fail in each turn, and the party would never get past it
+                self._shed(batch.link)
+                raise
+            line.batches[0] = batch._replace(frames=())
         size = line.slice
         rest = () if rows is None else rows[size:]
         line.rows = rest or None
