@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -113,3 +114,24 @@ def test_servers_have_contexts_of_their_own(config: Config) -> None:
     assert certificates.of_server("s3.example:2223", False) is None
     assert certificates.of_server("elsewhere:1", False) is None
     assert certificates.of_server("elsewhere:1", True) is certificates.of_server("other:1", True)
+
+
+def test_files_that_found_no_descriptor_are_read_at_the_next_look(
+    tmp_path: Path, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificates = Certificates(config)
+    before = certificates.listener
+    os.utime(tmp_path / "server.pem", (1, 1))
+    with free_descriptors(0):
+        certificates.look()
+    assert certificates.listener is before and "Too many open files" in caplog.text
+    certificates.look()
+    assert certificates.listener is not before
+
+
+def test_server_that_speaks_tls_no_more_has_no_context(tmp_path: Path, config: Config) -> None:
+    certificates = Certificates(config)
+    (tmp_path / "server.key").chmod(0o644)  # so that the files are not read anew
+    plain = replace(config.servers["s2"], tls=False, ca=None)
+    certificates.prepare(replace(config, servers={**config.servers, "s2": plain}))()
+    assert certificates.of_server("s2.example:2224", False) is None

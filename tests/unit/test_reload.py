@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -77,3 +79,33 @@ def test_what_no_part_applies_is_named_each_time(tmp_path: Path, caplog: pytest.
             assert reloader.reload()
         assert "a restart applies accept" in caplog.text and "auth" not in caplog.text
         assert released == []  # what was opened is in use
+
+
+@pytest.mark.parametrize(("number", "tries"), [(errno.EMFILE, 2), (errno.ENOENT, 1)])
+async def test_want_of_room_is_tried_again_at_the_next_look_and_a_mistake_is_not(
+    tmp_path: Path, number: int, tries: int
+) -> None:
+    file = tmp_path / "bester.toml"
+    file.touch()
+    tried: list[Config] = []
+
+    def prepare(new: Config, opened: ExitStack) -> Callable[[], None]:
+        tried.append(new)
+        if len(tried) == 1:
+            try:
+                raise OSError(number, os.strerror(number))
+            except OSError as error:
+                raise ConfigError(f"cannot read it: {error.strerror}") from None
+        return lambda: None
+
+    base = replace(config(tmp_path), path=file)
+    reloader = Reloader(base, lambda: base)
+    reloader.add(["auth"], prepare)
+    reloader.start()
+    try:
+        file.write_text("# changed")
+        for _ in range(3):
+            reloader.look()
+    finally:
+        reloader.close()
+    assert len(tried) == tries

@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from bester.broker.config import Config
+from bester.broker.config import Config, PeerConfig
+from bester.broker.descriptors import is_scarce
 from bester.broker.logs import facts
 from bester.broker.renewal import LOOK_S, Reminder, signature
 from bester.broker.tls_faults import TlsError
@@ -85,6 +86,8 @@ class Certificates:
 
         def apply() -> None:
             self._config = new
+            used = {address: each for address, each in self._contexts.servers.items() if address in _addresses(new)}
+            self._contexts = self._contexts._replace(servers=used)
             if contexts is not None:
                 self._seen = seen
                 self._use(contexts)
@@ -101,6 +104,8 @@ class Certificates:
         except ConfigError as error:
             text = "the certificates were not read again, and those before stay in use: %s"
             log.error(text, error, extra=facts("certificates-refused", why=str(error)))
+            if is_scarce(error):
+                self._seen = ()  # the next look tries again
             return False
         self._use(contexts)
         return True
@@ -132,9 +137,8 @@ class Certificates:
         if tls is not None and pair is not None:
             listener, validity = server_context(pair, tls.client_ca, now)
         servers = {
-            str(canonical(peer.native)): client_context(f"[servers.{name}] ca", peer.ca, pair, now)
-            for name, peer in config.servers.items()
-            if peer.tls and peer.native is not None
+            address: client_context(f"[servers.{peer.name}] ca", peer.ca, pair, now)
+            for address, peer in _addresses(config).items()
         }
         return Contexts(listener, validity, servers)
 
@@ -144,6 +148,13 @@ class Certificates:
             state, until = due
             extra = facts("certificate-expires", until=until)
             log.warning("this server's certificate %s on %s; renew it", state, until, extra=extra)
+
+
+def _addresses(config: Config) -> dict[str, PeerConfig]:
+    """Return the servers with TLS by address."""
+    return {
+        str(canonical(peer.native)): peer for peer in config.servers.values() if peer.tls and peer.native is not None
+    }
 
 
 def _files(config: Config) -> list[Path]:

@@ -1,13 +1,25 @@
-"""Free descriptors, looked for before a step that would not survive the want of one."""
+"""Free descriptors: looked for before a step that would not survive the want of one; and errors that tell of it."""
 
 from __future__ import annotations
 
+import errno
 import os
 
 LEAST = 32
 """Descriptors of a program that serves: its loop, its files, and one ZeroMQ context."""
 OF_A_CHILD = 8
 """Descriptors for the start of a child process, beside its streams; uvloop prints tracebacks where it lacks one."""
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Errors of a system that cannot give a descriptor or memory now, and may later."""
+
+
+def is_scarce(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it was raised over, says that the system has no room now."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in SCARCE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def require(count: int) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import zmq
 
+from bester.broker.descriptors import SCARCE
 from bester.broker.fabric_socket import FabricSocket, Frames, SharedSocket, new_context
 from bester.broker.keys import LinkKeys
 from bester.broker.lookups import PATIENCE_S
@@ -40,8 +40,6 @@ FIRST_RECONNECT_MS = 1
 LAST_RECONNECT_MS = 200
 """Bounds of ZeroMQ's doubling back-off. The first attempt tells that a broker is dead, where nothing listens any more:
 its users wait for that attempt, and are served by another broker afterwards."""
-SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-"""Errors of a system that cannot give a socket now, and may later."""
 _NOT_YET = (State.DOWN, State.GREETING)
 _HEARTBEAT: Frames = next(iter(batches([Heartbeat()])))
 

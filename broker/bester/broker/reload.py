@@ -2,6 +2,7 @@
 
 Each part checks its piece of the new configuration first, and opens the descriptors that the piece needs; nothing is
 applied before all have: a mistake, or a system that has no descriptor left, keeps everything as it is, and is logged.
+What failed for want of room alone is tried again at the next look.
 What no part applies is named in the log.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from bester.broker.config import Config
+from bester.broker.descriptors import is_scarce
 from bester.broker.logs import facts
 from bester.broker.terminals import hung_up
 from bester.broker.wire.codes import BesterError
@@ -59,7 +61,7 @@ class Reloader:
             return
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self.reload)
-        self._seen = self._look()
+        self._seen = self._signature()
         self._timer = loop.call_later(LOOK_S, self._tick)
 
     def close(self) -> None:
@@ -72,7 +74,7 @@ class Reloader:
     def reload(self) -> bool:
         """Read and apply the configuration; return whether it could be. The log says what became of it."""
         assert self._read is not None
-        self._seen = self._look()
+        self._seen = self._signature()
         try:
             new = self._read()
             with ExitStack() as opened:
@@ -82,6 +84,8 @@ class Reloader:
             why = error.text if isinstance(error, BesterError) else _words(error)
             fields_ = facts("not-reloaded", why=why)
             log.error("the configuration is not reloaded, and stays as it was: %s", why, extra=fields_)
+            if is_scarce(error):
+                self._seen = ()
             return False
         for apply in steps:
             apply()
@@ -98,10 +102,14 @@ class Reloader:
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._tick)
-        if self._look() != self._seen:
+        self.look()
+
+    def look(self) -> None:
+        """Reload if a file has changed, or what the last reload found no room for."""
+        if self._signature() != self._seen:
             self.reload()
 
-    def _look(self) -> tuple[object, ...]:
+    def _signature(self) -> tuple[object, ...]:
         """Return what tells a changed file from the present one."""
         seen: list[object] = []
         for path in self.watched:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from bester.broker.config import OperatorConfig
+from bester.broker.descriptors import is_scarce
 from bester.broker.logs import facts
 from bester.broker.renewal import Reminder, signature
 from bester.broker.tls_files import Pair, Validity, server_context
@@ -71,6 +72,8 @@ class Access:
         except ConfigError as error:
             text = "the files of the operator's page were not read again, and those before stay in use: %s"
             log.error(text, error, extra=facts("operator-files-refused", why=str(error)))
+            if is_scarce(error):
+                self._seen = ()  # the next look tries again
             return
         if self._files():
             self._secrets = found
