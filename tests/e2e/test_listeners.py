@@ -10,6 +10,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from bester.broker.wire.address import HostPort
 from bester.broker.wire.codes import ConfigError
 from tests.ipv6 import needs_ipv6
 from tests.keyed import free_port
+from tests.live import DEADLINE_S
 
 LOOPBACK = HostPort("127.0.0.1", 0)
 
@@ -155,3 +157,20 @@ def backlog_of(port: int) -> int | None:
                 (sacked,) = struct.unpack_from("=I", told, 28)  # of a listener: the bound of its queue
                 return int(sacked)
     return None
+
+
+async def test_fault_in_one_tick_ends_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks: list[float] = []
+    async with Broker(Settings("s1", open_accounts=True), (), OpenAccounts(), MemoryStore()) as broker:
+        real = broker.router.tick
+
+        def tick(now: float, wall: float) -> Any:
+            ticks.append(now)
+            if len(ticks) == 1:
+                raise RuntimeError("a fault")
+            return real(now, wall)
+
+        monkeypatch.setattr(broker.router, "tick", tick)
+        async with asyncio.timeout(DEADLINE_S):
+            while len(ticks) < 3:
+                await asyncio.sleep(0.01)

@@ -276,13 +276,13 @@ class Broker:
         self._carry_out(self.router.on_refused(address, key, why, time.monotonic()))
 
     def _tick(self) -> None:
+        self._tick_handle = self._loop.call_later(TICK_S, self._tick)  # first: a fault in one tick ends no later one
         now = time.monotonic()
         self._listeners.tick(now, self.router.links)
         self._carry_out(self.router.tick(*both_clocks()))
         self._give_up_later()
         self._end_removals()
         self._store_size.tick(now)
-        self._tick_handle = self._loop.call_later(TICK_S, self._tick)
 
     def _give_up_later(self) -> None:
         if self._silent_handle is None and self.router.has_silent:
