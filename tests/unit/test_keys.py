@@ -6,8 +6,10 @@ import errno
 import fcntl
 import os
 import random
+import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -63,6 +65,36 @@ def test_a_pair_is_made_once_where_files_have_no_hard_links(tmp_path: Path, link
     with pytest.raises(FileExistsError):
         write_secret(file, new_pair().secret)
     assert read_pair(file) == first and os.listdir(tmp_path) == ["server.key"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_directory_that_cannot_be_waited_for_has_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Some network mounts do not know how; the key has its name by then."""
+    real = os.fsync
+
+    def fails(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    assert server_pair(tmp_path / "server.key") == server_pair(tmp_path / "server.key")
+
+
+def test_a_directory_that_may_be_written_and_not_read_has_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def fails(path: Any, flags: int, *mode: int, **more: Any) -> int:
+        if flags & os.O_DIRECTORY:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, flags, *mode, **more)
+
+    monkeypatch.setattr(os, "open", fails)
+    assert server_pair(tmp_path / "server.key") == server_pair(tmp_path / "server.key")
 
 
 def test_of_two_new_files_without_hard_links_the_first_stays(tmp_path: Path, link_called: threading.Event) -> None:
