@@ -17,36 +17,20 @@ from tests.benchmarks.path_rig import (
     ENCODE,
     FLUSH,
     FRAMES,
-    GOOD,
     Meter,
+    Reading,
     batches_of,
     echo,
     frame,
 )
 
 
-class _Written(asyncio.Transport):
+class _Written(Reading, asyncio.Transport):
     """Socket of a client, which takes everything at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._written: list[bytes | bytearray | memoryview] = []
-        self._good = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes for the client."""
-        self._written.append(data)
-
-    @property
-    def good(self) -> int:
-        """Number of good reports that the client has got."""
-        self.read_all()
-        return self._good
-
-    def read_all(self) -> None:
-        """Read what was written, as the client does."""
-        self._good += b"".join(self._written).count(GOOD)
-        self._written.clear()
+        self.written.append(data)
 
 
 class FloorRig:

@@ -66,13 +66,12 @@ class NoMeter:
         """End nothing."""
 
 
-class RigConnection(StandIn):
-    """Client connection whose socket takes everything at once."""
+class Reading:
+    """Client that reads what its server has `written`, and counts the good reports."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._bridge = bridge
-        self._written: list[bytes | memoryview] = []
+        self.written: list[bytes | bytearray | memoryview] = []
         self._good = 0
 
     @property
@@ -83,13 +82,21 @@ class RigConnection(StandIn):
 
     def read_all(self) -> None:
         """Read what was written, as the client does."""
-        self._good += b"".join(self._written).count(GOOD)
-        self._written.clear()
+        self._good += b"".join(self.written).count(GOOD)
+        self.written.clear()
+
+
+class RigConnection(Reading, StandIn):
+    """Client connection whose socket takes everything at once."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__()
+        self._bridge = bridge
 
     def flush(self) -> bool:
         """Take every frame; return False: nothing is left."""
         while chunk := self.out.take(CHUNK_BYTES):
-            self._written.append(chunk)
+            self.written.append(chunk)
             self._bridge.on_bytes_sent(self, self.out.on_sent())
         return False
 
