@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import count
+from typing import Any
 
 import psycopg
 import pytest
@@ -215,6 +216,25 @@ def test_connection_that_was_closed_is_made_anew(far: PostgresStore, cable: Cabl
     assert far.commit([keep(2)]).ok
     assert numbers(far) == [1, 2]
     assert far.away == ""
+
+
+def test_database_that_has_come_back_is_not_away_while_the_connection_is_made_anew(
+    far: PostgresStore, cable: Cable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that stood still meets a connection that was closed meanwhile, and refuses nothing for that."""
+    far.commit([keep(1)])
+    cable.pull_out()
+    cable.plug_in()
+    seen: list[str] = []
+    connect_anew = far._connect
+
+    def watched() -> psycopg.Connection[Any]:
+        seen.append(far.away)
+        return connect_anew()
+
+    monkeypatch.setattr(far, "_connect", watched)
+    assert far.commit([keep(2)]).ok
+    assert seen == [""] and numbers(far) == [1, 2]
 
 
 def test_database_that_is_away_is_noticed_at_once_and_nothing_is_lost(

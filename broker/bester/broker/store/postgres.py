@@ -100,7 +100,7 @@ class PostgresStore(Commits):
         self._renewed_at = 0.0
         self._measure_at = 0.0
         self._again_at = 0.0
-        self._lost_at = 0.0
+        self._lost_at: float | None = None  # None while it is connected
         self._closing = threading.Event()
         self._at_work = threading.Lock()
 
@@ -230,9 +230,12 @@ class PostgresStore(Commits):
         if connection is not None and _is_sound(connection):
             return connection
         assert self._lease is not None, "the store is not open"
-        if connection is not None:
-            self._lose("the connection was closed")
         now = time.monotonic()
+        if connection is not None and now < self._again_at:
+            self._lose("the connection was closed")
+        elif connection is not None:  # perhaps while this process stood still: the database may have been back for long
+            connection.close()
+            self._connection, self._lost_at = None, now
         if now < self._again_at:
             raise BesterError("storage-unavailable", self.away)
         self._again_at = now + AGAIN_S
@@ -241,7 +244,7 @@ class PostgresStore(Commits):
             commits = self._look(connection)
         except psycopg.Error as error:
             unavailable = postgres.unavailable(self.database, error)
-            self.away = unavailable.text
+            self._tell_away(unavailable.text)
             raise unavailable from None
         if commits != self._commits:
             connection.close()
@@ -273,15 +276,21 @@ class PostgresStore(Commits):
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if not self.away:
+        if self._lost_at is None:
             self._lost_at = time.monotonic()
-            self.away = f"{self.database.where}: {reason}; nothing can be kept until the broker is connected again"
-            _log.warning("%s", self.away, extra=facts("store-away", why=self.away))
+        if not self.away:
+            self._tell_away(f"{self.database.where}: {reason}; nothing can be kept until the broker is connected again")
+
+    def _tell_away(self, why: str) -> None:
+        """Refuse what comes to be kept from now on, with a line in the log where the database has been there."""
+        if not self.away:
+            _log.warning("%s", why, extra=facts("store-away", why=why))
+        self.away = why
 
     def _found(self) -> None:
-        if self.away:
+        if self._lost_at is not None:
             away_s = time.monotonic() - self._lost_at
-            self.away = ""
+            self.away, self._lost_at = "", None
             extra = facts("store-back", away_s=round(away_s, 3))
             _log.info("%s: connected again after %.1f s", self.database.where, away_s, extra=extra)
 
