@@ -24,6 +24,7 @@ import ssl
 import struct
 import sys
 import termios
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +34,7 @@ from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.bridge.openings import Openings
+from bester.bridge.standstill import Standstill
 from bester.broker.layer_turns import LayerTurns
 from bester.broker.logs import facts
 from bester.broker.names import Names, connect
@@ -69,10 +71,7 @@ class _Conversation(asyncio.Protocol):
     """A connection: writes one frame in `begin`, and reads until a status report comes or the peer ends. `through` is
     called once, when the other end has taken in the frame."""
 
-    def __init__(
-        self, frame: bytes, limit_bytes: int, done: asyncio.Future[Outcome], through: Callable[[], None]
-    ) -> None:
-        self._frame = frame
+    def __init__(self, limit_bytes: int, done: asyncio.Future[Outcome], through: Callable[[], None]) -> None:
         self._splitter = Splitter(limit_bytes)
         self._done = done
         self._through: Callable[[], None] | None = through
@@ -89,11 +88,11 @@ class _Conversation(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         self._transport = transport
 
-    def begin(self) -> None:
+    def begin(self, frame: bytes) -> None:
         """Write the frame. Called by the task that waits for the connection: a connection that is given up in the
         moment in which it is made has sent nothing."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(self._frame)
+            self._transport.write(frame)
             self._look()
 
     def data_received(self, data: bytes) -> None:
@@ -164,13 +163,14 @@ class _Conversation(asyncio.Protocol):
 
 
 class _Queued:
-    """Message on its way to an address. `deadline` ends the waiting for its report, and `connect_by` (from the first
-    attempt on) the making of a connection."""
+    """Message on its way to an address, since `taken_at`. `deadline` ends the waiting for its report, and `connect_by`
+    (from the first attempt on) the making of a connection."""
 
-    __slots__ = ("connect_by", "deadline", "message")
+    __slots__ = ("connect_by", "deadline", "message", "taken_at")
 
-    def __init__(self, message: Forward, deadline: float) -> None:
+    def __init__(self, message: Forward, taken_at: float, deadline: float) -> None:
         self.message = message
+        self.taken_at = taken_at
         self.deadline = deadline
         self.connect_by: float | None = None
 
@@ -196,13 +196,16 @@ class Forwarder:
     `names` looks hosts up; `tls` returns the context for an address, given whether the message asks for TLS. A message
     for a server that is not configured (`stranger` in its meta) goes to no address of this machine or its link, but for
     those in the `reachable` networks. With `turns` what servers send by TLS has a part of each turn of the loop.
+    With `standstill` a message gets the mark `again` where another bridge of the server may have sent it meanwhile.
     """
 
     def __init__(
         self, limits: Limits, done: Callable[[int, str, Meta], None], names: Names | None = None,
         tls: Callable[[str, bool], ssl.SSLContext | None] = lambda address, tls: None,
         reachable: tuple[Network, ...] = (), reached: Counter[str] | None = None, turns: LayerTurns | None = None,
+        standstill: Standstill | None = None,
     ) -> None:  # fmt: skip
+        self._standstill = standstill
         self._turns = turns
         self._reached = Counter() if reached is None else reached
         self._limits = limits
@@ -234,7 +237,8 @@ class Forwarder:
             self._done(message.token, *OVERLOADED)
             return
         self._queued += 1
-        address.waiting.append(_Queued(message, asyncio.get_running_loop().time() + self._wait_s(message)))
+        deadline = asyncio.get_running_loop().time() + self._wait_s(message)
+        address.waiting.append(_Queued(message, time.monotonic(), deadline))
         self._start(address)
 
     def _wait_s(self, message: Forward) -> float:
@@ -349,7 +353,7 @@ class Forwarder:
             if refused is not None:
                 return refused
             done: asyncio.Future[Outcome] = loop.create_future()
-            make = partial(_Conversation, frame, self._limits.forward_report, done, through)
+            make = partial(_Conversation, self._limits.forward_report, done, through)
             patience_s = min(queued.connect_by - began_s, openings.patience_s)
             context = self._tls(str(canonical(to)), queued.message.meta.get("tls") is True)
             if context is None:
@@ -359,7 +363,7 @@ class Forwarder:
                 conversation = await connect_tls(
                     make, addresses, to.port, patience_s, context, to.host, shake_s, self._turns
                 )
-            conversation.begin()
+            conversation.begin(self._marked(queued) or frame)
             async with asyncio.timeout_at(queued.deadline):
                 outcome = await done
             if outcome == CUT and conversation.fault is not None:
@@ -382,6 +386,14 @@ class Forwarder:
                 openings.failed()
             if conversation is not None:
                 conversation.close()
+
+    def _marked(self, queued: _Queued) -> bytes | None:
+        """Return the frame of a message that the other end may have had meanwhile from another bridge of this server,
+        with the mark of a repeat; None where the process has not stood still."""
+        message, standstill = queued.message, self._standstill
+        if standstill is None or not standstill.is_in_doubt(queued.taken_at, time.monotonic()):
+            return None
+        return frame_of(message._replace(meta={**message.meta, "again": True}))
 
     def _addresses_for(self, message: Forward, host: str) -> tuple[tuple[str, ...], Outcome | None]:
         """Return the addresses to which a message may go, and the outcome where there are none."""

@@ -26,6 +26,7 @@ from bester.bridge.listeners import Listener, listen_unix, raise_descriptor_limi
 from bester.bridge.native_listeners import open_listeners
 from bester.bridge.ports import Shell
 from bester.bridge.session import Session
+from bester.bridge.standstill import Standstill
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
 from bester.broker.keys import LinkKeys
@@ -67,17 +68,23 @@ class _Direct:
 
 
 class _Ticker:
-    """Clock of the core: calls `tick`."""
+    """Clock of the core: calls `tick`, and that of `standstill`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, bridge: Bridge, period_s: float = TICK_S) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, bridge: Bridge, standstill: Standstill | None = None,
+        period_s: float = TICK_S,
+    ) -> None:  # fmt: skip
         self._loop = loop
         self._bridge = bridge
+        self._standstill = standstill
         self._period_s = period_s
         self._until_figures = 0
         self._timer = loop.call_later(period_s, self._tick)
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._period_s, self._tick)
+        if self._standstill is not None:
+            self._standstill.tick(time.monotonic())
         self._bridge.tick()
         self._until_figures -= 1
         if self._until_figures <= 0 and self._bridge.is_ready:
@@ -204,7 +211,7 @@ class Service:
         self.refuse_new()
         self._empty.clear()
         self.bridge.shut_down()
-        ticker = _Ticker(asyncio.get_running_loop(), self.bridge, DRAIN_TICK_S)
+        ticker = _Ticker(asyncio.get_running_loop(), self.bridge, period_s=DRAIN_TICK_S)
         try:
             await asyncio.wait_for(self._empty.wait(), max(timeout_s - FAREWELL_S, 0))
         except TimeoutError:
@@ -306,9 +313,10 @@ async def serving(
         ),
         brokers=brokers,
     )
+    standstill = Standstill(time.monotonic())
     forwarder = Forwarder(
         limits, bridge.forwards.on_forwarded, looked_up, certificates.of_server, config.reachable, bridge.reached,
-        LayerTurns(time.monotonic, loop.call_soon),
+        LayerTurns(time.monotonic, loop.call_soon), standstill,
     )  # fmt: skip
     bridge.forwards.carry = forwarder.forward
     bridge.more_figures = certificates.figures
@@ -324,7 +332,7 @@ async def serving(
             stack.callback(informer.close)
             stack.callback(asking.close)
         service_manager().check_all_taken()
-        ticker = _Ticker(loop, bridge)
+        ticker = _Ticker(loop, bridge, standstill)
         stack.callback(ticker.stop)
         stack.callback(Watch(certificates).stop)
         first_frames.start()
