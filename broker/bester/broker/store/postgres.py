@@ -279,13 +279,14 @@ class PostgresStore(Commits):
         if self._lost_at is None:
             self._lost_at = time.monotonic()
         if not self.away:
-            self._tell_away(f"{self.database.where}: {reason}; nothing can be kept until the broker is connected again")
+            self._tell_away(f"{self.database.where}: {reason}")
 
     def _tell_away(self, why: str) -> None:
         """Refuse what comes to be kept from now on, with a line in the log where the database has been there."""
+        text = f"{why}; nothing can be kept until the broker is connected again"
         if not self.away:
-            _log.warning("%s", why, extra=facts("store-away", why=why))
-        self.away = why
+            _log.warning("%s", text, extra=facts("store-away", why=text))
+        self.away = text
 
     def _found(self) -> None:
         if self._lost_at is not None:
