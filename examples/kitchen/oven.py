@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Any
 
-from bester.client import Client
+from bester.client import Client, ClientError
 
 ROOM = 20
 HOTTEST = 300
@@ -53,7 +53,7 @@ class Oven:
 async def main(address: str, name: str, *allowed: str) -> None:
     """Run the oven until the process ends."""
     oven = Oven()
-    async with Client(address, user=name, password=os.environ["BESTER_PASSWORD"]) as client:
+    async with Client(address, user=name, password=os.environ.get("BESTER_PASSWORD", "")) as client:
         if allowed:
             await client.send("kitchen", {"allow": list(allowed)})
         async with asyncio.TaskGroup() as tasks:
@@ -82,7 +82,12 @@ async def _report(client: Client, oven: Oven) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit("usage: BESTER_PASSWORD=… python oven.py HOST:PORT USER [ALLOWED …]")
+    why = None
     try:
         asyncio.run(main(*sys.argv[1:]))
-    except KeyboardInterrupt:
+    except* KeyboardInterrupt:
         pass
+    except* (ClientError, ValueError) as errors:  # a server that is not there, a wrong password, no HOST:PORT
+        why = errors.exceptions[0]
+    if why is not None:
+        sys.exit(f"oven: {why}")

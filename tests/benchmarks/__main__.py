@@ -115,7 +115,7 @@ def finish(name: str, result: msgspec.Struct, folder: Path) -> None:
 @click.option("--kit", "kitting", is_flag=True, help="Measure the kit beside a loop, and contracts.")
 @click.option("--encrypted", "encrypting", is_flag=True, help="Measure TLS and CURVE beside plain.")
 @click.option("--growth", "growing", is_flag=True, help="Measure a message beside more brokers, users, types, workers.")
-@click.option("--page", "publishing", is_flag=True, help="Rewrite docs/benchmarks.md and its plots from the results.")
+@click.option("--page", "publishing", is_flag=True, help="Rewrite the pages and plots in docs/benchmarks.")
 @click.option("--apart", is_flag=True, help="--overload: measure broker, bridge and handler apart, too.")
 @click.option("--short", is_flag=True, help="All but --compare: a first look.")
 @click.option("--results", "folder", type=click.Path(path_type=Path), default=results.MEASURED, help="Results' folder.")
@@ -155,7 +155,7 @@ def main(
             if comparing or not any(chosen):
                 measure_sides(messages, runs, payload, folder, status.update, quick=quick, split=split, raw=json_wanted)
         if publishing:
-            click.echo(f"docs/benchmarks.md: {', '.join(page.rewrite(folder))}", err=True)
+            click.echo(f"docs/benchmarks: {', '.join(page.rewrite(folder))}", err=True)
     except BenchmarkError as error:
         progress.print(f"bench: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

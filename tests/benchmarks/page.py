@@ -1,4 +1,5 @@
-"""The measured sections of docs/benchmarks.md: tables and plots from the results files, between markers."""
+"""The measured sections of docs/benchmarks.md, and of the pages in the folder beside: tables and plots from the
+results, between markers."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from tests.benchmarks.answers import answers
 from tests.benchmarks.figures import Part, ratio_of, spread
 from tests.benchmarks.growth import Layout
 from tests.benchmarks.idle import IdleCell
@@ -442,18 +444,23 @@ def text_of(name: str, result: msgspec.Struct) -> str:
 
 def replaced(page: str, name: str, section: str, file: str = "benchmarks.md") -> str:
     """Return a page with another section between the markers of that name; raise BenchmarkError without markers, with
-    the name of the page's file in docs."""
+    the name of the page's file."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if len(pattern.findall(page)) != 1:
-        raise BenchmarkError(f"docs/{file} needs the markers {begin} and {end} once, in that order")
+        raise BenchmarkError(f"{file} needs the markers {begin} and {end} once, in that order")
     return pattern.sub(lambda _: f"{begin}\n{section}\n{end}", page)
 
 
-def rewrite(measured: Path = MEASURED, published: Path = PUBLISHED, page: Path = PAGE) -> list[str]:
-    """Publish what was measured, and make plots and sections from everything that is published; return its names."""
-    text = page.read_text()
-    written: list[str] = []
+def rewrite(measured: Path = MEASURED, published: Path = PUBLISHED, front: Path = PAGE) -> list[str]:
+    """Publish what was measured, and make plots and sections from everything that is published; return its names.
+
+    A section stands on the page that has its markers: the front page, or one in the folder of what is published. The
+    front page has the answers as well.
+    """
+    before = {page: page.read_text() for page in [front, *sorted(published.glob("*.md"))]}
+    texts = dict(before)
+    results: dict[str, Any] = {}
     for name, kind in KINDS.items():
         if read(measured / f"{name}.json", kind) is not None:
             published.mkdir(parents=True, exist_ok=True)
@@ -464,10 +471,16 @@ def rewrite(measured: Path = MEASURED, published: Path = PUBLISHED, page: Path =
         plots: dict[str, str] = PLOTS[name](result)
         for file, drawing in plots.items():
             (published / file).write_text(drawing)
-        pictures = [f"![{file.removesuffix('.svg').replace('-', ' ')}]({published.name}/{file})" for file in plots]
-        text = replaced(text, name, "\n\n".join([text_of(name, result), *pictures]))
-        written.append(name)
-    if not written:
+        page = next((page for page, text in texts.items() if f"<!-- {name}: begin -->" in text), front)
+        folder = f"{published.name}/" if page == front else ""
+        pictures = [f"![{file.removesuffix('.svg').replace('-', ' ')}]({folder}{file})" for file in plots]
+        texts[page] = replaced(texts[page], name, "\n\n".join([text_of(name, result), *pictures]), page.name)
+        results[name] = result
+    if not results:
         raise BenchmarkError(f"nothing was measured yet: {measured} has no results, and neither has {published}")
-    page.write_text(text)
-    return written
+    rows = answers(results, published.name)
+    texts[front] = replaced(texts[front], "answers", table(["question", "answer"], rows), front.name)
+    for page, text in texts.items():
+        if text != before[page]:
+            page.write_text(text)
+    return list(results)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
+import pytest
+
 from bester.broker.accounts import Accounts
 from tests.e2e.stock_stand import Seat
-from tests.live import BESTER, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, short_directory
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "kitchen"
 PORTS = {"s1": "2251", "s2": "2252"}
@@ -44,3 +47,14 @@ async def test_oven_is_watched_and_set_from_the_other_server() -> None:
         await g.good("kitchen", {"set": "oven@s1", "state": {"on": True, "target": 60}})
         await g.gets(lambda data: data["state"] == {"on": True, "target": 60, "celsius": 60})
         await oven.says("g@s2 sets {'on': True, 'target': 60}")
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("127.0.0.1:1", "cannot connect to 127.0.0.1:1: connection refused"), ("s1", "'s1' is not HOST:PORT")],
+)
+def test_oven_without_its_server_says_so_in_one_line(address: str, why: str) -> None:
+    argv = [sys.executable, str(EXAMPLE / "oven.py"), address, "oven"]
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
+    assert ended.stderr.startswith(f"oven: {why}")

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -270,8 +271,16 @@ class TestMaking:
         ended = subprocess.run([sys.executable, "-c", program, str(path)], check=False, timeout=DEADLINE_S)
         assert ended.returncode == -signal.SIGKILL
         assert not path.exists()
+        left, long_ago = set(os.listdir(path.parent)), time.time() - database.ABANDONED_S - 1
+        assert left
         FILL[name](directory / "data")
         assert path.stat().st_size
+        assert left <= set(os.listdir(path.parent))  # perhaps of a process that makes the same file now
+        path.unlink()
+        for each in left:
+            os.utime(path.parent / each, (long_ago, long_ago))
+        FILL[name](directory / "data")
+        assert path.stat().st_size and left.isdisjoint(os.listdir(path.parent))
 
     def test_of_two_concurrent_creations_the_first_counts(self, directory: Path) -> None:
         path = directory / "data" / "accounts.db"

@@ -340,6 +340,17 @@ async def test_two_browsers_write_to_each_other(tmp_path: Path) -> None:
             await alice.click("#say", "Send")
             await alice.says("#talk", "✗")
             assert await bob.evaluate("document.querySelectorAll('#talk b').length") == 0
+            await alice.evaluate("$('user').value = 'anna'")  # on the same page: the end of alice's connection is old
+            await alice.click("#login", "Log in")
+            await alice.says("#state", "logged in as anna")
+            await bob.evaluate("$('to').value = 'anna'; $('text').value = 'still there?'")
+            await bob.click("#say", "Send")
+            await alice.says("#talk", "bob: still there?")
+            assert await alice.evaluate("$('state').textContent") == "logged in as anna"
+            assert await alice.evaluate("$('say').hidden") is False
+            await alice.evaluate("$('server').value = 'ftp://here'")
+            await alice.click("#login", "Log in")
+            await alice.says("#state", "is no address")
             assert alice.console == bob.console == []
     finally:
         await runner.cleanup()

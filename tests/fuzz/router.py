@@ -239,11 +239,12 @@ class Honest:
         """Send a message, as a client or as a server."""
         self._token += 1
         token, type_ = self._token, GOOD if not odd.one_in(4) else "shared"
+        message: Message
         if odd.one_in(4):
             link, message = self.server, Relay(token, type_, b'"r"', {"id": f"s3/e-1/{token}"})
         else:
             meta: dict[str, Any] = {} if odd.one_in(2) else {"dedup": f"d{token}"}
-            link, message = self.bridge, Submit(token, odd.pick((1, 2)), type_, b'"s"', meta)  # type: ignore[assignment]
+            link, message = self.bridge, Submit(token, odd.pick((1, 2)), type_, b'"s"', meta)
         self.waiting[link, token] = type_
         self._world.say(link, [message])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from xml.parsers import expat
 
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 
 from tests.benchmarks import encrypted, kit, page, report, results
+from tests.benchmarks.answers import answers
 from tests.benchmarks.comparison import compare, result_of
 from tests.benchmarks.figures import Job, Part, Run
 from tests.benchmarks.floor_rig import FloorRig
@@ -66,19 +68,30 @@ def test_plots_are_xml_whatever_the_names_are() -> None:
         expat.ParserCreate().Parse(text, True)
 
 
-def test_page_gets_tables_and_plots_between_its_markers(tmp_path: Path) -> None:
-    measured, published, file = tmp_path / "measured", tmp_path / "published", tmp_path / "page.md"
-    file.write_text("before\n<!-- overload: begin -->\nold\n<!-- overload: end -->\nafter\n")
+def section(name: str) -> str:
+    return f"before\n<!-- {name}: begin -->\nold\n<!-- {name}: end -->\nafter\n"
+
+
+@pytest.mark.parametrize("is_apart", [False, True])
+def test_page_gets_tables_and_plots_between_its_markers(tmp_path: Path, is_apart: bool) -> None:
+    measured, published, front = tmp_path / "measured", tmp_path / "published", tmp_path / "page.md"
+    published.mkdir()
+    page_of_overload = published / "more.md" if is_apart else front
+    front.write_text(section("answers") + ("" if is_apart else section("overload")))
+    if is_apart:
+        page_of_overload.write_text(section("overload"))
     results.write(measured, "overload", an_overload())
     for _ in range(2):
-        assert page.rewrite(measured, published, file) == ["overload"]
-    text = file.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert text.count("90%") == 1
+        assert page.rewrite(measured, published, front) == ["overload"]
+    answered, text = front.read_text(), page_of_overload.read_text()
+    for each in (answered, text):
+        assert each.startswith("before\n")
+        assert each.endswith("after\n")
+        assert "old" not in each
+    assert "90% and more" in answered
+    assert text.count("| 90%") == 1
     for name in ("overload-up-kept.svg", "overload-up-worst.svg"):
-        assert f"(published/{name})" in text
+        assert (f"({name})" if is_apart else f"(published/{name})") in text
         expat.ParserCreate().Parse((published / name).read_bytes(), True)
 
 
@@ -90,6 +103,24 @@ def test_page_without_markers_is_left_alone(tmp_path: Path, text: str) -> None:
     with pytest.raises(BenchmarkError, match="markers"):
         page.rewrite(tmp_path, tmp_path / "published", file)
     assert file.read_text() == text
+
+
+def test_pages_show_what_the_published_results_give(tmp_path: Path) -> None:
+    front = Path(shutil.copy(page.PAGE, tmp_path))
+    published = Path(shutil.copytree(results.PUBLISHED, tmp_path / results.PUBLISHED.name))
+    assert page.rewrite(tmp_path / "nothing", published, front) == list(results.KINDS)
+    for file in sorted(published.iterdir()):
+        assert file.read_bytes() == (results.PUBLISHED / file.name).read_bytes(), file.name
+    assert front.read_text() == page.PAGE.read_text()
+
+
+def test_questions_without_results_are_left_out() -> None:
+    empty = {
+        "compare": results.Comparison({}, []), "encrypted": results.Comparison({}, []),
+        "path": results.PathCost({}, []), "idle": results.Idle({}, 1.0, 10, [IdleCell(0)]),
+        "growth": results.Growth({}, [], {}, [], {}, {}, []),
+    }  # fmt: skip
+    assert answers(empty, "folder") == []
 
 
 def test_unreadable_results_are_named(tmp_path: Path) -> None:

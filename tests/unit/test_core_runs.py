@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bester.broker.core import commands as commands_module
 from bester.broker.core import router as router_module
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.router import Router
@@ -33,6 +34,7 @@ from bester.broker.wire.messages import (
     Submit,
 )
 from bester.broker.wire.runs import READ_AS, read
+from tests.unit.core_stand import Stand
 
 TYPES = ["chat", "mail", "ordered", "secret", "unknown"]
 USERS = ["ann", "bob", "cid"]
@@ -210,6 +212,35 @@ def test_serials_rise_over_replies_of_all_kinds() -> None:
         replies = [Reply(token, 0, [command]) for token, command in zip(tokens, commands, strict=True)]
         delivers = router.receive_all(handler, replies, 0.0).messages[bridge]
         assert [each.serial for each in delivers if isinstance(each, Deliver)] == [1, 2, 3], commands
+
+
+@pytest.mark.parametrize("begun", range(3))
+def test_deliveries_keep_their_serials_where_one_raises(begun: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault that nothing known causes: what was begun before it is confirmed and reported, and so is all later."""
+    stand = Stand(SETTINGS)
+    bridge, handler = stand.bridge("ann", door="direct"), stand.handler("chat", credit=4)
+    tokens = [stand.submit(bridge, "chat") for _ in range(4)]
+    requests = stand.heard_of(handler, Request)
+    left = iter(range(begun))
+
+    def fails(*fields: Any) -> Deliver:
+        if next(left, None) is None:
+            raise ZeroDivisionError
+        return Deliver(*fields)
+
+    replies = [Reply(request.token, 0, [Command("sendClients", ["ann"], b"1")]) for request in requests]
+    with monkeypatch.context() as patch:
+        patch.setattr(commands_module, "Deliver", fails)
+        with pytest.raises(ZeroDivisionError):
+            stand.say(handler, *replies[:3])
+    stand.say(handler, replies[3])
+    delivers = stand.heard_of(bridge, Deliver)
+    assert [each.serial for each in delivers] == [*range(1, begun + 2)]
+    assert [each.token for each in delivers] == [*tokens[:begun], tokens[3]]
+    later = [stand.submit(bridge, "chat") for _ in range(4)]
+    assert len(stand.heard_of(handler, Request)) == len(later)  # the worker has all its credit again
+    stand.say(bridge, Confirm(begun + 1, [], [[begun + 1, 0, "not-connected"]]))
+    assert stand.report(bridge).token == tokens[3]
 
 
 def test_the_stories_hold_what_makes_runs_differ() -> None:

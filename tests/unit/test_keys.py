@@ -6,7 +6,10 @@ import errno
 import fcntl
 import os
 import random
+import signal
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -42,12 +45,26 @@ def test_a_key_file_is_never_replaced(tmp_path: Path) -> None:
     assert file.read_bytes() == before and os.listdir(tmp_path) == ["k"]
 
 
+def test_a_process_that_is_killed_before_its_key_has_a_name_leaves_nothing(tmp_path: Path) -> None:
+    """It is killed where the content waits for the disk."""
+    text = """
+import os, signal, sys
+from pathlib import Path
+from bester.broker.keys import new_pair, write_secret
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+write_secret(Path(sys.argv[1]), new_pair().secret)
+"""
+    ended = subprocess.run([sys.executable, "-c", text, str(tmp_path / "k")], timeout=DEADLINE_S, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.fixture
 def link_called(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Make hard links fail as on FAT, and tell that one was tried."""
     tried = threading.Event()
 
-    def fails(source: str, target: str) -> None:
+    def fails(source: str, target: str, **_: Any) -> None:
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), source, None, target)
         tried.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import time
 from collections.abc import Callable
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from bester.bridge.connection import Connection
 from bester.bridge.web_stream import Unended, WebStream
 from bester.broker.layer_turns import SLICE_S, TURN_S, LayerTurns
 from bester.broker.tls_files import Pair, server_context
 from bester.broker.tls_stream import TlsStream
+from bester.broker.wire.messages import LoggedIn
 from tests.authorities import Authority
 from tests.e2e.test_websocket import HANDSHAKE, Below, part
+from tests.unit.bridge_stand import Scene
 
 FRAME_S = SLICE_S / 5
 
@@ -151,6 +155,12 @@ class Reading(Below):
     def resume_reading(self) -> None:
         self.paused = False
 
+    def get_extra_info(self, name: str, default: object) -> object:
+        return ("127.0.0.1", 1) if name == "peername" else default
+
+    def set_write_buffer_limits(self, high: int, low: None) -> None:
+        pass
+
 
 class Above(asyncio.Protocol):
     """A session that takes `message_s` for a message."""
@@ -226,6 +236,43 @@ def test_time_of_the_protocol_above_does_not_count() -> None:
     assert loop.now > TURN_S
 
 
+def test_stream_that_has_ended_waits_no_more() -> None:
+    loop = Loop(FRAME_S)
+    stream, above, below = opened(loop)
+    stream.data_received(part(b"{}", 1) * 1000)
+    assert below.paused
+    handled = above.messages
+    stream.connection_lost(None)
+    while loop.calls:
+        loop.turn()
+    assert above.messages == handled
+
+
+async def test_streams_wait_by_the_users_of_their_sessions() -> None:
+    loop, scene = Loop(FRAME_S), Scene()
+
+    def come(user: str) -> tuple[WebStream, Reading]:
+        below, connection = Reading(), Connection(scene.bridge, asyncio.get_running_loop())
+        stream = WebStream(connection, unended=Unended(1500, 60.0), turns=loop.turns)
+        stream.connection_made(below)  # type: ignore[arg-type]  # as above
+        stream.data_received(HANDSHAKE)
+        login = {"header": {"scope": "client", "authentication": {"username": user, "password": "p"}}}
+        stream.data_received(part(json.dumps(login).encode(), 1))
+        while loop.calls:
+            loop.turn()
+        scene.turn()
+        scene.broker(LoggedIn(connection.session.number, 0))
+        return stream, below
+
+    streams = [come(user) for user in ["eve"] * 20 + ["bob"]]
+    for stream, _ in streams:
+        stream.data_received(part(b"", 10) * 100)
+    *crowd, honest = [below for _, below in streams]
+    while honest.paused:
+        loop.turn()
+    assert sum(each.paused for each in crowd) >= len(crowd) - 2
+
+
 class TlsPeers:
     """Clients of a server, each on a stream of its own."""
 
@@ -234,15 +281,15 @@ class TlsPeers:
         self._context = server_context(Pair(*authority.issue("h")), None, time.time())[0]
         self._trust = ssl.create_default_context(cafile=str(authority.ca))
 
-    def come(self, loop: Loop) -> TlsPeer:
-        return TlsPeer(loop, self._context, self._trust)
+    def come(self, loop: Loop, message_s: float = 0.0) -> TlsPeer:
+        return TlsPeer(loop, self._context, self._trust, message_s)
 
 
 class TlsPeer:
     """Client whose bytes go to the server when told, and the stream of the server."""
 
-    def __init__(self, loop: Loop, context: ssl.SSLContext, trust: ssl.SSLContext) -> None:
-        self.above, self.below = Above(loop), Reading()
+    def __init__(self, loop: Loop, context: ssl.SSLContext, trust: ssl.SSLContext, message_s: float) -> None:
+        self.above, self.below = Above(loop, message_s), Reading()
         self.stream = TlsStream(self.above, context, turns=loop.turns)
         self.stream.connection_made(self.below)  # type: ignore[arg-type]  # as above
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -297,3 +344,20 @@ async def test_shortest_records_take_their_part_of_each_turn(peers: TlsPeers) ->
         assert peer.above.size_bytes < 1000
         assert loop.turn() <= 2 * TURN_S
     assert peer.above.size_bytes == 1000
+
+
+async def test_time_of_the_protocol_above_tls_does_not_count(peers: TlsPeers) -> None:
+    loop = Loop()
+    all_ = [peers.come(loop, SLICE_S) for _ in range(20)]
+    for peer in all_:
+        while not peer.client.cipher():
+            peer.shake()
+            loop.turn()
+        peer.shake()
+    loop.turn()
+    began = loop.now
+    for peer in all_:
+        peer.client.write(b"x")
+        peer.send()
+    assert [peer.above.messages for peer in all_] == [1] * 20  # in one turn
+    assert loop.now - began > TURN_S

@@ -72,7 +72,7 @@ def missing(readme: Path, folders: list[Path]) -> list[str]:
     return sorted(module for module in modules if not re.search(rf"\b{module}\b", text)) + sorted(gone)
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/**/*.md")), ids=lambda page: page.name)
 def test_modules_that_a_page_names_exist(page: Path) -> None:
     modules = {module.name for folder in FOLDERS for module in folder.rglob("*.py")}
     text = page.read_text(encoding="utf-8")

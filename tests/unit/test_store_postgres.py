@@ -237,6 +237,17 @@ def test_database_that_has_come_back_is_not_away_while_the_connection_is_made_an
     assert seen == [""] and numbers(far) == [1, 2]
 
 
+def test_log_says_what_an_away_database_means_whenever_that_is_noticed(
+    far: PostgresStore, cable: Cable, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection is found closed before it is used, and a new one cannot be made."""
+    far.commit([keep(1)])
+    cable.pull_out()
+    assert not far.commit([keep(2)]).ok
+    assert "nothing can be kept until the broker is connected again" in caplog.text
+    assert far.away in caplog.text
+
+
 def test_database_that_is_away_is_noticed_at_once_and_nothing_is_lost(
     far: PostgresStore, cable: Cable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

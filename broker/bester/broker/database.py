@@ -11,6 +11,7 @@ import errno
 import os
 import sqlite3
 import stat
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +23,8 @@ BESIDE = ("-wal", "-shm", "-journal")
 """Suffixes of SQLite's files beside a database that is open, or was open when its process was killed."""
 CHECK_BYTES = 256 * 1024 * 1024
 """Largest file that is checked whole at the start, a second of a slow disk; in a larger one a fault shows on access."""
+ABANDONED_S = 3600
+"""Age of a half-made file that nobody makes any more: a slow disk takes seconds."""
 RESTORE = "stop the server and put a backup in its place, without any -wal, -shm or -journal beside it"
 MAKE_ROOM = "make room on its disk"
 _REMEDIES = {
@@ -33,6 +36,7 @@ _REMEDIES = {
     "SQLITE_CANTOPEN": "see that file and directory are this user's, and that their disk has room and can be written",
     "SQLITE_BUSY": "end the other process that writes to it",
 }
+_NEW = ".new-"
 _NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR")
 _BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
 
@@ -128,11 +132,12 @@ def see_access(path: Path) -> None:
 def create(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
     """Create a file with mode 0600 and the content that `fill` writes, whole or not at all.
 
-    A process that is killed meanwhile leaves nothing that could be taken for a truncated file. A file that another
-    process has created at the same time is kept. Raises OSError, sqlite3.Error.
+    A process that is killed meanwhile leaves nothing that could be taken for a truncated file, and a later one removes
+    what it left. A file that another process has created at the same time is kept. Raises OSError, sqlite3.Error.
     """
     real = Path(os.path.realpath(path))
-    new = real.with_name(f"{real.name}.new-{os.getpid()}")
+    _remove_abandoned(real)
+    new = real.with_name(f"{real.name}{_NEW}{os.getpid()}")
     new.unlink(missing_ok=True)
     os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
@@ -147,6 +152,14 @@ def create(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
     finally:
         for each in (new, *_beside(new)):
             each.unlink(missing_ok=True)
+
+
+def _remove_abandoned(real: Path) -> None:
+    """Remove what processes left that were killed while they created this file."""
+    with contextlib.suppress(OSError):  # a directory that cannot be read
+        for each in list(real.parent.iterdir()):
+            if each.name.startswith(real.name + _NEW) and time.time() - each.stat().st_mtime > ABANDONED_S:
+                each.unlink(missing_ok=True)
 
 
 def connect(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Connection:

@@ -115,24 +115,39 @@ class FabricLink:
 
     def start(self) -> None:
         """Connect on the running loop; return at once, as `on_ready` reports the broker's answer. Raises OSError where
-        the system has no descriptors for it, unless `reserve` has opened them."""
+        the system has no descriptors for it, and zmq.ZMQError for an endpoint that ZeroMQ does not take; after
+        `reserve`, neither."""
         self._loop = asyncio.get_running_loop()
         if self._context is None:
             self._context = new_context()
-        self._begin()
+        if self._socket is not None:
+            self._on_connected(self._socket)
+        else:
+            self._begin(is_first=True)
 
     def reserve(self) -> None:
-        """Open the descriptors without which `start` would fail. Raises OSError where the system has none."""
-        context = new_context()
+        """Do all of `start` that can fail: connect the first socket, for `start` in the same turn of the loop. An
+        endpoint with a name is looked up by `start`, so that only its descriptors are opened here. Raises as `start`
+        does."""
+        self._loop = asyncio.get_running_loop()
+        self._context = new_context()
         try:
-            context.socket(zmq.DEALER).close(linger=0)  # the threads of a context begin with its first socket
+            tcp = _tcp_of(self.endpoint)
+            if tcp is None:
+                self._socket = self._connect(self.endpoint)
+            elif addresses := numeric(tcp.host)[:1]:
+                self._socket = self._connect(f"tcp://{tcp._replace(host=addresses[0])}")
+            else:
+                self._context.socket(zmq.DEALER).close(linger=0)  # a context's threads begin with its first socket
         except zmq.ZMQError as error:
-            context.term()
+            self.release()
+            if error.errno not in SCARCE:
+                raise
             raise OSError(error.errno, error.strerror) from None
-        self._context = context
 
     def release(self) -> None:
         """Close what `reserve` has opened, of a link that is not started."""
+        self._shut()
         if self._context is not None:
             self._context.term()
             self._context = None
@@ -222,13 +237,13 @@ class FabricLink:
 
     # --- the socket and its timers ---
 
-    def _begin(self) -> None:
-        """Connect a new socket, after the lookup of a name in the endpoint."""
+    def _begin(self, *, is_first: bool = False) -> None:
+        """Connect a new socket, after the lookup of a name in the endpoint. Raises zmq.ZMQError as `_open` does."""
         tcp = _tcp_of(self.endpoint)
         if tcp is None:
-            self._open(self.endpoint)
+            self._open(self.endpoint, is_first=is_first)
         elif addresses := numeric(tcp.host)[:1]:  # brokers on `localhost` listen on IPv4
-            self._open_tcp(addresses, tcp)
+            self._open_tcp(addresses, tcp, is_first=is_first)
         elif self._lookup is None:
             self._lookup = self._loop.create_task(self._find(tcp))
 
@@ -247,26 +262,35 @@ class FabricLink:
         if self.link_client.state is State.DOWN:  # unless `leave` was called meanwhile
             self._open_tcp(addresses, tcp)
 
-    def _open_tcp(self, addresses: tuple[str, ...], tcp: HostPort) -> None:
+    def _open_tcp(self, addresses: tuple[str, ...], tcp: HostPort, *, is_first: bool = False) -> None:
         address = tcp._replace(host=addresses[self._opened % len(addresses)])
         self._opened += 1
-        self._open(f"tcp://{address}")
+        self._open(f"tcp://{address}", is_first=is_first)
 
-    def _open(self, endpoint: str) -> None:
-        """Connect a new socket; try again later where the system has none. Raises zmq.ZMQError for a bad endpoint."""
+    def _open(self, endpoint: str, *, is_first: bool) -> None:
+        """Connect a new socket; try again later where the system has none, or ZeroMQ does not take the endpoint. The
+        first endpoint that it does not take raises zmq.ZMQError, for the caller of `start`; a later one would raise in
+        a timer, and end the link without a word."""
         try:
-            self._connect(endpoint)
+            socket = self._connect(endpoint)
         except zmq.ZMQError as error:
-            if error.errno not in SCARCE:
+            if is_first and error.errno not in SCARCE:
                 raise
             self.link_client.on_open_failed(self._loop.time())
             self.trouble = f"no socket can be opened: {error.strerror}"
             self._on_lost(self.trouble)
             self._set_timer(self.link_client.retry_at)
             return
+        self._socket = socket
+        self._on_connected(socket)
+
+    def _on_connected(self, socket: FabricSocket) -> None:
+        """Read from a socket that is connected from now on, and greet the broker."""
+        socket.register()
         self._do(self.link_client.on_opened(self._loop.time()))
 
-    def _connect(self, endpoint: str) -> None:
+    def _connect(self, endpoint: str) -> FabricSocket:
+        """Return a new socket that is connected, and not read from yet. Raises zmq.ZMQError."""
         assert self._context is not None
         socket = self._kind(self._context, zmq.DEALER, self._received, self._turn)
         if isinstance(socket, SharedSocket):
@@ -283,8 +307,7 @@ class FabricLink:
         except zmq.ZMQError:
             socket.close()
             raise
-        socket.register()
-        self._socket = socket
+        return socket
 
     def _on_event(self, attempt: Attempt, endpoint: str, event: int, value: int) -> None:
         """Take in what happened to the connection; after a handshake that failed wait no longer for an answer."""

@@ -6,13 +6,12 @@ import contextlib
 import errno
 import os
 import stat
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
 
-from bester.broker.new_file import put
+from bester.broker.new_file import write
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.keys import key_fault, must_encrypt, parse_key
 
@@ -95,15 +94,7 @@ def write_secret(path: Path, secret: str) -> None:
     """Write a new key file, whole or not at all. Raises FileExistsError where there is one, ConfigError where none can
     be written."""
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # made with mode 0600
-        try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(f"{secret}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            put(Path(name), path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        write(f"{secret}\n".encode("ascii"), path)
     except FileExistsError:
         raise
     except OSError as error:

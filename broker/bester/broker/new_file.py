@@ -6,8 +6,54 @@ import contextlib
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+
+def write(content: bytes, name: Path) -> None:
+    """Write a new file with mode 0600, whole or not at all. Raises OSError: FileExistsError where the name is taken.
+
+    A program that is killed meanwhile leaves nothing. Where the file system has no files without names (FAT, network
+    mounts), that program leaves a hidden file beside.
+    """
+    if _write_unnamed(content, name):
+        return
+    descriptor, new = tempfile.mkstemp(prefix=f".{name.name}.", dir=name.parent)  # made with mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            _fill(file, content)
+        put(Path(new), name)
+    finally:
+        Path(new).unlink(missing_ok=True)
+
+
+def _write_unnamed(content: bytes, name: Path) -> bool:
+    """Write a file that has no name before its content is on the disk; return False where the system cannot do that, or
+    does not, for a reason that the other way will find again."""
+    try:
+        descriptor = os.open(name.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            _fill(file, content)
+            # With a directory's descriptor, which an absolute path leaves unused: else Python's call names the link in
+            # /proc itself, not the file.
+            os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=descriptor, follow_symlinks=True)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    with _opened(name.parent) as directory:
+        if directory is not None:
+            _write_down(directory)
+    return True
+
+
+def _fill(file: BinaryIO, content: bytes) -> None:
+    """Write a file's content, and wait until it is on the disk."""
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def put(new: Path, name: Path) -> None:

@@ -171,11 +171,12 @@ class Broker:
         try:
             for endpoint in self._listen:
                 self._listeners.open(endpoint, self.router.settings.grants, receivers)
+            for route in self.settings.routes.values():
+                self._servers.open(route)
         except BaseException:
+            await self._servers.close()
             self._close_listeners()
             raise
-        for route in self.settings.routes.values():
-            self._servers.open(route)
         self._tick()
         return self
 

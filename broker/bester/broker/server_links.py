@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
+import zmq
+
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Grant, Route
@@ -42,7 +44,9 @@ class ServerLinks:
         """Open the link to a server of the fabric; a server that is reached otherwise has none. Raises ConfigError, and
         OSError where the system has no descriptors for the link."""
         if route.fabric is not None:
-            self._start(route.name, self._new(route, route.fabric))
+            link = self._new(route, route.fabric)
+            _reserve(route.name, link)
+            self._start(route.name, link)
 
     def _start(self, name: str, fabric: FabricLink) -> None:
         self._links[_link_to(name)] = fabric
@@ -89,7 +93,7 @@ class ServerLinks:
             endpoint = routes[name].fabric
             if endpoint is not None:
                 links[name] = self._new(routes[name], endpoint)
-                links[name].reserve()
+                _reserve(name, links[name])
                 opened.callback(links[name].release)
 
         def apply() -> None:
@@ -131,6 +135,16 @@ class ServerLinks:
 
 def _link_to(server: str) -> Link:
     return Link("server", server.encode())
+
+
+def _reserve(server: str, link: FabricLink) -> None:
+    """Do all that can fail at the start of a link. Raises ConfigError for an address that ZeroMQ does not take, and
+    OSError where the system has no descriptors."""
+    try:
+        link.reserve()
+    except zmq.ZMQError as error:
+        why = zmq.strerror(error.errno or 0)
+        raise ConfigError(f"[servers.{server}] fabric: {link.endpoint}: {why}; check the address") from None
 
 
 def _way(route: Route | None) -> tuple[str, str | None] | None:

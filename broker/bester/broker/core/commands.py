@@ -113,32 +113,38 @@ class Commands:
         known_home, queues = self._known_home, self._queues
         link, outstanding, messages = _NO_LINK, _NO_DELIVERIES, _NO_MESSAGES  # of the bridge of the last delivery
         begun: list[tuple[Job, Command]] = []  # replies whose DELIVERs are among the messages, and not outstanding yet
-        for reply in run:
-            job, command = reply
-            targets = command.targets
-            home = None if len(targets) != 1 else known_home(targets[0]) or self._home(targets[0])
-            if home is not None and queues.messages and self._must_queue(job, targets[0]):
-                home = None
-            is_usual = home is not None and not job.repeated and job.case.completes_on(home[0])
-            if begun and (home is None or home[0] is not link or not is_usual):
+        try:
+            for reply in run:
+                job, command = reply
+                targets = command.targets
+                home = None if len(targets) != 1 else known_home(targets[0]) or self._home(targets[0])
+                if home is not None and queues.messages and self._must_queue(job, targets[0]):
+                    home = None
+                is_usual = home is not None and not job.repeated and job.case.completes_on(home[0])
+                if begun and (home is None or home[0] is not link or not is_usual):
+                    outstanding.add_run(begun, queues.reserve_numbers(len(begun)), now)
+                    begun, link = [], _NO_LINK
+                if home is None:
+                    self.carry_out(job, (command,), now)
+                    continue
+                bridge, sessions = home  # most messages: one user on one bridge
+                if bridge is not link:
+                    link, outstanding, messages = bridge, self._deliveries.of(bridge), self._out.messages_on(bridge)
+                if is_usual:
+                    serial = outstanding.last + len(begun) + 1
+                    meta: Meta = {"origin": job.origin, "message": job.case.id}
+                    messages.append(
+                        Deliver(serial, f"{job.id}.0", job.type, command.body, sessions, job.case.token, meta)
+                    )
+                    begun.append(reply)
+                else:
+                    completes = job.case.completes_on(bridge)
+                    messages.append(
+                        self._deliver(job, f"{job.id}.0", command, sessions, None, completes, outstanding, now)
+                    )
+        finally:  # also after an exception: the DELIVERs among the messages have their serials
+            if begun:
                 outstanding.add_run(begun, queues.reserve_numbers(len(begun)), now)
-                begun, link = [], _NO_LINK
-            if home is None:
-                self.carry_out(job, (command,), now)
-                continue
-            bridge, sessions = home  # most messages: one user on one bridge
-            if bridge is not link:
-                link, outstanding, messages = bridge, self._deliveries.of(bridge), self._out.messages_on(bridge)
-            if is_usual:
-                serial = outstanding.last + len(begun) + 1
-                meta: Meta = {"origin": job.origin, "message": job.case.id}
-                messages.append(Deliver(serial, f"{job.id}.0", job.type, command.body, sessions, job.case.token, meta))
-                begun.append(reply)
-            else:
-                completes = job.case.completes_on(bridge)
-                messages.append(self._deliver(job, f"{job.id}.0", command, sessions, None, completes, outstanding, now))
-        if begun:
-            outstanding.add_run(begun, queues.reserve_numbers(len(begun)), now)
 
     def _begin(self, job: Job, number: int, command: Command, now: float, *, alone: bool) -> None:
         """Begin the results of a command; `alone`: there is no other command."""

@@ -375,10 +375,12 @@ class Dispatcher:
         """Deliver a run of replies, to jobs of `size_bytes` together: give their worker credit for other jobs, and stop
         counting them against what may be held."""
         if run:
-            self._commands.deliver_run(run, now)
-            self._held -= len(run)
-            self._held_bytes -= size_bytes
-            self._workers.free(worker, len(run))
+            try:
+                self._commands.deliver_run(run, now)
+            finally:
+                self._held -= len(run)
+                self._held_bytes -= size_bytes
+                self._workers.free(worker, len(run))
 
     def _on_reply(
         self, worker: Worker, job: Job, reply: Reply, wrong: tuple[str, str] | None, now: float

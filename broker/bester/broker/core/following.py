@@ -199,8 +199,8 @@ def _where(step: Mapping[str, Any]) -> str:
     return where.partition("/")[2]
 
 
-def _number(value: object) -> float:
-    return value if type(value) in (int, float) and 0 <= value < math.inf else 0.0  # type: ignore[operator,return-value]
+def _number(value: Any) -> float:
+    return value if type(value) in (int, float) and 0 <= value < math.inf else 0.0
 
 
 def _is_text(value: object) -> bool:
@@ -218,8 +218,8 @@ def _sound(step: Any) -> dict[str, Any] | None:
     return sound | ({"since_ms": since_ms} if _is_time(since_ms) else {})
 
 
-def _is_time(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _reasons(value: object) -> dict[str, str]:

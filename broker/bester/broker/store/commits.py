@@ -160,13 +160,14 @@ class Commits(ABC):
         promises among those."""
         growing = None  # the last of the group: those before it are given up no later
         kept: set[int] = set()
-        for write in writes:
-            if is_given_up(write):
+        for given in writes:
+            if is_given_up(given):
                 continue
-            if is_promise(write):
-                kept.add(write.entry.number)
-                if type(write) is RecordRemote:  # the note alone is written
-                    write = write._replace(entry=write.entry._replace(body=b""))  # noqa: PLW2901
+            write = given
+            if is_promise(given):
+                kept.add(given.entry.number)
+                if type(given) is RecordRemote:  # the note alone is written
+                    write = given._replace(entry=given.entry._replace(body=b""))
             key = key_of(write)
             self._let_go([key])  # the latest comes last
             self._held_back[key] = write

@@ -73,7 +73,7 @@ def encode(messages: Sequence[Message], inline_bytes: int = INLINE_BYTES) -> lis
         kind = type(message)
         op, body, commands, rare = _LAYOUTS[kind]
         if kind in _ROWS:
-            message = _ROWS[kind](message)  # noqa: PLW2901
+            message = _ROWS[kind](message)  # noqa: PLW2901 (a second name would cost every message a store)
         if body is not None and len(message[body]) > inline_bytes:
             rows.append((*op, *message[:body], len(frames), *message[body + 1 :]))
             frames.append(_attachment(message[body]))
