@@ -11,7 +11,7 @@ from typing import Any
 
 import uvloop
 
-from bester.broker import descriptors
+from bester.broker import descriptors, heap
 from bester.broker.logs import facts
 from bester.broker.systemd import service_manager
 from bester.broker.terminals import hung_up, outlive_terminals
@@ -62,6 +62,7 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
             return 1
 
     spare_the_collector()
+    heap.keep_freed_memory()
     try:
         descriptors.require(descriptors.LEAST)  # the loop would fail halfway, and `main` wherever it is
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -24,7 +24,7 @@ from typing import Any
 
 import zmq
 
-from bester.broker import descriptors, logs
+from bester.broker import descriptors, heap, logs
 from bester.broker.keys import LinkKeys, link_keys
 from bester.broker.streams import forgive, secure
 from bester.broker.terminals import outlive_terminals
@@ -300,6 +300,7 @@ def _on_loop(work: Callable[[], Any]) -> int:
         descriptors.require(descriptors.LEAST)
     except OSError as error:
         return _fail(f"{error.strerror}; raise the limit of open files (ulimit -n)", 1)
+    heap.keep_freed_memory()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         loop, status = runner.get_loop(), 0
         main = loop.create_task(work())
