@@ -2,7 +2,8 @@
 
 A message over which a handler may have died is to be alone with the next one, so that a death proves something. Its
 broker knows of no other broker's messages, and asks for the exclusive use of the process. The process then begins
-nothing of its other brokers: it hands back what it has not begun, tells them to give nothing, and finishes the rest.
+nothing of its other brokers, tells them to give nothing, and finishes what it has begun. What it has not begun it hands
+back once the broker has answered, all at once: nothing can follow then, and each message group keeps its order.
 """
 
 from __future__ import annotations
@@ -55,11 +56,16 @@ class Site(Protocol):
         ...
 
     def bar(self, number: int) -> None:
-        """Begin nothing of the broker, and hand back what has not begun; `number` is that of the pause."""
+        """Tell the broker to pause, under this number, and begin nothing of it: hold what has not begun, and what
+        comes."""
+        ...
+
+    def hand_back(self) -> None:
+        """Hand back what is held."""
         ...
 
     def unbar(self) -> None:
-        """Begin the broker's messages again."""
+        """Begin the broker's messages again, first those that are held."""
         ...
 
     def tell(self, options: Meta) -> None:
@@ -87,6 +93,8 @@ class Exclusive:
             self._on_asked(site, asked)
         if type(paused) is int and self._told.get(site) == paused:
             self._awaited.discard(site)
+            if site in self._barred:
+                site.hand_back()
             self.check()
 
     def _on_asked(self, site: Site, number: int) -> None:

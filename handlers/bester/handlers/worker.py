@@ -130,7 +130,8 @@ class Worker:
         self._lives = share.of  # a life's remainder by this count is the worker's number
         self._outstanding = 0
         self._exclusive: Exclusive | None = None
-        self._pause = 0  # number of the pause while nothing of this broker may begin
+        self._is_barred = False  # nothing of this broker may begin
+        self._unbegun: list[Received] = []  # held while barred
         self._logged_away_at = float("-inf")
         self._logged_why = ""
 
@@ -254,6 +255,7 @@ class Worker:
     def _abandon(self, why: str) -> None:
         """Drop all requests and calls of the present link: none will be answered."""
         self._life += self._lives
+        self._unbegun = []
         self._outstanding = 0
         self._drained.set()
         self._groups.drop(self._executor.ends.is_wanted)
@@ -289,8 +291,8 @@ class Worker:
 
     def _on_run(self, requests: Sequence[Received]) -> None:
         """Begin requests that came together, in their order, as runs of one type."""
-        if self._pause:
-            self.tell({"paused": self._pause, "unbegun": [request.token for request in requests]})
+        if self._is_barred:
+            self._unbegun += requests
             return
         start, count = 0, len(requests)
         if count == 1:
@@ -364,7 +366,7 @@ class Worker:
             self._outstanding -= len(replies)
             if not self._outstanding:
                 self._drained.set()
-                if self._pause:
+                if self._is_barred:
                     self._on_clear()
             self._send_all(replies)
 
@@ -413,23 +415,31 @@ class Worker:
         return not self._outstanding or self._outstanding <= self._overtime.hung(self._is_wanted)
 
     def bar(self, number: int) -> None:
-        """Begin no request of this broker, and hand back those that have not begun."""
-        self._pause = number
+        """Tell the broker to pause, and begin no request of it."""
+        self._is_barred = True
         in_groups = self._groups.take_queued(self._is_wanted)
         queued = self._pool.take_queued(self._is_wanted) + self._threads.take_queued(self._is_wanted)
         for job in queued:
             if job[1].by_user:
                 self._begin_next(job)
-        unbegun = [*queued, *in_groups]
-        self._outstanding -= len(unbegun)
+        self._unbegun = sorted((job[0] for job in (*queued, *in_groups)), key=lambda request: request.token)
+        self._outstanding -= len(self._unbegun)
         if not self._outstanding:
             self._drained.set()
-        if self.is_linked:
-            self.tell({"paused": number, "unbegun": [job[0].token for job in unbegun]})
+        self.tell({"paused": number})
+
+    def hand_back(self) -> None:
+        """Hand back the requests that have not begun."""
+        if self._unbegun:
+            self.tell({"unbegun": [request.token for request in self._unbegun]})
+            self._unbegun = []
 
     def unbar(self) -> None:
-        """Begin requests of this broker again."""
-        self._pause = 0
+        """Begin requests of this broker again, first those that are held."""
+        self._is_barred = False
+        if self._unbegun:
+            unbegun, self._unbegun = self._unbegun, []
+            self._on_run(unbegun)
 
     def tell(self, options: Meta) -> None:
         """Send a HEARTBEAT with options."""
@@ -518,7 +528,7 @@ class Worker:
         self._outstanding -= 1
         if not self._outstanding:
             self._drained.set()
-            if self._pause:
+            if self._is_barred:
                 self._on_clear()
 
     def _on_useless(self, why: str) -> None:
@@ -533,7 +543,7 @@ class Worker:
             self._outstanding -= 1  # as in `_count_down`, without a call for every message
             if not self._outstanding:
                 self._drained.set()
-                if self._pause:
+                if self._is_barred:
                     self._on_clear()
         if job[1].by_user and not self._overtime.is_passed_over(job):
             self._begin_next(job)
