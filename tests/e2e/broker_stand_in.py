@@ -11,7 +11,18 @@ import zmq
 
 from bester.broker.fabric_socket import FabricSocket
 from bester.broker.wire.codec import batches, decode
-from bester.broker.wire.messages import Error, Goodbye, Heartbeat, Hello, Malformed, Message, Reply, Request, Welcome
+from bester.broker.wire.messages import (
+    Error,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Malformed,
+    Message,
+    Meta,
+    Reply,
+    Request,
+    Welcome,
+)
 
 M = TypeVar("M")
 PATIENCE_S = 10.0
@@ -19,7 +30,7 @@ PATIENCE_S = 10.0
 
 class StandIn:
     """Answers HELLO with WELCOME (`options` beside the heartbeat) and GOODBYE with GOODBYE; `expect` returns the other
-    messages. `heartbeats` counts those that came.
+    messages. `heartbeats` counts those that came, `signals` are the options of those that had any.
     """
 
     def __init__(self, endpoint: str, *, heartbeat_ms: int = 200, refuse: Error | None = None, **options: Any) -> None:
@@ -30,6 +41,7 @@ class StandIn:
         self._refuse = refuse
         self.options = {"heartbeat_ms": heartbeat_ms} | options
         self.heartbeats = 0
+        self.signals: asyncio.Queue[Meta] = asyncio.Queue()
         self._inbox: asyncio.Queue[Message | Malformed] = asyncio.Queue()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._known: set[bytes] = set()
@@ -80,6 +92,8 @@ class StandIn:
             self.send(Goodbye("parting"))
         if isinstance(message, Heartbeat):
             self.heartbeats += 1
+            if message.options:
+                self.signals.put_nowait(message.options)
         else:
             self._inbox.put_nowait(message)
 
@@ -102,6 +116,11 @@ class StandIn:
             message = await self._inbox.get()
         assert not isinstance(message, Malformed), message
         return message
+
+    async def signal(self) -> Meta:
+        """Return the options of the next HEARTBEAT that has any."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.signals.get()
 
     async def ask(self, token: int, body: bytes, type_: str = "echo", user: str | None = "u") -> Reply:
         """Send one REQUEST and return its REPLY."""

@@ -18,6 +18,7 @@ BROKERS = ("b1", "b2")
 DEADLINE_S = 60.0
 APP = """
 import asyncio
+import os
 from bester.handlers import App
 app = App("post")
 go_on = asyncio.Event()
@@ -32,6 +33,17 @@ async def held(message):
         print("held", message.data, flush=True)
         await asyncio.sleep(600)
     return message.reply([message.data, message.attempt])
+
+@app.handler("slow")
+async def slow(message):
+    print("slow", message.attempt, flush=True)
+    await asyncio.sleep(600 if message.attempt == 1 else 1.0)
+    return message.reply(message.data)
+
+@app.handler("die")
+async def die(message):
+    await asyncio.sleep(0.3)  # both brokers have given what they have
+    os._exit(3)
 """
 
 
@@ -167,6 +179,31 @@ async def test_users_of_a_killed_broker_go_on_at_the_other_and_come_home_again(c
         assert await exchanged(one, USERS["b2"], 9) == "good"
         assert (await two.receive())["payload"]["data"] == 9
         for client in clients.values():
+            await client.close()
+
+
+async def test_message_that_kills_at_one_broker_costs_no_other_one_its_attempts(cluster: Cluster) -> None:
+    """Each broker has given the handler a single message. No broker knows of the other's."""
+    async with two_brokers(cluster) as both, asyncio.timeout(2 * DEADLINE_S):
+        innocent, killer = [await RawClient.login(both.server, USERS[broker]) for broker in BROKERS]
+        innocent.submit("slow", "alive", "slow")
+        await both.handler.says("slow 1")
+        killer.submit("die", None, "die")
+        reported = asyncio.create_task(killer.until_report("die"))
+        deaths = 0
+        while not reported.done():
+            ended = asyncio.create_task(both.handler.process.wait())
+            await asyncio.wait((reported, ended), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                deaths += 1
+                both.handler = await both.run("handler", "-c", "bridge.toml", "post:app")
+            ended.cancel()
+        report, _ = await reported
+        assert report["payload"]["reason"] == "handler-lost"
+        report, _ = await innocent.until_report("slow")
+        assert report["header"]["status"] == "good"
+        assert deaths == 4, "one that it was not known to be alone with, and its attempts"
+        for client in (innocent, killer):
             await client.close()
 
 

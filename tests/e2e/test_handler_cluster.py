@@ -7,14 +7,15 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bester.broker.wire.codes import BesterError
-from bester.broker.wire.messages import Answer, Ask, Command, Emit, Error, Goodbye, Hello, Outcome, Reply
+from bester.broker.wire.messages import Answer, Ask, Command, Emit, Error, Goodbye, Heartbeat, Hello, Outcome, Reply
 from bester.handlers import App, Message, send_clients
 from bester.handlers.cluster import Cluster
 from tests.e2e.broker_stand_in import StandIn, request
@@ -31,10 +32,14 @@ def folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def running(app: App, folder: Path, *, count: int = 2) -> AsyncIterator[tuple[list[StandIn], Cluster]]:
+async def running(
+    app: App, folder: Path, *, count: int = 2, **options: Any
+) -> AsyncIterator[tuple[list[StandIn], Cluster]]:
     async with AsyncExitStack() as stack:
         endpoints = [f"ipc://{folder}/{number}" for number in range(count)]
-        brokers = [await stack.enter_async_context(StandIn(each, heartbeat_ms=MUTE_MS)) for each in endpoints]
+        brokers = [
+            await stack.enter_async_context(StandIn(each, heartbeat_ms=MUTE_MS, **options)) for each in endpoints
+        ]
         worker = Cluster(app, [(endpoint, None) for endpoint in endpoints])
         await worker.prepare()
         worker.start()
@@ -134,6 +139,130 @@ async def test_messages_of_a_user_keep_their_order_whichever_broker_has_them(fol
         await first.replies(1)
         await second.replies(2)
         assert max(most) == 1
+
+
+def held_app(begun: asyncio.Queue[str], go_on: Callable[[], Awaitable[Any]]) -> App:
+    """Return an app whose handlers, but for an inline one, tell that they have begun, and wait."""
+    app = App("e", threads=1)
+    loop = asyncio.get_running_loop()
+
+    def tell(message: Message) -> None:
+        begun.put_nowait(message.raw.decode())
+
+    @app.handler("ordered", order="user")
+    async def ordered(message: Message) -> Command:
+        tell(message)
+        await go_on()
+        return message.reply(raw=message.raw)
+
+    @app.handler("plain")
+    def plain(message: Message) -> Command:
+        async def held() -> None:
+            tell(message)
+            await go_on()
+
+        asyncio.run_coroutine_threadsafe(held(), loop).result()
+        return message.reply(raw=message.raw)
+
+    @app.handler("quick", inline=True)
+    def quick(message: Message) -> Command:
+        tell(message)
+        return message.reply(raw=message.raw)
+
+    return app
+
+
+async def test_process_has_one_name_at_all_brokers_and_another_process_has_another(folder: Path) -> None:
+    names = []
+    for number in range(2):
+        (folder / str(number)).mkdir()
+        async with running(echo_app(), folder / str(number), count=3) as (brokers, _):
+            assert len({broker.hellos[0].options["shared"] for broker in brokers}) == 1
+            names.append(brokers[0].hellos[0].options["shared"])
+    assert names[0] != names[1]
+
+
+@pytest.mark.parametrize("type_", ["ordered", "plain"])
+async def test_broker_that_asks_has_the_process_alone_and_the_others_get_back_what_has_not_begun(
+    folder: Path, type_: str
+) -> None:
+    begun: asyncio.Queue[str] = asyncio.Queue()
+    go_on = asyncio.Semaphore(0)
+    app = held_app(begun, go_on.acquire)
+    async with running(app, folder, exclusive=True) as ((first, second), _), asyncio.timeout(DEADLINE_S):
+        second.send(*(request(token, b"%d" % token, type_) for token in (1, 2, 3)))
+        assert await begun.get() == "1"
+        first.send(Heartbeat({"exclusive": 7}))
+        assert await second.signal() == {"paused": 1}
+        second.send(request(4, b"4", type_), request(5, b"5", "quick"))  # before the broker has read it
+        second.send(Heartbeat({"paused": 1}))
+        assert await second.signal() == {"unbegun": [2, 3, 4, 5]}
+        assert first.signals.empty()
+        go_on.release()
+        assert (await second.expect(Reply)).token == 1
+        assert await first.signal() == {"exclusive": 7}
+        go_on.release()
+        assert (await first.ask(1, b"alone", type_)).commands[0].body == b"alone"
+        first.send(Heartbeat({"exclusive": 0}))
+        assert await second.signal() == {"paused": 0}
+        go_on.release()
+        assert (await second.ask(6, b"6", type_)).commands[0].body == b"6"
+        assert [begun.get_nowait() for _ in range(begun.qsize())] == ["alone", "6"]
+
+
+@pytest.mark.parametrize("type_", ["ordered", "plain", "quick"])
+async def test_messages_held_for_another_broker_that_asks_no_more_are_handled_in_order(
+    folder: Path, type_: str
+) -> None:
+    begun: asyncio.Queue[str] = asyncio.Queue()
+    go_on = asyncio.Semaphore(0)
+    app = held_app(begun, go_on.acquire)
+    async with running(app, folder, exclusive=True) as ((first, second), _), asyncio.timeout(DEADLINE_S):
+        second.send(request(1, b"1", "ordered", user="other"))
+        await begun.get()
+        first.send(Heartbeat({"exclusive": 1}))
+        await second.signal()
+        second.send(*(request(token, b"%d" % token, type_) for token in (2, 3)))
+        go_on.release()
+        assert (await second.expect(Reply)).token == 1
+        first.send(Heartbeat({"exclusive": 0}))
+        assert await second.signal() == {"paused": 0}
+        for _ in range(2):
+            go_on.release()
+        assert sorted(await second.replies(2)) == [2, 3]
+        assert [begun.get_nowait() for _ in range(begun.qsize())] == ["2", "3"]
+
+
+async def test_stop_hands_back_what_is_held(folder: Path) -> None:
+    begun: asyncio.Queue[str] = asyncio.Queue()
+    go_on = asyncio.Semaphore(0)
+    app = held_app(begun, go_on.acquire)
+    async with running(app, folder, exclusive=True) as ((first, second), worker), asyncio.timeout(DEADLINE_S):
+        second.send(*(request(token, b"1", "plain") for token in (1, 2)))
+        await begun.get()
+        first.send(Heartbeat({"exclusive": 1}))
+        assert await second.signal() == {"paused": 1}
+        stop = asyncio.create_task(worker.stop())
+        second.send(Heartbeat({"paused": 1}))
+        await second.expect(Goodbye)
+        assert await second.signal() == {"unbegun": [2]}
+        go_on.release()
+        assert (await second.expect(Reply)).token == 1
+        await stop
+
+
+async def test_broker_without_exclusive_use_is_served_beside_the_one_that_asks(folder: Path) -> None:
+    begun: asyncio.Queue[str] = asyncio.Queue()
+    go_on = asyncio.Semaphore(0)
+    app = held_app(begun, go_on.acquire)
+    async with running(app, folder) as ((first, second), _), asyncio.timeout(DEADLINE_S):
+        second.send(request(1, b"1", "ordered"))
+        await begun.get()
+        first.send(Heartbeat({"exclusive": 1}))
+        assert await first.signal() == {"exclusive": 1}
+        assert (await second.ask(2, b"2", "quick")).commands[0].body == b"2"
+        go_on.release()
+        assert (await second.expect(Reply)).token == 1
 
 
 async def test_emit_with_an_id_goes_to_another_broker_marked(folder: Path) -> None:

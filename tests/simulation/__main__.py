@@ -20,6 +20,7 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.fair import play_fair
 from tests.simulation.hostile import Hostile
 from tests.simulation.scenario import Scenario, play, submissions_of
+from tests.simulation.shared import Shared
 from tests.world.clock import BrokenRuleError
 
 PORTION = 20
@@ -31,7 +32,8 @@ COLLECTED_EVERY = 10
 
 
 CLUSTER = cast("type[Scenario]", Cluster)
-"""A scenario in all that is played and counted here."""
+SHARED = cast("type[Scenario]", Shared)
+"""Scenarios in all that is played and counted here."""
 
 
 @dataclass
@@ -112,11 +114,14 @@ def main() -> int:
     parser.add_argument("--fair", action="store_true", help="play shares under load instead of faults")
     parser.add_argument("--hostile", action="store_true", help="beside a thief of routing ids and a server that lies")
     parser.add_argument("--brokers", type=int, choices=(1, 2), default=1, help="brokers of a server, on one store")
+    parser.add_argument("--shared", action="store_true", help="handlers that serve both brokers, and many that die")
     options = parser.parse_args()
+    if options.shared and options.brokers != 2:
+        parser.error("--shared goes with --brokers 2")
     if options.fair:
         seeds = range(options.first, options.first + options.seeds)
         return share(seeds if options.seed is None else range(options.seed, options.seed + 1), options.jobs)
-    kind = CLUSTER if options.brokers == 2 else Hostile if options.hostile else Scenario
+    kind = SHARED if options.shared else CLUSTER if options.brokers == 2 else Hostile if options.hostile else Scenario
     if options.seed is not None:
         return tell(options.seed, kind)
     started = time.monotonic()

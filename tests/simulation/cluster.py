@@ -6,14 +6,14 @@ rules are those of the other scenarios: what was called good arrives, and what c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Any
 
 from bester.broker.core.effects import Link, Notice, ShellCall
-from bester.broker.core.settings import Route, Settings
+from bester.broker.core.settings import Budget, Route, Settings
 from bester.broker.store.memory_shared import SharedMemory, SharedMemoryStore
 from bester.broker.store_requests import SaveLane, Write
 from bester.broker.wire.messages import Meta, Relay, Reply, Request
@@ -123,6 +123,7 @@ class Cluster:
 
     option = " --brokers 2"
     bridges_mark = True
+    budgets: Mapping[str, Budget] = {}
 
     def __init__(self, seed: int, *, telling: bool = True) -> None:
         self.world = World(seed, telling=telling)
@@ -155,6 +156,7 @@ class Cluster:
         settings = [
             Settings(
                 name, routes={other: Route(other, fabric=f"ipc:///{other}")}, limits=CLUSTER_LIMITS,
+                budgets=self.budgets,
             )
             for name, other in (("s1", "s2"), ("s2", "s1"))
         ]  # fmt: skip

@@ -235,6 +235,7 @@ class Rules:
         """
         for server in self.scenario.servers:
             handlers = [handler for handler in self.scenario.handlers if handler.server is server]
+            handlers = [part for each in handlers for part in ([each] if each.process is None else each.process.parts)]
             others = server.handlers_lost - sum(
                 programs.kills(each.body) for handler in handlers for each in handler.deaths
             )

@@ -30,6 +30,7 @@ from bester.broker.core.queues import Queues
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.strangers import Strangers
 from bester.broker.core.transfers import Transfer, Transfers
+from bester.broker.core.workers import Workers
 from bester.broker.hosts import Hosts
 from bester.broker.store import memory_shared
 from bester.broker.store.memory import MemoryStore
@@ -38,7 +39,7 @@ from bester.broker.store_driver import StoreDriver
 from bester.broker.store_requests import SaveLane
 from bester.broker.wire.outcomes import result_id
 from tests.simulation import cluster, hostile
-from tests.simulation.__main__ import CLUSTER
+from tests.simulation.__main__ import CLUSTER, SHARED
 from tests.simulation.cluster_bridge import ClusterBridge
 from tests.simulation.fair import play_fair
 from tests.simulation.fair_bridge import Flood
@@ -46,6 +47,7 @@ from tests.simulation.fair_broker import Crowd
 from tests.simulation.hostile import Hostile
 from tests.simulation.scenario import Scenario, play
 from tests.world.clock import BrokenRuleError
+from tests.world.handlers import SimHandler
 
 NUMBERS = count(1)
 
@@ -272,6 +274,20 @@ def test_broker_that_is_not_fenced_off_loses_the_outcome_of_a_message(monkeypatc
     monkeypatch.setattr(SharedMemoryStore, "check_lease", lambda self: None)
     monkeypatch.setattr(cluster.Ledger, "fault", property(lambda self: "", lambda self, text: None), raising=False)
     assert "s2 is still queued in the end" in broken_seeds(0, CLUSTER, likely=2390)
+
+
+def test_broker_that_does_not_ask_for_exclusive_use_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def alone(self: Workers, link: Any, types: Any, credit: int, ordered: Any, shared: str | None) -> Worker:
+        return honest(self, link, types, credit, ordered)
+
+    honest = Workers.join
+    monkeypatch.setattr(Workers, "join", alone)
+    assert "handlers died of other things" in broken_seeds(20, SHARED)
+
+
+def test_exclusive_use_beside_a_message_of_another_broker_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SimHandler, "is_clear", True)
+    assert "handlers died of other things" in broken_seeds(60, SHARED, likely=2)
 
 
 def test_adoption_without_the_inbound_lanes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

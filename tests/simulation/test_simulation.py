@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from tests.simulation import scenario
-from tests.simulation.__main__ import CLUSTER, play_all
+from tests.simulation.__main__ import CLUSTER, SHARED, play_all
 from tests.simulation.scenario import play, submissions_of
 
 SEEDS = 500
@@ -54,6 +54,10 @@ def test_the_same_seed_is_the_same_story_in_any_process() -> None:
 @pytest.mark.parametrize("first", range(0, 40, 10))
 def test_rules_hold_for_two_brokers_of_one_server(first: int) -> None:
     assert not play_all(range(first, first + 10), jobs=1, kind=CLUSTER).broken
+
+
+def test_no_message_pays_for_one_that_kills_a_handler_of_two_brokers() -> None:
+    assert not play_all(range(20), jobs=1, kind=SHARED).broken
 
 
 def test_two_brokers_meet_every_fate_of_a_message() -> None:

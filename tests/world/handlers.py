@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from itertools import count
 
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Command, Emit, Error, Heartbeat, Meta, Outcome, Reply, Request
+from bester.handlers.exclusive import Exclusive
 from tests.world.clock import BrokenRuleError, World
 from tests.world.links import SimLink
 from tests.world.network import Messages, Weather
@@ -52,10 +53,14 @@ class SimHandler:
         self._line: deque[Request] = deque()
         self._life = 0
         self._thaw_at = 0.0
+        self._is_barred = False
+        self._unbegun: list[Request] = []
+        self.process: SharedProcess | None = None
+        """The process that this worker is part of, where it serves several brokers."""
         weather = weather or Weather()
         self.link = SimLink(
             world, lambda: server, LinkClient("handler", name, options), weather, weather,
-            on_messages=self._received, on_ready=lambda: None, on_lost=self._on_lost, key=key,
+            on_messages=self._received, on_ready=self._on_ready, on_lost=self._on_lost, key=key,
         )  # fmt: skip
 
     @property
@@ -63,16 +68,64 @@ class SimHandler:
         """The tokens of the requests in hand, and of those of the last link until that is noticed."""
         return list(self._held)
 
+    def _on_ready(self) -> None:
+        if self.process is not None:
+            self.process.exclusive.on_linked(self)
+
     def _on_lost(self, why: str) -> None:
         self._held.clear()
         self._line.clear()
+        self._unbegun.clear()
         self.owes = False
         self._life += 1
+        if self.process is not None:
+            self.process.exclusive.on_lost(self)
 
     def die(self) -> None:
         """The process ends, and comes back under a new link."""
-        self.world.tell(self.name, "DIES")
-        self.link.crash(self.world.random.uniform(0.1, 3.0))
+        down_s = self.world.random.uniform(0.1, 3.0)
+        for part in (self,) if self.process is None else self.process.parts:
+            self.world.tell(part.name, "DIES")
+            part.link.crash(down_s)
+
+    # --- exclusive use of a process with several brokers ---
+
+    can_pause = True
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the broker has welcomed this worker."""
+        return self.link.party.ready
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether no request of this broker is in hand."""
+        return not self._held
+
+    def bar(self, number: int) -> None:
+        """Tell the broker to pause, and begin no request of it."""
+        self._is_barred = True
+        while len(self._line) > 1:
+            request = self._line.pop()
+            del self._held[request.token]
+            self._unbegun.insert(0, request)
+        self.tell({"paused": number})
+
+    def hand_back(self) -> None:
+        """Hand back the requests that have not begun."""
+        self.tell({"unbegun": [request.token for request in self._unbegun]})
+        self._unbegun.clear()
+
+    def unbar(self) -> None:
+        """Begin requests of this broker again, first those that are held."""
+        self._is_barred = False
+        unbegun, self._unbegun = self._unbegun, []
+        for request in unbegun:
+            self._request(request)
+
+    def tell(self, options: Meta) -> None:
+        """Send a HEARTBEAT with options."""
+        self.link.send(Heartbeat(options))
 
     def freeze(self, seconds: float) -> None:
         """Stop the process for a while; then continue where the process was."""
@@ -97,10 +150,16 @@ class SimHandler:
             elif type(message) is Error:
                 if message.code != "unknown-token":
                     self.world.tell(self.name, "is told", message)
-            elif type(message) is not Heartbeat:
+            elif type(message) is Heartbeat:
+                if message.options and self.process is not None:
+                    self.process.exclusive.on_signals(self, message.options)
+            else:
                 raise BrokenRuleError(f"{self.name} was sent {message}")
 
     def _request(self, request: Request) -> None:
+        if self._is_barred:
+            self._unbegun.append(request)
+            return
         self._held[request.token] = request
         if len(self._held) > self.credit:
             raise BrokenRuleError(f"{self.name} holds {len(self._held)} requests; its credit is {self.credit}")
@@ -138,7 +197,19 @@ class SimHandler:
         elif life == self._life or self.world.random.random() < 0.5:  # a confused one answers on the new link
             self._held.pop(request.token, None)
             self.link.send(answer)
+            if self.process is not None:
+                self.process.exclusive.check()
         if life == self._life and request.type in self._ordered:
             self._line.popleft()
             if self._line:
                 self._take_on(self._line[0])
+
+
+class SharedProcess:
+    """A process that serves several brokers: `parts` are its workers, one for each, which die together."""
+
+    def __init__(self, parts: Iterable[SimHandler]) -> None:
+        self.parts = list(parts)
+        self.exclusive = Exclusive(self.parts)
+        for part in self.parts:
+            part.process = self

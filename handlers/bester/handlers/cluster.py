@@ -2,13 +2,14 @@
 
 Each broker gives requests of its own, up to the app's credit each; one executor runs them all, so that threads are
 bounded once and a user's messages keep their order whichever broker has them. Emits and questions go to one broker, the
-first that is there.
+first that is there. A broker may have the exclusive use of the process for a message (see `exclusive`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Command, Error
 from bester.handlers.app import App
 from bester.handlers.emits import Unsure
+from bester.handlers.exclusive import Exclusive
 from bester.handlers.executor import Executor, joined
 from bester.handlers.runtime import Outcome
 from bester.handlers.timers import Timers
@@ -50,11 +52,17 @@ class Cluster:
         self.app = app
         self._timers = Timers(app.timers if background else ())
         unsure = Unsure()
-        shares = [Share(number, len(links), self._timers, unsure) for number in range(len(links))]
+        # A shadow's brokers count no deaths, and it has no name at them.
+        shared = secrets.token_hex(8) if len(links) > 1 and not shadow else None
+        shares = [Share(number, len(links), self._timers, unsure, shared) for number in range(len(links))]
         self.workers = [
             Worker(app, endpoint, name=name, types=types, keys=keys, shadow=shadow, share=share)
             for (endpoint, keys), share in zip(links, shares, strict=True)
         ]
+        self._exclusive = Exclusive(self.workers)
+        if shared is not None:
+            for worker in self.workers:
+                worker.take_turns(self._exclusive)
         self.name = self.workers[0].name
         self._routes = app.serving(types)
         self._on_hung: Callable[[], None] = lambda: None
@@ -73,6 +81,7 @@ class Cluster:
         self.loop = asyncio.get_running_loop()
         self._executor = Executor(self.app, self._routes, self.name, joined([worker.ends for worker in self.workers]))
         self._executor.overtime.on_hung = self._on_hung
+        self._executor.overtime.on_looked = self._exclusive.check
         self.app.attach(self)
         for worker in self.workers:
             worker.connect(self._executor)

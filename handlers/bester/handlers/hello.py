@@ -13,8 +13,9 @@ LEASE_MS = REQUEST_MS
 little there, for the broker sees whether a silent process is stopped."""
 
 
-def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "") -> Meta:
-    """Return the HELLO options of an app that serves these routes, for the broker at an endpoint."""
+def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "", shared: str | None = None) -> Meta:
+    """Return the HELLO options of an app that serves these routes, for the broker at an endpoint. `shared` is the name
+    of the process at all its brokers, where it has several."""
     options: Meta = {
         "types": list(routes),
         "credit": app.credit,
@@ -26,6 +27,8 @@ def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "") -> 
         lease_ms = longest_ms
     if lease_ms is not None:
         options["lease_ms"] = lease_ms
+    if shared is not None:
+        options["shared"] = shared
     if app.version is not None:
         options["version"] = app.version
     schema = {type_: route.schema for type_, route in routes.items() if route.schema is not None and route.contract}

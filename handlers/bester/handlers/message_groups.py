@@ -41,10 +41,17 @@ class MessageGroups:
 
     def drop(self, is_wanted: Callable[[Job], bool]) -> None:
         """Drop the queued requests whose answers no longer count."""
+        self.take_queued(lambda job: not is_wanted(job))
+
+    def take_queued(self, is_taken: Callable[[Job], bool]) -> list[Job]:
+        """Take out queued requests."""
+        taken: list[Job] = []
         for group in self._groups.values():
-            wanted = [job for job in group if is_wanted(job)]
+            queued = list(group)
             group.clear()
-            group.extend(wanted)
+            for job in queued:
+                (taken if is_taken(job) else group).append(job)
+        return taken
 
     def overdue(self, now: float, due: Callable[[Job], float]) -> list[Job]:
         """Remove and return the queued requests that are overdue."""

@@ -47,6 +47,8 @@ class Overtime:
     ) -> None:
         self.name = name
         self.on_hung: Callable[[], None] = lambda: None
+        self.on_looked: Callable[[], None] = lambda: None
+        """Called after each look at overdue requests."""
         self._codes = {type_: _code_of(route) for type_, route in routes.items()}
         self._credit = credit
         self._is_wanted = is_wanted
@@ -86,6 +88,7 @@ class Overtime:
         self._check_stubborn(now)
         if self._running_on and not self._useless:
             self._check_use(now)
+        self.on_looked()
 
     def _check_use(self, now: float) -> None:
         """Report the worker useless where every thread or all of its credit hangs."""

@@ -115,14 +115,18 @@ class TaskPool:
         for member, entry in self._waiting.items():
             if not is_wanted(entry[0]):
                 member.cancel()
-        unbegun: list[Job] = []
+        return self.take_queued(lambda job: not is_wanted(job))
+
+    def take_queued(self, is_taken: Callable[[Job], bool]) -> list[Job]:
+        """Take out the requests that are not begun, those of other links excepted."""
+        taken: list[Job] = []
         with self._hold_lock:
             for jobs in (self._held_back, self._queue):
                 queued = list(jobs)
                 jobs.clear()
                 for job in queued:
-                    (jobs if is_wanted(job) else unbegun).append(job)
-        return unbegun
+                    (taken if is_taken(job) else jobs).append(job)
+        return taken
 
     async def close(self) -> bool:
         """Cancel all members and wait for their ends; return whether all ended."""

@@ -160,6 +160,15 @@ class Threads:
                 running.append((job, position.line if position is not None else "its end"))
         return Overdue(waiting, running)
 
+    def take_queued(self, is_taken: Callable[[Job], bool]) -> list[Job]:
+        """Take out the requests that no thread has begun, those of other links excepted."""
+        taken = []
+        for key, job in list(self._waiting.items()):
+            if is_taken(job) and self._waiting.pop(key, None) is not None:
+                self._in_hand -= 1
+                taken.append(job)
+        return taken
+
     def hanging(self, is_hanging: Callable[[Job], bool]) -> list[str] | None:
         """Return the position of each thread, where all of them hang; None: some do not."""
         running = list(self._running.items())

@@ -28,6 +28,7 @@ from bester.broker.wire.messages import (
     Error,
     Heartbeat,
     Malformed,
+    Meta,
     Reply,
     Request,
 )
@@ -37,6 +38,7 @@ from bester.broker.wire.runs import Received, read_requests, write_replies
 from bester.handlers.app import App, Route, Runs
 from bester.handlers.calls import PendingCalls
 from bester.handlers.emits import Emits, Unsure
+from bester.handlers.exclusive import Exclusive
 from bester.handlers.executor import Ends, Executor
 from bester.handlers.failures import log_failure
 from bester.handlers.hello import hello_options
@@ -63,12 +65,14 @@ TOO_LONG = "the handler was cancelled at the deadline"
 
 class Share(NamedTuple):
     """Place of a worker among those of its app, each linked to another broker: number `number` of `of`, from 0 on. The
-    workers have the timers in common, and `unsure`, the emits that perhaps were carried out."""
+    workers have the timers in common, and `unsure`, the emits that perhaps were carried out. `name` is that of the
+    process at all brokers."""
 
     number: int
     of: int
     timers: Timers
     unsure: Unsure
+    name: str | None = None
 
 
 class Worker:
@@ -93,7 +97,7 @@ class Worker:
         self.endpoint = endpoint
         self._routes = app.serving(types)
         self.name = name or app.name or f"{next(iter(self._routes))}-{os.getpid()}"
-        options = hello_options(app, self._routes, endpoint)
+        options = hello_options(app, self._routes, endpoint, None if share is None else share.name)
         if shadow:
             options["shadow"] = True
         self._link = FabricLink(
@@ -125,6 +129,9 @@ class Worker:
         self._life = share.number
         self._lives = share.of  # a life's remainder by this count is the worker's number
         self._outstanding = 0
+        self._exclusive: Exclusive | None = None
+        self._is_barred = False  # nothing of this broker may begin
+        self._unbegun: list[Received] = []  # held while barred
         self._logged_away_at = float("-inf")
         self._logged_why = ""
 
@@ -149,6 +156,10 @@ class Worker:
         self._calls = PendingCalls(self._link)
         self.emits = Emits(self._link, self._calls, self._routes, self._unsure)
         self._link.start()
+
+    def take_turns(self, exclusive: Exclusive) -> None:
+        """Set the state of the process that tells which of its brokers has its exclusive use."""
+        self._exclusive = exclusive
 
     async def wait_ready(self) -> None:
         """Wait until the broker has welcomed this worker."""
@@ -226,10 +237,14 @@ class Worker:
         self._calls.set_ready()
         self._ready.set()
         self._timers.start()
+        if self._exclusive is not None:
+            self._exclusive.on_linked(self)
 
     def _on_link_lost(self, why: str) -> None:
         self._ready.clear()
         self._abandon(why)
+        if self._exclusive is not None:
+            self._exclusive.on_lost(self)
         if self.loop.time() >= self._logged_away_at + AWAY_AGAIN_S or why != self._logged_why:
             self._logged_away_at, self._logged_why = self.loop.time(), why
             fields = facts("broker-away", name=self.name, broker=self.endpoint, why=why)
@@ -240,6 +255,7 @@ class Worker:
     def _abandon(self, why: str) -> None:
         """Drop all requests and calls of the present link: none will be answered."""
         self._life += self._lives
+        self._unbegun = []
         self._outstanding = 0
         self._drained.set()
         self._groups.drop(self._executor.ends.is_wanted)
@@ -275,6 +291,9 @@ class Worker:
 
     def _on_run(self, requests: Sequence[Received]) -> None:
         """Begin requests that came together, in their order, as runs of one type."""
+        if self._is_barred:
+            self._unbegun += requests
+            return
         start, count = 0, len(requests)
         if count == 1:
             self._begin_run(requests[0].type, requests)
@@ -347,6 +366,8 @@ class Worker:
             self._outstanding -= len(replies)
             if not self._outstanding:
                 self._drained.set()
+                if self._is_barred:
+                    self._on_clear()
             self._send_all(replies)
 
     def _on_fault(self, name: str, request: Received | None, life: int, error: Exception) -> None:
@@ -365,13 +386,69 @@ class Worker:
         log.error("%s: %s cannot be sent: %s", self.name, kind, error.text, extra=fields)
 
     def _on_other(self, message: WireMessage | Malformed) -> None:
-        if isinstance(message, Malformed):
+        if isinstance(message, Heartbeat):
+            if message.options and self._exclusive is not None:
+                self._exclusive.on_signals(self, message.options)
+        elif isinstance(message, Malformed):
             fields = facts("unreadable", name=self.name, why=message.text)
             log.warning("%s: cannot read a message of the broker: %s", self.name, message.text, extra=fields)
         elif not self._calls.settle(message) and isinstance(message, Error):
             code, text = message.code, message.text
             fields = facts("refused", name=self.name, code=code, why=text)
             log.warning("%s: the broker refused a message: %s: %s", self.name, code, text, extra=fields)
+
+    # --- exclusive use of the process ---
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the broker has welcomed this worker, and the link is there."""
+        return self.is_ready
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether the broker knows of exclusive use."""
+        return self._link.link_client.options.get("exclusive") is True
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether no request of this broker is worked on, but for those that hang."""
+        return not self._outstanding or self._outstanding <= self._overtime.hung(self._is_wanted)
+
+    def bar(self, number: int) -> None:
+        """Tell the broker to pause, and begin no request of it."""
+        self._is_barred = True
+        in_groups = self._groups.take_queued(self._is_wanted)
+        queued = self._pool.take_queued(self._is_wanted) + self._threads.take_queued(self._is_wanted)
+        for job in queued:
+            if job[1].by_user:
+                self._begin_next(job)
+        self._unbegun = sorted((job[0] for job in (*queued, *in_groups)), key=lambda request: request.token)
+        self._outstanding -= len(self._unbegun)
+        if not self._outstanding:
+            self._drained.set()
+        self.tell({"paused": number})
+
+    def hand_back(self) -> None:
+        """Hand back the requests that have not begun."""
+        if self._unbegun:
+            self.tell({"unbegun": [request.token for request in self._unbegun]})
+            self._unbegun = []
+
+    def unbar(self) -> None:
+        """Begin requests of this broker again, first those that are held."""
+        self._is_barred = False
+        if self._unbegun:
+            unbegun, self._unbegun = self._unbegun, []
+            self._on_run(unbegun)
+
+    def tell(self, options: Meta) -> None:
+        """Send a HEARTBEAT with options."""
+        self._link.send(Heartbeat(options))
+
+    def _on_clear(self) -> None:
+        """Have another broker told that no request of this one is outstanding."""
+        if self._exclusive is not None:
+            self._exclusive.check()
 
     # --- requests ---
 
@@ -451,6 +528,8 @@ class Worker:
         self._outstanding -= 1
         if not self._outstanding:
             self._drained.set()
+            if self._is_barred:
+                self._on_clear()
 
     def _on_useless(self, why: str) -> None:
         fields = facts("worker-useless", name=self.name, why=why)
@@ -464,6 +543,8 @@ class Worker:
             self._outstanding -= 1  # as in `_count_down`, without a call for every message
             if not self._outstanding:
                 self._drained.set()
+                if self._is_barred:
+                    self._on_clear()
         if job[1].by_user and not self._overtime.is_passed_over(job):
             self._begin_next(job)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
@@ -33,6 +34,8 @@ from bester.broker.wire.messages import (
     HOP_LIMIT,
     REFUSED,
     Command,
+    Heartbeat,
+    Meta,
     Reply,
     reply_code,
 )
@@ -256,7 +259,7 @@ class Dispatcher:
         workers = self._workers
         if worker.pool.queued_types or worker.groups or worker.is_isolated:
             self._fill(worker, now)
-        if workers.requeued or workers.freed:
+        if workers.requeued or workers.freed or workers.told:
             self._share_out(now)
 
     def _fill(self, worker: Worker, now: float) -> None:
@@ -286,6 +289,10 @@ class Dispatcher:
                     self._assign_waiting(worker, [job], now)
                     if not worker.groups:  # a worker goes on with a message group bound to it, up to its credit
                         break
+        while workers.told:
+            told, _ = workers.told.popitem()
+            if told.grant is not None:
+                self._out.send(told.link, Heartbeat({"exclusive": told.grant.asked}))
 
     def on_worker_joined(self, worker: Worker, types: frozenset[str], now: float) -> None:
         """Take in a new worker: learn its types, and give it messages."""
@@ -294,13 +301,53 @@ class Dispatcher:
         self.feed(worker, now)
 
     def on_worker_rejoined(
-        self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str], now: float
-    ) -> None:
-        """Take in a worker's new HELLO, with new types, credit and order."""
+        self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str], shared: str | None,
+        now: float,
+    ) -> None:  # fmt: skip
+        """Take in a worker's new HELLO, with new types, credit, order, and name at its brokers."""
         before = worker.pool.types
-        self._workers.rejoin(worker, types, credit, ordered)
+        self._workers.rejoin(worker, types, credit, ordered, shared)
         self._known_types.on_left(before, now)
         self.on_worker_joined(worker, types, now)
+
+    def on_signals(self, worker: Worker, options: Meta, now: float) -> None:
+        """Take in the HEARTBEAT of a handler of several brokers: it grants its exclusive use to this one, or is in
+        another one's use, or is again as before; messages that it has not begun are requeued. The router calls `feed`
+        then."""
+        granted, paused, unbegun = (options.get(key) for key in ("exclusive", "paused", "unbegun"))
+        if worker.grant is None:
+            return
+        if type(granted) is int:
+            self._workers.grant(worker, granted)
+        if type(unbegun) is list:
+            self._take_back_unbegun(worker, unbegun, now)
+        if type(paused) is int:
+            if paused:
+                self._workers.pause(worker)
+                self._out.send(worker.link, Heartbeat({"paused": paused}))
+            else:
+                self._workers.unpause(worker)
+            self._share_out(now)
+
+    def _take_back_unbegun(self, worker: Worker, tokens: Iterable[Any], now: float) -> None:
+        """Requeue messages that a handler has not begun, before all that wait: they have used up no attempt."""
+        again = []
+        for token in tokens:
+            job = worker.inflight.pop(token, None) if type(token) is int else None
+            if job is None:
+                continue
+            self._workers.free(worker, 1)
+            if job.is_settled:
+                self._workers.leave_group(job)
+                self._on_late_answer(worker)
+            else:
+                again.append(job)
+        for job in again:
+            self._workers.take_back(job)
+            job.attempt -= 1
+            job.since = now
+        for job in reversed(again):
+            self._workers.enqueue(job, first=True)
 
     def on_worker_leaving(self, worker: Worker, now: float) -> None:
         """Give a leaving worker no new messages; those in flight stay its own."""
@@ -482,18 +529,19 @@ class Dispatcher:
 
     def on_worker_lost(self, worker: Worker, now: float) -> None:
         """Requeue the messages of a dead worker, before all that wait. Only a message that the worker held alone has
-        used up an attempt; of several, each is next given to a worker alone, until the one that kills is found."""
+        used up an attempt; of several, each is next given to a worker alone, until the one that kills is found. A
+        worker of several brokers has held a message alone if it was given under a grant."""
         lost = self._workers.lose(worker)
         self._known_types.on_left(worker.pool.types, now)
         begun = [job for job in lost if job not in self._unsent]
-        if len(begun) == 1:
+        if len(begun) == 1 and (worker.grant is None or worker.grant.suspect is begun[0]):
             suspects = self._died_over(begun[0], now)
             self._workers.clear()
         else:
             group = Suspicion()
             suspects = [job for job in begun if not job.is_settled]
             for job in suspects:
-                if len(suspects) > 1 or job.suspicion is None:  # beside messages that are over it keeps its deaths
+                if len(suspects) > 1 or not job.suspected:  # beside messages that are over it keeps its deaths
                     job.suspicion = group
         wanted = {*suspects, *(job for job in self._unsent if not job.is_settled)}
         again = [job for job in lost if job in wanted]  # in the order in which they were assigned

@@ -15,6 +15,8 @@ from bester.broker.core.shadows import Shadow
 from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello
 
 MAX_NAME = 128
+MAX_SHARED = 64
+"""Characters of the name that a handler has at each of its brokers."""
 _HELLO_OP = 1
 
 
@@ -85,19 +87,21 @@ class Peer:
 
 
 class HandlerOptions:
-    """Options of a handler's HELLO: its types, credit, lease and ordered types, and whether it asks for copies alone
-    (`shadow`)."""
+    """Options of a handler's HELLO: its types, credit, lease and ordered types, whether it asks for copies alone
+    (`shadow`), and the name that it has at each of its brokers, where it has several (`shared`)."""
 
-    __slots__ = ("credit", "lease_s", "ordered", "shadow", "types")
+    __slots__ = ("credit", "lease_s", "ordered", "shadow", "shared", "types")
 
     def __init__(
-        self, types: frozenset[str], credit: int, lease_s: float, ordered: frozenset[str], shadow: bool = False
-    ) -> None:
+        self, types: frozenset[str], credit: int, lease_s: float, ordered: frozenset[str], shadow: bool = False,
+        shared: str | None = None,
+    ) -> None:  # fmt: skip
         self.types = types
         self.credit = credit
         self.lease_s = lease_s
         self.ordered = ordered
         self.shadow = shadow
+        self.shared = shared
 
 
 def refusal(settings: Settings, link: Link, hello: Hello) -> Error | None:
@@ -148,4 +152,7 @@ def handler_options(limits: Limits, options: dict[str, Any]) -> HandlerOptions |
     shadow = options.get("shadow", False)
     if type(shadow) is not bool:  # in doubt a program that means no effects must not have any
         return Error("malformed", "shadow is true or false", _HELLO_OP)
-    return HandlerOptions(frozenset(types), credit, lease_ms / 1000, frozenset(order), shadow)
+    shared = options.get("shared")
+    if shared is not None and (type(shared) is not str or not 0 < len(shared) <= MAX_SHARED):
+        return Error("malformed", f"shared is a text of 1 to {MAX_SHARED} characters", _HELLO_OP)
+    return HandlerOptions(frozenset(types), credit, lease_ms / 1000, frozenset(order), shadow, shared)

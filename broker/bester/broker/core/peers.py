@@ -204,6 +204,8 @@ class Peers:
         }  # fmt: skip
         if handler is not None:
             timeouts = self._timeouts
+            if handler.shared is not None and not handler.shadow:
+                options["exclusive"] = True
             options["request_ms"] = round(timeouts.usual_s(handler.lease_s) * 1000)
             configured_ms = {
                 type_: round(timeouts.configured[type_] * 1000) for type_ in handler.types & timeouts.configured.keys()
@@ -257,10 +259,10 @@ class Peers:
             return
         self._contracts.join(peer.link, peer.name, types, contracts, now)
         if peer.worker is None:
-            peer.worker = self._workers.join(peer.link, types, credit, ordered)
+            peer.worker = self._workers.join(peer.link, types, credit, ordered, options.shared)
             dispatcher.on_worker_joined(peer.worker, types, now)
         else:
-            dispatcher.on_worker_rejoined(peer.worker, types, credit, ordered, now)
+            dispatcher.on_worker_rejoined(peer.worker, types, credit, ordered, options.shared, now)
         peer.worker.lease_s = options.lease_s
         self._limit(peer.worker, peer.link, types)
 

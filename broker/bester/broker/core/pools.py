@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bester.broker.core.effects import Link
+from bester.broker.core.grants import Grant
 from bester.broker.core.jobs import Job
 from bester.broker.core.message_groups import MessageGroup
 
@@ -16,7 +17,8 @@ class Worker:
     `lease_s` is how long the worker may be silent while it holds messages (0: as long as others), and at least how long
     it may take. `groups` are the message groups bound to the worker in which messages wait; `groups_next`: their turn
     is next, not the queues'. While `leaving`, the worker gets no new messages; while `is_isolated`, suspects alone, one
-    at a time.
+    at a time; while `is_paused`, nothing: another broker has the exclusive use of its process. `grant`: that which it
+    gives to its brokers in turn, None where it serves this broker alone, or does not say so.
 
     `commands` are those that the worker's key grants, None for every one; a worker that is `limited` may not use every
     command on every type that it serves.
@@ -30,10 +32,12 @@ class Worker:
         "credit",
         "free",
         "full_since",
+        "grant",
         "groups",
         "groups_next",
         "inflight",
         "is_isolated",
+        "is_paused",
         "lease_s",
         "leaving",
         "limited",
@@ -55,6 +59,8 @@ class Worker:
         self.limited = False
         self.leaving = False
         self.is_isolated = False
+        self.is_paused = False
+        self.grant: Grant | None = None
         self.groups: dict[MessageGroup, None] = {}
         self.groups_next = False
         self.overdue = 0

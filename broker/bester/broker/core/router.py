@@ -493,7 +493,10 @@ class Router:
 
     def _receive_common(self, peer: Peer, message: Message | Malformed, now: float) -> None:
         if isinstance(message, Heartbeat):
-            if message.options:
+            if message.options and peer.worker is not None:
+                self._dispatcher.on_signals(peer.worker, message.options, now)
+                self._peers.forget_when_done(peer)
+            elif message.options:
                 self._units.credit.on_report(peer.link, message.options)
             return
         if isinstance(message, Goodbye):

@@ -8,6 +8,9 @@ cleared.
     the worker held the message    counts as a death over it    then the message is
     alone                          yes                          a suspect by itself; those suspected with it are cleared
     with others                    no                           a suspect, in one group with all of them
+
+A worker that serves several brokers holds a message alone if it was given under the worker's `grant` (see `grants`),
+however many messages of this broker it holds.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 ISOLATED_PART = 2
 """Part of a type's workers, one in so many but at least one, that is isolated at most: the others go on with new
 messages."""
+LONG_S = 1.0
+"""Time that a message has been with a worker after which the worker may not be free soon, either."""
 DRAIN_S = 10.0
 """Time for which the last worker of a type gets no new messages so that the worker becomes idle for a suspect, and then
 gets new ones before the next try: new messages wait for less than their timeout, however long the worker is busy."""
@@ -93,9 +98,13 @@ class Suspects:
         queue = self._queues.get(type_)
         return self.take_all(type_) if queue and self._since[type_] <= waits_since(queue[0]) else []
 
+    def waits_for(self, worker: Worker) -> str | None:
+        """Return the type of the next suspect for a worker, None where none of its types has one."""
+        return next((type_ for type_ in self._queues if type_ in worker.pool.types), None)
+
     def next_for(self, worker: Worker) -> QueueItem | None:
         """Return the next suspect for a worker that holds nothing, None where none of its types has one."""
-        type_ = next((type_ for type_ in self._queues if type_ in worker.pool.types), None)
+        type_ = self.waits_for(worker)
         if type_ is None:
             return None
         queue = self._queues[type_] = self._queues.pop(type_)  # types take turns
@@ -118,21 +127,22 @@ class Suspects:
 
     def wanted(self, type_: str, pools: Iterable[Pool], now: float) -> list[Worker]:
         """Return the workers to isolate for the suspects of a type: those that hold one already, or nothing; only where
-        these are too few, workers with the least to finish first. The last worker of a type that has something to
-        finish is isolated for `DRAIN_S` at a time."""
+        these are too few, workers with the least to finish first; of workers that serve several brokers the same ones
+        at each broker, so that the others go on with new messages. The last worker of a type that has something to
+        finish, here or for another broker, is isolated for `DRAIN_S` at a time."""
         workers = [worker for pool in pools for worker in pool.workers]
         count = min(len(self._queues.get(type_, ())), max(1, len(workers) // ISOLATED_PART))
-        ready = [worker for worker in workers if worker.is_isolated and (worker.is_idle or holds_suspect(worker))]
+        ready = [worker for worker in workers if worker in self.isolated and (worker.is_idle or holds_suspect(worker))]
         chosen = ready
         if len(ready) < count:
             taken = set(ready)
             others = (worker for worker in workers if worker not in taken)
-            chosen = ready + nsmallest(count - len(ready), others, key=_how_long)
+            chosen = ready + nsmallest(count - len(ready), others, key=lambda each: _rank(each, now))
         return [worker for worker in chosen if len(workers) > 1 or self._may_drain(worker, now)]
 
     def _may_drain(self, worker: Worker, now: float) -> bool:
         """Return whether the last worker of a type is to take nothing new now, so that a suspect is alone with it."""
-        if worker.is_idle or holds_suspect(worker):
+        if holds_suspect(worker) or (worker.is_idle if worker.grant is None else worker.grant.is_given):
             return True
         return (now - self.drained_since.setdefault(worker, now)) % (2 * DRAIN_S) < DRAIN_S
 
@@ -142,8 +152,13 @@ def holds_suspect(worker: Worker) -> bool:
     return not worker.is_idle and any(job.suspected and not job.is_settled for job in worker.inflight.values())
 
 
-def _how_long(worker: Worker) -> tuple[bool, int]:
+def _rank(worker: Worker, now: float) -> tuple[bool, bool, bool, str, int]:
     """Order workers by how much they have to finish; a worker that holds only settled messages is stuck, and comes
-    last."""
-    held = len(worker.inflight)
-    return held > 0 and worker.is_idle, held
+    last. Workers of several brokers come in an order that is the same at each of them, those first that another one
+    uses, but for those that have held a message for long."""
+    held, grant = len(worker.inflight), worker.grant
+    stuck = held > 0 and worker.is_idle
+    if grant is None:
+        return stuck, True, True, "", held
+    is_long = held > 0 and next(iter(worker.inflight.values())).since < now - LONG_S
+    return stuck, not worker.is_paused, is_long, grant.name, held

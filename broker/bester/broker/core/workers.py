@@ -15,6 +15,7 @@ from itertools import islice
 
 from bester.broker.core.effects import Link
 from bester.broker.core.fair_queue import FairQueue
+from bester.broker.core.grants import Grant, State
 from bester.broker.core.inspection import WorkersState
 from bester.broker.core.jobs import Job
 from bester.broker.core.message_groups import MessageGroup, QueueItem, oldest, sender_of
@@ -37,7 +38,8 @@ class Workers:
     """All workers of a broker, and all messages that wait for one. At most `max_ordered` types may be ordered.
 
     `requeued` names the types with requeued messages that a free worker may take: the caller assigns them. `freed` are
-    workers that may go on with message groups bound to them, and are to be fed.
+    workers that may go on with message groups bound to them, and are to be fed. `told` are workers whose grant has
+    changed: the caller tells their handlers (`Grant.asked`).
     """
 
     def __init__(self, max_ordered: int) -> None:
@@ -53,22 +55,31 @@ class Workers:
         self._suspects = Suspects()
         self.requeued: dict[str, None] = {}
         self.freed: dict[Worker, None] = {}
+        self.told: dict[Worker, None] = {}
 
     # --- joining and leaving ---
 
-    def join(self, link: Link, types: frozenset[str], credit: int, ordered: frozenset[str]) -> Worker:
-        """Add the worker of a handler that has sent HELLO."""
+    def join(
+        self, link: Link, types: frozenset[str], credit: int, ordered: frozenset[str], shared: str | None = None
+    ) -> Worker:
+        """Add the worker of a handler that has sent HELLO. `shared` is its name at all its brokers, where it has
+        several."""
         worker = Worker(link, credit)
+        worker.grant = None if shared is None else Grant(shared)
         self._enlist(worker, types, ordered)
         return worker
 
-    def rejoin(self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str]) -> None:
+    def rejoin(
+        self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str], shared: str | None = None
+    ) -> None:
         """Replace the options of a worker whose handler has sent HELLO again; messages in flight stay with the
         worker."""
-        alone = worker.is_isolated and bool(worker.inflight)
+        alone = worker in self._suspects.isolated and bool(worker.inflight)
         self.leave(worker)
         worker.leaving = False
         worker.credit, worker.free = credit, credit - len(worker.inflight)
+        if worker.grant is None or worker.grant.name != shared:
+            worker.grant = None if shared is None else Grant(shared)
         self._enlist(worker, types, ordered)
         if alone:
             self._isolate(worker)
@@ -92,7 +103,8 @@ class Workers:
         worker.leaving = True
         pool = worker.pool
         pool.remove(worker)
-        worker.is_isolated = False
+        worker.is_isolated = worker.is_paused = False
+        self._end_grant(worker)
         self._suspects.isolated.pop(worker, None)
         self._suspects.drained_since.pop(worker, None)
         self.freed.pop(worker, None)
@@ -120,6 +132,7 @@ class Workers:
         """Remove a dead worker: return its messages in flight, oldest first; message groups bound to the worker are
         free again."""
         self.leave(worker)
+        self.told.pop(worker, None)
         lost = list(worker.inflight.values())
         worker.inflight.clear()
         for job in lost:
@@ -285,7 +298,7 @@ class Workers:
                 for worker in suspects.wanted(type_, self._serving.get(type_, ()), now)
             }
             for worker in wanted:
-                if not worker.is_isolated:
+                if worker not in suspects.isolated:
                     self._isolate(worker)
             self._release(wanted)
         else:
@@ -301,7 +314,8 @@ class Workers:
             self.requeued[type_] = None
 
     def _isolate(self, worker: Worker) -> None:
-        worker.pool.isolate(worker)
+        if not worker.is_isolated:
+            worker.pool.isolate(worker)
         self._suspects.isolated[worker] = None
 
     def _release(self, wanted: Container[Worker] = ()) -> None:
@@ -310,19 +324,74 @@ class Workers:
             worker for worker in self._suspects.isolated if worker not in wanted and not holds_suspect(worker)
         ]:
             del self._suspects.isolated[worker]
-            worker.pool.reinstate(worker)
-            self.requeued.update(worker.pool.queued_types)
-            if worker.groups:
-                self.freed[worker] = None
+            self._end_grant(worker)
+            if not worker.is_paused:
+                self._reinstate(worker)
+
+    def _reinstate(self, worker: Worker) -> None:
+        """Let a worker take new messages again, and those of its message groups."""
+        worker.pool.reinstate(worker)
+        self.requeued.update(worker.pool.queued_types)
+        if worker.groups:
+            self.freed[worker] = None
 
     def _next_suspect(self, worker: Worker) -> Job | None:
-        """Return the next suspect for an isolated worker, None where the worker has messages to finish first."""
-        item = self._suspects.next_for(worker) if worker.is_idle else None
+        """Return the next suspect for an isolated worker, None where the worker has messages to finish first, here or
+        for another broker."""
+        grant = worker.grant
+        if not worker.is_idle or (grant is not None and not self._is_granted(worker, grant)):
+            return None
+        item = self._suspects.next_for(worker)
         if item is None:
             return None
         job = self._bind(item, worker)
         self._count_out(job.type, 1, len(job.body))
+        if grant is not None:
+            grant.go("given")
+            grant.suspect = job
         return job
+
+    # --- workers of several brokers ---
+
+    def _is_granted(self, worker: Worker, grant: Grant) -> bool:
+        """Return whether an idle worker may be given a suspect; ask its handler, where one waits."""
+        if grant.state is State.GRANTED:
+            return True
+        if self._suspects.waits_for(worker) is not None and grant.go("wanted"):
+            grant.suspect = None
+            self.told[worker] = None
+        return False
+
+    def _awaits_grant(self, worker: Worker) -> bool:
+        """Return whether a suspect waits for the worker's grant."""
+        return worker.grant is not None and worker.grant.is_asked and self._suspects.waits_for(worker) is not None
+
+    def _end_grant(self, worker: Worker) -> None:
+        if worker.grant is not None and worker.grant.go("released"):
+            self.told[worker] = None
+
+    def grant(self, worker: Worker, number: int) -> None:
+        """Take in that a handler grants its exclusive use, under the number of the question."""
+        if worker.grant is not None and worker.grant.asked == number and worker.grant.go("granted"):
+            worker.is_paused = False
+
+    def pause(self, worker: Worker) -> None:
+        """Give nothing to a worker that is in another broker's exclusive use."""
+        if not worker.leaving and not worker.is_paused:
+            worker.is_paused = True
+            if not worker.is_isolated:
+                worker.pool.isolate(worker)
+
+    def unpause(self, worker: Worker) -> None:
+        """Count on a paused worker again."""
+        if worker.is_paused:
+            worker.is_paused = False
+            if worker not in self._suspects.isolated:
+                self._reinstate(worker)
+
+    def take_back(self, job: Job) -> None:
+        """Count a job that its worker has not begun out of its message group; the caller requeues the job."""
+        self._leave_group(job, first=True)
 
     def _bind(self, item: QueueItem, worker: Worker) -> Job:
         """Take the first job of an item that has left its queue; a message group is bound to the worker from now on."""
@@ -496,10 +565,13 @@ class Workers:
         if worker.free <= 0 or worker.leaving:
             return None
         if worker.is_isolated:
-            suspect = self._next_suspect(worker)
-            if suspect is not None or not worker.is_idle:
-                return suspect
-            self._release()
+            if worker in self._suspects.isolated:
+                suspect = self._next_suspect(worker)
+                if suspect is not None or not worker.is_idle or self._awaits_grant(worker):
+                    return suspect
+                self._release([each for each in self._suspects.isolated if self._awaits_grant(each)])
+            if worker.is_isolated:
+                return None
         types = worker.pool.queued_types
         groups = worker.groups
         group = self._next_group(worker) if groups else None

@@ -96,7 +96,8 @@ class Welcome(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """Sign of life. `options` between broker and bridge: the bridge's credit, and what it has unreported."""
+    """Sign of life. `options` between broker and bridge: the bridge's credit, and what it has unreported; between
+    broker and a handler of several brokers: `exclusive`, `paused` and `unbegun`."""
 
     options: Meta | None = None
 

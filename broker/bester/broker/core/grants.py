@@ -1,0 +1,77 @@
+"""Exclusive use of a handler that serves several brokers: asked for by a broker, granted by the handler.
+
+A broker knows which messages it has given to a handler itself, and not those of others. So a suspect is alone with such
+a handler only while the handler has granted this broker its exclusive use: it holds nothing of other brokers then, and
+gets nothing of them. Each grant is for one suspect; the handler's brokers take turns.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from bester.broker.core.jobs import Job
+
+
+class State(Enum):
+    NONE = "none"
+    ASKED = "asked"  # the handler was asked, and finishes what it holds of other brokers
+    GRANTED = "granted"  # the next suspect is alone with the handler
+    USED = "used"  # the suspect was given
+
+
+Event = Literal["wanted", "granted", "given", "released"]
+
+# Transitions of a grant. An event that is not listed for a state changes nothing.
+#
+#   event      wanted     the handler holds nothing of this broker, and a suspect waits: it is asked, under a new number
+#              granted    the handler has granted what was asked last
+#              given      the handler was given a suspect
+#              released   the handler is isolated no more: it is told so
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.NONE, "wanted"): State.ASKED,
+    (State.ASKED, "granted"): State.GRANTED,
+    (State.GRANTED, "given"): State.USED,
+    (State.USED, "wanted"): State.ASKED,
+    (State.ASKED, "released"): State.NONE,
+    (State.GRANTED, "released"): State.NONE,
+    (State.USED, "released"): State.NONE,
+}
+
+
+class Grant:
+    """Grant of one worker. `name` is the one that its process has at every broker; `number` is that of the last
+    question. `suspect` was given under this grant last: a death over it alone proves something."""
+
+    __slots__ = ("name", "number", "state", "suspect")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.number = 0
+        self.state = State.NONE
+        self.suspect: Job | None = None
+
+    def go(self, event: Event) -> bool:
+        """Take in an event; return whether it has changed the state."""
+        state = TRANSITIONS.get((self.state, event))
+        if state is None:
+            return False
+        self.state = state
+        self.number += state is State.ASKED
+        return True
+
+    @property
+    def is_asked(self) -> bool:
+        """Return whether the handler is to answer."""
+        return self.state is State.ASKED
+
+    @property
+    def is_given(self) -> bool:
+        """Return whether this broker has the exclusive use of the handler."""
+        return self.state in (State.GRANTED, State.USED)
+
+    @property
+    def asked(self) -> int:
+        """Number of the question that waits for its answer, 0 for none: what the handler is told."""
+        return self.number if self.is_asked else 0
