@@ -13,7 +13,7 @@ import zmq
 from bester.broker.curve import CurveSocket, Zap
 from bester.broker.fabric_socket import RECEIVED_AT_ONCE, Frames
 from bester.broker.keys import KeyPair
-from bester.broker.long_messages import HELD_OFF, MOST_FRAMES, WHY, LongMessages
+from bester.broker.long_messages import HELD_OFF, MOST_FRAMES, SHORT_FRAMES, WHY, LongMessages
 from bester.broker.wire.messages import MAX_FRAMES
 from tests.keyed import KeyedParty, Pair, free_port, new_pair
 from tests.live import DEADLINE_S
@@ -161,7 +161,8 @@ async def test_message_of_many_frames_is_received_in_parts_and_is_whole(count: i
             few.close()
 
 
-async def test_party_with_too_many_long_messages_is_cut_with_all_its_links_and_held_off() -> None:
+@pytest.mark.parametrize("frames", [MAX_FRAMES, SHORT_FRAMES + 32])
+async def test_party_with_too_many_long_messages_is_cut_with_all_its_links_and_held_off(frames: int) -> None:
     """What it had sent before is not passed on, and another party's messages are."""
     async with door() as here:
         links = [party(here.port, PAIRS["endless"]) for _ in range(3)]
@@ -171,8 +172,8 @@ async def test_party_with_too_many_long_messages_is_cut_with_all_its_links_and_h
                 await link.send_frames(b"first")
             await here.until(partial(here.has_read, 4))
             quiet, *many = links
-            for number in range(MOST_FRAMES // MAX_FRAMES * 4):
-                await many[number % 2].send_frames(*[b"x"] * MAX_FRAMES)
+            for number in range(MOST_FRAMES // frames * 4):
+                await many[number % 2].send_frames(*[b"x"] * frames)
             await quiet.send_frames(b"never")
             await here.until(lambda: here.refused)
             assert here.refused == [("127.0.0.1", PAIRS["endless"].public, WHY)]

@@ -21,7 +21,7 @@ from zmq.utils import z85
 
 from bester.broker.fabric_socket import RECEIVED_AT_ONCE, FabricSocket, Frames
 from bester.broker.keys import KeyPair
-from bester.broker.long_messages import HELD_OFF, WHY, LongMessages
+from bester.broker.long_messages import HELD_OFF, SHORT_FRAMES, WHY, LongMessages
 from bester.broker.share import PART, Share
 from bester.broker.turn import Turn
 from bester.broker.unread import Unread
@@ -190,12 +190,14 @@ class CurveSocket(FabricSocket):
                 if (first.bytes, came_by) in self._dropped:
                     self._skipping = True
                     return []
-            if not self._receive_some(frames, flags):
-                if self._long.allow(frames[1].decode(), RECEIVED_AT_ONCE, time.monotonic()):
-                    self._begun = frames, came_by
-                else:
-                    self._hold_off(frames[0], came_by)
-                    self._skipping = True
+            before = len(frames)
+            is_whole = self._receive_some(frames, flags)
+            if len(frames) > SHORT_FRAMES and not self._allow(frames, len(frames) - before):
+                self._hold_off(frames[0], came_by)
+                self._skipping = not is_whole
+                return []
+            if not is_whole:
+                self._begun = frames, came_by
                 return []
             identity, key = frames[:2]
             self.unread.heard.add(came_by)
@@ -215,6 +217,10 @@ class CurveSocket(FabricSocket):
                 self._hold_off(identity, came_by)
                 return []
             return frames
+
+    def _allow(self, frames: Frames, received: int) -> bool:
+        """Count the frames that were received of a long message; return whether its party may have sent them."""
+        return self._long.allow(frames[1].decode(), received, time.monotonic())
 
     def _hold_off(self, identity: bytes, came_by: tuple[bytes, int]) -> None:
         """End all links of the party of this connection, and pass on no message of theirs."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-SHORT_FRAMES = 256
-"""Frames of a message that are not counted: a batch is closed at 1 MiB of bodies, and only bodies above 16 KiB have
-frames of their own, so that none but a single reply has more. Reading them takes some tenths of a millisecond."""
+SHORT_FRAMES = 96
+"""Frames of a message that is not counted: a batch is closed at 1 MiB of bodies, and only bodies above 16 KiB have
+frames of their own, so that none but a single reply has more. Reading them takes some hundredths of a millisecond: a
+hundred links with one each are read in some turns."""
 FRAMES_A_SECOND = 16_384
 """Frames of long messages of one party in a second: one message of the most frames. Ten milliseconds of reading."""
 MOST_FRAMES = 3 * FRAMES_A_SECOND
