@@ -13,6 +13,7 @@ import zmq
 from bester.broker.curve import CurveSocket, Zap
 from bester.broker.fabric_socket import RECEIVED_AT_ONCE, Frames
 from bester.broker.keys import KeyPair
+from bester.broker.long_messages import HELD_OFF, MOST_FRAMES, SHORT_FRAMES, WHY, LongMessages
 from bester.broker.wire.messages import MAX_FRAMES
 from tests.keyed import KeyedParty, Pair, free_port, new_pair
 from tests.live import DEADLINE_S
@@ -30,11 +31,13 @@ class Door:
     ) -> None:
         self.read: list[Frames] = []
         self.refused: list[tuple[str, str, str]] = []
+        self.gone: list[tuple[bytes, bytes]] = []
         known = {PAIRS["honest"].public, PAIRS["endless"].public}
-        self.zap = Zap(context, known, lambda *refused: self.refused.append(refused))
+        longs = LongMessages()
+        self.zap = Zap(context, known, lambda *refused: self.refused.append(refused), longs)
         self.socket = CurveSocket(
-            context, KeyPair(*PAIRS["server"]), on_frames or self.read.append, lambda *_: None,
-            lambda *refused: self.refused.append(refused),
+            context, KeyPair(*PAIRS["server"]), on_frames or self.read.append, lambda *link: self.gone.append(link),
+            lambda *refused: self.refused.append(refused), long_messages=longs,
         )  # fmt: skip
         self.port = free_port()
         self.socket.socket.bind(f"tcp://127.0.0.1:{self.port}")
@@ -156,6 +159,36 @@ async def test_message_of_many_frames_is_received_in_parts_and_is_whole(count: i
         finally:
             many.close()
             few.close()
+
+
+@pytest.mark.parametrize("frames", [MAX_FRAMES, SHORT_FRAMES + 32])
+async def test_party_with_too_many_long_messages_is_cut_with_all_its_links_and_held_off(frames: int) -> None:
+    """What it had sent before is not passed on, and another party's messages are."""
+    async with door() as here:
+        links = [party(here.port, PAIRS["endless"]) for _ in range(3)]
+        honest = party(here.port, PAIRS["honest"])
+        try:
+            for link in (*links, honest):
+                await link.send_frames(b"first")
+            await here.until(partial(here.has_read, 4))
+            quiet, *many = links
+            for number in range(MOST_FRAMES // frames * 4):
+                await many[number % 2].send_frames(*[b"x"] * frames)
+            await quiet.send_frames(b"never")
+            await here.until(lambda: here.refused)
+            assert here.refused == [("127.0.0.1", PAIRS["endless"].public, WHY)]
+            assert [key for _, key in here.gone] == [PAIRS["endless"].public.encode()] * 3
+            told = len(here.read)
+            await honest.send_frames(b"second")
+            await here.until(partial(here.has_read, told + 1))
+            assert here.read[-1][2:] == [b"second"]
+            again = party(here.port, PAIRS["endless"])
+            links.append(again)
+            assert await again.handshake() == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            assert ("127.0.0.1", PAIRS["endless"].public, HELD_OFF) in here.refused
+        finally:
+            for link in (*links, honest):
+                link.close()
 
 
 async def test_connection_without_a_handshake_ends(monkeypatch: pytest.MonkeyPatch) -> None:

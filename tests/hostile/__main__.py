@@ -3,8 +3,9 @@
 Prints how the honest fared alone and beside each, and ends with 1 where a letter was lost or misdelivered, or the
 server's memory grew above its bound. Times are shown beside the goal (p99 at most doubled), and judge nothing. The
 hostile programs run while nobody else needs their processor (SCHED_IDLE; `nice -n 19` where the system has none), for
-real ones have processors of their own; how long the server stood without a processor says how much of the times is the
-machine's and not the server's.
+real ones have processors of their own. Those of one machine are shared all the same: beside a program that connects to
+nobody, and burns as much, the honest show what the machine alone costs. How long the server stood without a processor
+says how much of the times is the machine's and not the server's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import NoReturn
 
 from tests.hostile.bounds import names_of
 from tests.hostile.honest import WAYS
-from tests.hostile.play import ALL, PARTIES, Beside, play
+from tests.hostile.play import ALL, CONTROL, PARTIES, Beside, called, play
 
 MIB = 1 << 20
 
@@ -49,7 +50,7 @@ def told(rows: Sequence[Beside]) -> list[str]:
     alone: Beside | None = None
     for row in rows:
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(row.outcomes.items()))
-        lines.append(f"{f'hostile {row.party}' if row.party else 'alone'}: {len(row.phase.sent)} letters: {outcomes}")
+        lines.append(f"{called(row.party)}: {len(row.phase.sent)} letters: {outcomes}")
         for way in WAYS:
             text = f"    {way.name}: p99 {row.phase.p99_ms(way.name):.1f} ms"
             if alone is not None and row.party:
@@ -61,8 +62,11 @@ def told(rows: Sequence[Beside]) -> list[str]:
         if row.party is None:
             alone = row
             continue
-        did = ", ".join(f"{count} {what}" for what, count in sorted(row.did.items()))
         lines.append(f"    {len(row.lost)} lost, {len(row.strays) + row.seen} misdelivered, {len(row.twice)} twice")
+        lines.append(f"    it kept {row.burned:.2f} processors busy")
+        if row.party == CONTROL:
+            continue
+        did = ", ".join(f"{count} {what}" for what, count in sorted(row.did.items()))
         grown, bound = row.grown_bytes / MIB, row.bound_bytes / MIB
         lines.append(f"    memory grew by {grown:.0f} MiB; bound {bound:.0f} MiB: {names_of(row.party)}")
         lines.append(f"    it did: {did}")
@@ -79,6 +83,12 @@ def main() -> int:
         help="this one alone, or all at once (default: one after the other)",
     )
     parser.add_argument("--manner", default=None, help="one of the party's manners alone, as `pings` of a user")
+    parser.add_argument(
+        "--control",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure beside a program that only spins, too, for as long as each party's",
+    )
     parser.add_argument("--seed", type=int, default=None, help="what chooses their moves (default: by chance)")
     options = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
@@ -91,8 +101,10 @@ def main() -> int:
     rows: list[Beside] = []
     try:
         for number, party in enumerate(options.party or PARTIES):
-            rows += asyncio.run(play([party], options.seconds, seed + number, show, manner=options.manner))
-            print("\n".join(told(rows[-2:])), flush=True)
+            played = play([party], options.seconds, seed + number, show, manner=options.manner, control=options.control)
+            found = asyncio.run(played)
+            print("\n".join(told(found)), flush=True)
+            rows += found
     except KeyboardInterrupt:
         return 130
     except (AssertionError, OSError, RuntimeError) as error:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -61,6 +62,12 @@ def processor_s(pid: int) -> Processor:
     except (OSError, ValueError):
         return Processor(0.0, 0.0)
     return Processor(int(ran_ns) / 1e9, int(stood_ns) / 1e9)
+
+
+def threads_ran_s(pid: int) -> dict[int, float]:
+    """Return for how many seconds each thread of a process has run, by its number; nothing where the system does not
+    tell."""
+    return {int(task.name): processor_s(int(task.name)).ran for task in Path("/proc").glob(f"{pid}/task/*")}
 
 
 class Stand:
@@ -172,13 +179,16 @@ def _accounts(directory: Path, names: tuple[str, ...]) -> None:
 
 
 class Attack:
-    """A hostile program in a process of its own, which attacks from `begin` to `stop`. A program that `yields` runs
-    while nobody else needs its processor."""
+    """A hostile program in a process of its own, which attacks from `begin` to `stop`. A program that `yields`, as the
+    spec says, runs while nobody else needs its processor."""
 
-    def __init__(self, party: str, spec: dict[str, Any], seed: int, *, yields: bool) -> None:
-        spec = {**spec, "yields": yields}
+    def __init__(self, party: str, spec: dict[str, Any], seed: int) -> None:
         command = [sys.executable, "-m", f"tests.hostile.{party}", json.dumps(spec), str(seed)]
         self.party = party
+        self._ran_s: dict[int, float] = {}
+        self._began = 0.0
+        self.shares: list[float] = []
+        """Share of a processor that each thread of the program had from its `begin` to its `stop`."""
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def begin(self) -> None:
@@ -190,9 +200,13 @@ class Attack:
         line = self._process.stdout.readline() if ready else "nothing"
         if line.strip() != AT_WORK:
             raise RuntimeError(f"the hostile {self.party} ended before it began: {line!r}")
+        self._ran_s, self._began = threads_ran_s(self._process.pid), time.monotonic()
 
     def stop(self) -> dict[str, int]:
         """End the program; return its counts. Raises RuntimeError where the program did not end well."""
+        span_s = time.monotonic() - self._began
+        ran_s = threads_ran_s(self._process.pid)
+        self.shares = [(ran_s[thread] - self._ran_s.get(thread, 0.0)) / span_s for thread in ran_s]
         try:
             printed, _ = self._process.communicate("stop\n", timeout=STOP_S)
         except subprocess.TimeoutExpired:

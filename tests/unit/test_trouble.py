@@ -21,6 +21,7 @@ def attempt(*events: Event, keys: bool = True) -> Attempt:
         (("refused", "refused"), Found.REFUSED, "nothing listens at tcp://h:1"),
         (("refused", "connected"), Found.OPEN, "does not answer"),
         (("connected", "auth"), Found.UNKNOWN_KEY, "does not know our key OWN"),
+        (("connected", "held off"), Found.HELD_OFF, "lets us in later"),
         (("connected", "cut", "connected", "cut", "curve"), Found.OTHER_KEY, "not the key of s2"),
         (("connected", "cut", "connected", "cut", "foreign"), Found.FOREIGN, "not a Bester fabric"),
         (("connected", "cut", "refused"), Found.REFUSED, "nothing listens"),

@@ -21,6 +21,7 @@ from zmq.utils import z85
 
 from bester.broker.fabric_socket import RECEIVED_AT_ONCE, FabricSocket, Frames
 from bester.broker.keys import KeyPair
+from bester.broker.long_messages import HELD_OFF, SHORT_FRAMES, WHY, LongMessages
 from bester.broker.share import PART, Share
 from bester.broker.turn import Turn
 from bester.broker.unread import Unread
@@ -59,33 +60,49 @@ _EVENTS = (
 _FAILED = (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 CRYPTOGRAPHIC = 0x11000001
 """ZMTP error of a party that has encrypted for another key than this server's."""
+LATER = b"500"
+"""ZAP's status for a known key that is held off: with 300, of a failure that passes, libzmq ends the connection without
+a word, as it does after a wrong key of the server."""
 OnRefused = Callable[[str, str, str], None]
 """Called with the address of a refused party, its key (empty where it showed none), and the reason."""
 
 
 class Zap:
-    """ZAP handler of one context: lets in the keys of `known`. Make it before any socket of the context binds."""
+    """ZAP handler of one context: lets in the keys of `known`, unless `long_messages` hold them off. Make it before any
+    socket of the context binds."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], known: Container[str], on_refused: OnRefused) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        known: Container[str],
+        on_refused: OnRefused,
+        long_messages: LongMessages | None = None,
+    ) -> None:
         self._known = known
+        self._long = long_messages or LongMessages()
         self._on_refused = on_refused
         self._socket = FabricSocket(context, zmq.REP, self._answer)
         self._socket.socket.bind(ZAP_ENDPOINT)
         self._socket.register()
 
     def _answer(self, frames: Frames) -> None:
-        reply, refused = zap_reply(frames, self._known)
+        reply, refused = zap_reply(frames, self._known, self._is_held_off)
         if refused is not None:
-            self._on_refused(*refused, "the key is not known here")
+            self._on_refused(*refused, HELD_OFF if reply[2] == LATER else "the key is not known here")
         self._socket.send(reply)
         self._socket.look_again()
+
+    def _is_held_off(self, key: str) -> bool:
+        return self._long.is_held_off(key, time.monotonic())
 
     def close(self) -> None:
         """Answer no more."""
         self._socket.close()
 
 
-def zap_reply(frames: Sequence[bytes], known: Container[str]) -> tuple[list[bytes], tuple[str, str] | None]:
+def zap_reply(
+    frames: Sequence[bytes], known: Container[str], is_held_off: Callable[[str], bool] = lambda key: False
+) -> tuple[list[bytes], tuple[str, str] | None]:
     """Return the frames that answer a ZAP request, and address and key of a party that is refused, None for one that is
     let in. Frames that are missing are empty; nothing in a request raises."""
     version, request, _, address, _, mechanism, credential = [*frames, *[b""] * 7][:7]
@@ -93,6 +110,8 @@ def zap_reply(frames: Sequence[bytes], known: Container[str]) -> tuple[list[byte
     if mechanism == b"CURVE" and len(credential) == KEY_BYTES:
         key = z85.encode(credential).decode()
     if key and key in known:
+        if is_held_off(key):
+            return [version, request, LATER, b"the key is held off", b"", b""], (address.decode(errors="replace"), key)
         return [version, request, b"200", b"", key.encode(), b""], None
     return [version, request, b"400", b"the key is not known", b"", b""], (address.decode(errors="replace"), key)
 
@@ -102,7 +121,8 @@ class CurveSocket(FabricSocket):
     `as_bytes` copies those from LARGE_BYTES on.
 
     `on_gone(routing_id, key)` is called when a connection over which messages came has ended and its messages were
-    read, or when its routing id has passed to another connection.
+    read, or when its routing id has passed to another connection. A party with more long messages than `long_messages`
+    allow is cut with all its connections, of which nothing more is passed on.
     """
 
     def __init__(
@@ -113,6 +133,7 @@ class CurveSocket(FabricSocket):
         on_gone: Callable[[bytes, bytes], None],
         on_refused: OnRefused,
         turn: Turn | None = None,
+        long_messages: LongMessages | None = None,
     ) -> None:
         super().__init__(context, zmq.ROUTER, on_frames, turn)
         self.socket.curve_server = True
@@ -134,6 +155,10 @@ class CurveSocket(FabricSocket):
         self._connections: dict[int, bytes] = {}  # routing id by descriptor
         self._ended: dict[bytes, tuple[bytes, int]] = {}  # connections that have ended, until all messages are read
         self._addresses: dict[int, str] = {}  # by descriptor
+        self._long = long_messages or LongMessages()
+        self._dropped: dict[
+            tuple[bytes, tuple[bytes, int]], bool
+        ] = {}  # links that were cut: has the connection ended?
         self.unread = Unread()
         self._failed: tuple[int, int] | None = None  # event and value of a handshake; its descriptor comes next
         self.watch(_EVENTS, self._on_event)
@@ -162,7 +187,16 @@ class CurveSocket(FabricSocket):
                 key = str(first.get("User-Id")).encode()
                 came_by = (key, int(first.get(zmq.SRCFD)))
                 frames = [first.bytes, key]
-            if not self._receive_some(frames, flags):
+                if (first.bytes, came_by) in self._dropped:
+                    self._skipping = True
+                    return []
+            before = len(frames)
+            is_whole = self._receive_some(frames, flags)
+            if len(frames) > SHORT_FRAMES and not self._allow(frames, len(frames) - before):
+                self._hold_off(frames[0], came_by)
+                self._skipping = not is_whole
+                return []
+            if not is_whole:
                 self._begun = frames, came_by
                 return []
             identity, key = frames[:2]
@@ -179,7 +213,27 @@ class CurveSocket(FabricSocket):
                 self._on_gone(identity, holder[0])
             self._holders[identity] = came_by
             self._connections[came_by[1]] = identity
+            if self._long.is_held_off(key.decode(), time.monotonic()):  # its handshake was over before
+                self._hold_off(identity, came_by)
+                return []
             return frames
+
+    def _allow(self, frames: Frames, received: int) -> bool:
+        """Count the frames that were received of a long message; return whether its party may have sent them."""
+        return self._long.allow(frames[1].decode(), received, time.monotonic())
+
+    def _hold_off(self, identity: bytes, came_by: tuple[bytes, int]) -> None:
+        """End all links of the party of this connection, and pass on no message of theirs."""
+        key, descriptor = came_by
+        self._on_refused(self._addresses.get(descriptor, UNSEEN), key.decode(), WHY)
+        links = {each: holder for each, holder in self._holders.items() if holder[0] == key}
+        for each, holder in (links | {identity: came_by}).items():
+            self._dropped[each, holder] = False
+            self.unread.cut(holder[1])
+        for each, holder in links.items():
+            del self._holders[each]
+            self._connections.pop(holder[1], None)
+            self._on_gone(each, key)
 
     def _receive_some(self, frames: Frames, flags: int) -> bool:
         """Receive some more frames of a message, of which one follows at least. Return whether it is whole, or cut."""
@@ -221,7 +275,8 @@ class CurveSocket(FabricSocket):
             return
         super()._drain()
         self._share.end(self._drained_s)
-        if self._ended and self._loop is not None and not self.has_unread():
+        if (self._ended or self._dropped) and self._loop is not None and not self.has_unread():
+            self._dropped = {link: False for link, has_ended in self._dropped.items() if not has_ended}
             ended, self._ended = self._ended, {}
             for identity, connection in ended.items():
                 if self._holders.get(identity) == connection:
@@ -241,6 +296,8 @@ class CurveSocket(FabricSocket):
             failed, self._failed = self._failed, None
             if failed is not None:
                 self._on_refused(address, "", _reason(*failed))
+            for link in self._dropped:
+                self._dropped[link] |= link[1][1] == value
             identity = self._connections.pop(value, None)
             if identity is not None:
                 self._ended[identity] = self._holders[identity]

@@ -56,6 +56,8 @@ class Monitor:
 
 
 MECHANISM_MISMATCH = 0x11000002
+HELD_OFF = 500
+"""ZAP's status for a party that is held off (`curve.LATER`)."""
 _PLAIN_EVENTS: dict[int, Event] = {
     zmq.EVENT_CONNECTED: "connected",
     zmq.EVENT_CLOSED: "refused",
@@ -76,6 +78,8 @@ def event_of(event: int, value: int) -> Event:
     """Return an event of CONNECTING in the words of `wire.trouble`."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MECHANISM_MISMATCH:
         return "mechanism"
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and value == HELD_OFF:
+        return "held off"
     return _PLAIN_EVENTS[event]
 
 

@@ -23,13 +23,16 @@ class Found(Enum):
     OPEN = "open"  # connected; no handshake yet
     SECURED = "secured"  # the handshake is complete
     CUT = "cut"  # the other side has ended the connection in the handshake
+    HELD_OFF = "held off"  # the other side has cut us for what we sent, and lets us in later
     UNKNOWN_KEY = "unknown key"  # the other side does not know our key
     OTHER_KEY = "other key"  # the other side has another key than the one configured
     OTHER_SECURITY = "other security"  # only one of the sides encrypts
     FOREIGN = "foreign"  # no ZeroMQ
 
 
-Event = Literal["connected", "refused", "secured", "ended", "cut", "auth", "mechanism", "protocol", "curve", "foreign"]
+Event = Literal[
+    "connected", "refused", "secured", "ended", "cut", "auth", "held off", "mechanism", "protocol", "curve", "foreign"
+]
 
 # State of knowledge after an event. An event that is not listed changes nothing.
 #
@@ -39,6 +42,7 @@ Event = Literal["connected", "refused", "secured", "ended", "cut", "auth", "mech
 #              ended      the connection has ended after the handshake, or before any
 #              cut        the connection was ended within the handshake
 #              auth       the other side has refused our key
+#              held off   the other side lets us in later
 #              mechanism  the other side has another security mechanism
 #              protocol   the handshake broke the protocol
 #              curve      after `cut`: what listens there says that it speaks CURVE
@@ -56,6 +60,8 @@ FINDINGS: dict[tuple[Found, Event], Found] = {
     (Found.OPEN, "cut"): Found.CUT,
     (Found.OPEN, "auth"): Found.UNKNOWN_KEY,
     (Found.CUT, "auth"): Found.UNKNOWN_KEY,
+    (Found.OPEN, "held off"): Found.HELD_OFF,
+    (Found.CUT, "held off"): Found.HELD_OFF,
     (Found.OPEN, "mechanism"): Found.OTHER_SECURITY,
     (Found.CUT, "mechanism"): Found.OTHER_SECURITY,
     (Found.OPEN, "protocol"): Found.FOREIGN,
@@ -63,7 +69,7 @@ FINDINGS: dict[tuple[Found, Event], Found] = {
     (Found.CUT, "curve"): Found.OTHER_KEY,
     (Found.CUT, "foreign"): Found.FOREIGN,
 }
-FINAL = frozenset({Found.UNKNOWN_KEY, Found.OTHER_KEY, Found.OTHER_SECURITY, Found.FOREIGN})
+FINAL = frozenset({Found.HELD_OFF, Found.UNKNOWN_KEY, Found.OTHER_KEY, Found.OTHER_SECURITY, Found.FOREIGN})
 """After these no answer comes on this socket, however long it is waited for."""
 
 
@@ -116,12 +122,13 @@ class Attempt:
         if self.found is Found.FOREIGN:
             or_plain = "" if self._own is None else ", or not one that encrypts"  # libzmq does not always tell which
             return f"something listens at {where}, but not a Bester fabric{or_plain}"
-        if self.found is Found.REFUSED:
-            return f"nothing listens at {where}"
-        if self.found is Found.OPEN:
-            return f"something listens at {where} and does not answer: not a Bester fabric, or one that is stopped"
-        if self.found is Found.CUT:
-            return f"the connection to {where} {CUT_SHORT}"
-        if self.found is Found.SILENT:
-            return f"no answer from {where}: the address may be wrong, the machine down, or a firewall in the way"
-        return f"no message from {where}"
+        silent = "the address may be wrong, the machine down, or a firewall in the way"
+        stopped = "not a Bester fabric, or one that is stopped"
+        texts = {
+            Found.HELD_OFF: f"{called} at {where} has cut our links for what they sent; it lets us in later",
+            Found.REFUSED: f"nothing listens at {where}",
+            Found.OPEN: f"something listens at {where} and does not answer: {stopped}",
+            Found.CUT: f"the connection to {where} {CUT_SHORT}",
+            Found.SILENT: f"no answer from {where}: {silent}",
+        }
+        return texts.get(self.found, f"no message from {where}")
