@@ -13,15 +13,13 @@ from msgspec import Raw
 
 from bester.bridge.frames import frame
 from bester.broker.wire.codes import CODES
-from bester.broker.wire.json_text import DEPTH_LIMIT, TOO_DEEP, UNPAIRED, is_utf8, too_deep, with_unpaired
+from bester.broker.wire.json_text import SHALLOW_BYTES, TOO_DEEP, UNPAIRED, is_utf8, too_deep, with_unpaired
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TOKEN, MAX_TTL_S, Meta
 from bester.broker.wire.notes import safe_note
 from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT, failed
 from bester.broker.wire.traceparent import sound
 
 NULL = b"null"
-SHALLOW_BYTES = 2 * DEPTH_LIMIT
-"""JSON text that is no longer cannot nest deeper than DEPTH_LIMIT: every level has two brackets."""
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _text = msgspec.json.Encoder().encode
 

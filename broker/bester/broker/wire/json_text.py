@@ -14,7 +14,8 @@ import msgspec
 
 DEPTH_LIMIT = 64
 """Deepest nesting: deeper text costs a parser stack, and no protocol for people needs more."""
-
+SHALLOW_BYTES = 2 * DEPTH_LIMIT
+"""JSON text that is no longer cannot nest deeper than DEPTH_LIMIT: every level has two brackets."""
 TOO_DEEP = f"nested deeper than {DEPTH_LIMIT}"
 UNPAIRED = "a surrogate escape (\\ud800 to \\udfff) without the other half of its pair"
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
@@ -92,7 +93,7 @@ def fault(text: bytes) -> str | None:
     """Return the fault of `text` as a JSON body, or None."""
     if not text.isascii() and not is_utf8(text):
         return "not UTF-8"
-    if len(text) > DEPTH_LIMIT and too_deep(text):
+    if len(text) > SHALLOW_BYTES and too_deep(text):
         return TOO_DEEP
     try:
         _skip(text)
