@@ -151,8 +151,8 @@ async def test_command_ends_while_the_name_server_hangs() -> None:
                 process = await Process.start(*argv, cwd=here, env={**HUNG, "BESTER_PASSWORD": "x"})
                 status = await asyncio.wait_for(process.process.wait(), DEADLINE_S)
                 assert status == 1
+                await process.end()  # all of its lines are read
                 assert expected in "\n".join(process.lines)
-                await process.end()
 
 
 def server_says(address: str, to: LiveServer, claimed: str | None, data: Any = 1) -> dict[str, Any]:
