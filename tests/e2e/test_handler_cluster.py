@@ -15,7 +15,19 @@ from typing import Any
 import pytest
 
 from bester.broker.wire.codes import BesterError
-from bester.broker.wire.messages import Answer, Ask, Command, Emit, Error, Goodbye, Heartbeat, Hello, Outcome, Reply
+from bester.broker.wire.messages import (
+    Answer,
+    Ask,
+    Command,
+    Emit,
+    Error,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Outcome,
+    Reply,
+    Welcome,
+)
 from bester.handlers import App, Message, send_clients
 from bester.handlers.cluster import Cluster
 from tests.e2e.broker_stand_in import StandIn, request
@@ -231,6 +243,20 @@ async def test_messages_held_for_another_broker_that_asks_no_more_are_handled_in
             go_on.release()
         assert sorted(await second.replies(2)) == [2, 3]
         assert [begun.get_nowait() for _ in range(begun.qsize())] == ["2", "3"]
+
+
+async def test_second_welcome_of_a_paused_link_loses_nothing_that_is_held(folder: Path) -> None:
+    begun: asyncio.Queue[str] = asyncio.Queue()
+    go_on = asyncio.Semaphore(0)
+    app = held_app(begun, go_on.acquire)
+    async with running(app, folder, exclusive=True) as ((first, second), _), asyncio.timeout(DEADLINE_S):
+        first.send(Heartbeat({"exclusive": 1}))
+        assert await second.signal() == {"paused": 1}
+        second.send(request(1, b"1", "plain"), Welcome(1, "s1", second.options))
+        assert await second.signal() == {"paused": 2}
+        second.send(Heartbeat({"paused": 2}))
+        assert await second.signal() == {"unbegun": [1]}
+        assert await first.signal() == {"exclusive": 1}
 
 
 async def test_stop_hands_back_what_is_held(folder: Path) -> None:

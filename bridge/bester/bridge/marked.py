@@ -8,7 +8,7 @@ the second one for the recipient, though its broker takes it for the first. So i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from bester.broker.wire.messages import Deliver, Forward, Meta
 
@@ -26,8 +26,11 @@ class Marked:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def take(self, run: Iterable[Deliver]) -> list[Deliver]:
+    def take(self, run: Sequence[Deliver]) -> Sequence[Deliver]:
         """Return deliveries, with a mark on those of which one with a mark has come."""
+        mark = self._mark
+        if not self._ids and not [True for message in run if mark in message.meta]:
+            return run  # usual, and without a call for every message
         return [
             message._replace(meta={**message.meta, self._mark: True})
             if self._needs_mark(message.id, message.meta) else message

@@ -422,8 +422,9 @@ class Worker:
         for job in queued:
             if job[1].by_user:
                 self._begin_next(job)
-        self._unbegun = sorted((job[0] for job in (*queued, *in_groups)), key=lambda request: request.token)
-        self._outstanding -= len(self._unbegun)
+        unbegun = sorted((job[0] for job in (*queued, *in_groups)), key=lambda request: request.token)
+        self._outstanding -= len(unbegun)
+        self._unbegun += unbegun  # behind what is held already, where the link has been welcomed again
         if not self._outstanding:
             self._drained.set()
         self.tell({"paused": number})
