@@ -42,7 +42,7 @@ BOUNDS: dict[str, tuple[Bound, ...]] = {
     "handler": (
         Bound("max_waiting_bytes", BROKER.max_waiting_bytes),
         Bound("max_waiting", BROKER.max_waiting * MESSAGE_BYTES),
-        Bound("messages without an end", MOST_BYTES),
+        Bound("bytes that were not read", MOST_BYTES),
         Bound("messages read ahead", AHEAD_BYTES),
         Bound("half of held_bytes", BRIDGE.held_bytes // 2),
         *_KEPT,
@@ -50,7 +50,7 @@ BOUNDS: dict[str, tuple[Bound, ...]] = {
     "server": (
         Bound("max_waiting_bytes", BROKER.max_waiting_bytes),
         Bound("max_relayed", BROKER.max_relayed * REMEMBERED_BYTES),
-        Bound("messages without an end", MOST_BYTES),
+        Bound("bytes that were not read", MOST_BYTES),
         Bound("messages read ahead", AHEAD_BYTES),
         *_KEPT,
     ),

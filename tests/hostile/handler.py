@@ -16,6 +16,7 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 import zmq
 import zmq.asyncio
 
+from bester.broker.long_messages import FRAMES_A_SECOND
 from tests.hostile.program import Program, main
 from tests.hostile.user import BURST, HostileUser, message
 
@@ -26,6 +27,8 @@ OVERSIZED = 17 << 20
 BATCH = 1000
 FRAMES = 16_000
 """Frames of one ZeroMQ message: just fewer than are refused as a whole."""
+LONG_REST_S = 1.05 * FRAMES / FRAMES_A_SECOND
+"""Between two messages of so many frames: whoever sends more of them is cut, and held off."""
 FLOCK = 100
 """Links of one party at once."""
 Rows = list[list[Any]]
@@ -133,7 +136,7 @@ class HostileHandler(Program):
         found += [("asked", partial(self.user.floods, asks)) for _ in range(2)]
         found += [(name, partial(self._floods, batch)) for name, batch in FLOODS.items()]
         found += [("hellos", self._says_hello), ("flock", self._comes_in_a_flock), ("greedy", self._claims)]
-        found += [("deaf", self._is_deaf)]
+        found += [("deaf", self._is_deaf), ("many frames", self._sends_many_frames)]
         return found
 
     def look_at(self, rows: Rows) -> None:
@@ -195,6 +198,12 @@ class HostileHandler(Program):
                 await socket.send_multipart(FLOODS["asks"])
                 await self.rest()
 
+    async def _sends_many_frames(self) -> None:
+        """Send as many messages of many frames as a party may."""
+        async with self._welcomed() as socket:
+            await socket.send_multipart(LONG)
+            await asyncio.sleep(LONG_REST_S)
+
     async def _says_hello(self) -> None:
         """Be somebody else at every moment."""
         with self.fabric.link() as socket:
@@ -238,6 +247,8 @@ def _emits(*targets: str, body: bytes = b'"x"', command: str = "sendClients") ->
 
 
 _tokens = count(1)
+LONG = [pack([[HEARTBEAT]]), *[b"x"] * FRAMES]
+"""A message of ZeroMQ of many frames."""
 FLOODS: dict[str, list[bytes]] = {
     "emits to nobody": _emits("nobody"),
     "emits to a mailbox": _emits("zed", body=b'"' + b"x" * 500 + b'"'),
@@ -247,7 +258,6 @@ FLOODS: dict[str, list[bytes]] = {
     "asks": [pack([[ASK, n, "listClients"] for n in range(BATCH)])],
     "answers to nothing": [pack([[REPLY, 2**40 + n, 0, [], None] for n in range(BATCH)])],
     "heartbeats": [pack([[HEARTBEAT]] * BATCH)],
-    "many frames": [pack([[HEARTBEAT]]), *[b"x"] * FRAMES],
     "garbage": [b"\xc1" * 1000],
     "deep": [b"\x91" * 100_000],
     "large": [pack([[EMIT, 1, "evil", [["sendClients", ["nobody"], 1]], {}]]), b'"' + b"x" * (8 << 20) + b'"'],

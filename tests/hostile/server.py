@@ -19,7 +19,7 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 import zmq
 import zmq.asyncio
 
-from tests.hostile.handler import BATCH, FRAMES, HEARTBEAT, HELLO, LIVES_S, Fabric, Rows, pack
+from tests.hostile.handler import BATCH, HELLO, LIVES_S, LONG, LONG_REST_S, Fabric, Rows, pack
 from tests.hostile.program import Program, main
 
 RELAY, RELAYED = 30, 31
@@ -150,8 +150,11 @@ class HostileServer(Program):
         await self._sends(make)
 
     async def _sends_frames(self) -> None:
-        frames = [pack([[HEARTBEAT]]), *[b"x"] * FRAMES]
-        await self._sends(lambda: frames)
+        """Send as many messages of many frames as a party may."""
+        with self.fabric.link() as socket:
+            await self._hello(socket)
+            await socket.send_multipart(LONG)
+            await asyncio.sleep(LONG_REST_S)
 
     async def _answers(self) -> None:
         """Listen as s3; answer the server's relays falsely, and unasked, without an end."""

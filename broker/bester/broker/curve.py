@@ -32,6 +32,9 @@ DOMAIN = b"bester"
 KEY_BYTES = 32
 HANDSHAKE_MS = 5000
 """Time of a connection for its handshake: as long as a client has for its first frame."""
+MOST_UNREAD = 32
+"""Messages of one connection that ZeroMQ receives ahead; then it reads no more from the connection. An honest party
+sends one a turn of its loop. All that wait of a connection that was cut are read before ZeroMQ forgets it."""
 MAX_ADDRESSES = 20_000
 """Connections whose address is remembered for the log; above the bound new ones are logged without."""
 UNSEEN = "unseen"
@@ -42,8 +45,9 @@ READ_S = 0.001
 """Seconds of reading in a turn: parties on other machines choose what a message costs to read, and what is read waits
 (`slices`) until its turn comes."""
 MOST_READ_S = 0.003
-"""The same in long turns, a part (PART) of which is for reading: ZeroMQ gives one message of each link in turn, so that
-an honest message waits until a message of sixteen thousand frames is read whole."""
+"""The same in long turns, a part (PART) of which is for reading, and while a long message is read: ZeroMQ gives one
+message of each link in turn, so that an honest message waits until a message of sixteen thousand frames is read
+whole."""
 LARGE_BYTES = 64 * 1024
 """Length of a frame from which on it is passed on as ZeroMQ's own object, and copied where it is handled, in its
 party's time: a copy of ten megabytes takes up to five milliseconds, and reading has one of a turn, for everybody."""
@@ -143,6 +147,7 @@ class CurveSocket(FabricSocket):
         # Without a ZAP handler nobody is let in then, instead of everybody.
         self.socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        self.socket.rcvhwm = MOST_UNREAD
         self._on_gone = on_gone
         self._on_refused = on_refused
         self._drain_s = READ_S
@@ -200,7 +205,7 @@ class CurveSocket(FabricSocket):
                 self._begun = frames, came_by
                 return []
             identity, key = frames[:2]
-            self.unread.heard.add(came_by)
+            self.unread.count(came_by, frames[2:])
             holder = self._holders.get(identity)
             if holder == came_by:
                 return frames
@@ -249,11 +254,11 @@ class CurveSocket(FabricSocket):
         return False
 
     def cut_endless(self, *, drained: bool) -> None:
-        """End connections on which more of a message has come than any honest message has."""
+        """End connections on which more has come that was not read than an honest party has under way."""
         for descriptor, key, size_bytes in self.unread.look(drained=drained):
             address = self._addresses.get(descriptor, UNSEEN)
             if self.unread.cut(descriptor):
-                why = f"it sent {size_bytes >> 20} MiB of a message that does not end"
+                why = f"it sent {size_bytes >> 20} MiB ahead of what was read, or of a message that does not end"
                 self._on_refused(address, key.decode(), why)
 
     def cut(self, identity: bytes, party: str, why: str) -> None:
@@ -267,7 +272,7 @@ class CurveSocket(FabricSocket):
         """Read, unless an earlier turn of reading is to be made up for."""
         now = self._clock()
         passed_s, self._looked = now - self._looked, now
-        self._drain_s = min(max(READ_S, passed_s / PART), MOST_READ_S)
+        self._drain_s = MOST_READ_S if self._begun else min(max(READ_S, passed_s / PART), MOST_READ_S)
         if self._loop is not None and not self._share.begin(passed_s):
             if self._again is not None:
                 self._again.cancel()

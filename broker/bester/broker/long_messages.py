@@ -15,11 +15,12 @@ SHORT_FRAMES = 96
 """Frames of a message that is not counted: a batch is closed at 1 MiB of bodies, and only bodies above 16 KiB have
 frames of their own, so that none but a single reply has more. Reading them takes some hundredths of a millisecond: a
 hundred links with one each are read in some turns."""
-FRAMES_A_SECOND = 16_384
-"""Frames of long messages of one party in a second: one message of the most frames. Ten milliseconds of reading."""
-MOST_FRAMES = 3 * FRAMES_A_SECOND
-"""The same at once, of a party that has sent none for a while."""
-HELD_OFF_S = 10.0
+FRAMES_A_SECOND = 4096
+"""Frames of long messages of one party in a second: one message of the most frames in four seconds, ten milliseconds of
+reading; or replies to hundreds of users a second, each with a large body of their own."""
+MOST_FRAMES = 8 * FRAMES_A_SECOND
+"""The same at once, of a party that has sent none for a while: two messages of the most frames."""
+HELD_OFF_S = 30.0
 """Time for which a party is held off. Long enough that what it sends within its allowance each time is little."""
 WHY = "it sends more messages of many frames than are read of one party"
 HELD_OFF = f"it was cut less than {HELD_OFF_S:.0f} s ago: {WHY}"

@@ -1,8 +1,8 @@
-"""Bound on what a party may send of a message that does not end.
+"""Bound on what a party may send ahead of this program: messages that are not read yet, and those that do not end.
 
-libzmq bounds the messages that wait for this program, and the length of a frame, but not the frames of one message:
-they are in memory until the message is whole, and this program sees none of them. So the kernel's count of the bytes
-that came on a connection is compared with the last time when the connection had brought a whole message.
+libzmq bounds the length of a frame, but not the frames of one message: they are in memory until the message is whole,
+and this program sees none of them. Of whole messages it bounds the number on a connection, whatever their length. So
+the kernel's count of the bytes that came on a connection is compared with the bytes of the messages that were read.
 """
 
 from __future__ import annotations
@@ -10,46 +10,47 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from bester.broker.wire.messages import MAX_FRAME_BYTES
 
-MOST_BYTES = 4 * MAX_FRAME_BYTES
-"""Bytes of messages that have not ended, over all connections of one party: honest batches are far below one of the
-longest frames. Memory."""
+MOST_BYTES = 5 * MAX_FRAME_BYTES
+"""Bytes that were not read yet, over all connections of one party: as many as may wait when they are read (`slices`).
+Memory."""
 LOOKED_AT_ONCE = 256
 """Connections of one look, about a millisecond; with more of them each is looked at less often."""
-QUIET_LOOKS = 10
-"""Looks without a whole message after which a connection is judged although other connections keep the socket busy:
-libzmq reads from all in turn, so that a whole message would have come."""
+FRAME_BYTES = 35
+"""Bytes of a frame on an encrypted connection beside its own: ZeroMQ's header (2), the name of the command (8), a nonce
+(8), a seal (16) and a flag (1)."""
+LONG_BYTES = 222
+MORE_BYTES = 7
+"""A frame longer than LONG_BYTES has a header longer by MORE_BYTES."""
 _RECEIVED_AT = 128
 """Offset of `tcpi_bytes_received`, 64 bits, in Linux's `struct tcp_info`."""
 _RECEIVED = struct.Struct("=Q")
 
 
 class _Connection:
-    """`base` is the count of bytes at the last look after a whole message, `held` the bytes since."""
+    """`base` is the count of bytes at a look at which all whole messages were read, `read` the bytes of messages that
+    were read since, `held` the bytes that were not."""
 
-    __slots__ = ("base", "heard", "held", "party", "peer", "quiet")
+    __slots__ = ("base", "held", "party", "peer", "read")
 
     def __init__(self, peer: object) -> None:
         self.peer = peer
         self.party = b""
-        self.base = self.held = self.quiet = 0
-        self.heard = False
+        self.base = self.held = self.read = 0
 
 
 class Unread:
-    """Connections of one socket by descriptor, and how much each has sent since its last whole message.
+    """Connections of one socket by descriptor, and how much each has sent that was not read.
 
-    `heard` takes the party and descriptor of each message that is read; it is emptied by each look. Where the system
-    does not count bytes, nothing is bounded.
+    Where the system does not count bytes, nothing is bounded.
     """
 
     def __init__(self) -> None:
         self.most_bytes = MOST_BYTES
-        self.heard: set[tuple[bytes, int]] = set()
         self._connections: dict[int, _Connection] = {}
         self._next = 0
 
@@ -64,14 +65,18 @@ class Unread:
         """Forget a connection that has ended."""
         self._connections.pop(descriptor, None)
 
+    def count(self, came_by: tuple[bytes, int], frames: Sequence[bytes]) -> None:
+        """Count the frames of a message that was read; `came_by` are party and descriptor."""
+        party, descriptor = came_by
+        connection = self._connections.get(descriptor)
+        if connection is not None:
+            connection.party = party
+            sizes = list(map(len, frames))
+            connection.read += sum(sizes) + FRAME_BYTES * len(sizes) + MORE_BYTES * sum(map(LONG_BYTES.__lt__, sizes))
+
     def look(self, *, drained: bool) -> list[tuple[int, bytes, int]]:
         """Return the connections that must end: descriptor, party (empty before its first whole message) and bytes.
         `drained`: all whole messages that had come were read."""
-        for party, descriptor in self.heard:
-            connection = self._connections.get(descriptor)
-            if connection is not None:
-                connection.party, connection.heard = party, True
-        self.heard.clear()
         for descriptor in self._some():
             self._measure(descriptor, self._connections[descriptor], drained=drained)
         totals: dict[bytes, int] = {}
@@ -105,12 +110,9 @@ class Unread:
 
     def _measure(self, descriptor: int, connection: _Connection, *, drained: bool) -> None:
         received = _received(descriptor)
-        if connection.heard or received < connection.base:
-            connection.base, connection.held, connection.quiet, connection.heard = received, 0, 0, False
-            return
-        connection.quiet += 1
-        if drained or connection.quiet >= QUIET_LOOKS:
-            connection.held = received - connection.base
+        if received < connection.base or (drained and connection.read):
+            connection.base, connection.read = received, 0
+        connection.held = max(received - connection.base - connection.read, 0)
 
     def _largest(self, totals: dict[bytes, int]) -> Iterator[tuple[int, bytes, int]]:
         """Yield the largest connections of each party that is above the bound, until the rest is below."""

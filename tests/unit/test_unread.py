@@ -1,0 +1,92 @@
+"""What a party has sent and this program has not read: bytes that came on a connection, less those of messages read."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from bester.broker.unread import FRAME_BYTES, LONG_BYTES, MORE_BYTES, Unread
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel must count the bytes of a connection")
+PARTY = b"party"
+MIB = 1 << 20
+
+
+class Come:
+    """A connection to which bytes come, and an Unread that watches it."""
+
+    def __init__(self, unread: Unread, here: socket.socket, there: socket.socket) -> None:
+        self.unread = unread
+        self.descriptor = here.fileno()
+        self._here, self._there = here, there
+        unread.begin(self.descriptor)
+
+    def bring(self, size_bytes: int) -> None:
+        """Let so many bytes come."""
+        self._there.sendall(bytes(size_bytes))
+        left = size_bytes
+        while left:
+            left -= len(self._here.recv(left))
+
+    def read(self, *sizes: int) -> None:
+        """Read a message of frames of these lengths."""
+        self.unread.count((PARTY, self.descriptor), [bytes(size) for size in sizes])
+
+    def cut(self, *, drained: bool) -> list[int]:
+        """Return the bytes of the connections that a look would cut."""
+        return [size_bytes for _, _, size_bytes in self.unread.look(drained=drained)]
+
+
+@contextmanager
+def coming(unread: Unread) -> Iterator[Come]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener, socket.create_connection(listener.getsockname()) as there, listener.accept()[0] as here:
+        yield Come(unread, here, there)
+
+
+def frame(size: int) -> int:
+    """Return the bytes of a frame on the wire."""
+    return size + FRAME_BYTES + MORE_BYTES * (size > LONG_BYTES)
+
+
+def test_whole_messages_that_are_not_read_count() -> None:
+    unread = Unread()
+    unread.most_bytes = MIB
+    with coming(unread) as one, coming(unread) as other:
+        one.read(1)
+        other.read(1)
+        one.unread.look(drained=True)
+        one.bring(MIB)
+        assert one.cut(drained=False) == []
+        other.bring(10)
+        assert one.cut(drained=False) == [MIB]  # of one party, the connection that has brought most
+        one.read(MIB - FRAME_BYTES - MORE_BYTES)
+        assert one.cut(drained=False) == []
+
+
+def test_messages_that_are_read_leave_nothing_however_long_the_socket_is_busy() -> None:
+    unread = Unread()
+    unread.most_bytes = 1000
+    with coming(unread) as one:
+        for _ in range(50):
+            sizes = (0, 1, LONG_BYTES, LONG_BYTES + 1, 70_000)
+            one.bring(sum(map(frame, sizes)))
+            one.read(*sizes)
+            assert one.cut(drained=False) == []
+
+
+def test_looks_at_a_socket_that_was_drained_forget_what_was_not_counted() -> None:
+    """As a handshake, and what parties send to keep their connections alive."""
+    unread = Unread()
+    unread.most_bytes = 1000
+    with coming(unread) as one:
+        for _ in range(50):
+            one.bring(frame(10) + 500)
+            one.read(10)
+            assert one.cut(drained=True) == []
+        one.bring(2000)
+        assert one.cut(drained=True) == [2000]  # of a message that has not ended
