@@ -168,7 +168,10 @@ async def test_questions(server: LiveServer) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 async def test_a_frozen_handler_loses_its_messages_to_another(layout: str) -> None:
-    async with live_server(layout=layout) as server, raw_handler(server.fabric, "chat", credit=8) as frozen:
+    async with (
+        live_server(layout=layout) as server,
+        raw_handler(server.fabric, "chat", credit=8, lease_ms=1000) as frozen,
+    ):
         bob = await RawClient.login(server, "bob")
         bob.submit("chat", {}, "m1")
         first = await frozen.hear(10)  # and from now on the handler sends nothing, not even a heartbeat

@@ -7,8 +7,9 @@ The shell commits the effects' writes as soon as it can, then calls `on_committe
 them; it does their reads, and calls `on_read` with each answer. The messages of the effects depend on none of the
 writes.
 
-The router knows the peers, the permissions of each, and which have fallen silent; the way of a message is the
-dispatcher's. Bad input from a link never raises here.
+The router finds the peer of a link, and lets `Operations` carry out what its role may send; everything else that
+happens to a broker enters here as well: links that come and go, time, a new configuration, the store's answers. The way
+of a message is the dispatcher's. Bad input from a link never raises here.
 """
 
 from __future__ import annotations
@@ -21,52 +22,34 @@ from typing import Any
 from bester.broker.core import policy
 from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.clock import Clock
-from bester.broker.core.effects import Effects, Link, StoreRead, Verify
+from bester.broker.core.effects import Effects, Link, StoreRead
 from bester.broker.core.figures import Figures
 from bester.broker.core.inquiries import Inquiries
 from bester.broker.core.inspection import Inspection
-from bester.broker.core.peer import Peer
+from bester.broker.core.operations import Operations
 from bester.broker.core.refused import LOG_AGAIN_S, Refusal, Refused
-from bester.broker.core.runs import CarryOut, one_by_one, runs
+from bester.broker.core.runs import runs
 from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.core.submit_credit import Count
 from bester.broker.hosts import Hosts
 from bester.broker.store_brokers import Adopted
 from bester.broker.store_requests import Committed, SaveClock, SaveName, Snapshot, Write
 from bester.broker.wire.messages import (
-    OP_OF,
     Answer,
-    Ask,
     Close,
-    Confirm,
-    Emit,
-    Error,
-    Forwarded,
     Goodbye,
     Heartbeat,
-    Hello,
     LoggedIn,
-    Login,
     Malformed,
     Message,
-    Open,
     Relay,
-    Relayed,
-    Reply,
     Request,
-    Submit,
-    Trace,
-    Traced,
 )
 from bester.broker.wire.outcomes import failed
-from bester.broker.wire.runs import MESSAGE_OF, READ_AS
 
 NOTHING_KEPT = Snapshot()
 FOLD_S = 1.0
 """Time between two counts of the times that messages took: a few bytes for each wait in between."""
-_REPLY_OP = OP_OF[Reply]
-_RELAY_OP = OP_OF[Relay]
-_TRACE_OP = OP_OF[Trace]
 
 
 class Router:
@@ -102,7 +85,6 @@ class Router:
         # Copies that this router alone changes (see `on_reloaded`); every unit has this one object of settings.
         self._routes, self._grants = dict(settings.routes), dict(settings.grants)
         self.settings = settings = replace(settings, routes=self._routes, grants=self._grants)
-        self._may_open = may_open
         self._out = Effects()
         self._epoch = epoch
         self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
@@ -112,7 +94,6 @@ class Router:
         )
         self._units = units = assemble(settings, self._out, self._clock, snapshot, around, now)
         self._dispatcher = units.dispatcher
-        self._delivery_outcomes = units.delivery_outcomes
         self._ingress = units.ingress
         self._inbound_lanes = units.inbound_lanes
         self._peers = units.peers
@@ -128,20 +109,8 @@ class Router:
             self._out.notice("kept", waiting=self._units.queues.messages, dead_letters=snapshot.dead)
         if snapshot.full is not None:
             self._out.notice("storage-full", why=f"{snapshot.full}; until then nothing can be kept")
-        carry_out: dict[type[Any], Callable[[Peer, Any, float], None]] = {
-            Emit: self._emit, Ask: self._inquiries.ask, Forwarded: self._forwarded, Login: self._login,
-            Open: self._open, Close: self._close, Relay: self._ingress.relay, Trace: self._trace,
-        }  # fmt: skip
-        carry_out_run: dict[type[Any], CarryOut] = {
-            Reply: self._replies, Submit: self._ingress.submit, Confirm: self._confirms,
-            **{kind: one_by_one(carry_out[kind]) for kind in carry_out},
-        }  # fmt: skip
-        for kind, shape in READ_AS.items():
-            carry_out_run[shape] = carry_out_run[kind]
-        self._table = {
-            role: {kind: take for kind, take in carry_out_run.items() if MESSAGE_OF.get(kind, kind) in kinds}
-            for role, kinds in policy.MAY_SEND.items()
-        }
+        self._operations = Operations(self._out, units, self._clock, self._inquiries.ask, may_open)
+        self._table = self._operations.table
 
     def _take_name(self, known: Sequence[str]) -> set[str]:
         """Return every name that this server has or had: ids of its messages begin with one of them. Save a new
@@ -161,37 +130,18 @@ class Router:
         peer = self._by_link.get(link)
         if peer is None and link.door == "server":
             for message in messages:
-                self._receive_of_server(link, message, now)
+                self._operations.take_answer(link, message, now)
             return self._take()
         for kind, run in runs(messages):
             if peer is not None and not peer.leaving and (carry_out := self._table[peer.role].get(kind)) is not None:
                 carry_out(peer, run, now)
             else:
-                peer = self._receive_one_by_one(link, peer, run, now)
+                peer = self._operations.take_each(link, peer, run, now)
         if peer is not None:
             peer.last_heard = now
             if peer.worker is not None:
                 self._dispatcher.feed(peer.worker, now)
         return self._take()
-
-    def _receive_one_by_one(
-        self, link: Link, peer: Peer | None, messages: Sequence[Message | Malformed], now: float
-    ) -> Peer | None:
-        """Take in messages of a link without a peer, of a peer that leaves, or of a kind that is open to every role;
-        return the peer that the link has then."""
-        for message in messages:
-            if peer is None or type(message) is Hello:
-                self._peers.greet(link, peer, message, now)
-                peer = self._by_link.get(link)
-                continue
-            carry_out = self._table[peer.role].get(type(message))
-            if carry_out is not None:
-                carry_out(peer, (message,), now)
-            else:
-                self._receive_common(peer, message, now)
-            if peer.leaving:
-                peer = self._by_link.get(link)
-        return peer
 
     def _take(self, committed: Sequence[Write] = (), result: Committed | None = None) -> Effects:
         if self._inbound_lanes.due:
@@ -204,20 +154,6 @@ class Router:
         if self._peers.resumes:
             self._peers.count_reports()
         return out.take()
-
-    def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
-        """Take in the answer of a server that this broker has linked to; such a link carries answers alone."""
-        if isinstance(message, Traced):
-            self._units.following.on_traced(link, message)
-        elif isinstance(message, Error) and message.op == _TRACE_OP:
-            self._units.following.on_refused(link, message.token, message.code)
-        elif isinstance(message, Relayed):
-            self._relays.on_answer(link, message.token, message.outcome, message.meta, now)
-        elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
-            self._relays.on_answer(link, message.token, failed(message.code), {}, now)
-        elif isinstance(message, Heartbeat) and message.options:
-            clock_ms = message.options.get("clock_ms")
-            self._units.standing.on_clock(link.key.decode(), clock_ms, self._clock.wall(now), now)
 
     def on_verified(
         self, link: Link, session: int, user: str, reason: str | None, now: float, retry_s: float | None = None,
@@ -488,106 +424,6 @@ class Router:
 
     def _send(self, link: Link, message: Message) -> None:
         self._out.send(link, message)
-
-    # --- every role ---
-
-    def _receive_common(self, peer: Peer, message: Message | Malformed, now: float) -> None:
-        if isinstance(message, Heartbeat):
-            if message.options and peer.worker is not None:
-                self._dispatcher.on_signals(peer.worker, message.options, now)
-                self._peers.forget_when_done(peer)
-            elif message.options:
-                self._units.credit.on_report(peer.link, message.options)
-            return
-        if isinstance(message, Goodbye):
-            self._peers.on_goodbye(peer, now)
-        elif isinstance(message, Malformed):
-            if message.op == _REPLY_OP and message.token is not None and peer.worker is not None:
-                self._dispatcher.on_malformed_reply(peer.worker, message.token, now)
-                self._peers.forget_when_done(peer)
-            elif message.op == _REPLY_OP and message.token is not None and peer.shadow is not None:
-                self._units.shadows.on_malformed_reply(peer.shadow, message.token, now)
-                self._peers.forget_when_done(peer)
-            elif message.op == _REPLY_OP and message.token is not None and peer.auth is not None:
-                self._units.auth.on_malformed_reply(peer.auth, message.token, now)
-                self._peers.forget_when_done(peer)
-            self._refuse(peer, Error(*message))
-        elif not isinstance(message, Error):  # an ERROR is never answered by one
-            kind: type[Any] = type(message)
-            op = OP_OF[MESSAGE_OF.get(kind, kind)]
-            self._refuse(peer, Error("unknown-op", f"operation {op} is not one for a {peer.role}", op))
-
-    def _refuse(self, peer: Peer, error: Error) -> None:
-        self._out.notice("refused", role=peer.role, name=peer.name, code=error.code, text=error.text)
-        self._send(peer.link, error)
-
-    # --- handlers ---
-
-    def _replies(self, peer: Peer, replies: Sequence[Reply], now: float) -> None:
-        worker = peer.worker
-        if worker is not None:
-            for reply, wrong in self._dispatcher.on_replies(worker, replies, now):
-                self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
-        else:
-            for reply in replies:
-                fault = self._other_reply(peer, reply, now)
-                if fault is not None:
-                    self._refuse(peer, Error(*fault, _REPLY_OP, reply.token))
-        if peer.leaving:  # after its last reply its message groups are for other workers
-            if worker is not None:
-                self._dispatcher.feed(worker, now)
-            self._peers.forget_when_done(peer)
-
-    def _other_reply(self, peer: Peer, reply: Reply, now: float) -> tuple[str, str] | None:
-        """Take in the reply of a handler of logins, or of a shadow; return (code, text) where the reply is wrong."""
-        if peer.auth is not None:
-            return self._units.auth.on_reply(peer.auth, reply, now)
-        assert peer.shadow is not None
-        return self._units.shadows.on_reply(peer.shadow, reply, now)
-
-    def _emit(self, peer: Peer, emit: Emit, now: float) -> None:
-        if peer.shadow is not None:
-            self._units.shadows.on_emit(peer.shadow, emit)
-            return
-        if peer.auth is not None:
-            self._refuse(peer, Error("not-allowed", "a handler of logins emits nothing", OP_OF[Emit], emit.token))
-            return
-        error = self._ingress.emit(peer, emit, now)
-        if error is not None:
-            self._refuse(peer, error)
-
-    # --- servers ---
-
-    def _trace(self, peer: Peer, message: Trace, now: float) -> None:
-        name = policy.fabric_peer(peer.link.door, peer.name)
-        self._units.following.on_asked(peer.link, name, message, now)
-
-    # --- bridges ---
-
-    def _login(self, peer: Peer, login: Login, now: float) -> None:
-        peer.logins.add(login.session)
-        self._out.calls.append(Verify(peer.link, login.session, login.user, login.password, login.address))
-
-    def _open(self, peer: Peer, message: Open, now: float) -> None:
-        if self._may_open(message.user, message.account) and self._units.directory.open(
-            peer.link, message.session, message.user
-        ):
-            self._units.mailboxes.on_login(message.user, now)
-        else:
-            self._send(peer.link, Close(message.session))
-
-    def _close(self, peer: Peer, message: Close, now: float) -> None:
-        peer.logins.discard(message.session)
-        self._units.directory.close(peer.link, message.session)
-
-    def _confirms(self, peer: Peer, confirms: Sequence[Confirm], now: float) -> None:
-        for confirm in confirms:
-            if confirm.reports and peer.resume is not None:
-                peer.resume.on_reports_counted(confirm.reports)
-            self._delivery_outcomes.on_confirm(peer.link, confirm, now)
-
-    def _forwarded(self, peer: Peer, message: Forwarded, now: float) -> None:
-        self._relays.on_answer(peer.link, message.token, message.outcome, message.meta, now)
 
 
 def _sum(waiting: Mapping[str, Count], types: Iterable[str]) -> Count:
