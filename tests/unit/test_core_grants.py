@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
+from bester.broker.core.dispatcher import MOST_HANDED_BACK
 from bester.broker.core.effects import Link
 from bester.broker.core.grants import TRANSITIONS, Event, Grant, State
 from bester.broker.core.settings import Budget, Settings
@@ -247,6 +248,22 @@ def test_leaving_handler_hands_back_and_is_forgotten() -> None:
     assert [notice.event for notice in ward.stand.notices][-1] == "left"
     other = ward.stand.handler("t", shared="q")
     assert [(each.body, each.meta["attempt"]) for each in ward.given(other)] == [(b"1", 1)]
+
+
+def test_message_that_is_handed_back_again_and_again_ends() -> None:
+    ward = Ward(order={"t": "user"})
+    link = ward.links[0]
+    ward.submit(b"1", b"2")
+    for _ in range(MOST_HANDED_BACK + 1):
+        assert not ward.reasons()
+        tokens = [request.token for request in ward.given(link)]
+        ward.stand.say(link, Heartbeat({"paused": 1}))
+        ward.stand.say(link, Heartbeat({"unbegun": tokens}))
+        ward.stand.say(link, Heartbeat({"paused": 0}))
+    assert ward.reasons() == ["overloaded"] * 2
+    assert (ward.stand.state.jobs, ward.stand.router.idle) == (0, True)
+    ward.submit(b"3")
+    assert [request.body for request in ward.given(link)] == [b"3"]
 
 
 def test_late_message_that_was_not_begun_returns_its_credit() -> None:

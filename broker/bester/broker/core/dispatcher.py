@@ -44,6 +44,9 @@ from bester.broker.wire.outcomes import failed, reason_of
 
 MAX_FED = 512
 """Waiting messages that a worker is assigned at once, some 10 ms: a worker may have credit for 65,536."""
+MOST_HANDED_BACK = 64
+"""Times that a message may be handed back by handlers that have not begun it, before it is `overloaded`: each time is
+another search for a message that kills, or a handler that begins nothing."""
 _REPLAY = Kind.REPLAY  # a member costs a call where it is looked up in its class
 
 
@@ -330,16 +333,23 @@ class Dispatcher:
             self._share_out(now)
 
     def _take_back_unbegun(self, worker: Worker, tokens: Iterable[Any], now: float) -> None:
-        """Requeue messages that a handler has not begun, before all that wait: they have used up no attempt."""
+        """Requeue messages that a handler has not begun, before all that wait: they have used up no attempt. End those
+        that come back again and again."""
         again = []
         for token in tokens:
             job = worker.inflight.pop(token, None) if type(token) is int else None
             if job is None:
                 continue
             self._workers.free(worker, 1)
+            job.handed_back += 1
             if job.is_settled:
                 self._workers.leave_group(job)
                 self._on_late_answer(worker)
+            elif job.handed_back > MOST_HANDED_BACK:
+                self._workers.leave_group(job)
+                self._let_go(job)
+                self._trace.add((now, job.root, job.id, "overloaded", job.type, 0.0))
+                self._end(job, failed("overloaded"))
             else:
                 again.append(job)
         for job in again:

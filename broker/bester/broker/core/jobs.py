@@ -25,8 +25,8 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
     `since` is when the job began to wait, or was given to a handler; `attempt` counts the times it was given, with
     those of earlier lives (`attempts_before`). `repeated`: the message may have been processed before. `is_settled`:
     its case no longer waits for it, though a worker still holds it. `group`, of an ordered type, is the message group
-    that counts it while a worker holds it. `suspicion` is set when a worker has died while holding it. `traceparent` is
-    that of its sender, or of this server's span.
+    that counts it while a worker holds it. `suspicion` is set when a worker has died while holding it. `handed_back`
+    counts the times that a worker has not begun it. `traceparent` is that of its sender, or of this server's span.
     """
 
     case: Case
@@ -47,6 +47,7 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
     repeated: bool = False
     group: MessageGroup | None = None
     suspicion: Suspicion | None = None
+    handed_back: int = 0
     traceparent: str | None = None
 
     @property
