@@ -32,9 +32,6 @@ DOMAIN = b"bester"
 KEY_BYTES = 32
 HANDSHAKE_MS = 5000
 """Time of a connection for its handshake: as long as a client has for its first frame."""
-MOST_UNREAD = 32
-"""Messages of one connection that ZeroMQ receives ahead; then it reads no more from the connection. An honest party
-sends one a turn of its loop. All that wait of a connection that was cut are read before ZeroMQ forgets it."""
 MAX_ADDRESSES = 20_000
 """Connections whose address is remembered for the log; above the bound new ones are logged without."""
 UNSEEN = "unseen"
@@ -147,7 +144,6 @@ class CurveSocket(FabricSocket):
         # Without a ZAP handler nobody is let in then, instead of everybody.
         self.socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        self.socket.rcvhwm = MOST_UNREAD
         self._on_gone = on_gone
         self._on_refused = on_refused
         self._drain_s = READ_S
