@@ -268,14 +268,15 @@ class CurveSocket(FabricSocket):
         """Read, unless an earlier turn of reading is to be made up for."""
         now = self._clock()
         passed_s, self._looked = now - self._looked, now
-        self._drain_s = MOST_READ_S if self._begun else min(max(READ_S, passed_s / PART), MOST_READ_S)
+        goes_on = self._begun is not None  # a long message, of which each party may send few
+        self._drain_s = MOST_READ_S if goes_on else min(max(READ_S, passed_s / PART), MOST_READ_S)
         if self._loop is not None and not self._share.begin(passed_s):
             if self._again is not None:
                 self._again.cancel()
             self._again = self._loop.call_soon(self._drain)
             return
         super()._drain()
-        self._share.end(self._drained_s)
+        self._share.end(self._drained_s, MOST_READ_S if goes_on else READ_S)
         if (self._ended or self._dropped) and self._loop is not None and not self.has_unread():
             self._dropped = {link: False for link, has_ended in self._dropped.items() if not has_ended}
             ended, self._ended = self._ended, {}
