@@ -10,7 +10,9 @@ from typing import NamedTuple
 import pytest
 from aiohttp import web
 
-from bester.broker.operator.connections import Connections
+from bester.broker.layer_turns import SLICE_S, TURN_S
+from bester.broker.operator.connections import MOST_BEGUN, PIECE_BYTES, Connection, Connections, RequestTurns
+from tests.unit.test_layer_turns import Loop
 
 GET = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 HALF = b"GET / HTTP/1.1\r\nHost: 127"
@@ -159,3 +161,66 @@ async def test_many_requests_of_one_connection_are_answered() -> None:
             for _ in range(100):
                 await reader.readuntil(b"good")
         writer.close()
+
+
+class Reading(asyncio.Transport):
+    """Transport of a connection; `told` is what it was told about reading."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def pause_reading(self) -> None:
+        self.told.append("pause")
+
+    def resume_reading(self) -> None:
+        self.told.append("resume")
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        """Nothing is left to be sent."""
+
+
+class Costly(asyncio.Protocol):
+    """HTTP protocol that takes a slice for each piece of bytes."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.got = b""
+        self._loop = loop
+
+    def data_received(self, data: bytes) -> None:
+        self.got += data
+        self._loop.now += SLICE_S
+
+
+async def test_bytes_of_a_connection_are_passed_on_in_parts_of_turns() -> None:
+    loop, below = Loop(), Reading()
+    http = Costly(loop)
+    connection = Connection(Connections(lambda: http), http, loop.turns)
+    connection.connection_made(below)
+    sent = bytes(range(256)) * (PIECE_BYTES // 16)  # sixteen pieces
+    connection.data_received(sent)
+    assert len(http.got) < len(sent) and below.told == ["pause"]
+    while loop.calls:
+        assert loop.turn() <= 2 * TURN_S
+    assert http.got == sent and below.told == ["pause", "resume"]
+    connection.end()
+
+
+async def test_some_requests_begin_in_each_turn_of_the_loop_in_their_order() -> None:
+    turns, begun = RequestTurns(), list[int]()
+
+    async def begin(number: int) -> None:
+        await turns.wait()
+        begun.append(number)
+
+    tasks = [asyncio.create_task(begin(number)) for number in range(10 * MOST_BEGUN)]
+    tasks[3 * MOST_BEGUN].cancel()  # its connection has ended
+    before = 0
+    while len(begun) < len(tasks) - 1:
+        await asyncio.sleep(0)
+        assert len(begun) - before <= MOST_BEGUN
+        before = len(begun)
+    assert begun == sorted(begun)

@@ -30,6 +30,14 @@ def test_made_up_turn_leaves_no_debt() -> None:
     assert share.begin()
 
 
+def test_turn_that_was_longer_by_right_leaves_what_is_over_it() -> None:
+    share = Share(TURN_S, MOST_S)
+    share.end(3 * TURN_S, 3 * TURN_S)
+    assert share.begin()
+    share.end(5 * TURN_S, 3 * TURN_S)
+    assert [share.begin() for _ in range(3)] == [False, False, True]
+
+
 def test_long_turns_make_up_for_more() -> None:
     share = Share(TURN_S, MOST_S)
     share.end(5 * TURN_S)

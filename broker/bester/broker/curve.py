@@ -32,9 +32,6 @@ DOMAIN = b"bester"
 KEY_BYTES = 32
 HANDSHAKE_MS = 5000
 """Time of a connection for its handshake: as long as a client has for its first frame."""
-MOST_UNREAD = 32
-"""Messages of one connection that ZeroMQ receives ahead; then it reads no more from the connection. An honest party
-sends one a turn of its loop. All that wait of a connection that was cut are read before ZeroMQ forgets it."""
 MAX_ADDRESSES = 20_000
 """Connections whose address is remembered for the log; above the bound new ones are logged without."""
 UNSEEN = "unseen"
@@ -147,7 +144,6 @@ class CurveSocket(FabricSocket):
         # Without a ZAP handler nobody is let in then, instead of everybody.
         self.socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        self.socket.rcvhwm = MOST_UNREAD
         self._on_gone = on_gone
         self._on_refused = on_refused
         self._drain_s = READ_S
@@ -272,14 +268,15 @@ class CurveSocket(FabricSocket):
         """Read, unless an earlier turn of reading is to be made up for."""
         now = self._clock()
         passed_s, self._looked = now - self._looked, now
-        self._drain_s = MOST_READ_S if self._begun else min(max(READ_S, passed_s / PART), MOST_READ_S)
+        goes_on = self._begun is not None  # a long message, of which each party may send few
+        self._drain_s = MOST_READ_S if goes_on else min(max(READ_S, passed_s / PART), MOST_READ_S)
         if self._loop is not None and not self._share.begin(passed_s):
             if self._again is not None:
                 self._again.cancel()
             self._again = self._loop.call_soon(self._drain)
             return
         super()._drain()
-        self._share.end(self._drained_s)
+        self._share.end(self._drained_s, MOST_READ_S if goes_on else READ_S)
         if (self._ended or self._dropped) and self._loop is not None and not self.has_unread():
             self._dropped = {link: False for link, has_ended in self._dropped.items() if not has_ended}
             ended, self._ended = self._ended, {}

@@ -30,7 +30,7 @@ class Share:
         self._debt_s -= max(self._turn_s, passed_s / PART)
         return False
 
-    def end(self, took_s: float) -> None:
-        """Count what a turn took."""
-        over_s = took_s - self._turn_s
+    def end(self, took_s: float, had_s: float = 0.0) -> None:
+        """Count what a turn took; `had_s` is the time of the turn, where it is longer than usual."""
+        over_s = took_s - max(self._turn_s, had_s)
         self._debt_s = max(self._debt_s, min(over_s, self._most_s) if over_s > self._turn_s else 0.0)

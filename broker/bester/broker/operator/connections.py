@@ -2,15 +2,21 @@
 
 The HTTP library bounds the size of a request, and the requests that are read ahead. Strangers connect before any token
 is seen, and the descriptors are those of the whole server; connections that send nothing, or half a request, are
-therefore ended here.
+therefore ended here. What comes is passed on within a part of each turn of the loop, and a few requests begin in each:
+the server's messages wait for no stranger.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import cast
+
+from bester.broker.layer import Layer
+from bester.broker.layer_turns import LayerTurns
 
 MAX_CONNECTIONS = 128
 """Connections at once; above it the oldest one without a request in hand makes way. Twice the requests at once:
@@ -18,6 +24,44 @@ browsers and scrapers keep connections open between requests."""
 IDLE_S = 30.0
 """Time of a connection without a request in hand: for a request's head, for the reading of an answer, and between two
 requests. Longer than the usual time between two scrapes."""
+
+PIECE_BYTES = 4096
+"""Bytes that are passed on between two looks at the clock: some tenths of a millisecond, as chunks of one byte."""
+MOST_BEGUN = 8
+"""Requests that begin in one turn of the loop, about a millisecond of work with their answers; more wait."""
+
+
+class RequestTurns:
+    """Requests begin in the order in which they come, MOST_BEGUN in each turn of the loop."""
+
+    def __init__(self) -> None:
+        self._left = MOST_BEGUN
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._is_due = False
+
+    async def wait(self) -> None:
+        """Wait for the turn in which a request begins."""
+        loop = asyncio.get_running_loop()
+        if not self._is_due:
+            self._is_due = True
+            loop.call_soon(self._turn)
+        if self._left > 0 and not self._waiting:
+            self._left -= 1
+            return
+        waiter = loop.create_future()
+        self._waiting.append(waiter)
+        await waiter
+
+    def _turn(self) -> None:
+        self._left, self._is_due = MOST_BEGUN, False
+        while self._waiting and self._left:
+            waiter = self._waiting.popleft()
+            if not waiter.done():  # a request whose connection has ended waits no more
+                waiter.set_result(None)
+                self._left -= 1
+        if self._left < MOST_BEGUN:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._turn)
 
 
 class Connections:
@@ -31,9 +75,11 @@ class Connections:
         self.idle_s = idle_s
         """Time of a connection without a request in hand, in seconds."""
         self._open: dict[asyncio.BaseProtocol, Connection] = {}
+        self._turns = LayerTurns(time.monotonic, lambda call: asyncio.get_running_loop().call_soon(call))
+        self.requests = RequestTurns()
 
     def __call__(self) -> Connection:
-        return Connection(self, self._make())
+        return Connection(self, self._make(), self._turns)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -71,20 +117,29 @@ class Connections:
         self._open.pop(connection.http, None)
 
 
-class Connection(asyncio.Protocol):
+class Connection(Layer):
     """Connection of a browser or tool; the bytes go to the protocol `http`. `busy` while a request is in hand."""
 
-    def __init__(self, all_: Connections, http: asyncio.Protocol) -> None:
-        self.http = http
+    __slots__ = ("_above", "_all", "_came", "_timer", "_turns", "busy", "http")
+
+    def __init__(self, all_: Connections, http: asyncio.Protocol, turns: LayerTurns) -> None:
+        super().__init__()
+        self._above = self.http = http
         self.busy = False
         self._all = all_
-        self._transport: asyncio.Transport | None = None
+        self._turns = turns
+        self._came = bytearray()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def sender(self) -> str:
+        """Return the address of the other side: connections from it have the turns of one."""
+        return self.address
 
     @property
     def address(self) -> str:
         """Address of the other side, for the log."""
-        name = None if self._transport is None else self._transport.get_extra_info("peername")
+        name = self.get_extra_info("peername")
         return str(name[0]) if name else "somebody"
 
     def take(self) -> None:
@@ -96,28 +151,43 @@ class Connection(asyncio.Protocol):
         """Wait for the next request, for a bounded time."""
         self.busy = False
         self._stop_timer()
-        if self._transport is not None:
+        if self._below is not None:
             self._timer = asyncio.get_running_loop().call_later(self._all.idle_s, self.end)
 
     def end(self) -> None:
         """End the connection at once, whatever is still to be sent."""
         self._stop_timer()
         self._all.closed(self)
-        if self._transport is not None:
-            self._transport.abort()
+        self.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are of no common class
-        self.http.connection_made(transport)
+        self._below = cast("asyncio.Transport", transport)  # uvloop's transports are of no common class
+        self.http.connection_made(self)
         if self._all.opened(self):
             self.wait()
         else:
             self.end()
 
     def data_received(self, data: bytes) -> None:
-        self.http.data_received(data)
+        self._came += data
+        if self._turns.take_in(self):
+            self._wait()
+
+    def go_on(self, enough: float) -> bool:
+        """Pass on what has come, up to the time `enough`; return whether there is more."""
+        while self._came and not self.is_closing():
+            piece = bytes(self._came[:PIECE_BYTES])
+            del self._came[:PIECE_BYTES]
+            self.http.data_received(piece)
+            if self._came and self._turns.clock() >= enough:
+                return True
+        self._catch_up()
+        return False
 
     def eof_received(self) -> bool | None:
+        if self._waits:
+            self._end_waits = True
+            return True
         return self.http.eof_received()
 
     def pause_writing(self) -> None:
@@ -129,8 +199,30 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._all.closed(self)
-        self._transport = None
+        self._turns.forget(self)
+        self._below = None
         self.http.connection_lost(exc)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._below is not None:
+            self._below.write(data)
+
+    def can_write_eof(self) -> bool:
+        return self._below is not None and self._below.can_write_eof()
+
+    def write_eof(self) -> None:
+        if self._below is not None:
+            self._below.write_eof()
+
+    def close(self) -> None:
+        """Close the connection behind everything that was written."""
+        if self._below is not None:
+            self._below.close()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        if self._below is not None:
+            self._below.abort()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

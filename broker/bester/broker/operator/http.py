@@ -109,6 +109,7 @@ class OperatorHttp:
         if self.connections is None:
             return await self._answered(request, handler)
         with self.connections.in_hand(request.protocol):
+            await self.connections.requests.wait()
             return await self._answered(request, handler)
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
