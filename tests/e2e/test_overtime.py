@@ -309,7 +309,7 @@ async def test_senders_short_deadline_makes_no_worker_useless(
         gate.wait(PATIENCE_S)
 
     async with running(app, endpoint, request_ms=60_000) as (broker, worker):
-        broker.send(request(1, b"1", "job", deadline_ms=1))
+        broker.send(request(1, b"1", "job", deadline_ms=LIMIT_MS))
         await until(lambda: "0 of 1 threads are usable" in caplog.text)
         await asyncio.sleep(0)  # the check for a useless worker has run with that log line
         assert worker.failure is None
