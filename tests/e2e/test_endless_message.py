@@ -28,13 +28,16 @@ class Door:
     """A CurveSocket on a free port, looked at as a broker does; `refused` are the reasons of connections that ended."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], on_frames: Callable[[Frames], None] | None = None
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        on_frames: Callable[[Frames], None] | None = None,
+        longs: LongMessages | None = None,
     ) -> None:
         self.read: list[Frames] = []
         self.refused: list[tuple[str, str, str]] = []
         self.gone: list[tuple[bytes, bytes]] = []
         known = {PAIRS["honest"].public, PAIRS["endless"].public}
-        longs = LongMessages()
+        longs = longs or LongMessages()
         self.zap = Zap(context, known, lambda *refused: self.refused.append(refused), longs)
         self.socket = CurveSocket(
             context, KeyPair(*PAIRS["server"]), on_frames or self.read.append, lambda *link: self.gone.append(link),
@@ -58,9 +61,11 @@ class Door:
 
 
 @asynccontextmanager
-async def door(on_frames: Callable[[Frames], None] | None = None) -> AsyncIterator[Door]:
+async def door(
+    on_frames: Callable[[Frames], None] | None = None, longs: LongMessages | None = None
+) -> AsyncIterator[Door]:
     with zmq.Context() as context:
-        opened = Door(context, on_frames)
+        opened = Door(context, on_frames, longs)
         try:
             yield opened
         finally:
@@ -208,6 +213,28 @@ async def test_party_with_too_many_long_messages_is_cut_with_all_its_links_and_h
         finally:
             for link in (*links, honest):
                 link.close()
+
+
+class AtTheCut(LongMessages):
+    """Allows all frames but the one with which a message of too many frames is cut."""
+
+    def allow(self, party: str, frames: int, now: float) -> bool:
+        return frames > 1
+
+
+async def test_rest_of_a_message_is_skipped_where_its_party_is_held_off_at_its_cut() -> None:
+    """The rest would be read as messages of whomever it names."""
+    async with door(longs=AtTheCut()) as here:
+        many, honest = party(here.port, PAIRS["endless"]), party(here.port, PAIRS["honest"])
+        try:
+            await many.send_frames(*[b"x"] * (MAX_FRAMES + 100))
+            await here.until(lambda: here.refused)
+            await honest.send_frames(b"first")
+            await here.until(partial(here.has_read, 1))
+            assert [frames[1:] for frames in here.read] == [[PAIRS["honest"].public.encode(), b"first"]]
+        finally:
+            many.close()
+            honest.close()
 
 
 async def test_connection_without_a_handshake_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,7 @@ class CurveSocket(FabricSocket):
             is_whole = self._receive_some(frames, flags)
             if len(frames) > SHORT_FRAMES and not self._allow(frames, len(frames) - before):
                 self._hold_off(frames[0], came_by)
-                self._skipping = not is_whole
+                self._skipping = self._skipping or not is_whole  # also behind a cut
                 return []
             if not is_whole:
                 self._begun = frames, came_by
