@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import zmq
 
-from bester.broker.fabric_socket import READ_BYTES, FabricSocket, Frames, SharedSocket
+from bester.broker.fabric_socket import FabricSocket, Frames
 from bester.broker.turn import Turn
 from tests.live import DEADLINE_S
 
@@ -89,41 +89,3 @@ async def test_answer_may_close_the_socket() -> None:
         socket.closes = True
         other.send(b"last")
         assert await socket.seen_from(b"last") == [b"last", b"answer"]
-
-
-LARGE = [name * (READ_BYTES // 2) for name in (b"1", b"2", b"3", b"4", b"5")]
-
-
-async def test_large_messages_are_answered_few_at_a_time() -> None:
-    with connected() as (socket, other):
-        for message in LARGE:
-            other.send(message)
-        while LARGE[4] not in socket.seen:
-            await asyncio.wait_for(socket.answered.wait(), DEADLINE_S)
-            socket.answered.clear()
-        seen = [each if each == b"answer" else each[:1] for each in socket.seen if each != b"look"]
-        assert seen == [b"1", b"2", b"answer", b"3", b"4", b"answer", b"5", b"answer"]
-
-
-async def test_large_requests_are_answered_few_at_a_time_by_a_worker() -> None:
-    seen: list[bytes] = []
-    everything = asyncio.Event()
-
-    def take(frames: Frames) -> None:
-        seen.append(frames[0][:1])
-        if seen[-1] == b"5":
-            everything.set()
-
-    with zmq.Context() as context, context.socket(zmq.PAIR) as other:
-        socket = SharedSocket(context, zmq.PAIR, take)
-        socket.send_after_reading(lambda: seen.append(b"answers"))
-        try:
-            other.bind("inproc://pair")
-            socket.socket.connect("inproc://pair")
-            for message in LARGE:
-                other.send(message)
-            socket.register()
-            await asyncio.wait_for(everything.wait(), DEADLINE_S)
-        finally:
-            socket.close()
-    assert seen == [b"1", b"answers", b"2", b"3", b"answers", b"4", b"answers", b"5", b"answers"]

@@ -33,9 +33,6 @@ SKIPPED_AT_ONCE = 1_000
 """Frames of a message of too many that are dropped before anything else gets its turn, about a millisecond."""
 DRAIN_S = 0.005
 """Seconds of reading before other sockets get their turn, as some messages are costly to carry out."""
-READ_BYTES = 512 * 1024
-"""Bytes read before what they lead to is sent, and other sockets get their turn: some large bodies. It saves nothing to
-carry out more of these together, and each would wait for all of them, in every process on its way."""
 RECEIVED_AT_ONCE = 256
 """Frames of one message that are received before the clock is looked at, some tenths of a millisecond."""
 MAX_MET = 20_000
@@ -239,7 +236,7 @@ class FabricSocket:
         receive, clock = self._receive, self._clock
         began = now = clock()
         enough = began + self._drain_s
-        empty, read, parts, left_bytes = False, 0, 0, READ_BYTES
+        empty, read, parts = False, 0, 0
         self._turn.begin()
         try:
             for _ in range(DRAIN_AT_ONCE):
@@ -255,9 +252,6 @@ class FabricSocket:
                     break
                 if read == 1 and not self._has_more():  # most often; a receive that fails costs three times as much
                     empty = True
-                    break
-                left_bytes -= sum(map(len, frames))
-                if left_bytes <= 0:
                     break
         except zmq.Again:
             empty = True
@@ -348,16 +342,12 @@ class SharedSocket(FabricSocket):
             raise
 
     def _read(self, most: int) -> None:
-        """Receive so many messages, or READ_BYTES of them, or as many as there are."""
-        came, receive, left_bytes = self._came, self._receive, READ_BYTES
+        """Receive so many messages, or as many as there are."""
+        came, receive = self._came, self._receive
         self._acquire()
         try:
-            while left_bytes > 0:
-                frames = receive(_NOBLOCK)
-                came.append(frames)
-                if len(came) >= most:
-                    break
-                left_bytes -= sum(map(len, frames))
+            while len(came) < most:
+                came.append(receive(_NOBLOCK))
         except zmq.Again:
             pass
         finally:
