@@ -17,14 +17,15 @@ NAME = ".s.PGSQL.5432"
 class Cable:
     """Passes on what both sides say. `database` is the database at the far end.
 
-    With `cut` set to `before` or `after`, the next client to say COMMIT is cut off before PostgreSQL hears that, or
-    after PostgreSQL has answered. While the cable is out nobody is connected."""
+    With `cut` set to `before` or `after`, the next client to say `word` is cut off before PostgreSQL hears that, or after
+    PostgreSQL has answered. While the cable is out nobody is connected."""
 
     def __init__(self, database: Database) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="b-cable-", dir="/tmp")
         self._far = f"{parse_qs(urlsplit(database.url).query)['host'][0]}/{NAME}"
         self.database = Database(f"postgresql://bester@/postgres?host={self._folder.name}", database.schema)
         self.cut = ""
+        self.word = b"COMMIT"
         self._listener: socket.socket | None = None
         self._ends: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -82,7 +83,7 @@ class Cable:
                     source = near if key.fileobj is near else far
                     try:
                         said = source.recv(2**20)
-                        if source is near and self.cut and b"COMMIT" in said:
+                        if source is near and self.cut and self.word in said:
                             is_last, cut, self.cut = True, self.cut, ""
                             if cut == "before":
                                 return

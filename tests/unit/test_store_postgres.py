@@ -218,13 +218,8 @@ def test_connection_that_was_closed_is_made_anew(far: PostgresStore, cable: Cabl
     assert far.away == ""
 
 
-def test_database_that_has_come_back_is_not_away_while_the_connection_is_made_anew(
-    far: PostgresStore, cable: Cable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A broker that stood still meets a connection that was closed meanwhile, and refuses nothing for that."""
-    far.commit([keep(1)])
-    cable.pull_out()
-    cable.plug_in()
+def refused_while_connecting(far: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list of why messages are refused at the moment of each new connection; empty where none are."""
     seen: list[str] = []
     connect_anew = far._connect
 
@@ -233,6 +228,17 @@ def test_database_that_has_come_back_is_not_away_while_the_connection_is_made_an
         return connect_anew()
 
     monkeypatch.setattr(far, "_connect", watched)
+    return seen
+
+
+def test_database_that_has_come_back_is_not_away_while_the_connection_is_made_anew(
+    far: PostgresStore, cable: Cable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that stood still meets a connection that was closed meanwhile, and refuses nothing for that."""
+    far.commit([keep(1)])
+    cable.pull_out()
+    cable.plug_in()
+    seen = refused_while_connecting(far, monkeypatch)
     assert far.commit([keep(2)]).ok
     assert seen == [""] and numbers(far) == [1, 2]
 
@@ -266,6 +272,28 @@ def test_database_that_is_away_is_noticed_at_once_and_nothing_is_lost(
     wait_until(lambda: far.commit([]).ok)
     assert far.away == ""
     assert numbers(far) == [2]
+
+
+@pytest.mark.parametrize("word", [b"BEGIN", b"COMMIT"])
+def test_nothing_is_refused_where_a_connection_broke_in_a_commit_and_the_next_is_good(
+    far: PostgresStore, cable: Cable, monkeypatch: pytest.MonkeyPatch, word: bytes
+) -> None:
+    far.commit([keep(1)])
+    seen = refused_while_connecting(far, monkeypatch)
+    cable.cut, cable.word = "before", word
+    assert far.commit([keep(2)]).ok
+    assert (cable.cut, seen, far.away, numbers(far)) == ("", [""], "", [1, 2])
+
+
+def test_question_whose_connection_broke_is_asked_again(
+    far: PostgresStore, cable: Cable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far.commit([keep(1)])
+    monkeypatch.setattr("bester.broker.store.postgres.AGAIN_S", 0.0)
+    seen = refused_while_connecting(far, monkeypatch)
+    cable.cut, cable.word = "before", b"SELECT held"
+    assert numbers(far) == [1]
+    assert (cable.cut, seen, far.away) == ("", [""], "")
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])

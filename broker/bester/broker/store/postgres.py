@@ -101,6 +101,7 @@ class PostgresStore(Commits):
         self._measure_at = 0.0
         self._again_at = 0.0
         self._lost_at: float | None = None  # None while it is connected
+        self._lost_why = ""
         self._closing = threading.Event()
         self._at_work = threading.Lock()
 
@@ -230,13 +231,11 @@ class PostgresStore(Commits):
         if connection is not None and _is_sound(connection):
             return connection
         assert self._lease is not None, "the store is not open"
-        now = time.monotonic()
-        if connection is not None and now < self._again_at:
+        if connection is not None:
             self._lose("the connection was closed")
-        elif connection is not None:  # perhaps while this process stood still: the database may have been back for long
-            connection.close()
-            self._connection, self._lost_at = None, now
+        now = time.monotonic()
         if now < self._again_at:
+            self._tell_away(self._lost_why)
             raise BesterError("storage-unavailable", self.away)
         self._again_at = now + AGAIN_S
         try:
@@ -273,13 +272,15 @@ class PostgresStore(Commits):
         return int(row[1])
 
     def _lose(self, reason: str) -> None:
+        """Close the connection. Nothing is refused yet: the database may be there, or have been back for long where
+        this process, or its machine, stood still. Whoever needs a connection next connects again, or calls the database
+        away."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
         if self._lost_at is None:
             self._lost_at = time.monotonic()
-        if not self.away:
-            self._tell_away(f"{self.database.where}: {reason}")
+        self._lost_why = f"{self.database.where}: {reason}"
 
     def _tell_away(self, reason: str) -> None:
         """Refuse messages to be kept from now on, with a line in the log where the database has been there."""
@@ -402,13 +403,17 @@ class PostgresStore(Commits):
         return UnwritableError("storage-full", f"{self.database.where}: {_UNWRITABLE_WHY} ({text})")
 
     def _settle(self) -> tuple[Connection, bool]:
-        """Connect again, however long that takes; return the connection, and whether the group that was under way when
-        the old one broke is committed. Raises BesterError where the process ends before anybody knows."""
-        while not self._closing.wait(NAP_S):
+        """Connect again, at once and then however long that takes; return the connection, and whether the group that was
+        under way when the old one broke is committed. Raises BesterError where the process ends before anybody
+        knows."""
+        nap_s = 0.0
+        while not self._closing.wait(nap_s):
+            nap_s = NAP_S
             try:
                 connection = self._connect()
                 commits = self._look(connection)
             except psycopg.Error:
+                self._tell_away(self._lost_why)
                 continue
             if commits in (self._commits, self._commits + 1):
                 self._connection = connection
@@ -449,27 +454,35 @@ class PostgresStore(Commits):
 
     def _answer(self, read: Read) -> Any:
         with self._at_work:
-            connection = self._connected()
-            assert self._lease is not None
-            try:
-                if isinstance(read, Adopt):
-                    return self._adopt(connection, read)
-                with connection.pipeline():
-                    connection.execute("SELECT held(%b, %b)", (self._lease.ns, self._lease.epoch))
-                    if isinstance(read, FindBrokers):
-                        return postgres_adoption.find(connection, self._lease.ns)
-                    if isinstance(read, FindEntry) and read.number:
-                        return postgres_adoption.find_entry(connection, self._lease.ns, self._lease.epoch, read)
-                    return postgres_reading.answer(connection, self._lease.ns, read)
-            except psycopg.Error as error:
-                if connection.closed or connection.broken:
-                    self._lose(" ".join(str(error).split())[: postgres.TEXT_LIMIT])
-                elif error.sqlstate == postgres_schema.LEASE_LOST:
-                    self._fence("another process has taken the lease")
-                raise postgres.unavailable(self.database, error) from None
-            except ValueError as error:
-                text = f"{self.database.where}: damaged ({error}); restore a backup of the schema"
-                raise BesterError("storage-unavailable", text) from None
+            for is_last in (False, True):
+                connection = self._connected()
+                try:
+                    return self._read(connection, read)
+                except psycopg.Error as error:
+                    if connection.closed or connection.broken:
+                        self._lose(" ".join(str(error).split())[: postgres.TEXT_LIMIT])
+                        if not is_last:
+                            continue
+                    elif error.sqlstate == postgres_schema.LEASE_LOST:
+                        self._fence("another process has taken the lease")
+                    raise postgres.unavailable(self.database, error) from None
+                except ValueError as error:
+                    text = f"{self.database.where}: damaged ({error}); restore a backup of the schema"
+                    raise BesterError("storage-unavailable", text) from None
+        raise AssertionError("the last try returns or raises")
+
+    def _read(self, connection: Connection, read: Read) -> Any:
+        """Return the answer of the database. Raises psycopg.Error, ValueError and BesterError."""
+        assert self._lease is not None
+        if isinstance(read, Adopt):
+            return self._adopt(connection, read)
+        with connection.pipeline():
+            connection.execute("SELECT held(%b, %b)", (self._lease.ns, self._lease.epoch))
+            if isinstance(read, FindBrokers):
+                return postgres_adoption.find(connection, self._lease.ns)
+            if isinstance(read, FindEntry) and read.number:
+                return postgres_adoption.find_entry(connection, self._lease.ns, self._lease.epoch, read)
+            return postgres_reading.answer(connection, self._lease.ns, read)
 
     def _adopt(self, connection: Connection, adopt: Adopt) -> Adopted:
         """Move what another broker has left into this namespace. Raises psycopg.Error, and BesterError.
