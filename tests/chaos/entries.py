@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.chaos.happened import DATABASE, Happened
+from tests.chaos.happened import CLUSTER_BROKERS, DATABASE, Happened
 from tests.chaos.journal import Died, GivenUp, Got, Later, Sent, Told
 from tests.chaos.traffic import ATTEMPTS, NATIVES, SERVERS
 
@@ -79,8 +79,10 @@ class Entry:
         return reason == "handler-lost" and (self.sent.kills or self.killed_from_outside(later.at_s))
 
     def database_was_away(self, until_s: float) -> bool:
-        """Return whether a cluster could keep nothing for a while after the message was sent, by `until_s`."""
+        """Return whether a cluster could keep nothing for a while after the message was sent, by `until_s`. Brokers
+        that stood still meanwhile had no time to connect again."""
         since_s = self.sent.at_s - RECOVERED_S
+        since_s -= self.happened.frozen_s(CLUSTER_BROKERS, since_s, until_s)
         return self.happened.deaths(DATABASE, since_s, until_s + AROUND_S, silent_s=NOTICED_S) > 0
 
     def over(self, at_s: float) -> bool:

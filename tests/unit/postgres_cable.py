@@ -17,8 +17,8 @@ NAME = ".s.PGSQL.5432"
 class Cable:
     """Passes on what both sides say. `database` is the database at the far end.
 
-    With `cut` set to `before` or `after`, the next client to say `word` is cut off before PostgreSQL hears that, or after
-    PostgreSQL has answered. While the cable is out nobody is connected."""
+    With `cut` set to `before` or `after`, the next client to say `word` is cut off before PostgreSQL hears that, or
+    after PostgreSQL has answered. While the cable is out nobody is connected."""
 
     def __init__(self, database: Database) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="b-cable-", dir="/tmp")

@@ -119,6 +119,16 @@ def test_what_a_database_could_not_keep_is_no_loss_while_it_was_away() -> None:
         assert judged(SENT, refused, happened=happened).clean is is_clean
 
 
+@pytest.mark.parametrize(("frozen_s", "is_clean"), [(2.8, True), (0.2, False)])
+def test_brokers_that_were_frozen_connect_later_to_a_database_that_is_back(frozen_s: float, is_clean: bool) -> None:
+    happened = Happened()
+    happened.ends(happened.begins(DATABASE, kills=True, at_s=6.0), 6.1)
+    happened.ends(happened.begins(CLUSTER_BROKERS, kills=False, at_s=6.6), 6.6 + frozen_s)
+    sent = Sent(1, "far", {"s2": ["bob"]}, 10.0)
+    report = Told(1, False, "storage-unavailable", {"s2": "failed:storage-unavailable"}, "s1/x/1", 10.2)
+    assert judged(sent, report, happened=happened).clean is is_clean
+
+
 def test_requested_late_outcome_must_come() -> None:
     report = Told(1, True, None, {"ann": "delivered", "s2": "queued"}, "s1/e/1", 2.0)
     assert judged(SENT, report, TOLD_LATER, *ALL).clean

@@ -403,8 +403,8 @@ class PostgresStore(Commits):
         return UnwritableError("storage-full", f"{self.database.where}: {_UNWRITABLE_WHY} ({text})")
 
     def _settle(self) -> tuple[Connection, bool]:
-        """Connect again, at once and then however long that takes; return the connection, and whether the group that was
-        under way when the old one broke is committed. Raises BesterError where the process ends before anybody
+        """Connect again, at once and then however long that takes; return the connection, and whether the group that
+        was under way when the old one broke is committed. Raises BesterError where the process ends before anybody
         knows."""
         nap_s = 0.0
         while not self._closing.wait(nap_s):
