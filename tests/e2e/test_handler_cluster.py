@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -257,6 +258,30 @@ async def test_second_welcome_of_a_paused_link_loses_nothing_that_is_held(folder
         second.send(Heartbeat({"paused": 2}))
         assert await second.signal() == {"unbegun": [1]}
         assert await first.signal() == {"exclusive": 1}
+
+
+async def test_function_of_a_lost_link_is_waited_for_before_another_broker_has_the_process(folder: Path) -> None:
+    """It may kill the process, and the broker would take that for the doing of its own message."""
+    app, begun, go_on, ended = App(), threading.Event(), threading.Event(), threading.Event()
+
+    @app.handler("plain")
+    def plain(message: Message) -> Command:
+        begun.set()
+        go_on.wait(DEADLINE_S)
+        ended.set()
+        return message.reply(raw=message.raw)
+
+    async with running(app, folder, exclusive=True) as ((first, second), _), asyncio.timeout(DEADLINE_S):
+        second.send(request(1, b"1", "plain"))
+        await asyncio.to_thread(begun.wait)
+        second.send(Goodbye("stopping"))
+        assert isinstance(await second.next(), Goodbye)
+        await second.expect(Hello)
+        first.send(Heartbeat({"exclusive": 1}))
+        second.send(Heartbeat(await second.signal()))
+        asyncio.get_running_loop().call_later(0.5, go_on.set)  # a use that is granted too early comes before
+        assert await first.signal() == {"exclusive": 1}
+        assert ended.is_set()
 
 
 async def test_stop_hands_back_what_is_held(folder: Path) -> None:

@@ -277,10 +277,14 @@ class TestMaking:
         assert path.stat().st_size
         assert left <= set(os.listdir(path.parent))  # perhaps of a process that makes the same file now
         path.unlink()
-        for each in left:
+        other = path.with_name(f"{name}.new-before-upgrade")  # a file of the operator's
+        other.touch()
+        (path.parent / f"{name}.new-1").symlink_to("nowhere")
+        for each in (*left, other.name):
             os.utime(path.parent / each, (long_ago, long_ago))
         FILL[name](directory / "data")
         assert path.stat().st_size and left.isdisjoint(os.listdir(path.parent))
+        assert other.exists()
 
     def test_of_two_concurrent_creations_the_first_counts(self, directory: Path) -> None:
         path = directory / "data" / "accounts.db"

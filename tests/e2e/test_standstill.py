@@ -6,12 +6,12 @@ import asyncio
 import json
 import os
 import signal
-import time
 
 from bester.bridge.forward import Forwarder
 from bester.bridge.limits import Limits
 from bester.bridge.native import report
 from bester.bridge.standstill import GAP_S, Standstill
+from bester.broker.clocks import with_sleep
 from bester.broker.wire.messages import Forward
 from tests.e2e.bridge_scene import Raw
 from tests.e2e.test_forward import Outcomes, server
@@ -55,10 +55,10 @@ async def test_message_that_waited_for_its_connection_is_marked_after_a_standsti
         headers.append((await peer.read())["header"])
         peer.writer.write(report(b"null", 0))
 
-    outcomes, standstill = Outcomes(), Standstill(time.monotonic())
+    outcomes, standstill = Outcomes(), Standstill(with_sleep())
     forwarder = Forwarder(Limits(), outcomes.done, standstill=standstill)
     async with server(keep) as address:
         forwarder.forward(Forward(1, address, "m", b"1", {"id": "s1/e/1.0.0"}))
-        standstill.tick(time.monotonic() + GAP_S + 1.0)  # before the connection is made
+        standstill.tick(with_sleep() + GAP_S + 1.0)  # before the connection is made
         await outcomes.all(1)
     assert headers == [{"scope": "server", "id": "s1/e/1.0.0", "again": True}]

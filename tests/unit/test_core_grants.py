@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import pytest
 
 from bester.broker.core.dispatcher import MOST_HANDED_BACK
 from bester.broker.core.effects import Link
-from bester.broker.core.grants import TRANSITIONS, Event, Grant, State
+from bester.broker.core.grants import PATIENCE_S, TRANSITIONS, Event, Grant, State
 from bester.broker.core.settings import Budget, Settings
 from bester.broker.core.suspects import DRAIN_S
+from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import Goodbye, Heartbeat, Hello, Report, Request, Welcome
 from tests.unit.core_stand import Stand
 
@@ -39,10 +41,23 @@ class Ward:
 
     def kill(self, number: int = 0) -> Link:
         """End a handler; return the link of one that takes its place."""
-        del self.stand.alive[self.links[number]]
-        self.stand.take(self.stand.router.on_undeliverable(self.links[number], Heartbeat(), self.stand.now))
+        self.lose(self.links[number])
         self.links[number] = self.stand.handler("t", credit=8, shared=f"p{number}'")
         return self.links[number]
+
+    def lose(self, link: Link) -> None:
+        """End a handler."""
+        del self.stand.alive[link]
+        self.stand.take(self.stand.router.on_undeliverable(link, Heartbeat(), self.stand.now))
+
+    def granted(self, links: Sequence[Link]) -> dict[bytes, tuple[Link, Request]]:
+        """Grant what handlers are asked for; return what they are given, by body."""
+        given: dict[bytes, tuple[Link, Request]] = {}
+        for link in links:
+            if asked := self.asked(link):
+                self.stand.say(link, Heartbeat({"exclusive": asked[-1]}))
+                given |= {request.body: (link, request) for request in self.given(link)}
+        return given
 
     def reasons(self) -> list[str | None]:
         return [report.reason for report in self.stand.heard_of(self.bridge, Report)]
@@ -287,3 +302,68 @@ def test_signals_of_a_handler_of_one_broker_mean_nothing() -> None:
     assert not stand.heard_of(link, Heartbeat)
     stand.submit(bridge, "t", b"2")
     assert [request.body for request in stand.heard_of(link, Request)] == [b"2"]
+
+
+def lone_suspect(ward: Ward, *bodies: bytes, workers: int = 4) -> list[Link]:
+    """End a handler with these messages; return the links of others that join before."""
+    ward.submit(*bodies)
+    links = [ward.stand.handler("t", credit=8, shared=f"q{number}") for number in range(workers)]
+    ward.lose(ward.links[0])
+    return links
+
+
+def test_grant_that_comes_too_late_ends_a_pause() -> None:
+    """The handler counts on that: it has told the broker that is granted nothing else."""
+    ward = Ward()
+    link = ward.links[0]
+    ward.stand.say(link, Heartbeat({"paused": 3}))
+    ward.submit(b"1")
+    assert not ward.given(link)
+    ward.stand.say(link, Heartbeat({"exclusive": 7}))
+    assert [request.body for request in ward.given(link)] == [b"1"]
+
+
+def test_handler_that_does_not_grant_is_asked_no_more_where_others_do() -> None:
+    ward = Ward()
+    first, *others = lone_suspect(ward, b"1")
+    assert ward.asked(first) == [1]
+    ward.stand.wait(PATIENCE_S + 2.0)
+    assert ward.asked(first)[-1:] == [0]
+    [(link, number)] = [(link, asked[-1]) for link in others if (asked := ward.asked(link))]
+    ward.stand.say(link, Heartbeat({"exclusive": number}))
+    assert [request.body for request in ward.given(link)] == [b"1"]
+
+
+def test_death_after_the_end_of_a_grant_proves_nothing() -> None:
+    """Of two suspects one kills; the other is cleared, and its handler works on other brokers' messages again."""
+    ward = Ward()
+    links = lone_suspect(ward, b"1", b"2")
+    given = ward.granted(links)
+    ward.lose(given[b"1"][0])  # it has killed alone
+    ward.stand.wait(2.0)
+    assert ward.asked(given[b"2"][0]) == [0]
+    ward.lose(given[b"2"][0])  # perhaps over another broker's message
+    rest = [link for link in links if link in ward.stand.alive]
+    while b"2" not in given or given[b"2"][0] not in rest:
+        ward.stand.wait(0.5)
+        given = ward.granted(rest)
+        if b"1" in given:
+            ward.stand.reply(given[b"1"][0], given[b"1"][1].token)
+    ward.lose(given[b"2"][0])  # once alone, of two times
+    assert "handler-lost" not in ward.reasons()
+
+
+@pytest.mark.parametrize("paused_first", [True, False])
+def test_pause_goes_on_while_the_handler_holds_nothing_but_what_is_over(paused_first: bool) -> None:
+    workers = Workers(1)
+    worker = workers.join(Link("", b"h"), frozenset({"t"}), 8, frozenset(), "p")
+    if paused_first:
+        workers.pause(worker)
+        workers.suspend(worker)
+    else:
+        workers.suspend(worker)
+        workers.pause(worker)
+    workers.resume(worker)
+    assert workers.idle("t") is None
+    workers.unpause(worker)
+    assert workers.idle("t") is worker

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bester.broker.wire.messages import Meta
-from bester.handlers.exclusive import TRANSITIONS, Event, Exclusive, State
+from bester.handlers.exclusive import MOST_IN_A_ROW, TRANSITIONS, Event, Exclusive, State
 
 
 class Broker:
@@ -19,6 +19,7 @@ class Broker:
         self.can_pause = can_pause
         self.is_linked = True
         self.is_clear = True
+        self.works_on_earlier = False
         self.is_barred = False
         self.held = 0
         self.handed_back = 0
@@ -120,6 +121,31 @@ def test_broker_whose_link_is_lost_holds_nobody_up_and_pauses_when_it_is_back() 
     assert (second.heard(), second.is_barred) == ([{"paused": 2}], True)
     use.on_signals(first, {"exclusive": 0})
     assert (second.heard(), second.is_barred) == ([{"paused": 0}], False)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_message_of_an_earlier_link_that_is_still_worked_on_is_waited_for(number: int) -> None:
+    use, first, second = pair()
+    earlier = (first, second)[number]
+    earlier.works_on_earlier = True
+    use.on_signals(first, {"exclusive": 1})
+    use.on_signals(second, {"paused": 1})
+    use.check()
+    assert not first.heard()
+    earlier.works_on_earlier = False
+    use.check()
+    assert first.heard() == [{"exclusive": 1}]
+
+
+def test_other_brokers_have_their_messages_worked_on_between_many_uses_of_one() -> None:
+    use, first, second = pair()
+    for number in range(MOST_IN_A_ROW):
+        use.on_signals(first, {"exclusive": 1 + number})
+        assert second.is_barred
+    use.on_signals(first, {"exclusive": 1 + MOST_IN_A_ROW})
+    assert (use.state, second.is_barred, second.heard()[-1]) == (State.FREE, False, {"paused": 0})
+    use.check()
+    assert (use.state, second.is_barred) == (State.CLEARING, True)
 
 
 def test_loss_of_the_owner_ends_its_use() -> None:

@@ -34,6 +34,7 @@ def test_party_above_its_allowance_is_held_off_and_no_other() -> None:
     assert longs.is_held_off("a", NOW) and longs.is_held_off("a", NOW + HELD_OFF_S - 0.1)
     assert not longs.is_held_off("b", NOW)
     assert not longs.is_held_off("a", NOW + HELD_OFF_S)
+    assert not longs.allow("a", 1, NOW + HELD_OFF_S - 0.1), "at another door"
     assert longs.allow("a", MAX_FRAMES, NOW + HELD_OFF_S)
 
 

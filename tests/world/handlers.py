@@ -15,6 +15,9 @@ from tests.world.links import SimLink
 from tests.world.network import Messages, Weather
 from tests.world.servers import SimServer
 
+LOOK_S = 0.25
+"""Time between two looks at whether a broker may have the exclusive use of the process, as in the kit."""
+
 
 class Fate(Enum):
     """Ends of a request other than a reply."""
@@ -101,6 +104,8 @@ class SimHandler:
     def is_clear(self) -> bool:
         """Whether no request of this broker is in hand."""
         return not self._held
+
+    works_on_earlier = False  # a request of an earlier link kills nobody here
 
     def bar(self, number: int) -> None:
         """Tell the broker to pause, and begin no request of it."""
@@ -213,3 +218,8 @@ class SharedProcess:
         self.exclusive = Exclusive(self.parts)
         for part in self.parts:
             part.process = self
+        self._look()
+
+    def _look(self) -> None:
+        self.exclusive.check()
+        self.parts[0].world.after(LOOK_S, self._look)

@@ -24,7 +24,6 @@ import ssl
 import struct
 import sys
 import termios
-import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
@@ -35,6 +34,7 @@ from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.bridge.openings import Openings
 from bester.bridge.standstill import Standstill
+from bester.broker.clocks import with_sleep
 from bester.broker.layer_turns import LayerTurns
 from bester.broker.logs import facts
 from bester.broker.names import Names, connect
@@ -238,7 +238,7 @@ class Forwarder:
             return
         self._queued += 1
         deadline = asyncio.get_running_loop().time() + self._wait_s(message)
-        address.waiting.append(_Queued(message, time.monotonic(), deadline))
+        address.waiting.append(_Queued(message, with_sleep(), deadline))
         self._start(address)
 
     def _wait_s(self, message: Forward) -> float:
@@ -391,7 +391,7 @@ class Forwarder:
         """Return the frame of a message that the other end may have had meanwhile from another bridge of this server,
         with the mark of a repeat; None where the process has not stood still."""
         message, standstill = queued.message, self._standstill
-        if standstill is None or not standstill.is_in_doubt(queued.taken_at, time.monotonic()):
+        if standstill is None or not standstill.is_in_doubt(queued.taken_at, with_sleep()):
             return None
         return frame_of(message._replace(meta={**message.meta, "again": True}))
 

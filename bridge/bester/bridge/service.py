@@ -27,6 +27,7 @@ from bester.bridge.native_listeners import open_listeners
 from bester.bridge.ports import Shell
 from bester.bridge.session import Session
 from bester.bridge.standstill import Standstill
+from bester.broker.clocks import with_sleep
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
 from bester.broker.keys import LinkKeys
@@ -84,7 +85,7 @@ class _Ticker:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._period_s, self._tick)
         if self._standstill is not None:
-            self._standstill.tick(time.monotonic())
+            self._standstill.tick(with_sleep())
         self._bridge.tick()
         self._until_figures -= 1
         if self._until_figures <= 0 and self._bridge.is_ready:
@@ -313,7 +314,7 @@ async def serving(
         ),
         brokers=brokers,
     )
-    standstill = Standstill(time.monotonic())
+    standstill = Standstill(with_sleep())
     forwarder = Forwarder(
         limits, bridge.forwards.on_forwarded, looked_up, certificates.of_server, config.reachable, bridge.reached,
         LayerTurns(time.monotonic, loop.call_soon), standstill,

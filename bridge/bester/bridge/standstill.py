@@ -1,5 +1,5 @@
 """Times at which this process stood still: stopped (SIGSTOP, a debugger), suspended with its machine, or without CPU.
-Pure.
+Pure; the times are those of `clocks.with_sleep`.
 
 Meanwhile a broker may have died or given up its link, and sent the same messages by another bridge, marked. What had
 come by the link before, and is read or carried on after the standstill, is perhaps the second copy for its recipient,
@@ -15,7 +15,7 @@ AFTER_S = 1.0
 
 
 class Standstill:
-    """Knows when the process stood still last. Times are seconds of one monotonic clock."""
+    """Knows when the process stood still last."""
 
     def __init__(self, now: float) -> None:
         self._ticked_at = now

@@ -7,6 +7,7 @@ from pathlib import Path
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 """Linux; on other systems the wall clock is used after each start."""
+_WITH_SLEEP: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 CLOCK_APART_S = 0.05
 CLOCK_LOOKS = 5
 """Clocks read further apart than this are read again, at most CLOCK_LOOKS times, as the process was stopped between the
@@ -21,6 +22,11 @@ def both_clocks() -> tuple[float, float]:
         looks -= 1
         if now - before < CLOCK_APART_S or not looks:
             return now, wall_s
+
+
+def with_sleep() -> float:
+    """Return the seconds of a clock that goes on while the machine sleeps (Linux; elsewhere the monotonic clock)."""
+    return time.clock_gettime(_WITH_SLEEP) if _WITH_SLEEP is not None else time.monotonic()
 
 
 def boot_id() -> str:

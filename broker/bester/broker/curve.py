@@ -288,6 +288,8 @@ class CurveSocket(FabricSocket):
     def _on_event(self, event: int, value: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
             self.unread.begin(value)
+            for link in [link for link in self._dropped if link[1][1] == value]:  # a former connection's
+                del self._dropped[link]
             if len(self._addresses) < MAX_ADDRESSES:
                 self._addresses[value] = _address_of(value)
         elif event in _FAILED:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sqlite3
 import stat
 import time
@@ -156,10 +157,15 @@ def create(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
 
 def _remove_abandoned(real: Path) -> None:
     """Remove what processes left that were killed while they created this file."""
+    is_new = re.compile(rf"{re.escape(real.name + _NEW)}\d+(?:{'|'.join(BESIDE)})?")
+    names: list[str] = []
     with contextlib.suppress(OSError):  # a directory that cannot be read
-        for each in list(real.parent.iterdir()):
-            if each.name.startswith(real.name + _NEW) and time.time() - each.stat().st_mtime > ABANDONED_S:
-                each.unlink(missing_ok=True)
+        names = [name for name in os.listdir(real.parent) if is_new.fullmatch(name)]
+    for name in names:
+        each = real.with_name(name)
+        with contextlib.suppress(OSError):
+            if time.time() - each.lstat().st_mtime > ABANDONED_S:
+                each.unlink()
 
 
 def connect(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Connection:

@@ -22,7 +22,10 @@ _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 def keep_freed_memory() -> None:
     """Keep freed memory from now on, unless the environment has settings of its own for glibc."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    try:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    except (OSError, TypeError):  # a program that is linked as one piece, or another system
+        return
     if mallopt is not None and not any(name in os.environ for name in _SETTINGS):
         mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(_MMAP_THRESHOLD, MAPPED_BYTES)

@@ -38,7 +38,9 @@ class LongMessages:
 
     def allow(self, party: str, frames: int, now: float) -> bool:
         """Count frames of a party's long message; return whether they are within its allowance. A party above it is
-        held off from now on."""
+        held off from now on, at every door."""
+        if self.is_held_off(party, now):
+            return False
         count, at = self._counts.pop(party, (0.0, now))
         count = max(0.0, count - (now - at) * FRAMES_A_SECOND) + frames
         if count > MOST_FRAMES:

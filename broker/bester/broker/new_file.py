@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+_UNNAMED = getattr(os, "O_TMPFILE", 0)  # Linux
+
 
 def write(content: bytes, name: Path) -> None:
     """Write a new file with mode 0600, whole or not at all. Raises OSError: FileExistsError where the name is taken.
@@ -32,8 +34,10 @@ def write(content: bytes, name: Path) -> None:
 def _write_unnamed(content: bytes, name: Path) -> bool:
     """Write a file that has no name before its content is on the disk; return False where the system cannot do that, or
     does not, for a reason that the other way will find again."""
+    if not _UNNAMED:
+        return False
     try:
-        descriptor = os.open(name.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(name.parent, _UNNAMED | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             _fill(file, content)
             # With a directory's descriptor, which an absolute path leaves unused: else Python's call names the link in

@@ -14,6 +14,10 @@ from typing import Literal, Protocol
 
 from bester.broker.wire.messages import Meta
 
+MOST_IN_A_ROW = 8
+"""Uses between which no other broker gives anything; the next one begins with the next `check`, some tenths of a second
+later: a broker may have hundreds of messages over which a handler may have died."""
+
 
 class State(Enum):
     FREE = "free"  # all brokers give messages
@@ -55,6 +59,11 @@ class Site(Protocol):
         """Whether no message of the broker is worked on."""
         ...
 
+    @property
+    def works_on_earlier(self) -> bool:
+        """Whether a message that came by an earlier link is worked on."""
+        ...
+
     def bar(self, number: int) -> None:
         """Tell the broker to pause, under this number, and begin nothing of it: hold what has not begun, and what
         comes."""
@@ -85,6 +94,7 @@ class Exclusive:
         self._told: dict[Site, int] = {}  # brokers that were told to pause, and the numbers of the pauses
         self._awaited: set[Site] = set()  # those that have not answered
         self._number = 0
+        self._in_a_row = 0  # uses, since all brokers gave messages
 
     def on_signals(self, site: Site, options: Meta) -> None:
         """Take in the HEARTBEAT of a broker."""
@@ -123,9 +133,15 @@ class Exclusive:
             self._pause(site)
 
     def check(self) -> None:
-        """Grant the exclusive use once nothing of other brokers is in hand."""
+        """Grant the exclusive use once nothing of other brokers is in hand; call a few times a second, too."""
         owner = self._owner
-        if owner is None or self._awaited or not all(site.is_clear for site in self._barred):
+        if owner is None:
+            if self._asked:
+                self._begin()
+            return
+        if self._awaited or not all(site.is_clear for site in self._barred):
+            return
+        if any(site.works_on_earlier for site in self._sites):
             return
         if self._go("cleared"):
             self._told.pop(owner, None)
@@ -142,9 +158,11 @@ class Exclusive:
         """End the owner's use, and begin that of the next broker which asks for it."""
         self._go("over")
         self._owner = None
-        if self._asked:
+        self._in_a_row += 1
+        if self._asked and self._in_a_row < MOST_IN_A_ROW:
             self._begin()
             return
+        self._in_a_row = 0
         for site in self._barred:
             site.unbar()
         for site in self._told:

@@ -55,6 +55,11 @@ class Executor:
         self.overtime.attach(ends.vouch, self.pool, self.threads, self.groups)
         self.watch = Watch(self.overtime, HEARTBEAT_MS / 1000)
 
+    def is_running(self, is_of: Callable[[Job], bool]) -> bool:
+        """Return whether a handler works on such a request, one that hangs excepted."""
+        jobs = (*self.pool.running(), *self.threads.running())
+        return any(is_of(job) and not self.overtime.is_passed_over(job) for job in jobs)
+
     async def close(self) -> None:
         """End tasks, threads and watch. Handlers that do not end are logged and abandoned."""
         if not await self.pool.close():

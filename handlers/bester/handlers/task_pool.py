@@ -128,6 +128,11 @@ class TaskPool:
                     (taken if is_taken(job) else jobs).append(job)
         return taken
 
+    def running(self) -> list[Job]:
+        """Return the requests whose handlers wait."""
+        self._look()
+        return [entry[0] for entry in self._waiting.values()]
+
     async def close(self) -> bool:
         """Cancel all members and wait for their ends; return whether all ended."""
         self._closing = True

@@ -169,6 +169,10 @@ class Threads:
                 taken.append(job)
         return taken
 
+    def running(self) -> list[Job]:
+        """Return the requests that threads work on."""
+        return list(self._running.values())
+
     def hanging(self, is_hanging: Callable[[Job], bool]) -> list[str] | None:
         """Return the position of each thread, where all of them hang; None: some do not."""
         running = list(self._running.items())

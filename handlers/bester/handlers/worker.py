@@ -414,6 +414,11 @@ class Worker:
         """Whether no request of this broker is worked on, but for those that hang."""
         return not self._outstanding or self._outstanding <= self._overtime.hung(self._is_wanted)
 
+    @property
+    def works_on_earlier(self) -> bool:
+        """Whether a handler still works on a request that came by an earlier link, one that hangs excepted."""
+        return self._executor.is_running(self._is_earlier)
+
     def bar(self, number: int) -> None:
         """Tell the broker to pause, and begin no request of it."""
         self._is_barred = True
@@ -476,6 +481,9 @@ class Worker:
 
     def _is_wanted(self, job: Job) -> bool:
         return job[2] == self._life
+
+    def _is_earlier(self, job: Job) -> bool:
+        return job[2] != self._life and job[2] % self._lives == self._life % self._lives
 
     def _done_all(self, ends: list[End]) -> None:
         """Answer requests whose handlers have returned, those with a usual result together."""

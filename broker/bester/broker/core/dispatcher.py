@@ -353,11 +353,12 @@ class Dispatcher:
             else:
                 again.append(job)
         for job in again:
-            self._workers.take_back(job)
+            self._workers.take_back(worker, job)
             job.attempt -= 1
             job.since = now
         for job in reversed(again):
             self._workers.enqueue(job, first=True)
+        self._share_out(now)
 
     def on_worker_leaving(self, worker: Worker, now: float) -> None:
         """Give a leaving worker no new messages; those in flight stay its own."""

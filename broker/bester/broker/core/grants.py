@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from bester.broker.core.jobs import Job
 
 
+PATIENCE_S = 35.0
+"""Time for which the broker counts on the answer of a handler: that handler may have begun a message of another broker,
+which takes 30 s at most, or is passed over. After that time another handler is asked, where there is one."""
+
+
 class State(Enum):
     NONE = "none"
     ASKED = "asked"  # the handler was asked, and finishes what it holds of other brokers
@@ -44,13 +49,14 @@ class Grant:
     """Grant of one worker. `name` is the one that its process has at every broker; `number` is that of the last
     question. `suspect` was given under this grant last: a death over it alone proves something."""
 
-    __slots__ = ("name", "number", "state", "suspect")
+    __slots__ = ("_looked_at", "name", "number", "state", "suspect")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.number = 0
         self.state = State.NONE
         self.suspect: Job | None = None
+        self._looked_at: float | None = None  # first, since the handler was asked
 
     def go(self, event: Event) -> bool:
         """Take in an event; return whether it has changed the state."""
@@ -59,7 +65,16 @@ class Grant:
             return False
         self.state = state
         self.number += state is State.ASKED
+        self._looked_at = None
         return True
+
+    def is_slow(self, now: float) -> bool:
+        """Return whether the handler was asked long ago, and has not answered. Call twice a second."""
+        if not self.is_asked:
+            return False
+        if self._looked_at is None:
+            self._looked_at = now
+        return now - self._looked_at > PATIENCE_S
 
     @property
     def is_asked(self) -> bool:

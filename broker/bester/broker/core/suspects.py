@@ -132,7 +132,7 @@ class Suspects:
         finish, here or for another broker, is isolated for `DRAIN_S` at a time."""
         workers = [worker for pool in pools for worker in pool.workers]
         count = min(len(self._queues.get(type_, ())), max(1, len(workers) // ISOLATED_PART))
-        ready = [worker for worker in workers if worker in self.isolated and (worker.is_idle or holds_suspect(worker))]
+        ready = [worker for worker in workers if worker in self.isolated and _is_ready(worker, now)]
         chosen = ready
         if len(ready) < count:
             taken = set(ready)
@@ -152,13 +152,20 @@ def holds_suspect(worker: Worker) -> bool:
     return not worker.is_idle and any(job.suspected and not job.is_settled for job in worker.inflight.values())
 
 
+def _is_ready(worker: Worker, now: float) -> bool:
+    """Return whether an isolated worker holds a suspect, or is soon free for one."""
+    return holds_suspect(worker) or (worker.is_idle and (worker.grant is None or not worker.grant.is_slow(now)))
+
+
 def _rank(worker: Worker, now: float) -> tuple[bool, bool, bool, str, int]:
-    """Order workers by how much they have to finish; a worker that holds only settled messages is stuck, and comes
-    last. Workers of several brokers come in an order that is the same at each of them, those first that another one
-    uses, but for those that have held a message for long."""
+    """Order workers by how much they have to finish; last come those that are stuck, with settled messages alone, and
+    those that were asked long ago and have not granted their exclusive use. Workers of several brokers come in an order
+    that is the same at each of them, those first that another one uses, but for those that have held a message for
+    long."""
     held, grant = len(worker.inflight), worker.grant
     stuck = held > 0 and worker.is_idle
     if grant is None:
         return stuck, True, True, "", held
+    stuck = stuck or grant.is_slow(now)
     is_long = held > 0 and next(iter(worker.inflight.values())).since < now - LONG_S
     return stuck, not worker.is_paused, is_long, grant.name, held

@@ -76,6 +76,7 @@ class Workers:
         worker."""
         alone = worker in self._suspects.isolated and bool(worker.inflight)
         self.leave(worker)
+        self._forget_suspect(worker)
         worker.leaving = False
         worker.credit, worker.free = credit, credit - len(worker.inflight)
         if worker.grant is None or worker.grant.name != shared:
@@ -117,9 +118,11 @@ class Workers:
 
     def suspend(self, worker: Worker) -> None:
         """Pass over a worker that holds nothing but settled messages; message groups bound to the worker are free
-        again."""
+        again. A pause goes on."""
+        is_paused = worker.is_paused
         self.leave(worker)
-        worker.stuck = True
+        self._forget_suspect(worker)
+        worker.stuck, worker.is_paused = True, is_paused
         for job in worker.inflight.values():
             self._leave_group(job, first=True)
 
@@ -127,6 +130,8 @@ class Workers:
         """Count on a suspended worker again."""
         worker.stuck = worker.leaving = False
         self._enlist(worker, worker.pool.types, frozenset())
+        if worker.is_paused:
+            worker.pool.isolate(worker)
 
     def lose(self, worker: Worker) -> list[Job]:
         """Remove a dead worker: return its messages in flight, oldest first; message groups bound to the worker are
@@ -325,6 +330,7 @@ class Workers:
         ]:
             del self._suspects.isolated[worker]
             self._end_grant(worker)
+            self._forget_suspect(worker)
             if not worker.is_paused:
                 self._reinstate(worker)
 
@@ -371,26 +377,36 @@ class Workers:
             self.told[worker] = None
 
     def grant(self, worker: Worker, number: int) -> None:
-        """Take in that a handler grants its exclusive use, under the number of the question."""
-        if worker.grant is not None and worker.grant.asked == number and worker.grant.go("granted"):
-            worker.is_paused = False
+        """Take in that a handler grants its exclusive use, under the number of the question. A grant ends a pause, also
+        one that comes too late: the handler counts on that."""
+        self.unpause(worker)
+        if worker.grant is not None and worker.grant.asked == number:
+            worker.grant.go("granted")
 
     def pause(self, worker: Worker) -> None:
         """Give nothing to a worker that is in another broker's exclusive use."""
-        if not worker.leaving and not worker.is_paused:
-            worker.is_paused = True
-            if not worker.is_isolated:
-                worker.pool.isolate(worker)
+        if worker.is_paused or (worker.leaving and not worker.stuck):
+            return
+        worker.is_paused = True
+        if not worker.leaving and not worker.is_isolated:
+            worker.pool.isolate(worker)
 
     def unpause(self, worker: Worker) -> None:
         """Count on a paused worker again."""
         if worker.is_paused:
             worker.is_paused = False
-            if worker not in self._suspects.isolated:
+            if not worker.leaving and worker not in self._suspects.isolated:
                 self._reinstate(worker)
 
-    def take_back(self, job: Job) -> None:
+    def _forget_suspect(self, worker: Worker) -> None:
+        """Let a death of the worker prove nothing any more: its handler may work on other brokers' messages."""
+        if worker.grant is not None:
+            worker.grant.suspect = None
+
+    def take_back(self, worker: Worker, job: Job) -> None:
         """Count a job that its worker has not begun out of its message group; the caller requeues the job."""
+        if worker.grant is not None and worker.grant.suspect is job:
+            worker.grant.suspect = None
         self._leave_group(job, first=True)
 
     def _bind(self, item: QueueItem, worker: Worker) -> Job:
