@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.figures import BUCKETS_S, MAX_TYPES, OTHERS, Figures
+from bester.broker.core.figures import BUCKETS_S, FOLD_AT, MAX_TYPES, OTHERS, Figures, Histogram
 from bester.broker.core.settings import Route, Settings
 from bester.broker.core.status import figures_of
-from bester.broker.wire.messages import Ask, Goodbye, Heartbeat, Reply
+from bester.broker.wire.messages import Ask, Confirm, Deliver, Goodbye, Heartbeat, Reply, Request
 from tests.unit.core_stand import Stand, clients
 
 
@@ -45,6 +45,31 @@ def test_requests_after_the_first_and_dead_letters_are_counted() -> None:
         chat = scene.handler("chat")
     row = scene.router.status(scene.now)["types"]["chat"]
     assert (row["received"], row["again"], row["dead"], row["failed"]) == (1, 2, 1, {"handler-lost": 1})
+
+
+@pytest.mark.parametrize("at_once", [1, 64])
+def test_times_of_a_busy_second_are_counted_in_small_parts(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    scene = stand()
+    bridge, chat = scene.bridge("alice"), scene.handler("chat", credit=at_once)
+    sizes: list[int] = []
+    count = Histogram.take
+
+    def take(self: Histogram, times_s: list[float]) -> None:
+        sizes.append(len(times_s))
+        count(self, times_s)
+
+    monkeypatch.setattr(Histogram, "take", take)
+    messages = 0
+    while messages < 3 * FOLD_AT:
+        for _ in range(at_once):
+            scene.submit(bridge, "chat")
+        scene.say(chat, *(Reply(each.token, 0, [clients("alice")]) for each in scene.heard_of(chat, Request)))
+        scene.say(bridge, *(Confirm(each.serial, [], []) for each in scene.heard_of(bridge, Deliver)))
+        messages += at_once
+    scene.wait(2)
+    row = scene.router.status(scene.now)["types"]["chat"]
+    assert (sum(row["took"]), sum(row["whole"])) == (messages, messages)
+    assert max(sizes) <= FOLD_AT
 
 
 def test_types_beyond_the_bound_share_their_figures() -> None:

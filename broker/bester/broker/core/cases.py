@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from bester.broker.core.effects import Effects, Link
-from bester.broker.core.figures import TypeFigures
+from bester.broker.core.figures import FOLD_AT, TypeFigures
 from bester.broker.wire.messages import Message, Outcome, Relayed, Report
 from bester.broker.wire.outcomes import AGAIN, DELIVERED, QUEUED, failed, reason_of, severity
 
@@ -203,8 +203,10 @@ class Reports:
         case.pending = pending = case.pending - 1
         if pending == 0:
             self.open -= 1
-            if case.figures is not None:
-                case.figures.lasted.append(self.now - case.since)
+            if (figures := case.figures) is not None:
+                figures.lasted.append(self.now - case.since)
+                if len(figures.lasted) >= FOLD_AT:
+                    figures.fold()
             self._end(case, silent=False)
 
     def settle_reported(self, cases: Sequence[Case]) -> None:
@@ -218,6 +220,8 @@ class Reports:
             ended += 1
             if (figures := case.figures) is not None:
                 figures.lasted.append(now - case.since)
+                if len(figures.lasted) >= FOLD_AT:
+                    figures.fold()
             if case.reason is not None or case.watchers or case.other_askers is not None:
                 self._end(case, silent=case.reason is None)
         self.open -= ended

@@ -17,7 +17,7 @@ from bester.broker.core.commands import Commands, fault
 from bester.broker.core.contracts import Contracts
 from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.effects import Effects, NoticeEvent
-from bester.broker.core.figures import OTHERS, Figures, TypeFigures
+from bester.broker.core.figures import FOLD_AT, OTHERS, Figures, TypeFigures
 from bester.broker.core.inspection import Bound
 from bester.broker.core.jobs import Job
 from bester.broker.core.known_types import KnownTypes
@@ -409,6 +409,8 @@ class Dispatcher:
                 type_ = job.type
                 figures = self._types.get(type_) or self._figures.of(type_)
             figures.took.append(now - job.since)
+            if len(figures.took) >= FOLD_AT:
+                figures.fold()
             wrong = None
             if (
                 len(commands) == 1 and (command := commands[0]).command == "sendClients" and reply.status == DONE

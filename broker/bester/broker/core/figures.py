@@ -18,6 +18,9 @@ SYNC_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.
 MAX_TYPES = 2_000
 """Types with figures of their own. Those beyond share the figures of OTHERS: a peer may name any number of types."""
 OTHERS = "(others)"
+FOLD_AT = 1_024
+"""Times of one kind that are counted together, in a tenth of a millisecond: all of a busy second take 15 ms, for which
+everybody would wait."""
 
 
 class Histogram:
@@ -57,6 +60,7 @@ class TypeFigures:
     the times from the entry of a message to its report, one for each message that entered and was reported on.
 
     Nothing but a list grows for each message: `took` and `lasted` are times of both kinds that the next `fold` counts.
+    Whoever adds to them folds where there are `FOLD_AT` and more.
     """
 
     __slots__ = ("again", "dead", "failed", "handler", "lasted", "more_results", "received", "took", "whole")
