@@ -56,6 +56,17 @@ def settle(credit: SubmitCredit, parties: list[Party]) -> None:
             party.report()
 
 
+def test_bridges_are_told_whether_they_are_alone() -> None:
+    credit = SubmitCredit(Limits())
+    first, second = links(2)
+    assert credit.join(first, MOST)["alone"] is True
+    assert all(options["alone"] for _, options in credit.share([], (0, 0)))
+    assert credit.join(second, MOST)["alone"] is False
+    assert {link: options["alone"] for link, options in credit.share([], (0, 0))} == {first: False, second: False}
+    credit.leave(first)
+    assert {link: options["alone"] for link, options in credit.share([], (0, 0))} == {second: True}
+
+
 class TestShares:
     def test_one_bridge_gets_all_that_it_can_use(self) -> None:
         credit = SubmitCredit(Limits())

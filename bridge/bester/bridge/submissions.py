@@ -36,6 +36,12 @@ LITTLE_BYTES = 4096
 for the answers."""
 SPARE = 8
 """Divisor of a credit: the part of it that is left for senders that come, or wait for the answer to each message."""
+CROWD = 2
+"""Divisor of a credit in bytes: the part that senders of a lone bridge who always have something to say may fill
+together, however many they are; one alone has as much, see `is_over`. With all of the credit the bodies of a crowd
+would be twice as many, and be served no sooner: no message passes another on the way to the handlers and back, so that
+everybody stands behind them. Where several bridges share a broker, the shares of their senders rest on messages that
+wait there, and a crowd has all but the spare part."""
 AT_ONCE = 256
 """Messages handed to the link in one piece: those that the link does not take stay held."""
 
@@ -163,18 +169,18 @@ class Submissions:
         self._closes: dict[int, Close] = {}  # by the token of the last held message of a session that has gone
 
     def is_spent(self, sender: Sender) -> bool:
-        """Return whether the broker's credit is used up for a sender that does not come just now: but for a spare part,
-        if the sender has messages unreported. Of a credit that was lowered senders that say little may use more: what
-        the broker still counts."""
+        """Return whether the broker's credit is used up for a sender that does not come just now: but for a spare part
+        of the bytes, which is half of them where this is the only bridge, and of the messages, if the sender has some
+        unreported. Of a credit that was lowered senders that say little may use more: what the broker still counts."""
         if not self.credit.is_known:
             return False
         if sender.size_bytes <= LITTLE_BYTES:
             most, most_bytes = self._most_sent, self._most_sent_bytes
         else:
             most, most_bytes = self.most, self.most_bytes
-        if sender.count:
-            most, most_bytes = most - most // SPARE, most_bytes - most_bytes // SPARE
-        return len(self.by_token) >= most or self.size_bytes >= most_bytes
+        spare = most // SPARE if sender.count else 0
+        spare_bytes = (most_bytes - self._stuck_bytes) // CROWD if self.credit.is_alone else most_bytes // SPARE
+        return len(self.by_token) >= most - spare or self.size_bytes >= most_bytes - spare_bytes
 
     def is_over(self, sender: Sender, margin: int = 0) -> bool:
         """Return whether a sender has as much unreported as is left of the bounds, and more than a fair share; with

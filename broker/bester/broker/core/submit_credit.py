@@ -152,6 +152,7 @@ class SubmitCredit:
         self._bytes = Pot(most_bytes, min(LEAST_BYTES, most_bytes // LEAST), ROOM_BYTES)
         self._numbers: dict[Link, int] = {}
         self._stuck: list[str] = []
+        self._is_alone = True  # whether one bridge has all the credit, as the bridges were told last
         self._behind: dict[Link, None] = {}  # bridges whose last report had an older number
 
     def join(self, link: Link, options: Meta) -> Meta:
@@ -194,8 +195,9 @@ class SubmitCredit:
         self._messages.follow(waiting[0], still[0], part)
         self._bytes.follow(waiting[1], still[1], part)
         changed = dict.fromkeys([*self._messages.share(), *self._bytes.share()])
-        if stuck != self._stuck:
-            self._stuck = stuck
+        is_alone = len(self._numbers) <= 1
+        if (stuck, is_alone) != (self._stuck, self._is_alone):
+            self._stuck, self._is_alone = stuck, is_alone
             changed = dict.fromkeys(self._numbers)
         for link in changed:
             self._numbers[link] += 1
@@ -209,6 +211,7 @@ class SubmitCredit:
             "credit_bytes": self._bytes.accounts[link].granted,
             "number": self._numbers[link],
             "stuck": self._stuck,
+            "alone": len(self._numbers) <= 1,
         }
 
     def bounds(self) -> dict[str, Bound]:
