@@ -52,7 +52,7 @@ _WELCOME = framed(b'{"header":{"messageType":"statusReport","status":"good"},"pa
 
 
 class Floor:
-    """What the server does with what came: frames of clients to rows for a handler, its rows to frames. `wake` has what
+    """Work of a server without its guards: frames of clients to rows for a handler, its rows to frames. `wake` has what
     has gathered sent, at the end of this turn."""
 
     def __init__(self, wake: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""One message at a time through the real bridge and broker in one process, beside many types, workers or users.
+"""Send one message at a time through the real bridge and broker in one process, beside many types, workers or users.
 
 One message at a time, so that the figures tell of tables and look-ups, not of batches: more workers mean smaller
 batches for each, which is no growth of what a message costs by itself.

@@ -19,8 +19,8 @@ from typing import Any
 
 
 def blame() -> None:
-    from bester.broker.core.dispatcher import Dispatcher
     from bester.broker.core.pools import Worker
+    from bester.broker.core.worker_changes import WorkerChanges
 
     def lost(self: Any, worker: Worker, now: float) -> None:
         held = self._workers.lose(worker)
@@ -29,13 +29,13 @@ def blame() -> None:
         for job in reversed(again):
             job.since = now
             job.suspicion.open = False
-            self._workers.enqueue(job, first=True)
-        self._share_out(now)
-        for keeper in [keeper for job in again if (keeper := self._workers.bound_worker(job)) is not None]:
-            self.feed(keeper, now)
+            self._queues.enqueue(job, first=True)
+        self._dispatcher.share_out(now)
+        for keeper in [keeper for job in again if (keeper := self._queues.bound_worker(job)) is not None]:
+            self._dispatcher.feed(keeper, now)
 
-    broken: Any = Dispatcher
-    broken.on_worker_lost = lost
+    broken: Any = WorkerChanges
+    broken.on_lost = lost
 
 
 def sent() -> None:

@@ -129,7 +129,7 @@ class Entry:
             yield from ((target, later.outcome) for later in outcomes)
 
     def told_s(self) -> float | None:
-        """When its sender had its report, None where that was never."""
+        """Return the time at which the sender had the report, None where it never had one."""
         return max((report.at_s for report in self.told), default=None)
 
     def ended_s(self) -> float | None:

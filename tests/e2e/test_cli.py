@@ -2,7 +2,9 @@
 
 import asyncio
 import errno
+import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,13 +21,14 @@ import click
 import pytest
 
 from bester.bridge.children.supervisor import GRACE_S
-from bester.broker.config import STOCK_HANDLERS, defaults
+from bester.broker.config import STOCK_HANDLERS, HandlerConfig, defaults
 from bester.broker.wire.codes import BesterError, ConfigError
 from bester.cli import main
 from bester.cli.commands import COMMANDS, bester
 from bester.cli.errors import describe
 from bester.cli.options import Seconds
 from bester.cli.serve import banner
+from bester.handlers.testing import Tester
 from tests.live import BESTER, Process
 
 TIMEOUT_S = 30.0
@@ -441,6 +445,37 @@ def test_commands_in_the_banner_can_be_pasted(file: str, address: str, option: s
     _, add, send = banner(config, [address])
     assert f"user add{option} alice" in add
     assert f"send{to} --user" in send
+
+
+@pytest.mark.parametrize("stock", STOCK_HANDLERS, ids=lambda handler: handler.name)
+async def test_stock_handlers_take_the_message_that_the_banner_proposes(stock: HandlerConfig, directory: Path) -> None:
+    command = shlex.split(banner(defaults(directory), ["127.0.0.1:2223"])[2])
+    module, _, name = str(stock.app).partition(":")
+    tester = Tester(getattr(import_module(module), name))
+    sent = await tester.send(stock.types[0], json.loads(command[-1]), user=command[-3])
+    assert [each.targets for each in sent.commands] == [["alice"]]
+
+
+@pytest.mark.parametrize("address", ["ws://127.0.0.1:2226", "wss://127.0.0.1:2226"])
+def test_banner_names_no_command_that_cannot_reach_the_server(address: str, directory: Path) -> None:
+    config = defaults(directory)
+    assert "WebSocket" in banner(config, [address])[2]
+    assert "WebSocket" not in banner(config, [])[2]
+    for addresses in ([address], []):
+        assert "--user" not in banner(config, addresses)[2]
+    assert "send --to 127.0.0.1:2224 --user" in banner(config, [address, "127.0.0.1:2224"])[2]
+
+
+def test_server_that_only_browsers_reach_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BESTER_PASSWORD", "x")
+    file = tmp_path / "bester.toml"
+    file.write_text('[native]\nwebsocket = "127.0.0.1:2226"\n')
+    assert main(["send", "-c", str(file), "--user", "tim", "echo", "1"]) == 2
+    assert "no listener for this command" in capsys.readouterr().err
+    assert main(["send", "--to", "ws://127.0.0.1:2226", "--user", "tim", "echo", "1"]) == 2
+    assert "is not HOST:PORT, [V6]:PORT, tls://HOST:PORT or unix:PATH" in capsys.readouterr().err
 
 
 def test_click_errors_have_a_remedy(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,7 +187,7 @@ async def test_message_of_many_frames_is_received_in_parts_and_is_whole(count: i
 
 @pytest.mark.parametrize("frames", [MAX_FRAMES, SHORT_FRAMES + 32])
 async def test_party_with_too_many_long_messages_is_cut_with_all_its_links_and_held_off(frames: int) -> None:
-    """What it had sent before is not passed on, and another party's messages are."""
+    """Messages that the party had sent before are not passed on, and another party's messages are."""
     async with door() as here:
         links = [party(here.port, PAIRS["endless"]) for _ in range(3)]
         honest = party(here.port, PAIRS["honest"])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket as sockets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import zmq
@@ -16,8 +19,8 @@ from bester.broker.monitor import CONNECTING
 from bester.broker.names import find
 from bester.broker.wire import link_client as party_module
 from bester.broker.wire.codec import decode, encode
-from bester.broker.wire.link_client import LinkClient
-from bester.broker.wire.messages import Hello, Malformed, Message, Reply, Request, Welcome
+from bester.broker.wire.link_client import LinkClient, State
+from bester.broker.wire.messages import Heartbeat, Hello, Malformed, Message, Reply, Request, Welcome
 from bester.broker.wire.trouble import Attempt
 from tests.e2e.broker_stand_in import StandIn
 from tests.e2e.name_server import name_server, until
@@ -58,6 +61,61 @@ async def test_queue_for_a_broker_that_does_not_read_is_bounded_and_ordered(monk
             assert heard == list(range(taken))
             broker.close()
             await link.close(0)
+
+
+@asynccontextmanager
+async def unread(monkeypatch: pytest.MonkeyPatch, lost: list[str]) -> AsyncIterator[tuple[FabricLink, Any]]:
+    """Yield a link that is full, and the function that reads the next messages of its broker's socket."""
+    monkeypatch.setattr(fabric, "MAX_QUEUED", LIMIT)
+    monkeypatch.setattr(fabric_socket, "HIGH_WATER_MARK", 4)
+    welcomed = asyncio.Event()
+    async with short_directory() as directory:
+        endpoint = f"ipc://{directory}/f"
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as broker:
+            broker.linger = 0
+            broker.bind(endpoint)
+            link = FabricLink(
+                endpoint, LinkClient("handler", "h", {}), on_messages=print, on_ready=welcomed.set, on_lost=lost.append
+            )
+            link.start()
+            peer, _ = await asyncio.to_thread(broker.recv_multipart)
+            broker.send_multipart([peer, *encode([Welcome(1, "s1", {"heartbeat_ms": 60_000})])])
+            await welcomed.wait()
+            idle = 0
+            while idle < ROUNDS:  # until the queues of ZeroMQ and of the kernel are full, too
+                idle = 0 if link.send(Reply(0, 1, [], NOTE)) else idle + 1
+                await asyncio.sleep(0)
+
+            async def read() -> list[Any]:
+                return list(decode((await asyncio.to_thread(broker.recv_multipart))[1:]))
+
+            yield link, read
+            broker.close()
+            await link.close(0)
+
+
+async def test_answer_is_sent_though_the_link_is_full_of_other_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[str] = []
+    async with unread(monkeypatch, lost) as (link, read), asyncio.timeout(30):
+        assert not link.send(Reply(1, 1, [], NOTE))
+        link.answer(Heartbeat({"exclusive": 7}))
+        heard: list[Any] = []
+        while not heard or heard[-1] != Heartbeat({"exclusive": 7}):
+            heard += await read()
+    assert Reply(1, 1, [], NOTE) not in heard
+    assert not lost
+
+
+async def test_link_whose_answers_are_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fabric, "MAX_ANSWERS", 2)
+    lost: list[str] = []
+    async with unread(monkeypatch, lost) as (link, _), asyncio.timeout(30):
+        link.answer(Heartbeat(), Heartbeat())
+        await asyncio.sleep(0)
+        assert not lost
+        link.answer(Heartbeat())
+        await until(lambda: bool(lost))
+        assert link.link_client.state is State.DOWN
 
 
 async def test_name_in_an_endpoint_is_looked_up_outside_zeromq(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -461,7 +461,7 @@ async def test_messages_for_a_name_are_given_up_at_the_end() -> None:
 
 
 async def test_connections_are_bounded_by_address_and_in_all() -> None:
-    """One connection at a time gets its answer, so that at most one has ended whose end is not noticed yet."""
+    """Answer one connection at a time, so that at most one has ended whose end is not noticed yet."""
     gate, ended = asyncio.Semaphore(0), 0
     now: dict[str, int] = {"a": 0, "b": 0}
     most: dict[str, int] = {"a": 0, "b": 0, "all": 0}

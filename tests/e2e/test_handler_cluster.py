@@ -185,6 +185,19 @@ def held_app(begun: asyncio.Queue[str], go_on: Callable[[], Awaitable[Any]]) -> 
     return app
 
 
+@asynccontextmanager
+async def held(
+    folder: Path, **options: Any
+) -> AsyncIterator[tuple[StandIn, StandIn, Cluster, asyncio.Queue[str], asyncio.Semaphore]]:
+    """Run the app of `held_app` at two brokers; its handlers put into the queue what they begin, and the semaphore lets
+    one after the other go on."""
+    begun: asyncio.Queue[str] = asyncio.Queue()
+    go_on = asyncio.Semaphore(0)
+    async with running(held_app(begun, go_on.acquire), folder, **options) as ((first, second), worker):
+        async with asyncio.timeout(DEADLINE_S):
+            yield first, second, worker, begun, go_on
+
+
 async def test_process_has_one_name_at_all_brokers_and_another_process_has_another(folder: Path) -> None:
     names = []
     for number in range(2):
@@ -199,10 +212,7 @@ async def test_process_has_one_name_at_all_brokers_and_another_process_has_anoth
 async def test_broker_that_asks_has_the_process_alone_and_the_others_get_back_what_has_not_begun(
     folder: Path, type_: str
 ) -> None:
-    begun: asyncio.Queue[str] = asyncio.Queue()
-    go_on = asyncio.Semaphore(0)
-    app = held_app(begun, go_on.acquire)
-    async with running(app, folder, exclusive=True) as ((first, second), _), asyncio.timeout(DEADLINE_S):
+    async with held(folder, exclusive=True) as (first, second, _, begun, go_on):
         second.send(*(request(token, b"%d" % token, type_) for token in (1, 2, 3)))
         assert await begun.get() == "1"
         first.send(Heartbeat({"exclusive": 7}))
@@ -227,10 +237,7 @@ async def test_broker_that_asks_has_the_process_alone_and_the_others_get_back_wh
 async def test_messages_held_for_another_broker_that_asks_no_more_are_handled_in_order(
     folder: Path, type_: str
 ) -> None:
-    begun: asyncio.Queue[str] = asyncio.Queue()
-    go_on = asyncio.Semaphore(0)
-    app = held_app(begun, go_on.acquire)
-    async with running(app, folder, exclusive=True) as ((first, second), _), asyncio.timeout(DEADLINE_S):
+    async with held(folder, exclusive=True) as (first, second, _, begun, go_on):
         second.send(request(1, b"1", "ordered", user="other"))
         await begun.get()
         first.send(Heartbeat({"exclusive": 1}))
@@ -247,10 +254,7 @@ async def test_messages_held_for_another_broker_that_asks_no_more_are_handled_in
 
 
 async def test_second_welcome_of_a_paused_link_loses_nothing_that_is_held(folder: Path) -> None:
-    begun: asyncio.Queue[str] = asyncio.Queue()
-    go_on = asyncio.Semaphore(0)
-    app = held_app(begun, go_on.acquire)
-    async with running(app, folder, exclusive=True) as ((first, second), _), asyncio.timeout(DEADLINE_S):
+    async with held(folder, exclusive=True) as (first, second, *_):
         first.send(Heartbeat({"exclusive": 1}))
         assert await second.signal() == {"paused": 1}
         second.send(request(1, b"1", "plain"), Welcome(1, "s1", second.options))
@@ -261,7 +265,7 @@ async def test_second_welcome_of_a_paused_link_loses_nothing_that_is_held(folder
 
 
 async def test_function_of_a_lost_link_is_waited_for_before_another_broker_has_the_process(folder: Path) -> None:
-    """It may kill the process, and the broker would take that for the doing of its own message."""
+    """The function may kill the process, and the broker would blame its own message for that."""
     app, begun, go_on, ended = App(), threading.Event(), threading.Event(), threading.Event()
 
     @app.handler("plain")
@@ -285,10 +289,7 @@ async def test_function_of_a_lost_link_is_waited_for_before_another_broker_has_t
 
 
 async def test_stop_hands_back_what_is_held(folder: Path) -> None:
-    begun: asyncio.Queue[str] = asyncio.Queue()
-    go_on = asyncio.Semaphore(0)
-    app = held_app(begun, go_on.acquire)
-    async with running(app, folder, exclusive=True) as ((first, second), worker), asyncio.timeout(DEADLINE_S):
+    async with held(folder, exclusive=True) as (first, second, worker, begun, go_on):
         second.send(*(request(token, b"1", "plain") for token in (1, 2)))
         await begun.get()
         first.send(Heartbeat({"exclusive": 1}))
@@ -303,10 +304,7 @@ async def test_stop_hands_back_what_is_held(folder: Path) -> None:
 
 
 async def test_broker_without_exclusive_use_is_served_beside_the_one_that_asks(folder: Path) -> None:
-    begun: asyncio.Queue[str] = asyncio.Queue()
-    go_on = asyncio.Semaphore(0)
-    app = held_app(begun, go_on.acquire)
-    async with running(app, folder) as ((first, second), _), asyncio.timeout(DEADLINE_S):
+    async with held(folder) as (first, second, _, begun, go_on):
         second.send(request(1, b"1", "ordered"))
         await begun.get()
         first.send(Heartbeat({"exclusive": 1}))

@@ -1,4 +1,4 @@
-"""Who sends costly messages on the encrypted fabric, or lets many links go, leaves the turns of the loop to others."""
+"""A party that sends costly messages on the encrypted fabric, or lets many links go, leaves the loop to others."""
 
 from __future__ import annotations
 

@@ -14,8 +14,22 @@ from typing import Any
 
 import pytest
 
+from bester.broker import fabric
 from bester.broker.wire.codes import BesterError
-from bester.broker.wire.messages import Answer, Ask, Command, Emit, Error, Goodbye, Hello, Outcome, Reply
+from bester.broker.wire.messages import (
+    DONE,
+    FAILED,
+    REFUSED,
+    Answer,
+    Ask,
+    Command,
+    Emit,
+    Error,
+    Goodbye,
+    Hello,
+    Outcome,
+    Reply,
+)
 from bester.handlers import App, HandlerError, Message, send_clients
 from bester.handlers.worker import Worker
 from tests.e2e.broker_stand_in import PATIENCE_S, StandIn, request
@@ -78,6 +92,30 @@ async def test_batch_of_300_is_answered_in_few_batches(endpoint: str) -> None:
         replies = await broker.replies(300)
         assert [replies[token].commands[0].body for token in range(300)] == [b"%d" % token for token in range(300)]
         assert len(broker.frames) - before <= 5
+
+
+@pytest.mark.parametrize("runs", ["loop", "inline"])
+async def test_replies_and_grants_are_sent_on_a_link_that_takes_no_more_emits(
+    endpoint: str, runs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App()
+
+    @app.handler("echo", inline=runs == "inline")
+    def echo(message: Message) -> Command:
+        if message.raw == b"0":
+            raise HandlerError("no")
+        return message.reply(raw=message.raw)
+
+    async with running(app, endpoint) as (broker, worker):
+        await worker.wait_ready()
+        monkeypatch.setattr(fabric, "MAX_QUEUED", 0)
+        with pytest.raises(BesterError, match="no link"):
+            await app.emit("echo", [], timeout_s=5.0)
+        worker.tell({"exclusive": 3})
+        assert await asyncio.wait_for(broker.signals.get(), PATIENCE_S) == {"exclusive": 3}
+        broker.send(request(1, b"1"), request(2, b"0"), request(3, b"1"), request(4, b"1", "other"))
+        replies = await broker.replies(4)
+        assert [replies[token].status for token in (1, 2, 3, 4)] == [DONE, REFUSED, DONE, FAILED]
 
 
 async def test_large_bodies_are_attachments(endpoint: str) -> None:

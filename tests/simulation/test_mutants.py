@@ -16,10 +16,9 @@ from bester.bridge.intake import Intake
 from bester.bridge.marked import Marked
 from bester.bridge.senders import STRANGERS, Sender, Senders
 from bester.bridge.submissions import Submissions
-from bester.broker.core import commands, dispatcher, policy, relays, workers
+from bester.broker.core import commands, dispatcher, policy, relays, type_queues
 from bester.broker.core.clock import Clock
 from bester.broker.core.dedup import DedupCache
-from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Link
 from bester.broker.core.inbound_lanes import InboundLanes
 from bester.broker.core.ingress import Ingress
@@ -30,6 +29,7 @@ from bester.broker.core.queues import Queues
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.strangers import Strangers
 from bester.broker.core.transfers import Transfer, Transfers
+from bester.broker.core.worker_changes import WorkerChanges
 from bester.broker.core.workers import Workers
 from bester.broker.hosts import Hosts
 from bester.broker.store import memory_shared
@@ -158,20 +158,20 @@ def test_a_native_servers_repetition_that_is_not_marked_is_noticed(monkeypatch: 
 
 
 def test_attempt_counted_for_every_job_of_a_dead_handler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def blaming(self: Dispatcher, worker: Worker, now: float) -> None:
+    def blaming(self: WorkerChanges, worker: Worker, now: float) -> None:
         held = self._workers.lose(worker)
         self._known_types.on_left(worker.pool.types, now)
         for job in reversed([job for job in held if not job.is_settled]):
             job.since = now
             if job.attempt - job.attempts_before < self._budget_of(job.type).attempts:
-                self._workers.enqueue(job, first=True)
+                self._queues.enqueue(job, first=True)
                 continue
             self._dead_letters.bury(job, "handler-lost", now)
-            self._let_go(job)
-            self._end(job, "failed:handler-lost")
-        self._share_out(now)
+            self._dispatcher.let_go(job)
+            self._dispatcher.end(job, "failed:handler-lost")
+        self._dispatcher.share_out(now)
 
-    monkeypatch.setattr(Dispatcher, "on_worker_lost", blaming)
+    monkeypatch.setattr(WorkerChanges, "on_lost", blaming)
     assert "died of other things" in broken_seeds(500, likely=63)
 
 
@@ -431,6 +431,6 @@ def test_replies_behind_all_submits_are_noticed(monkeypatch: pytest.MonkeyPatch)
     ids=["share by bridge", "first come, first served"],
 )
 def test_other_shares_of_a_handler_are_noticed(monkeypatch: pytest.MonkeyPatch, sender_of: Any) -> None:
-    monkeypatch.setattr(workers, "sender_of", sender_of)
+    monkeypatch.setattr(type_queues, "sender_of", sender_of)
     failure = play_fair(range(50), Crowd)
     assert "shares differ" in failure or "waits while the others have" in failure

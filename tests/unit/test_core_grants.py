@@ -7,14 +7,20 @@ from typing import Any, get_args
 
 import pytest
 
-from bester.broker.core.dispatcher import MOST_HANDED_BACK
+from bester.broker.core import isolation
 from bester.broker.core.effects import Link
 from bester.broker.core.grants import PATIENCE_S, TRANSITIONS, Event, Grant, State
+from bester.broker.core.isolation import DRAIN_S
+from bester.broker.core.pools import Availability
 from bester.broker.core.settings import Budget, Settings
-from bester.broker.core.suspects import DRAIN_S
+from bester.broker.core.worker_changes import MOST_HANDED_BACK
 from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import Goodbye, Heartbeat, Hello, Report, Request, Welcome
 from tests.unit.core_stand import Stand
+
+OPPOSITE: dict[isolation.Event, isolation.Event] = {
+    "isolated": "released", "released": "isolated", "paused": "unpaused", "unpaused": "paused",
+}  # fmt: skip
 
 
 class Ward:
@@ -73,6 +79,13 @@ def test_every_state_and_event_follows_the_table(state: State, event: Event) -> 
     assert grant.state is TRANSITIONS.get((state, event), state)
     assert grant.number == int(has_changed and event == "wanted")
     assert grant.asked == (grant.number if grant.state is State.ASKED else 0)
+
+
+def test_the_table_of_availability_leads_to_every_state_and_back() -> None:
+    assert {event for _, event in isolation.TRANSITIONS} == set(get_args(isolation.Event))
+    assert {start for start, _ in isolation.TRANSITIONS} == set(Availability) == set(isolation.TRANSITIONS.values())
+    for (start, event), end in isolation.TRANSITIONS.items():
+        assert isolation.TRANSITIONS[end, OPPOSITE[event]] is start
 
 
 def test_broker_tells_a_handler_of_several_brokers_that_it_knows_of_exclusive_use() -> None:
@@ -358,12 +371,24 @@ def test_pause_goes_on_while_the_handler_holds_nothing_but_what_is_over(paused_f
     workers = Workers(1)
     worker = workers.join(Link("", b"h"), frozenset({"t"}), 8, frozenset(), "p")
     if paused_first:
-        workers.pause(worker)
+        workers.isolation.pause(worker)
         workers.suspend(worker)
     else:
         workers.suspend(worker)
-        workers.pause(worker)
+        workers.isolation.pause(worker)
     workers.resume(worker)
     assert workers.idle("t") is None
-    workers.unpause(worker)
+    workers.isolation.unpause(worker)
     assert workers.idle("t") is worker
+
+
+def test_hello_of_a_stuck_worker_ends_a_pause_and_the_next_pause_counts() -> None:
+    workers = Workers(1)
+    types = frozenset({"t"})
+    worker = workers.join(Link("", b"h"), types, 8, frozenset(), "p")
+    workers.isolation.pause(worker)
+    workers.suspend(worker)
+    workers.rejoin(worker, types, 8, frozenset(), "p")
+    assert workers.idle("t") is worker
+    workers.isolation.pause(worker)
+    assert workers.idle("t") is None

@@ -8,9 +8,10 @@ import pytest
 
 from bester.broker.core.cases import Case, Kind
 from bester.broker.core.effects import Link
+from bester.broker.core.isolation import DRAIN_S
 from bester.broker.core.jobs import Job
 from bester.broker.core.settings import Budget, Settings
-from bester.broker.core.suspects import DRAIN_S, Suspicion
+from bester.broker.core.suspects import Suspicion
 from bester.broker.core.workers import Workers
 from bester.broker.store_requests import DeadLetter
 from bester.broker.wire.messages import Goodbye, Heartbeat, Relayed, Report, Request
@@ -391,11 +392,11 @@ def test_overdue_suspect_is_taken_out_also_behind_a_later_one() -> None:
     jobs = [Job(case, str(n), str(n), "t", b"1", scope="client", origin="s", user="u") for n in range(4)]
     for each, since in zip(jobs, (3.0, 1.0, 2.0, 4.0), strict=True):
         each.since, each.suspicion = since, Suspicion()
-        workers.enqueue(each, first=True)
+        workers.queues.enqueue(each, first=True)
     for now, late, left in ((0.5, [], 4), (1.0, [jobs[1]], 3), (2.5, [jobs[2]], 2), (9.0, [jobs[3], jobs[0]], 0)):
-        assert workers.overdue("t", dict.fromkeys(jobs, now).__getitem__) == late
-        assert workers.waiting == left
-    assert not workers.waiting_types()
+        assert workers.queues.overdue("t", dict.fromkeys(jobs, now).__getitem__) == late
+        assert workers.queues.total == left
+    assert not workers.queues.types()
 
 
 def test_message_of_workers_that_are_silent_together_has_killed_one_of_them() -> None:

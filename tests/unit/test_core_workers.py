@@ -44,7 +44,7 @@ class Crew:
     def come(self, parcel_: Job) -> Worker | None:
         worker = self.workers.choose(parcel_)
         if worker is None:
-            self.workers.enqueue(parcel_)
+            self.workers.queues.enqueue(parcel_)
         else:
             self.give(worker, parcel_)
         return worker
@@ -111,10 +111,10 @@ def test_credit_is_never_exceeded_and_other_messages_wait() -> None:
     for _ in range(9):
         crew.come(job())
     assert [len(worker.inflight) for worker in crew.crew] == [2, 3]
-    assert crew.workers.queued_count("t") == 4
+    assert crew.workers.queues.count("t") == 4
     crew.finish(crew.crew[0])
     assert [len(worker.inflight) for worker in crew.crew] == [2, 3]
-    assert crew.workers.waiting == 3
+    assert crew.workers.queues.total == 3
 
 
 def test_a_pool_that_shrinks_to_one_and_grows_again_counts_right() -> None:
@@ -158,11 +158,11 @@ def test_types_take_turns_so_that_a_deep_queue_starves_none() -> None:
 
 def test_joining_worker_gets_messages_that_waited() -> None:
     workers = Workers(20_000)
-    workers.enqueue(job("t"))
+    workers.queues.enqueue(job("t"))
     worker = workers.join(Link("ipc", b"1"), frozenset({"t", "x"}), 1, frozenset())
     assert workers.next_for(worker) is not None
     assert workers.next_for(worker) is None
-    assert workers.waiting == 0
+    assert workers.queues.total == 0
 
 
 def test_messages_of_one_user_of_an_ordered_type_stay_with_one_worker() -> None:
@@ -205,7 +205,7 @@ def test_leaving_worker_gets_no_more_of_its_group_and_the_group_moves_on() -> No
     assert crew.come(second) is None
     assert crew.workers.next_for(other) is None
     assert crew.workers.complete(old, next(iter(old.inflight))) is first
-    assert list(crew.workers.requeued) == ["t"]
+    assert list(crew.workers.queues.requeued) == ["t"]
     assert crew.workers.next_for(other) is second
 
 
@@ -238,13 +238,13 @@ def test_overdue_message_is_taken_out_also_behind_a_requeued_one() -> None:
     workers = Workers(20_000)
     old, back = job(id_="old"), job(id_="back")
     old.since, back.since, back.attempt = 1.0, 9.0, 1
-    workers.enqueue(old)
-    workers.enqueue(back, first=True)
-    assert workers.overdue("t", lambda _: 5.0) == [old]
-    assert workers.overdue("t", lambda _: 5.0) == []
-    assert workers.overdue("t", lambda _: 9.0) == [back]
-    assert workers.waiting == 0
-    assert not workers.has_queue("t")
+    workers.queues.enqueue(old)
+    workers.queues.enqueue(back, first=True)
+    assert workers.queues.overdue("t", lambda _: 5.0) == [old]
+    assert workers.queues.overdue("t", lambda _: 5.0) == []
+    assert workers.queues.overdue("t", lambda _: 9.0) == [back]
+    assert workers.queues.total == 0
+    assert "t" not in workers.queues.by_type
 
 
 def test_overdue_message_group_is_taken_out() -> None:
@@ -254,7 +254,7 @@ def test_overdue_message_group_is_taken_out() -> None:
     for number, each in enumerate(jobs):
         each.since = float(number)
         crew.come(each)
-    assert crew.workers.overdue_for(worker, lambda _: 2.0) == jobs[1:3]
+    assert crew.workers.queues.overdue_for(worker, lambda _: 2.0) == jobs[1:3]
     crew.finish(worker)
     assert list(worker.inflight.values()) == jobs[3:]
 
@@ -590,4 +590,4 @@ def test_a_run_of_waiting_jobs_equals_the_jobs_one_by_one(seed: int) -> None:
 def crew_state(crew: Crew) -> list[object]:
     """Return what the workers hold, and every count."""
     held = [([each.id for each in worker.inflight.values()], worker.free) for worker in crew.crew]
-    return [held, crew.workers.inspect(crew.crew), crew.workers.waiting]
+    return [held, crew.workers.inspect(crew.crew), crew.workers.queues.total]

@@ -46,7 +46,7 @@ def test_a_key_file_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_killed_before_its_key_has_a_name_leaves_nothing(tmp_path: Path) -> None:
-    """It is killed where the content waits for the disk."""
+    """Kill the process where the content waits for the disk."""
     text = """
 import os, signal, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How many frames a party may send in long messages, and for how long one with more is held off."""
+"""Bound on the frames that a party may send in long messages, and the time for which one with more is held off."""
 
 from __future__ import annotations
 

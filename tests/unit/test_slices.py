@@ -105,7 +105,7 @@ def test_costly_step_is_followed_by_turns_without_one(count: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 5, SLICE])
 def test_party_without_costly_steps_waits_for_one_and_not_for_the_turns_that_make_up_for_it(count: int) -> None:
-    """What is honest is not charged for what another party costs."""
+    """An honest party is not charged for the costs of another one."""
     door = Door(0.0)
     costs = {ONE: 8 * SLICE_S, OTHER: SLICE_S / 100}
     door.cost_of = costs.__getitem__

@@ -221,13 +221,13 @@ def test_connection_that_was_closed_is_made_anew(far: PostgresStore, cable: Cabl
 def refused_while_connecting(far: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list of why messages are refused at the moment of each new connection; empty where none are."""
     seen: list[str] = []
-    connect_anew = far._connect
+    connect_anew = connect
 
-    def watched() -> psycopg.Connection[Any]:
+    def watched(database: Database, name: str) -> psycopg.Connection[Any]:
         seen.append(far.away)
-        return connect_anew()
+        return connect_anew(database, name)
 
-    monkeypatch.setattr(far, "_connect", watched)
+    monkeypatch.setattr("bester.broker.postgres.connect", watched)
     return seen
 
 
@@ -268,7 +268,7 @@ def test_database_that_is_away_is_noticed_at_once_and_nothing_is_lost(
     with pytest.raises(BesterError):
         numbers(far)
     cable.plug_in()
-    monkeypatch.setattr("bester.broker.store.postgres.AGAIN_S", 0.0)
+    monkeypatch.setattr("bester.broker.store.leased.AGAIN_S", 0.0)
     wait_until(lambda: far.commit([]).ok)
     assert far.away == ""
     assert numbers(far) == [2]
@@ -289,7 +289,7 @@ def test_question_whose_connection_broke_is_asked_again(
     far: PostgresStore, cable: Cable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     far.commit([keep(1)])
-    monkeypatch.setattr("bester.broker.store.postgres.AGAIN_S", 0.0)
+    monkeypatch.setattr("bester.broker.store.leased.AGAIN_S", 0.0)
     seen = refused_while_connecting(far, monkeypatch)
     cable.cut, cable.word = "before", b"SELECT held"
     assert numbers(far) == [1]

@@ -1,4 +1,4 @@
-"""What a party has sent and this program has not read: bytes that came on a connection, less those of messages read."""
+"""Bytes that a party has sent and this program has not read: those that came on a connection, less those read."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ longest ago may change its broker, and a message that it repeats may be carried 
 
 
 class Broker:
-    """One broker. `name` is that of its WELCOME, or else that of its place in the configuration.
+    """A broker. `name` is that of its WELCOME, or else that of its place in the configuration.
 
     `confirmations` are those of its present link; in `backlog` are messages of it that earlier turns have left.
     `user_of` returns the user of a session.

@@ -85,6 +85,7 @@ class Certificates:
         seen, contexts = signature(_files(new)), self._read(new) if needed else None
 
         def apply() -> None:
+            """Use the servers and files that were read."""
             self._config = new
             used = {address: each for address, each in self._contexts.servers.items() if address in _addresses(new)}
             self._contexts = self._contexts._replace(servers=used)

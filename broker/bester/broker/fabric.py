@@ -33,6 +33,9 @@ from bester.broker.wire.unsendable import expected_answer, substitute
 
 MAX_QUEUED = 65536
 """Messages that a link queues while its broker does not read; above the bound `send` returns False."""
+MAX_ANSWERS = 65536
+"""Answers that a link queues beyond MAX_QUEUED: the broker bounds them by credit, and by its own questions. The link to
+a broker that asks for more, and reads none, is given up."""
 STUCK_RETRY_S = 0.01
 CLOSING_LINGER_MS = 500
 """Time to send the last messages of a link that closes."""
@@ -171,6 +174,22 @@ class FabricLink:
         if not self._is_reading:
             self._flush_soon()
         return len(taken)
+
+    def answer(self, *messages: Message) -> None:
+        """Queue messages that the broker waits for, also above MAX_QUEUED; without a link they are void. None is lost
+        on a link that goes on: above MAX_ANSWERS more the link is given up, in the next turn of the loop."""
+        if self._socket is None or self.link_client.state in _NOT_YET:
+            return
+        if len(self._queue) + len(messages) > MAX_QUEUED + MAX_ANSWERS:
+            self._loop.call_soon(self._on_unread, self._socket)
+            return
+        self._queue += messages
+        if not self._flushes and not self._is_reading:
+            self._flush_soon()
+
+    def _on_unread(self, socket: FabricSocket) -> None:
+        if socket is self._socket:
+            self._do(self.link_client.on_unread(self._loop.time()))
 
     def flush(self) -> None:
         """Send what is queued now, rather than at the end of this turn."""

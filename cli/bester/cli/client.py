@@ -180,10 +180,12 @@ def _address(to: str | None, config_path: Path | None) -> str:
         return to
     native = load(config_path).native
     address = native.tcp4 or native.tcp6
-    if address is None and native.unix is None:
+    if address is None and native.unix is None and native.tls is not None:
         raise click.UsageError(
             "the configured listener speaks TLS; name it by --to tls://NAME:PORT as its certificate does"
         )
+    if address is None and native.unix is None:
+        raise click.UsageError("the configured server has no listener for this command; give it [native] tcp4 or unix")
     return str(address) if address else f"unix:{native.unix}"
 
 

@@ -194,12 +194,6 @@ def banner(config: Config, addresses: Sequence[str]) -> list[str]:
     program = _program()
     file = str(config.path) if config.path is not None and config.path.suffix == ".toml" else DEFAULT_FILE
     option = f" -c {shlex.quote(file)}" if file != DEFAULT_FILE else ""
-    first = next(iter(addresses), DEFAULT_ADDRESS)
-    address = f"unix:{first}" if first.startswith("/") else first
-    if first.startswith("tls://"):  # a certificate is for a name, seldom for the address of a listener
-        address = f"tls://{config.server.name}:{first.rpartition(':')[2]}"
-    to = f" --to {shlex.quote(address)}" if address != DEFAULT_ADDRESS else ""
-    type_ = next((handler.types[0] for handler in config.handlers if not handler.auth), "TYPE")
     who = "anybody may log in, with any password" if config.auth == "open" else f"{program} user add{option} alice"
     decider = next((handler.name for handler in config.handlers if handler.auth), None)
     if decider is not None:
@@ -207,8 +201,23 @@ def banner(config: Config, addresses: Sequence[str]) -> list[str]:
     return [
         f"{config.server.name} serves {', '.join(addresses) or 'no native listener'}",
         f"  to add a user:      {who}",
-        f"""  to send a message:  {program} send{to} --user alice {type_} '{{"text": "hello"}}'""",
+        f"  to send a message:  {_sending(config, addresses, program)}",
     ]
+
+
+def _sending(config: Config, addresses: Sequence[str], program: str) -> str:
+    """Return the command that sends a message to one of a server's addresses, or what can be done without one. The data
+    is such that the stock handlers echo and chat take it."""
+    first = next((each for each in addresses if not each.startswith(("ws://", "wss://"))), None)
+    if first is None:
+        others = "any WebSocket client can, as examples/web/chat.html; " if addresses else ""
+        return f"{others}`{program} send` needs [native] tcp4, tcp6, unix or tls"
+    address = f"unix:{first}" if first.startswith("/") else first
+    if first.startswith("tls://"):  # a certificate is for a name, seldom for the address of a listener
+        address = f"tls://{config.server.name}:{first.rpartition(':')[2]}"
+    to = f" --to {shlex.quote(address)}" if address != DEFAULT_ADDRESS else ""
+    type_ = next((handler.types[0] for handler in config.handlers if not handler.auth), "TYPE")
+    return f"""{program} send{to} --user alice {type_} '{{"to": "alice", "text": "hello"}}'"""
 
 
 def stock_print_note(config: Config) -> str | None:

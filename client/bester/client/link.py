@@ -99,8 +99,10 @@ class Link:
         ca: Path | None = None,
     ) -> None:
         self._unix = address.removeprefix("unix:") if address.startswith("unix:") else None
-        self._tcp = None if self._unix is not None else parse_host_port(address.removeprefix(TLS))
-        if self._unix == "" or (self._tcp is not None and not self._tcp.port):
+        other = address.removeprefix(TLS)
+        is_url = self._unix is None and "://" in other  # of another protocol, as ws
+        self._tcp = None if self._unix is not None or is_url else parse_host_port(other)
+        if is_url or self._unix == "" or (self._tcp is not None and not self._tcp.port):
             raise ValueError(f"{address!r} is not HOST:PORT, [V6]:PORT, tls://HOST:PORT or unix:PATH")
         if ca is not None and not address.startswith(TLS):
             raise ValueError(f"a ca is for TLS, and {address!r} is plain text: write {TLS}HOST:PORT")

@@ -312,7 +312,7 @@ class Worker:
         route, life, now = self._routes.get(type_), self._life, time.monotonic()
         if route is None:
             why = f"this worker does not serve {type_!r}"
-            self._link.send_all([Reply(request.token, FAILED, [], why) for request in requests])
+            self._link.answer(*[Reply(request.token, FAILED, [], why) for request in requests])
             return
         if route.runs is _INLINE:
             self._call_inline(route, requests, life, now)
@@ -357,7 +357,7 @@ class Worker:
     def _send_all(self, replies: list[WireMessage]) -> None:
         """Queue replies, and clear the list."""
         if replies:
-            self._link.send_all(replies)
+            self._link.answer(*replies)
             replies.clear()
 
     def _answer_all(self, replies: list[WireMessage]) -> None:
@@ -376,7 +376,7 @@ class Worker:
         fields = facts("worker-failed", name=self.name, message=name, why=why)
         log.error("%s: %s: %s", self.name, name.upper(), why, extra=fields)
         if request is not None and request.type in self._routes and life == self._life:
-            self._link.send(Reply(request.token, FAILED, [], safe_note(why)))
+            self._link.answer(Reply(request.token, FAILED, [], safe_note(why)))
             self._count_down()
 
     def _on_unsendable(self, message: WireMessage, error: WireError) -> None:
@@ -449,7 +449,7 @@ class Worker:
 
     def tell(self, options: Meta) -> None:
         """Send a HEARTBEAT with options."""
-        self._link.send(Heartbeat(options))
+        self._link.answer(Heartbeat(options))
 
     def _on_clear(self) -> None:
         """Have another broker told that no request of this one is outstanding."""
@@ -530,7 +530,7 @@ class Worker:
             fields = facts("message-not-begun", type=request.type, id=id_)
             text = "%s: message %s: %s; the worker was busy with others"
             log.warning(text, request.type, id_, NOT_BEGUN, extra=fields)
-            self._link.send(Reply(request.token, FAILED, [], NOT_BEGUN))
+            self._link.answer(Reply(request.token, FAILED, [], NOT_BEGUN))
             self._count_down()
 
     def _count_down(self) -> None:
@@ -548,7 +548,7 @@ class Worker:
 
     def _answer(self, job: Job, reply: Reply) -> None:
         if job[2] == self._life:
-            self._link.send(reply)
+            self._link.answer(reply)
             self._outstanding -= 1  # as in `_count_down`, without a call for every message
             if not self._outstanding:
                 self._drained.set()

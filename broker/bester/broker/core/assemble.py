@@ -53,6 +53,7 @@ from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.trace import Trace
 from bester.broker.core.tracing import Tracing
 from bester.broker.core.transfers import Transfers
+from bester.broker.core.worker_changes import WorkerChanges
 from bester.broker.core.workers import Workers
 from bester.broker.store_requests import Snapshot, is_mailbox
 
@@ -81,6 +82,7 @@ class Units:
     """The units that the router itself calls."""
 
     dispatcher: Dispatcher
+    worker_changes: WorkerChanges
     known_types: KnownTypes
     delivery_outcomes: DeliveryOutcomes
     ingress: Ingress
@@ -147,6 +149,7 @@ class _Handling(NamedTuple):
     """Units of messages for handlers."""
 
     dispatcher: Dispatcher
+    worker_changes: WorkerChanges
     known_types: KnownTypes
     delivery_outcomes: DeliveryOutcomes
     workers: Workers
@@ -168,9 +171,9 @@ def assemble(
         settings, out, clock, snapshot, around, now, bridges, trace, reports, directory, deliveries, figures
     )
     queues, mailboxes, relays, notes, late_outcomes, reporters, standing = queueing = _queueing(common)
-    dispatcher, known_types, delivery_outcomes, workers, timeouts, contracts, observers, dead_letters = _handling(
-        common, queueing
-    )
+    (
+        dispatcher, changes, known_types, delivery_outcomes, workers, timeouts, contracts, observers, dead_letters
+    ) = _handling(common, queueing)  # fmt: skip
     recordings = Recordings(out, observers, clock)
     shadows = Shadows(limits, out, observers, clock)
     inbound_lanes = InboundLanes(out, snapshot.lanes)
@@ -180,12 +183,12 @@ def assemble(
         strangers=Strangers(settings, reports, out), trace=trace,
         tracing=Tracing(trace, out, exports=settings.spans),
     )  # fmt: skip
-    restarts = Restarts(settings, dispatcher, out)
+    restarts = Restarts(settings, dispatcher, changes, out)
     answers = PendingAnswers(out)
     credit = SubmitCredit(limits)
     auth = AuthHandlers(settings, out, figures, around.epoch, now)
     peers = Peers(
-        settings, out, around.epoch, now, dispatcher=dispatcher, delivery_outcomes=delivery_outcomes,
+        settings, out, around.epoch, now, changes=changes, delivery_outcomes=delivery_outcomes,
         workers=workers, timeouts=timeouts, relays=relays, contracts=contracts, bridges=bridges, answers=answers,
         restarts=restarts, recordings=recordings, shadows=shadows, auth=auth, credit=credit, clock=clock,
         process_of=around.process_of, is_stopped=around.is_stopped, read_until=around.read_until,
@@ -198,9 +201,9 @@ def assemble(
         now=now, is_shared=snapshot.is_shared,
     )  # fmt: skip
     return Units(
-        dispatcher, known_types, delivery_outcomes, ingress, inbound_lanes, peers, answers, contracts, restarts,
-        questions, reports, directory, workers, deliveries, queues, mailboxes, relays, reporters, dead_letters,
-        late_outcomes, notes, standing,
+        dispatcher, changes, known_types, delivery_outcomes, ingress, inbound_lanes, peers, answers, contracts,
+        restarts, questions, reports, directory, workers, deliveries, queues, mailboxes, relays, reporters,
+        dead_letters, late_outcomes, notes, standing,
         Cockpit(settings, out, queues, relays, standing, notes), figures, trace, recordings, shadows,
         credit, StuckTypes(limits), auth, following, adoption,
     )  # fmt: skip
@@ -267,4 +270,10 @@ def _handling(common: _Common, queueing: _Queueing) -> _Handling:
         deliveries=deliveries, commands=commands, mailboxes=mailboxes, relays=relays, directory=directory,
         bridges=common.bridges, reports=reports, trace=trace,
     )  # fmt: skip
-    return _Handling(dispatcher, known_types, delivery_outcomes, workers, timeouts, contracts, observers, dead_letters)
+    changes = WorkerChanges(
+        settings, out, dispatcher=dispatcher, workers=workers, known_types=known_types, dead_letters=dead_letters,
+        trace=trace,
+    )  # fmt: skip
+    return _Handling(
+        dispatcher, changes, known_types, delivery_outcomes, workers, timeouts, contracts, observers, dead_letters
+    )

@@ -2,14 +2,13 @@
 
 `commands` begins the results that a handler's reply asks for, and counts them on the message's case; here every ending
 of a job settles one count, as `delivery_outcomes` and others do of their results; the last one sends the report. The
-router checks roles, and `peers` who is alive; the jobs of a lost worker are settled here.
+router checks roles, and `peers` who is alive; `worker_changes` requeues the jobs of a worker that is lost.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
@@ -24,8 +23,7 @@ from bester.broker.core.known_types import KnownTypes
 from bester.broker.core.observers import Observers
 from bester.broker.core.overdue import Overdue
 from bester.broker.core.pools import Worker
-from bester.broker.core.settings import Budget, Settings
-from bester.broker.core.suspects import Suspicion
+from bester.broker.core.settings import Settings
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.trace import CONSUMED, EMITTED, HANDLER, Trace
 from bester.broker.core.workers import Workers
@@ -35,7 +33,6 @@ from bester.broker.wire.messages import (
     REFUSED,
     Command,
     Heartbeat,
-    Meta,
     Reply,
     reply_code,
 )
@@ -44,9 +41,6 @@ from bester.broker.wire.outcomes import failed, reason_of
 
 MAX_FED = 512
 """Waiting messages that a worker is assigned at once, some 10 ms: a worker may have credit for 65,536."""
-MOST_HANDED_BACK = 64
-"""Times that a message may be handed back by handlers that have not begun it, before it is `overloaded`: each time is
-another search for a message that kills, or a handler that begins nothing."""
 _REPLAY = Kind.REPLAY  # a member costs a call where it is looked up in its class
 
 
@@ -66,7 +60,8 @@ class Dispatcher:
         self._limits = settings.limits
         self._out = out
         self._observers = observers
-        self._workers = workers
+        self._workers, self._queues, isolation = workers, workers.queues, workers.isolation
+        self._requeued, self._freed, self._told = self._queues.requeued, isolation.freed, isolation.told
         self._timeouts = timeouts
         self._overdue = overdue
         self._contracts = contracts
@@ -78,8 +73,6 @@ class Dispatcher:
         self._commands = commands
         self._dead_letters = dead_letters
         self._hungry: dict[Worker, None] = {}  # with credit, perhaps, for more than they were assigned at once
-        self._unsent: set[Job] = set()  # jobs of a worker that is about to be lost, whose REQUEST was not sent
-        self._budget = Budget(None, settings.limits.attempts)
         self._held = 0
         self._held_bytes = 0
         self._token = first_token
@@ -119,7 +112,7 @@ class Dispatcher:
         wrong = fault(commands)
         job = Job(case, case.id, case.root, type_, b"", "handler", self._settings.name, repeated=repeated)
         if wrong is not None:
-            self._end(job, failed(wrong[0]))
+            self.end(job, failed(wrong[0]))
             return
         self._commands.carry_out(job, commands, now)
 
@@ -160,7 +153,7 @@ class Dispatcher:
                     room = 1 if len(jobs) == 1 else self._workers.room(worker, type_)
             if code is not None:
                 self._trace.add((now, job.root, job.id, code, type_, 0.0))
-                self._end(job, failed(code))
+                self.end(job, failed(code))
                 continue
             if check is not None and (wrong := check(job.body)) is not None:
                 self._refuse(job, wrong, now)
@@ -172,7 +165,7 @@ class Dispatcher:
                 given.append(job)
             else:
                 job.since = now
-                self._workers.enqueue(job)
+                self._queues.enqueue(job)
         if worker is not None and given:
             self._assign(worker, given, now)
 
@@ -201,7 +194,7 @@ class Dispatcher:
         """End a job whose payload breaks the contract of its type; `wrong` is the sentence for the sender."""
         self._notice_failure(job, "schema", wrong)
         self._trace.add((now, job.root, job.id, "schema", job.type, 0.0))
-        self._end(job, failed("schema"), wrong)
+        self.end(job, failed("schema"), wrong)
 
     def _assign_waiting(self, worker: Worker, jobs: list[Job], now: float) -> None:
         """Assign a run of jobs that have waited. The contract of their type may be newer than the jobs."""
@@ -211,13 +204,13 @@ class Dispatcher:
                 wrong = self._faults[job.type](job.body)
                 if wrong is not None:
                     jobs.remove(job)
-                    self._workers.release_group(job)
-                    self._let_go(job)
+                    self._queues.release_group(job)
+                    self.let_go(job)
                     self._refuse(job, wrong, now)
         self._assign(worker, jobs, now)
 
     def _may_not_wait(self, job: Job, now: float) -> str | None:
-        reached = self._workers.bound_reached(job, self._limits.max_waiting, self._limits.max_waiting_bytes)
+        reached = self._queues.bound_reached(job, self._limits.max_waiting, self._limits.max_waiting_bytes)
         code = self._known_types.never_served(job, now)
         if code is None and reached is not None:
             self._out.reached[reached] += 1
@@ -237,10 +230,10 @@ class Dispatcher:
             expires = case.expires
             if expires is not None and now >= expires:
                 given = [each for each in given if each is not job]
-                self._workers.release_group(job)
-                self._let_go(job)
+                self._queues.release_group(job)
+                self.let_go(job)
                 trace((now, job.root, job.id, "expired", job.type, job.since))
-                self._end(job, failed("expired"))
+                self.end(job, failed("expired"))
                 continue
             inflight[token] = job
             job.attempt = attempt = job.attempt + 1
@@ -259,11 +252,10 @@ class Dispatcher:
 
     def feed(self, worker: Worker, now: float) -> None:
         """Assign waiting messages to a worker up to its credit, and requeued messages to all free workers."""
-        workers = self._workers
-        if worker.pool.queued_types or worker.groups or worker.is_isolated:
+        if worker.pool.queued_types or worker.groups or worker.is_apart:
             self._fill(worker, now)
-        if workers.requeued or workers.freed or workers.told:
-            self._share_out(now)
+        if self._requeued or self._freed or self._told:
+            self.share_out(now)
 
     def _fill(self, worker: Worker, now: float) -> None:
         """Assign waiting messages to a worker up to its credit, MAX_FED at once; more with its next messages, or the
@@ -277,104 +269,26 @@ class Dispatcher:
             left -= len(jobs)
         self._hungry[worker] = None
 
-    def _share_out(self, now: float) -> None:
+    def share_out(self, now: float) -> None:
         """Assign requeued messages to free workers, in turn."""
-        workers = self._workers
+        workers, requeued, freed, told = self._workers, self._requeued, self._freed, self._told
         for isolated in workers.isolate(now):
             self._fill(isolated, now)
-        while workers.freed:
-            freed, _ = workers.freed.popitem()
-            self._fill(freed, now)
-        while workers.requeued:
-            type_, _ = workers.requeued.popitem()
-            while workers.has_queue(type_) and (worker := workers.idle(type_)) is not None:
+        while freed:
+            self._fill(freed.popitem()[0], now)
+        while requeued:
+            type_, _ = requeued.popitem()
+            while type_ in self._queues.by_type and (worker := workers.idle(type_)) is not None:
                 while (job := workers.next_for(worker)) is not None:
                     self._assign_waiting(worker, [job], now)
                     if not worker.groups:  # a worker goes on with a message group bound to it, up to its credit
                         break
-        while workers.told:
-            told, _ = workers.told.popitem()
-            if told.grant is not None:
-                self._out.send(told.link, Heartbeat({"exclusive": told.grant.asked}))
+        while told:
+            worker, _ = told.popitem()
+            if worker.grant is not None:
+                self._out.send(worker.link, Heartbeat({"exclusive": worker.grant.asked}))
 
-    def on_worker_joined(self, worker: Worker, types: frozenset[str], now: float) -> None:
-        """Take in a new worker: learn its types, and give it messages."""
-        self._known_types.on_served(types)
-        self._share_out(now)
-        self.feed(worker, now)
-
-    def on_worker_rejoined(
-        self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str], shared: str | None,
-        now: float,
-    ) -> None:  # fmt: skip
-        """Take in a worker's new HELLO, with new types, credit, order, and name at its brokers."""
-        before = worker.pool.types
-        self._workers.rejoin(worker, types, credit, ordered, shared)
-        self._known_types.on_left(before, now)
-        self.on_worker_joined(worker, types, now)
-
-    def on_signals(self, worker: Worker, options: Meta, now: float) -> None:
-        """Take in the HEARTBEAT of a handler of several brokers: it grants its exclusive use to this one, or is in
-        another one's use, or is again as before; messages that it has not begun are requeued. The router calls `feed`
-        then."""
-        granted, paused, unbegun = (options.get(key) for key in ("exclusive", "paused", "unbegun"))
-        if worker.grant is None:
-            return
-        if type(granted) is int:
-            self._workers.grant(worker, granted)
-        if type(unbegun) is list:
-            self._take_back_unbegun(worker, unbegun, now)
-        if type(paused) is int:
-            if paused:
-                self._workers.pause(worker)
-                self._out.send(worker.link, Heartbeat({"paused": paused}))
-            else:
-                self._workers.unpause(worker)
-            self._share_out(now)
-
-    def _take_back_unbegun(self, worker: Worker, tokens: Iterable[Any], now: float) -> None:
-        """Requeue messages that a handler has not begun, before all that wait: they have used up no attempt. End those
-        that come back again and again."""
-        again = []
-        for token in tokens:
-            job = worker.inflight.pop(token, None) if type(token) is int else None
-            if job is None:
-                continue
-            self._workers.free(worker, 1)
-            job.handed_back += 1
-            if job.is_settled:
-                self._workers.leave_group(job)
-                self._on_late_answer(worker)
-            elif job.handed_back > MOST_HANDED_BACK:
-                self._workers.leave_group(job)
-                self._let_go(job)
-                self._trace.add((now, job.root, job.id, "overloaded", job.type, 0.0))
-                self._end(job, failed("overloaded"))
-            else:
-                again.append(job)
-        for job in again:
-            self._workers.take_back(worker, job)
-            job.attempt -= 1
-            job.since = now
-        for job in reversed(again):
-            self._workers.enqueue(job, first=True)
-        self._share_out(now)
-
-    def on_worker_leaving(self, worker: Worker, now: float) -> None:
-        """Give a leaving worker no new messages; those in flight stay its own."""
-        types = worker.pool.types
-        self._workers.leave(worker)
-        self._known_types.on_left(types, now)
-        self._share_out(now)
-
-    def suspend(self, worker: Worker, now: float) -> None:
-        """Pass over a worker that holds nothing but settled messages and answers none of them."""
-        types = worker.pool.types
-        self._workers.suspend(worker)
-        self._known_types.on_left(types, now)
-        self._share_out(now)
-
-    def _on_late_answer(self, worker: Worker) -> None:
+    def on_late_answer(self, worker: Worker) -> None:
         """Take in the answer to a settled message: the worker has credit again."""
         worker.overdue -= 1
         if worker.stuck:
@@ -448,11 +362,11 @@ class Dispatcher:
         """Carry out a reply that may look at workers, that somebody observes, or that was found `wrong`: the worker has
         its credit again before. Returns (code, text) where the reply is wrong."""
         self._workers.free(worker, 1)
-        self._workers.leave_group(job)
+        self._queues.leave_group(job)
         if job.is_settled:
-            self._on_late_answer(worker)
+            self.on_late_answer(worker)
             return None
-        self._let_go(job)
+        self.let_go(job)
         for observe in self._observers.get(job.type, ()) if self._observers else ():
             observe(job, reply, now)
         if reply.status != DONE:
@@ -461,7 +375,7 @@ class Dispatcher:
         wrong = wrong or self._fault(worker, job, reply.commands)
         if wrong is not None:
             self._trace.add((now, job.root, job.id, wrong[0], job.type, 0.0))
-            self._end(job, failed(wrong[0]))
+            self.end(job, failed(wrong[0]))
             return wrong
         if not reply.commands:
             self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
@@ -482,7 +396,7 @@ class Dispatcher:
         if late is None:
             self._notice_failure(job, reason, note)
         self._trace.add((now, job.root, job.id, reason, job.type, 0.0))
-        self._end(job, failed(reason), note if late is None and reply.status == REFUSED and note else None)
+        self.end(job, failed(reason), note if late is None and reply.status == REFUSED and note else None)
 
     def may_not_command(self, worker: Worker, type_: str, commands: list[Command]) -> tuple[str, str] | None:
         """Return (code, text) where the policy refuses a handler these commands, None where the handler may use
@@ -494,7 +408,7 @@ class Dispatcher:
         """End the message whose reply could not be decoded."""
         job = self._take_back(worker, token)
         if job is not None and not job.is_settled:
-            self._end(job, failed("bad-reply"))
+            self.end(job, failed("bad-reply"))
         self.feed(worker, now)
 
     def _take_back(self, worker: Worker, token: int) -> Job | None:
@@ -502,9 +416,9 @@ class Dispatcher:
         if job is None:
             return None
         if job.is_settled:
-            self._on_late_answer(worker)
+            self.on_late_answer(worker)
         else:
-            self._let_go(job)
+            self.let_go(job)
         return job
 
     def _too_late(self, worker: Worker, job: Job, now: float) -> str | None:
@@ -516,7 +430,7 @@ class Dispatcher:
         expires = job.case.expires
         return "expired" if expires is not None and now >= expires else None
 
-    def _let_go(self, job: Job) -> None:
+    def let_go(self, job: Job) -> None:
         """Stop counting a message against what may be held."""
         self._held -= 1
         self._held_bytes -= len(job.body)
@@ -526,66 +440,6 @@ class Dispatcher:
         event: NoticeEvent = "handler-failed" if failed_itself else "handler-refused"
         self._out.notice(event, id=job.id, type=job.type, code=reason, note=note)
 
-    def on_request_unsent(self, worker: Worker, token: int) -> None:
-        """Note that a REQUEST could not be sent: its message was not begun when the worker is lost, as it is next."""
-        job = worker.inflight.get(token)
-        if job is not None and job not in self._unsent:
-            job.attempt -= 1
-            self._unsent.add(job)
-
-    def pass_over(self, workers: Iterable[Worker], now: float) -> None:
-        """Give nothing to workers that are all lost soon: a message of one would count a death at each of the
-        others."""
-        for worker in workers:
-            self._workers.leave(worker)
-            self._known_types.on_left(worker.pool.types, now)
-
-    def on_worker_lost(self, worker: Worker, now: float) -> None:
-        """Requeue the messages of a dead worker, before all that wait. Only a message that the worker held alone has
-        used up an attempt; of several, each is next given to a worker alone, until the one that kills is found. A
-        worker of several brokers has held a message alone if it was given under a grant."""
-        lost = self._workers.lose(worker)
-        self._known_types.on_left(worker.pool.types, now)
-        begun = [job for job in lost if job not in self._unsent]
-        if len(begun) == 1 and (worker.grant is None or worker.grant.suspect is begun[0]):
-            suspects = self._died_over(begun[0], now)
-            self._workers.clear()
-        else:
-            group = Suspicion()
-            suspects = [job for job in begun if not job.is_settled]
-            for job in suspects:
-                if len(suspects) > 1 or not job.suspected:  # beside messages that are over it keeps its deaths
-                    job.suspicion = group
-        wanted = {*suspects, *(job for job in self._unsent if not job.is_settled)}
-        again = [job for job in lost if job in wanted]  # in the order in which they were assigned
-        self._unsent.clear()
-        for job in again:
-            job.since = now
-        for job in reversed(again):
-            self._workers.enqueue(job, first=True)
-        if len(suspects) > 1:
-            self._out.notice("suspected", messages=len(suspects), types=sorted({job.type for job in suspects}))
-        self._share_out(now)
-        for worker in [bound for job in again if (bound := self._workers.bound_worker(job)) is not None]:
-            self.feed(worker, now)
-
-    def _died_over(self, job: Job, now: float) -> list[Job]:
-        """Take in that a worker died while holding this message alone, and clear those suspected together with it.
-        Returns the message, if another attempt is due."""
-        deaths = 1
-        if job.suspicion is not None:
-            deaths += job.suspicion.deaths
-            job.suspicion.open = False
-        if job.is_settled:
-            return []
-        job.suspicion = Suspicion(deaths)
-        if deaths < self._budget_of(job.type).attempts:
-            return [job]
-        self._dead_letters.bury(job, "handler-lost", now)
-        self._let_go(job)
-        self._end(job, failed("handler-lost"))
-        return []
-
     def on_account_removed(self, user: str, workers: list[Worker]) -> None:
         """Have nobody get the later outcomes of a removed user's messages that handlers hold or that wait for one."""
         for job in self._workers.jobs(workers):
@@ -594,7 +448,7 @@ class Dispatcher:
 
     # --- endings ---
 
-    def _end(self, job: Job, outcome: str | None, note: str | None = None) -> None:
+    def end(self, job: Job, outcome: str | None, note: str | None = None) -> None:
         """Settle a message that is no longer held; `outcome` is its failure, if any, and `note` the reason for its
         sender."""
         job.is_settled = True
@@ -603,17 +457,14 @@ class Dispatcher:
             job.case.record(job.target, outcome, note)
         self._reports.settle_one(job.case)
 
-    def _budget_of(self, type_: str) -> Budget:
-        return self._settings.budgets.get(type_, self._budget)
-
     # --- time ---
 
     def tick(self, workers: list[Worker], now: float) -> None:
         """End messages that have waited, or were worked on, for too long."""
         for job, code in self._overdue.take(workers, now, ending=self.ending):
-            self._let_go(job)
-            self._end(job, failed(code))
-        self._share_out(now)
+            self.let_go(job)
+            self.end(job, failed(code))
+        self.share_out(now)
         if self._hungry:
             hungry, self._hungry = self._hungry, {}
             for worker in workers:

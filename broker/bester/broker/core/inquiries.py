@@ -84,7 +84,7 @@ class Inquiries:
         return {
             "at_s": round(self._clock.wall(now), 3),
             "given_up": sorted(self._units.known_types.given_up),
-            "busiest": busiest(self._units.workers.waiting_by_sender()),
+            "busiest": busiest(self._units.workers.queues.by_sender()),
             "rates": self._rates.as_map(),
             "recent_dead": self._units.figures.recent_dead.as_map(now),
             "refused": refused_lately(self._refused.latest(), now),

@@ -107,7 +107,7 @@ class Operations:
     def _common(self, peer: Peer, message: Message | Malformed, now: float) -> None:
         if isinstance(message, Heartbeat):
             if message.options and peer.worker is not None:
-                self._dispatcher.on_signals(peer.worker, message.options, now)
+                self._units.worker_changes.on_signals(peer.worker, message.options, now)
                 self._peers.forget_when_done(peer)
             elif message.options:
                 self._units.credit.on_report(peer.link, message.options)

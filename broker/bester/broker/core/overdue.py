@@ -23,7 +23,7 @@ class Overdue:
         dead_letters: DeadLetters, trace: Trace,
     ) -> None:  # fmt: skip
         self._limits = settings.limits
-        self._workers = workers
+        self._workers, self._queues = workers, workers.queues
         self._timeouts = timeouts
         self._known_types = known_types
         self._dead_letters = dead_letters
@@ -34,11 +34,11 @@ class Overdue:
         asks for the next one. `ending`: the broker ends, and nobody will serve the types of stuck workers any more."""
         hopeless = {type_ for each in workers if each.stuck for type_ in each.pool.types} if ending else ()
         waits_since = partial(self._waits_since, now, hopeless)
-        for type_ in self._workers.waiting_types():
-            yield from self._waited(self._workers.overdue(type_, waits_since), now)
+        for type_ in self._queues.types():
+            yield from self._waited(self._queues.overdue(type_, waits_since), now)
         for worker in workers:
             if worker.groups:
-                yield from self._waited(self._workers.overdue_for(worker, waits_since), now)
+                yield from self._waited(self._queues.overdue_for(worker, waits_since), now)
             yield from self._late(worker, now)
 
     def _waits_since(self, now: float, hopeless: Collection[str], job: Job) -> float:

@@ -1,4 +1,5 @@
-"""Connected peers: HELLO, silence, GOODBYE, return. The dispatcher knows the peers' messages. Pure."""
+"""Connected peers: HELLO, silence, GOODBYE, return. Pure. `worker_changes` knows the messages of those that are
+workers."""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ from bester.broker.core.auth import AuthHandlers
 from bester.broker.core.clock import Clock
 from bester.broker.core.contracts import Contract, ContractError, Contracts
 from bester.broker.core.delivery_outcomes import DeliveryOutcomes
-from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inspection import Bound
 from bester.broker.core.peer import HandlerOptions, Peer, foreign_types, handler_options, refusal
@@ -25,6 +25,7 @@ from bester.broker.core.settings import Settings
 from bester.broker.core.shadows import Shadows
 from bester.broker.core.submit_credit import SubmitCredit
 from bester.broker.core.timeouts import Timeouts
+from bester.broker.core.worker_changes import WorkerChanges
 from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import (
     AUTH_TYPE,
@@ -57,18 +58,18 @@ class Peers:
     `read_until` tells the time up to which everything that a link had sent was read."""
 
     def __init__(
-        self, settings: Settings, out: Effects, epoch: str, now: float, *, dispatcher: Dispatcher, workers: Workers,
-        delivery_outcomes: DeliveryOutcomes,
-        timeouts: Timeouts, relays: Relays, contracts: Contracts, bridges: dict[Link, None], answers: PendingAnswers,
-        restarts: Restarts, recordings: Recordings, shadows: Shadows, auth: AuthHandlers, credit: SubmitCredit,
-        clock: Clock, process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
+        self, settings: Settings, out: Effects, epoch: str, now: float, *, changes: WorkerChanges, workers: Workers,
+        delivery_outcomes: DeliveryOutcomes, timeouts: Timeouts, relays: Relays, contracts: Contracts,
+        bridges: dict[Link, None], answers: PendingAnswers, restarts: Restarts, recordings: Recordings,
+        shadows: Shadows, auth: AuthHandlers, credit: SubmitCredit, clock: Clock,
+        process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
         read_until: Callable[[Link], float],
     ) -> None:  # fmt: skip
         self.by_link: dict[Link, Peer] = {}
         self._settings = settings
         self._out = out
         self._epoch = epoch
-        self._dispatcher = dispatcher
+        self._changes = changes
         self._delivery_outcomes = delivery_outcomes
         self._workers = workers
         self._timeouts = timeouts
@@ -247,7 +248,6 @@ class Peers:
 
     def _employ(self, peer: Peer, options: HandlerOptions, contracts: dict[str, Contract] | None, now: float) -> None:
         """Make a handler's peer a worker with these contracts, or with None a shadow."""
-        dispatcher = self._dispatcher
         types, credit, ordered = options.types, options.credit, options.ordered
         peer.types = types
         if AUTH_TYPE in types:
@@ -260,9 +260,9 @@ class Peers:
         self._contracts.join(peer.link, peer.name, types, contracts, now)
         if peer.worker is None:
             peer.worker = self._workers.join(peer.link, types, credit, ordered, options.shared)
-            dispatcher.on_worker_joined(peer.worker, types, now)
+            self._changes.on_joined(peer.worker, types, now)
         else:
-            dispatcher.on_worker_rejoined(peer.worker, types, credit, ordered, options.shared, now)
+            self._changes.on_rejoined(peer.worker, types, credit, ordered, options.shared, now)
         peer.worker.lease_s = options.lease_s
         self._limit(peer.worker, peer.link, types)
 
@@ -291,7 +291,7 @@ class Peers:
         peer.leaving = True
         if peer.worker is not None:
             self._contracts.leave(peer.link, now)
-            self._dispatcher.on_worker_leaving(peer.worker, now)
+            self._changes.on_leaving(peer.worker, now)
             self.forget_when_done(peer)
         elif peer.shadow is not None:
             self._shadows.leave(peer.shadow)
@@ -317,7 +317,7 @@ class Peers:
             self._out.notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why, **process)
         if peer.worker is not None:
             self._contracts.leave(peer.link, now)
-            self._dispatcher.on_worker_lost(peer.worker, now)
+            self._changes.on_lost(peer.worker, now)
         if peer.shadow is not None:
             self._shadows.lose(peer.shadow)
         if peer.auth is not None:
@@ -356,7 +356,7 @@ class Peers:
         self._ticked = now
         silent = [peer for peer in self.by_link.values() if peer not in self._silent and self._is_silent(peer, now)]
         self._silent.update(dict.fromkeys(silent))
-        self._dispatcher.pass_over([peer.worker for peer in silent if peer.worker is not None], now)
+        self._changes.pass_over([peer.worker for peer in silent if peer.worker is not None], now)
         self.give_up_silent(now)
         if now - self._beat >= limits.heartbeat_s:
             self._beat = now

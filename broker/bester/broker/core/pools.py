@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 from bester.broker.core.effects import Link
 from bester.broker.core.grants import Grant
 from bester.broker.core.jobs import Job
@@ -11,14 +13,21 @@ CHUNK = 16
 """Messages that a worker is given before the next worker is chosen, where queues are deep: batches stay whole."""
 
 
+class Availability(Enum):
+    OPEN = "open"  # any message
+    ISOLATED = "isolated"  # suspects alone, one at a time
+    PAUSED = "paused"  # nothing: another broker has the exclusive use of the worker's process
+    BOTH = "isolated and paused"  # nothing, and suspects alone afterwards
+
+
 class Worker:
     """A handler process. `inflight` holds its messages by token, oldest first; `free` is its unused credit.
 
     `lease_s` is how long the worker may be silent while it holds messages (0: as long as others), and at least how long
     it may take. `groups` are the message groups bound to the worker in which messages wait; `groups_next`: their turn
-    is next, not the queues'. While `leaving`, the worker gets no new messages; while `is_isolated`, suspects alone, one
-    at a time; while `is_paused`, nothing: another broker has the exclusive use of its process. `grant`: that which it
-    gives to its brokers in turn, None where it serves this broker alone, or does not say so.
+    is next, not the queues'. While `leaving`, the worker gets no new messages. `availability` says which messages the
+    worker may be given else (see `isolation`); while `is_apart`, its pool gives it none. `grant`: that which the
+    worker's process gives to its brokers in turn, None where it serves this broker alone, or does not say so.
 
     `commands` are those that the worker's key grants, None for every one; a worker that is `limited` may not use every
     command on every type that it serves.
@@ -28,6 +37,7 @@ class Worker:
     """
 
     __slots__ = (
+        "availability",
         "commands",
         "credit",
         "free",
@@ -36,8 +46,7 @@ class Worker:
         "groups",
         "groups_next",
         "inflight",
-        "is_isolated",
-        "is_paused",
+        "is_apart",
         "lease_s",
         "leaving",
         "limited",
@@ -58,14 +67,19 @@ class Worker:
         self.commands: frozenset[str] | None = None
         self.limited = False
         self.leaving = False
-        self.is_isolated = False
-        self.is_paused = False
+        self.availability = Availability.OPEN
+        self.is_apart = False
         self.grant: Grant | None = None
         self.groups: dict[MessageGroup, None] = {}
         self.groups_next = False
         self.overdue = 0
         self.full_since: float | None = None
         self.stuck = False
+
+    @property
+    def is_paused(self) -> bool:
+        """Return whether another broker has the exclusive use of the worker's process."""
+        return self.availability in (Availability.PAUSED, Availability.BOTH)
 
     @property
     def is_idle(self) -> bool:
@@ -83,7 +97,7 @@ class Worker:
 
     def takes(self, type_: str) -> bool:
         """Return whether the worker can be given a new message of this type now."""
-        return self.free > 0 and not self.is_isolated and self.serves(type_)
+        return self.free > 0 and not self.is_apart and self.serves(type_)
 
 
 class Pool:
@@ -107,27 +121,29 @@ class Pool:
         self._chunk_left = 0
 
     def add(self, worker: Worker) -> None:
-        """Add a worker."""
+        """Add a worker, which takes new messages unless it is paused."""
         worker.pool = self
         self.workers[worker] = None
         self.inflight += len(worker.inflight)
-        self._open(worker)
+        worker.is_apart = worker.availability is not Availability.OPEN
+        if not worker.is_apart:
+            self._open(worker)
 
     def remove(self, worker: Worker) -> None:
         """Remove a worker; its messages in flight count no longer."""
         del self.workers[worker]
         self.inflight -= len(worker.inflight)
-        if not worker.is_isolated:
+        if not worker.is_apart:
             self._shut(worker)
 
-    def isolate(self, worker: Worker) -> None:
+    def set_apart(self, worker: Worker) -> None:
         """Let a worker take no new messages for a while."""
         self._shut(worker)
-        worker.is_isolated = True
+        worker.is_apart = True
 
     def reinstate(self, worker: Worker) -> None:
-        """Let an isolated worker take new messages again."""
-        worker.is_isolated = False
+        """Let a worker take new messages again."""
+        worker.is_apart = False
         self._open(worker)
 
     def _open(self, worker: Worker) -> None:
@@ -174,7 +190,7 @@ class Pool:
     def change(self, worker: Worker, by: int) -> None:
         """Change a worker's free credit: below 0 for assigned messages, above for answered ones."""
         self.inflight -= by
-        if self._only is not None or worker.is_isolated:
+        if self._only is not None or worker.is_apart:
             worker.free += by
             return
         shelves, free = self._by_credit, worker.free

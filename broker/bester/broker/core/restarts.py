@@ -14,6 +14,7 @@ from bester.broker.core.effects import Effects, NoticeEvent, Restart
 from bester.broker.core.peer import Peer
 from bester.broker.core.pools import Worker
 from bester.broker.core.settings import Settings
+from bester.broker.core.worker_changes import WorkerChanges
 
 STUCK_WHY = "all its credit is held by messages that took too long"
 
@@ -21,9 +22,10 @@ STUCK_WHY = "all its credit is held by messages that took too long"
 class Restarts:
     """The useless handlers of one broker. `tick` is called at every tick of the router."""
 
-    def __init__(self, settings: Settings, dispatcher: Dispatcher, out: Effects) -> None:
+    def __init__(self, settings: Settings, dispatcher: Dispatcher, changes: WorkerChanges, out: Effects) -> None:
         self._limits = settings.limits
         self._dispatcher = dispatcher
+        self._changes = changes
         self._out = out
         self._stuck: dict[Peer, None] = {}
         self._fallen: dict[int, tuple[float, str]] = {}  # by process: time and name
@@ -72,7 +74,7 @@ class Restarts:
         patience_s = 0.0 if self._dispatcher.ending else self._limits.stuck_s
         if worker.leaving or now - worker.full_since < patience_s:
             return
-        self._dispatcher.suspend(worker, now)
+        self._changes.suspend(worker, now)
         self._stuck[peer] = None
         oldest_s = round(now - next(iter(worker.inflight.values())).since, 1)
         self._notice("handler-stuck", peer, places=worker.overdue, oldest_s=oldest_s, why=STUCK_WHY)

@@ -235,7 +235,7 @@ class Router:
         if peer is not None:
             for unsent in (message, *waiting):
                 if peer.worker is not None and type(unsent) is Request:
-                    self._dispatcher.on_request_unsent(peer.worker, unsent.token)
+                    self._units.worker_changes.on_unsent(peer.worker, unsent.token)
             self._peers.on_peer_lost(peer, "gone, or not reading", now)
         elif link.door == "server" and type(message) is Relay:
             self._relays.on_answer(link, message.token, failed("unreachable"), {}, now)
@@ -352,9 +352,9 @@ class Router:
     def _share_credit(self, now: float) -> None:
         """Tell the bridges how much more this broker can take, where that has changed."""
         workers = self._units.workers
-        waiting = workers.waiting_by_type()
+        waiting = workers.queues.counts()
         stuck_types = self._units.stuck_types
-        stuck = stuck_types.look(waiting, workers.front, workers.serves, now)
+        stuck = stuck_types.look(waiting, workers.queues.front, workers.serves, now)
         others = waiting.keys() - stuck
         still = stuck_types.still & others
         under_way = (

@@ -42,7 +42,7 @@ def types_of(peers: Iterable[Peer], contracts: Contracts, workers: Workers, shad
         rows.append(
             {
                 "type": type_,
-                "waiting": workers.queued_count(type_),
+                "waiting": workers.queues.count(type_),
                 "workers": [
                     _worker(peer, type_, contracts, numbers) for peer in by_type[type_] if peer.worker or peer.auth
                 ],

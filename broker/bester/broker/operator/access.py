@@ -1,4 +1,4 @@
-"""Who may come in to the operator's side: its token, its certificate, and the authorities of operators' certificates.
+"""Access to the operator's side: its token, its certificate, and the authorities of operators' certificates.
 
 The files are read at the start, where a fault is a ConfigError, and again after a change. A file that has a fault then
 changes nothing, and the log says why.

@@ -44,8 +44,8 @@ StepEvent = Literal["welcomed", "unknown", "lost", "parted", "over"]
 #   event      opened     a new socket is connected: HELLO is sent
 #              welcomed   WELCOME arrived
 #              unknown    ERROR hello-first arrived: the broker restarted or gave this link up; HELLO is sent again
-#              silent     no message arrived for too long, or nothing listens any more: the socket is given up, and a
-#                         retry follows a back-off
+#              silent     no message arrived for too long, nothing listens any more, or the answers of this side are
+#                         not read: the socket is given up, and a retry follows a back-off
 #              leave      this side ends the link; GOODBYE is sent
 #              parted     GOODBYE arrived
 #              refused    ERROR with a permanent code answered HELLO: a retry would not help
@@ -151,6 +151,12 @@ class LinkClient:
         self._go("silent")
         self.retry_at = now + self._back_off()
         return Step((), "lost")
+
+    def on_unread(self, now: float) -> Step:
+        """Give the socket up, as the broker does not read the answers of this side."""
+        if self.state not in (State.READY, State.LEAVING):
+            return _NOTHING
+        return self._give_up(now)
 
     def on_nobody_there(self) -> None:
         """Note that the connection of the socket has ended, and that nothing listens at its address any more: `tick` is
@@ -267,14 +273,17 @@ class LinkClient:
                 self._greeted += grace
                 self._heard += grace
         if now >= self._deadline() and not (unread and self.state is not State.GREETING):
-            leaving = self.state is State.LEAVING
-            self._go("silent")
-            self.retry_at = now + self._back_off()
-            return Step((), "over" if leaving else "lost")
+            return self._give_up(now)
         if self.state is not State.GREETING and now >= self._sent + self.heartbeat_s:
             self._sent = now
             return Step((Heartbeat(),))
         return _NOTHING
+
+    def _give_up(self, now: float) -> Step:
+        leaving = self.state is State.LEAVING
+        self._go("silent")
+        self.retry_at = now + self._back_off()
+        return Step((), "over" if leaving else "lost")
 
     def next_timer(self) -> float | None:
         """Return the latest time for the next `tick`; None without a socket."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bester.broker.core.fair_queue import QUANTUM
 from bester.broker.core.jobs import Job
-from bester.broker.core.workers import MOST_EMPTY
+from bester.broker.core.type_queues import MOST_EMPTY
 from tests.unit.test_core_workers import Crew, job
 
 
@@ -43,11 +43,11 @@ def test_server_that_claims_ever_new_origins_leaves_room_for_others() -> None:
     crew, most = Crew(1), 10
     crew.come(job())
     number = 0
-    while crew.workers.bound_reached(of_server("liar", f"s{number}"), most, 1_000) is None:
+    while crew.workers.queues.bound_reached(of_server("liar", f"s{number}"), most, 1_000) is None:
         crew.come(of_server("liar", f"s{number}"))
         number += 1
     assert number == most // 2
-    assert crew.workers.bound_reached(job(user="v"), most, 1_000) is None
+    assert crew.workers.queues.bound_reached(job(user="v"), most, 1_000) is None
 
 
 def test_queues_that_are_kept_are_few() -> None:
@@ -58,4 +58,5 @@ def test_queues_that_are_kept_are_few() -> None:
         crew.come(job(f"t{number}"))
         crew.finish(worker)
         crew.finish(worker)
-    assert len(crew.workers._empty) <= MOST_EMPTY
+    queues = crew.workers.queues
+    assert len(queues._empty) <= MOST_EMPTY
