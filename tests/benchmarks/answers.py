@@ -96,7 +96,8 @@ def _growth(result: Growth) -> str | None:
 
 
 def _brokers(result: Growth) -> str | None:
-    one, two = ([each for each in result.layouts if each.brokers == count] for count in (1, 2))
+    alone = [each for each in result.layouts if each.servers == 1]
+    one, two = ([each for each in alone if each.brokers == count] for count in (1, 2))
     loads = {(each.connections, each.depth): each.cpu_us() for each in one}
     times = [
         f"{each.cpu_us() / loads[load]:.2f} × with {each.depth} in flight"

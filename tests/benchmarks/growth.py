@@ -37,16 +37,22 @@ USERS = ("load", "more")
 
 class Load(NamedTuple):
     """So many brokers and as many bridges, with `connections` to each bridge, a user each, and `depth` messages in
-    flight on each connection."""
+    flight on each connection; `servers` of them beside each other, at work at the same time."""
 
     brokers: int
     connections: int
     depth: int
+    servers: int = 1
 
 
-LOADS = (Load(1, 8, 50), Load(2, 8, 50), Load(1, 8, 1), Load(2, 8, 1), Load(1, 4, 1), Load(2, 16, 1))
+LOADS = (
+    Load(1, 8, 50), Load(2, 8, 50), Load(1, 8, 50, 2),
+    Load(1, 8, 1), Load(2, 8, 1), Load(1, 8, 1, 2), Load(1, 4, 1), Load(2, 16, 1),
+)  # fmt: skip
 """The users of a bridge are divided among the brokers, and so are the messages in flight: two brokers with 8 × 1 have
-batches as one broker with 4 × 1, and one broker with 8 × 1 has batches as two with 16 × 1."""
+batches as one broker with 4 × 1, and one broker with 8 × 1 has batches as two with 16 × 1. Two servers of one broker
+each have nothing to do with each other: what a message costs more there is what twice as many processes take of the
+same cores and their caches."""
 
 
 class GrowthPlan(msgspec.Struct, frozen=True):
@@ -76,6 +82,8 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runs: list[dict[str, float]]
     connections: int = CONNECTIONS
     """Connections to each bridge, a user each."""
+    servers: int = 1
+    """So many of them beside each other."""
 
     @property
     def per_link(self) -> float:
@@ -147,15 +155,15 @@ def _written(folder: Path, name: str, lines: str) -> str:
     return str(file)
 
 
-def _run(cluster: _Cluster, programs: Sequence[Path], load: Layout, messages: int) -> dict[str, float]:
+def _run(clusters: Sequence[_Cluster], programs: Sequence[Path], load: Layout, messages: int) -> dict[str, float]:
     """Let a generator at each bridge do a run at the same time; return µs of CPU a message by kind of process."""
     numbers = (load.connections, load.depth, messages, messages // 10, BODY_BYTES, DEADLINE_S)
-    before = cluster.cpu_s()
+    before = [cluster.cpu_s() for cluster in clusters]
     running = [
         subprocess.Popen(
             [str(program), "bester", str(port), *map(str, numbers)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
-        for program, port in zip(programs, cluster.ports, strict=False)
+        for program, port in zip(programs, (port for cluster in clusters for port in cluster.ports), strict=False)
     ]
     try:
         for each in running:
@@ -167,7 +175,11 @@ def _run(cluster: _Cluster, programs: Sequence[Path], load: Layout, messages: in
             each.kill()
             each.wait()
     sent = len(running) * (messages + messages // 10)
-    return {kind: (after - before[kind]) / sent * 1e6 for kind, after in cluster.cpu_s().items()}
+    after = [cluster.cpu_s() for cluster in clusters]
+    return {
+        kind: sum(new[kind] - old[kind] for old, new in zip(before, after, strict=True)) / sent * 1e6
+        for kind in before[0]
+    }
 
 
 def _layouts(folder: Path, plan: GrowthPlan, told: Callable[[str], None]) -> list[Layout]:
@@ -176,13 +188,23 @@ def _layouts(folder: Path, plan: GrowthPlan, told: Callable[[str], None]) -> lis
         (folder / user).mkdir()
         programs.append(compiled(folder / user, "loadgen", (f'-DUSER="{user}"',)))
     with ExitStack() as stack:
-        clusters = {count: stack.enter_context(_cluster(folder / f"c{count}", count)) for count in (1, 2)}
-        found = [Layout(load.brokers, load.depth, [], load.connections) for load in plan.loads]
+        most = {
+            load.brokers: max(each.servers for each in plan.loads if each.brokers == load.brokers)
+            for load in plan.loads
+        }
+        clusters = {
+            brokers: [
+                stack.enter_context(_cluster(folder / f"c{brokers}{number}", brokers)) for number in range(servers)
+            ]
+            for brokers, servers in most.items()
+        }
+        found = [Layout(load.brokers, load.depth, [], load.connections, load.servers) for load in plan.loads]
         for number in range(plan.runs + 1):
             for layout in found:
-                told(f"run {number} of {plan.runs}: {layout.brokers} broker(s), {layout.connections} × {layout.depth}")
+                several = f"{layout.servers} × {layout.brokers} broker(s)"
+                told(f"run {number} of {plan.runs}: {several}, {layout.connections} × {layout.depth}")
                 messages = max(plan.messages if layout.depth > 1 else plan.messages // 10, 100)
-                cost = _run(clusters[layout.brokers], programs, layout, messages)
+                cost = _run(clusters[layout.brokers][: layout.servers], programs, layout, messages)
                 if number:  # the first run is to warm up
                     layout.runs.append(cost)
         return found

@@ -318,12 +318,14 @@ def growth_text(result: Growth) -> str:
 
 def _layout_tables(result: Growth) -> list[str]:
     """Return the table of brokers and bridges; each row of several is compared with one broker under the same load of a
-    bridge, and with one that has as many messages in flight on a link, and so the same batches."""
+    bridge, and with one that has as many messages in flight on a link, and so the same batches. Rows of two servers
+    that have nothing to do with each other are compared in the same way."""
     rows = []
     for layout in result.layouts:
-        several = layout.brokers > 1
-        name = f"{layout.brokers} brokers, {layout.brokers} bridges" if several else "1 broker, 1 bridge"
-        single = [each for each in result.layouts if each.brokers == 1 and several]
+        several = layout.brokers > 1 or layout.servers > 1
+        name = f"{layout.brokers} brokers, {layout.brokers} bridges" if layout.brokers > 1 else "1 broker, 1 bridge"
+        name = name if layout.servers == 1 else f"{layout.servers} servers of {name}"
+        single = [each for each in result.layouts if each.brokers == each.servers == 1 and several]
         load, link = (layout.connections, layout.depth), (layout.per_link, layout.depth)
         rows.append(
             [
@@ -402,7 +404,8 @@ def growth_plots(result: Growth) -> dict[str, str]:
     loads = dict.fromkeys((layout.connections, layout.depth) for layout in result.layouts)
     layouts: dict[str, list[float | None]] = {}
     for layout in result.layouts:
-        costs_of = layouts.setdefault(f"{layout.brokers} × broker, bridge", [None] * len(loads))
+        servers = "" if layout.servers == 1 else f"{layout.servers} servers of "
+        costs_of = layouts.setdefault(f"{servers}{layout.brokers} × broker, bridge", [None] * len(loads))
         costs_of[list(loads).index((layout.connections, layout.depth))] = layout.cpu_us()
     depths = [f"{connections} × {depth}" for connections, depth in loads]
     return {

@@ -28,6 +28,7 @@ def honest(p99_us: float) -> Honest:
 def a_growth() -> results.Growth:
     loads = (1, 8, 50, 10.0), (2, 8, 50, 11.0), (1, 8, 1, 40.0), (2, 8, 1, 60.0), (1, 4, 1, 50.0), (2, 16, 1, 38.0)
     layouts = [Layout(brokers, depth, [cost(each)] * 3, connections) for brokers, connections, depth, each in loads]
+    layouts.append(Layout(1, 50, [cost(10.5)] * 3, 8, servers=2))
     series = {
         "users": [Point(1, 50.0), Point(1_000, 55.0)],
         "targets of one sendClients": [Point(1, 50.0), Point(1_000, 5_000.0)],
@@ -50,6 +51,13 @@ def test_growth_is_shown_against_one_of_each() -> None:
         ["8 × 1 a bridge", "4", "1.50 ×", "1.20 ×"],
         ["4 × 1 a bridge", "4", "", ""],
         ["16 × 1 a bridge", "8", "", "0.95 ×"],
+    ]
+    assert found[7][:3] + found[7][-2:] == [
+        "2 servers of 1 broker, 1 bridge",
+        "8 × 50 a bridge",
+        "400",
+        "1.05 ×",
+        "1.05 ×",
     ]
     assert ["1,000", "55.0", "1.10 ×"] in found
     assert ["1,000", "5,000.0", "5.0"] in found

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from bester.broker.core.settings import Limits
-from bester.broker.wire.messages import Close, Confirm, Deliver, Open
+from bester.broker.wire.messages import Close, Confirm, Deliver, Hello, Open, Relayed, Reply, Request
 from tests.unit import core_resume_stand
 from tests.unit.core_office import Office
 from tests.unit.core_office import bodies_of as relayed
 from tests.unit.core_post import Post, bodies_of, numbered, town
-from tests.unit.core_stand import Stand
+from tests.unit.core_stand import Stand, clients, handler
 
 
 def unlock(stand: Stand) -> None:
@@ -151,6 +151,51 @@ def test_report_on_a_dead_letter_waits_for_a_store_that_is_away() -> None:
     stand.wait(2.0)
     assert [(report.token, report.reason) for report in bridge.reports()] == [(1, "timeout")]
     assert (stand.state.answers, len(stand.dead())) == (0, 1)
+
+
+def test_report_on_a_message_that_waited_in_vain_waits_for_no_dead_letter_of_another() -> None:
+    """Were it to wait, a broker that is killed meanwhile would get the message again, behind later ones of its user."""
+    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+    stand.say(chat, Hello(1, "handler", "h", {"types": ["chat"], "credit": 1}))
+    stand.store.locked = True
+    bridge.submits(1)
+    bridge.submits(2)
+    stand.wait(2.0)
+    assert [(report.token, report.reason) for report in bridge.reports()] == [(2, "overloaded")]
+    unlock(stand)
+    assert [(report.token, report.reason) for report in bridge.reports()] == [(1, "timeout")]
+
+
+def test_report_waits_for_a_dead_letter_that_was_held_back_before_the_last_result_ended() -> None:
+    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+    slow = stand.handler("slow", name="slow")
+    stand.store.locked = True
+    bridge.submits(1)
+    stand.answer(chat, handler("slow"), clients("bob"))
+    stand.request(slow)
+    stand.wait(12.0)
+    assert stand.state.answers == 0
+    stand.deliver(bridge.link)
+    assert stand.state.answers == 1
+    assert bridge.reports() == []
+    stand.store.locked = False
+    stand.wait(2.0)
+    assert [(report.token, report.reason) for report in bridge.reports()] == [(1, "timeout")]
+    assert (stand.state.answers, len(stand.dead())) == (0, 1)
+
+
+def test_report_to_a_client_waits_for_no_lane_of_another_server() -> None:
+    stand, bridge, chat = core_resume_stand.town()
+    server = stand.server("s2")
+    stand.store.locked = True
+    stand.relay(server, "chat", id="s2/1", lane=["e", 1, 1], again=True)
+    bridge.submits(1)
+    requests = stand.heard_of(chat, Request)
+    stand.say(chat, *(Reply(request.token, 0, []) for request in requests))
+    assert [report.token for report in bridge.reports()] == [1]
+    assert stand.heard_of(server, Relayed) == []
+    unlock(stand)
+    assert [answer.outcome for answer in stand.heard_of(server, Relayed)] == ["delivered"]
 
 
 def test_report_that_waits_is_not_lost_with_its_link() -> None:

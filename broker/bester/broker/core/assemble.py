@@ -184,7 +184,7 @@ def assemble(
         tracing=Tracing(trace, out, exports=settings.spans),
     )  # fmt: skip
     restarts = Restarts(settings, dispatcher, changes, out)
-    answers = PendingAnswers(out)
+    answers = PendingAnswers(out, reports)
     credit = SubmitCredit(limits)
     auth = AuthHandlers(settings, out, figures, around.epoch, now)
     peers = Peers(

@@ -61,6 +61,8 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     `resubmitted`: a bridge submitted the message again, and an earlier life of this broker may have processed it; the
     report never says that the message was merely refused.
 
+    `buried`: one of its messages became a dead letter, and the report waits until the letter is written.
+
     `figures` are those of the type of a message that entered, which was at `since`; None for other cases. `traced`: its
     usual steps are in the trace, of which the others are a sample.
 
@@ -87,6 +89,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     expires: float | None = None
     push: bool = False
     resubmitted: bool = False
+    buried: bool = False
     peer: str | None = None
     claimed_id: str | None = None
     other_askers: list[tuple[Link, int]] | None = None
@@ -176,11 +179,13 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
 
 class Reports:
     """Reports on cases, and their recipients. `open` counts the cases under way; `now` is the time of the router's
-    call, for the times that cases lasted."""
+    call, for the times that cases lasted. `resting` has the answers of the call that depend on a write, by identity:
+    whether on that of a dead letter."""
 
     def __init__(self, out: Effects) -> None:
         self.open = 0
         self.now = 0.0
+        self.resting: dict[int, bool] = {}
         self._out = out
 
     def begin(self, case: Case) -> None:
@@ -229,7 +234,7 @@ class Reports:
     def add_asker(self, case: Case, link: Link, token: int) -> None:
         """Send the report also to the sender of a duplicate: at once, if the case has ended."""
         if case.pending == 0:
-            self._out.send(link, case.answer(token))
+            self._send(case, link, case.answer(token))
         elif case.other_askers is None:
             case.other_askers = [(link, token)]
         else:
@@ -238,13 +243,18 @@ class Reports:
                 link, token = case.other_askers.pop(0)
                 self._out.send(link, case.later_answer(token))
 
+    def _send(self, case: Case, link: Link, answer: Message) -> None:
+        self._out.send(link, answer)
+        if case.buried or case.peer is not None:  # it may follow from a dead letter, or from the lane of that server
+            self.resting[id(answer)] = case.buried
+
     def _end(self, case: Case, *, silent: bool) -> None:
         answer = None
         if case.kind is not Kind.REPLAY and not silent:
             answer = case.answer(case.token)
-            self._out.send(case.link, answer)
+            self._send(case, case.link, answer)
         for link, token in case.other_askers or ():
-            self._out.send(link, case.answer(token))
+            self._send(case, link, case.answer(token))
         if case.watchers:
             watchers, case.watchers, case.other_askers = case.watchers, (), None
             for watcher in watchers:

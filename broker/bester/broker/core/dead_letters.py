@@ -111,6 +111,7 @@ class DeadLetters:
         id_ = self._renamed.get(job.id, job.id)
         letter = DeadLetter(id_, job.type, job.body, reason, self._queues.clock.wall(now), meta)
         bury(letter, self._out, self._figures, now)
+        job.case.buried = True
 
     def on_question(self, link: Link, ask: Ask) -> Answer | None:
         """Answer an operator's question. Returns None where the answer is sent after the letters were read."""

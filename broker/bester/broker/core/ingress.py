@@ -384,6 +384,7 @@ class Ingress:
             recipients = {} if outcome == DELIVERED else {str(n): outcome for n in range(int(queued or 1))}
             answer = Report(token, 0 if reason is None else 1, reason, id_, recipients)
         self._out.send(link, answer)
+        self._reports.resting[id(answer)] = False
 
     def _receive_outcome(self, case: Case, peer: str, body: bytes) -> None:
         """Take in another server's message about the outcome of a message that was queued there."""

@@ -7,16 +7,21 @@ and be overtaken by other messages of their link: each names its message by a to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from bester.broker.core.cases import Reports
 from bester.broker.core.effects import Effects, Link
 from bester.broker.store_requests import Bury, Committed, Rewrite, SaveLane, Unbury, Write
-from bester.broker.wire.messages import Answer, Message, Outcome, Relayed, Report
+from bester.broker.wire.messages import Answer, Message, Relayed
 
 ANSWERED_AFTER = frozenset({Rewrite, SaveLane, Bury, Unbury})
 """Writes that answers depend on. A message that is enqueued has its case, and a MarkSent its deliveries: `queues` lets
 neither go on before the commit."""
-_ANSWERS = frozenset({Report, Outcome, Relayed, Answer})
+_ALL_REST = frozenset({Relayed, Answer})
+"""Answers to other servers and operators, which may depend on each of these writes. Of the others, those on a message
+of another server or on a dead letter do: the `resting` of `Reports`. All others wait for nothing."""
+Waiting = tuple[Link, Message, bool]
+"""An answer, and whether it depends on a dead letter."""
 
 
 class PendingAnswers:
@@ -28,12 +33,13 @@ class PendingAnswers:
     was taken in.
     """
 
-    def __init__(self, out: Effects) -> None:
+    def __init__(self, out: Effects, reports: Reports) -> None:
         self._out = out
-        self._by_write: dict[int, tuple[Write, list[tuple[Link, Message]]]] = {}  # by the identity of the write
-        self._resting: set[int] = set()  # identities of those writes that come with a Rewrite
-        self._burying: set[int] = set()  # the same with a Bury
+        self._reports = reports
+        self._by_write: dict[int, tuple[Write, list[Waiting]]] = {}  # by the identity of the write
+        self._rewriting: set[int] = set()  # identities of those writes that come with a Rewrite
         self._outlasting: list[tuple[Link, Message]] = []
+        self._holds_letters = False  # the store holds dead letters back
 
     @property
     def count(self) -> int:
@@ -41,52 +47,58 @@ class PendingAnswers:
         return len(self._outlasting) + sum(len(waiting) for _, waiting in self._by_write.values())
 
     def hold(self) -> None:
-        """Take the answers out of the effects of one call, where a write among these effects must come first."""
-        out = self._out
+        """Take the answers out of the effects of one call that depend on a write which must come first."""
+        out, resting = self._out, self._reports.resting
         last = next((write for write in reversed(out.writes) if type(write) in ANSWERED_AFTER), None)
-        if last is None:
-            return
-        waiting: list[tuple[Link, Message]] = []
-        for link, messages in list(out.messages.items()):
-            answers = [message for message in messages if type(message) in _ANSWERS]
+        if last is not None:
+            waiting = self._take_out(lambda answer: type(answer) in _ALL_REST or id(answer) in resting)
+            if waiting:
+                self._by_write[id(last)] = last, waiting
+                if any(type(write) is Rewrite for write in out.writes):
+                    self._rewriting.add(id(last))
+        elif self._holds_letters:
+            waiting = self._take_out(lambda answer: resting.get(id(answer), False))
+            self._outlasting += [(link, answer) for link, answer, _ in waiting]
+        resting.clear()
+
+    def _take_out(self, rests: Callable[[Message], bool]) -> list[Waiting]:
+        """Take answers out of the effects."""
+        taken: list[Waiting] = []
+        for link, messages in list(self._out.messages.items()):
+            answers = [message for message in messages if rests(message)]
             if answers:
-                waiting += ((link, answer) for answer in answers)
-                out.messages[link] = [message for message in messages if type(message) not in _ANSWERS]
-                if not out.messages[link]:
-                    del out.messages[link]
-        if waiting:
-            self._by_write[id(last)] = last, waiting
-            if any(type(write) is Rewrite for write in out.writes):
-                self._resting.add(id(last))
-            if any(type(write) is Bury for write in out.writes):
-                self._burying.add(id(last))
+                taken += ((link, answer, self._reports.resting.get(id(answer), False)) for answer in answers)
+                self._out.messages[link] = [message for message in messages if not rests(message)]
+                if not self._out.messages[link]:
+                    del self._out.messages[link]
+        return taken
 
     def on_committed(self, writes: Sequence[Write], result: Committed) -> None:
         """Send the answers that waited for a group of writes. Where the group failed because the store is away, its
-        dead letters and Rewrites are held back, and the answers to senders, or for the latter those to other servers,
-        wait for the next group that is written."""
-        if result.ok and self._outlasting:
-            answers, self._outlasting = self._outlasting, []
-            self._send(answers)
+        dead letters and Rewrites are held back, and the answers that depend on the former, or for the latter those to
+        other servers, wait for the next group that is written."""
+        if result.ok:
+            self._holds_letters = False
+            if self._outlasting:
+                answers, self._outlasting = self._outlasting, []
+                self._send(answers)
         is_away = not result.ok and result.code == "storage-unavailable"
         for write in writes:
             if type(write) in ANSWERED_AFTER:
+                self._holds_letters = self._holds_letters or (is_away and type(write) is Bury)
                 self._release(write, is_away=is_away)
 
     def _release(self, write: Write, *, is_away: bool) -> None:
         found = self._by_write.pop(id(write), None)
         if found is None:
             return
-        answers, rests, buries = found[1], id(write) in self._resting, id(write) in self._burying
-        self._resting.discard(id(write))
-        self._burying.discard(id(write))
-        if is_away and buries:
-            self._outlasting += answers
-            return
-        if is_away and rests:
-            self._outlasting += [pair for pair in answers if type(pair[1]) is Relayed]
-            answers = [pair for pair in answers if type(pair[1]) is not Relayed]
-        self._send(answers)
+        rewrites = id(write) in self._rewriting
+        self._rewriting.discard(id(write))
+        sent: list[tuple[Link, Message]] = []
+        for link, answer, is_buried in found[1]:
+            outlasts = is_away and (is_buried or (rewrites and type(answer) is Relayed))
+            (self._outlasting if outlasts else sent).append((link, answer))
+        self._send(sent)
 
     def _send(self, answers: Sequence[tuple[Link, Message]]) -> None:
         for link, answer in answers:
@@ -97,8 +109,8 @@ class PendingAnswers:
         taken = [answer for to, answer in self._outlasting if to == link]
         self._outlasting = [pair for pair in self._outlasting if pair[0] != link]
         for key, (write, waiting) in list(self._by_write.items()):
-            mine = [answer for to, answer in waiting if to == link]
+            mine = [answer for to, answer, _ in waiting if to == link]
             if mine:
                 taken += mine
-                self._by_write[key] = write, [pair for pair in waiting if pair[0] != link]
+                self._by_write[key] = write, [each for each in waiting if each[0] != link]
         return taken

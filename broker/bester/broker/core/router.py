@@ -147,7 +147,7 @@ class Router:
         if self._inbound_lanes.due:
             self._inbound_lanes.flush()
         out = self._out
-        if out.writes and out.messages:
+        if (out.writes and out.messages) or self._reports.resting:
             self._answers.hold()
         if result is not None:  # after `hold`: these answers wait for no other commit
             self._answers.on_committed(committed, result)
