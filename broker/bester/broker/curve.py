@@ -82,7 +82,7 @@ class Zap:
         self._known = known
         self._long = long_messages or LongMessages()
         self._on_refused = on_refused
-        self._socket = FabricSocket(context, zmq.REP, self._answer)
+        self._socket = FabricSocket(context, zmq.REP, self._answer, drain_s=READ_S)
         self._socket.socket.bind(ZAP_ENDPOINT)
         self._socket.register()
 
@@ -276,7 +276,7 @@ class CurveSocket(FabricSocket):
             self._again = self._loop.call_soon(self._drain)
             return
         super()._drain()
-        self._share.end(self._drained_s, MOST_READ_S if goes_on else READ_S)
+        self._share.end(self._drained_s, self._drain_s)
         if (self._ended or self._dropped) and self._loop is not None and not self.has_unread():
             self._dropped = {link: False for link, has_ended in self._dropped.items() if not has_ended}
             ended, self._ended = self._ended, {}

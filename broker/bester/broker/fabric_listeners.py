@@ -126,7 +126,14 @@ class FabricListeners:
         socket = CurveSocket(self._context, self._pair, received, gone, receivers.refused, self._turn, self._long)
         soon = asyncio.get_running_loop().call_soon
         slices = Slices(
-            read, receivers.take, end=receivers.end, cut=cut, clock=time.monotonic, cost_clock=CLOCK, soon=soon
+            read,
+            receivers.take,
+            end=receivers.end,
+            cut=cut,
+            clock=time.monotonic,
+            cost_clock=CLOCK,
+            soon=soon,
+            brief=self._turn.brief,
         )
         self.slices[door] = slices
         return socket
