@@ -12,8 +12,9 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import zmq
 
+from bester.broker.server import SENT_AT_ONCE
 from tests.keyed import KeyedParty, Pair, free_port, new_pair, server_key
-from tests.live import LiveServer, RawClient, RawHandler, live_server, short_directory
+from tests.live import DEADLINE_S, LiveServer, RawClient, RawHandler, live_server, short_directory
 
 PAIRS = {name: new_pair() for name in ("worker", "other", "bridge", "s2", "stranger")}
 PARTIES = f"""
@@ -192,6 +193,28 @@ async def test_long_batches_are_read_in_order_and_whole() -> None:
         worker.close()
         assert await received(1000) == list(range(2000, 3000))
         await client.close()
+
+
+async def test_many_requests_at_once_leave_over_some_turns_in_order() -> None:
+    """A party with much credit gets all that waits: writing it at once would hold everybody up."""
+    async with curve_server() as stand:
+        worker, other = stand.party(PAIRS["worker"], "a"), stand.party(PAIRS["other"], "b", credit=1)
+        await worker.hello()
+        await other.hello()
+        await worker.say(*([12, n, "a", [["sendHandler", ["b"], b"%d" % n]], {}] for n in range(901)))
+        first = await other.hear(10)
+        await worker.say([14, 1, "listClients"])
+        await worker.hear(15)  # so the broker has all
+        other.options["credit"] = 5000
+        await other.say([1, 1, "handler", "raw", other.options])
+        seen = [first]
+        async with asyncio.timeout(DEADLINE_S):
+            while len(seen) < 901:
+                rows = [row for row in msgpack.unpackb(await other.socket.recv()) if row[0] == 10]
+                assert len(rows) <= SENT_AT_ONCE
+                seen += rows
+        assert [int(row[3]) for row in seen] == list(range(901))
+        await other.say(*([11, row[1], 0, [], None] for row in seen))
 
 
 async def test_link_that_sends_far_more_than_is_handled_is_cut_and_nobody_else() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import pytest
 import zmq
@@ -14,6 +17,8 @@ import zmq
 from bester.broker.curve import CurveSocket, Zap
 from bester.broker.fabric_socket import RECEIVED_AT_ONCE, Frames
 from bester.broker.keys import KeyPair
+from bester.broker.link_counts import MOST_LINKS, LinkCounts
+from bester.broker.link_counts import WHY as MANY
 from bester.broker.long_messages import HELD_OFF, MOST_FRAMES, SHORT_FRAMES, WHY, LongMessages
 from bester.broker.wire.messages import MAX_FRAMES
 from tests.keyed import KeyedParty, Pair, free_port, new_pair
@@ -22,6 +27,8 @@ from tests.live import DEADLINE_S
 PAIRS = {name: new_pair() for name in ("server", "honest", "endless")}
 MIB = 1 << 20
 LOOK_S = 0.02
+LISTENS = "0A"
+"""State of a listener in /proc/net/tcp."""
 
 
 class Door:
@@ -37,11 +44,11 @@ class Door:
         self.refused: list[tuple[str, str, str]] = []
         self.gone: list[tuple[bytes, bytes]] = []
         known = {PAIRS["honest"].public, PAIRS["endless"].public}
-        longs = longs or LongMessages()
-        self.zap = Zap(context, known, lambda *refused: self.refused.append(refused), longs)
+        longs, links = longs or LongMessages(), LinkCounts()
+        self.zap = Zap(context, known, lambda *refused: self.refused.append(refused), longs, links)
         self.socket = CurveSocket(
             context, KeyPair(*PAIRS["server"]), on_frames or self.read.append, lambda *link: self.gone.append(link),
-            lambda *refused: self.refused.append(refused), long_messages=longs,
+            lambda *refused: self.refused.append(refused), long_messages=longs, links=links,
         )  # fmt: skip
         self.port = free_port()
         self.socket.socket.bind(f"tcp://127.0.0.1:{self.port}")
@@ -248,3 +255,74 @@ async def test_connection_without_a_handshake_ends(monkeypatch: pytest.MonkeyPat
             with suppress(ConnectionResetError):
                 await reader.read()  # up to the end
             writer.close()
+
+
+def dealer(context: zmq.Context[zmq.Socket[bytes]], port: int) -> zmq.Socket[bytes]:
+    """Return one of many links of a party."""
+    link = context.socket(zmq.DEALER)
+    link.linger = int(DEADLINE_S * 1000)
+    link.curve_publickey, link.curve_secretkey = PAIRS["endless"].public.encode(), PAIRS["endless"].secret.encode()
+    link.curve_serverkey = PAIRS["server"].public.encode()
+    link.connect(f"tcp://127.0.0.1:{port}")
+    return link
+
+
+def has_connection(port: int) -> bool:
+    """Return whether this end of a connection to a local port is there, where the system tells."""
+    table = Path("/proc/net/tcp")
+    rows = [row.split() for row in table.read_text().splitlines()[1:]] if table.exists() else []
+    return any(row[1].endswith(f":{port:04X}") and row[3] != LISTENS for row in rows)
+
+
+async def test_links_of_a_key_are_bounded_and_another_may_come_once_one_has_ended() -> None:
+    key = PAIRS["endless"].public
+    async with door() as here:
+        honest, late = party(here.port, PAIRS["honest"]), party(here.port, PAIRS["endless"])
+        others = [late]
+        with zmq.Context() as context:
+            links = [dealer(context, here.port) for _ in range(MOST_LINKS)]
+            try:
+                assert await late.handshake() == zmq.EVENT_HANDSHAKE_SUCCEEDED, "none has spoken"
+                for link in links:
+                    link.send(b"first")
+                await here.until(partial(here.has_read, MOST_LINKS))
+                await late.send_frames(b"never")
+                await here.until(lambda: here.refused)
+                assert here.refused[0] == ("127.0.0.1", key, MANY)
+                others.append(party(here.port, PAIRS["endless"]))
+                assert await others[-1].handshake() == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                await honest.send_frames(b"beside")
+                await here.until(partial(here.has_read, MOST_LINKS + 1))
+                assert here.read[-1][2:] == [b"beside"] and here.gone == []
+                links.pop().close()
+                await here.until(lambda: here.gone)
+                others.append(party(here.port, PAIRS["endless"]))
+                await others[-1].send_frames(b"at last")
+                await here.until(partial(here.has_read, MOST_LINKS + 2))
+                assert here.read[-1][2:] == [b"at last"]
+            finally:
+                for link in links:
+                    link.close(linger=0)
+                for each in (honest, *others):
+                    each.close()
+
+
+async def test_connection_that_ends_before_its_message_is_read_leaves_nothing_behind() -> None:
+    """It may have chosen any routing id: nobody would ever forget it."""
+    async with door() as here:
+        context = zmq.Context()
+        link = dealer(context, here.port)
+        events = link.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        async with asyncio.timeout(DEADLINE_S):
+            while not events.poll(0):  # the door's loop lets it in
+                await asyncio.sleep(LOOK_S)
+        events.close()
+        link.disable_monitor()
+        link.send(b"only")
+        link.close()
+        context.term()  # once the message has left; the loop stands still meanwhile, and until the door's end is told
+        latest = time.monotonic() + DEADLINE_S
+        while has_connection(here.port) and time.monotonic() < latest:
+            os.sched_yield()
+        await here.until(lambda: here.gone)
+        assert [frames[2:] for frames in here.read] == [[b"only"]]

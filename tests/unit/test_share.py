@@ -21,6 +21,12 @@ def test_costly_turn_is_followed_by_turns_without_one(took_s: float, turns: int)
     assert share.begin()
 
 
+def test_brief_turns_make_up_for_their_own_time() -> None:
+    share = Share(TURN_S, MOST_S)
+    share.end(3 * TURN_S)
+    assert [share.begin(turn_s=TURN_S / 4) for _ in range(9)] == [False] * 8 + [True]
+
+
 def test_made_up_turn_leaves_no_debt() -> None:
     share = Share(TURN_S, MOST_S)
     share.end(3 * TURN_S)

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from bester.broker.brief import BRIEF_S, PART
 from bester.broker.core.effects import Link
-from bester.broker.slices import ENDED_AT_ONCE, FRAME_BYTES, SLICE, SLICE_S, Slices
+from bester.broker.slices import ENDED_AT_ONCE, FRAME_BYTES, FREED_BYTES, SLICE, SLICE_S, Slices
 
 ONE, OTHER = Link("curve", b"0:one", "key"), Link("curve", b"0:other", "another key")
 MANY = [Link("curve", b"0:%d" % number, "many") for number in range(50)]
@@ -28,7 +29,7 @@ def rows(*numbers: int) -> list[bytes]:
 class Door:
     """A door on virtual time, where each row costs `cost_s`; `turns` holds the seconds of each turn."""
 
-    def __init__(self, cost_s: float, **bounds: int) -> None:
+    def __init__(self, cost_s: float, **bounds: Any) -> None:
         self.cost_of: Callable[[Link], float] = lambda link: cost_s
         self.now = 0.0
         self.taken: list[tuple[Link, int]] = []
@@ -356,3 +357,51 @@ def test_what_waits_is_dropped_with_its_door() -> None:
     before = len(door.taken)
     door.run()
     assert len(door.taken) == before
+
+
+def test_turns_are_brief_while_a_party_says_little() -> None:
+    door = Door(SLICE_S / 40)
+    for _ in range(20):
+        door.read(ONE, *range(100))
+    for number in range(50):
+        door.read(OTHER, number)
+        door.turn()
+    brief = sorted(door.turns[-50:])
+    assert brief[-3] <= SLICE_S / PART + SLICE * SLICE_S / 40, "but for turns that read as well"
+    door.now += 2 * BRIEF_S
+    door.turns.clear()
+    for _ in range(5):
+        door.turn()
+    assert min(door.turns) >= SLICE_S, "nobody waits"
+
+
+def test_party_alone_has_whole_turns_however_little_it_sends_at_once() -> None:
+    door = Door(SLICE_S / 40)
+    for number in range(2000):
+        door.read(ONE, *range(17 if number % 100 == 1 else 1))
+        if number % 100 == 99:
+            door.turn()
+    door.turns.clear()
+    for _ in range(5):
+        door.turn()
+    assert min(door.turns) >= SLICE_S
+
+
+def test_memory_of_a_link_that_was_cut_is_given_back_over_some_turns() -> None:
+    class Frames(list[bytes]):
+        pass
+
+    door = Door(SLICE_S, most_bytes=4 * FREED_BYTES)
+    door.slices.take_in(OTHER, rows(*range(50)))
+    known = []
+    for _ in range(6):
+        frames = Frames([b"1" * FREED_BYTES])
+        known.append(weakref.ref(frames))
+        door.slices.take_in(ONE, frames)
+        del frames
+    assert door.cut == [ONE]
+    alive = [sum(each() is not None for each in known)]
+    while alive[-1]:
+        assert door.turn()
+        alive.append(sum(each() is not None for each in known))
+    assert alive[0] >= 3 and all(before - after <= 1 for before, after in pairwise(alive)), alive

@@ -36,6 +36,7 @@ from bester.bridge.settling import Settling
 from bester.bridge.steps import Acknowledged, Doubted, NewPassword, SpokeTls, Step, refusal
 from bester.bridge.unfinished import Unfinished
 from bester.bridge.window import Question
+from bester.broker.brief import LITTLE
 from bester.broker.wire.messages import Close, Forward, Heartbeat, Login, Meta, Submit
 
 
@@ -55,7 +56,7 @@ class Bridge:
         self.on_empty: Callable[[], None] | None = None
         self.more_figures: Callable[[], dict[str, int]] = dict
         """Called for figures of the shell, which the broker is told with those of `inspect`."""
-        self._shell, self._clock, self._reading = shell, shell.clock, shell.reading
+        self._shell, self._clock, self._reading, self._brief = shell, shell.clock, shell.reading, shell.brief
         self._awake = False
         self._half_turn = limits.turn_units // 2
         tokens, clock, wake, apply = count(1), shell.clock, self._wake, self._apply
@@ -68,7 +69,7 @@ class Bridge:
         self._senders, self._unfinished = Senders(), Unfinished(limits)
         homes = self._homes = Homes(self.brokers, self._senders, registry.connections)
         self._intake = intake = Intake(limits, clock, self._handle_waiting, wake)
-        self._outbound = outbound = Outbound(limits, clock, wake, reached)
+        self._outbound = outbound = Outbound(limits, clock, wake, reached, shell.brief)
         self._admission = Admission(
             limits, shell, tokens, meter, registry, homes, self._senders, self._unfinished, intake, outbound
         )
@@ -152,14 +153,26 @@ class Bridge:
         now = self._clock()
         step = session.on_bytes(data, now, left)
         intake.left = left - session.spent
+        self._note_share(connection, now)
         self._apply(connection, step, now)
 
     def _handle_waiting(self, connection: ClientConnection, ration: int) -> int:
         """Handle frames of a connection whose sender's turn it is; return the units used."""
         now, session = self._clock(), connection.session
         session.window.look_again()
-        self._apply(connection, session.proceed(now, ration), now)
+        step = session.proceed(now, ration)
+        self._note_share(connection, now)
+        self._apply(connection, step, now)
         return session.spent
+
+    def _note_share(self, connection: ClientConnection, now: float) -> None:
+        """Note whether the sender of a connection says little, or more than is handled of it."""
+        session = connection.session
+        sender = session.window.sender
+        if session.has_waiting:
+            self._brief.on_much(sender, now)
+        elif session.spent * sender.fan <= LITTLE:
+            self._brief.on_little(sender, now)
 
     def on_peer_ended(self, connection: ClientConnection) -> None:
         """Note that the peer of a connection will send nothing more."""

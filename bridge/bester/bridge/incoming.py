@@ -54,7 +54,7 @@ class Incoming:
         lost: Callable[[str, Broker], None], wake: Callable[[], None],
     ) -> None:  # fmt: skip
         self._clock, self._later, self._notice = shell.clock, shell.later or shell.soon, shell.notice
-        self._turn_frames, self._turn_write_s = limits.turn_frames, limits.turn_write_s
+        self._turn_frames, self._turn_write_s, self._brief = limits.turn_frames, limits.turn_write_s, shell.brief
         self._are_several = brokers.are_several
         self._targets = registry.targets
         self._intake = intake
@@ -121,7 +121,7 @@ class Incoming:
             self._turn_to(broker)
         backlog, frames = broker.backlog, self._turn_frames
         now = self._clock()
-        enough = now + self._turn_write_s
+        enough = now + self._brief.part(self._turn_write_s, now)
         while backlog.is_ready and frames > 0 and self._clock() < enough:
             message = backlog.pop()
             if isinstance(message, Deliver):

@@ -4,12 +4,13 @@ core sees them. Types alone."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from bester.bridge.confirmations import Delivery
 from bester.bridge.outqueue import OutQueue
 from bester.bridge.session import Session
+from bester.broker.brief import Brief
 
 Waiting = tuple[Delivery, int]
 """Value of a mark in an out-queue: a delivery, and the number of the target in it."""
@@ -32,6 +33,8 @@ class Shell:
     (`soon` where it is None). A message that comes while no other is under way is sent on in its `reading`, where there
     is one: nothing is gained for it by the wait for others of the turn.
 
+    `brief` tells when turns are to be brief, to all parts of the process.
+
     `first_frame_bytes` returns the largest first frame allowed from a host whose certificate has these names (another
     server's message is its first frame); where it is None, `first_frame` is the limit for all. `in_doubt` returns
     whether a stranger may be a listed server: a larger frame of such a stranger is not refused for good, and `on_doubt`
@@ -43,6 +46,7 @@ class Shell:
     soon: Callable[[Callable[[], None]], object]
     later: Callable[[Callable[[], None]], object] | None = None
     reading: Reading | None = None
+    brief: Brief = field(default_factory=Brief)
     first_frame_bytes: Callable[[str, tuple[str, ...]], int] | None = None
     in_doubt: Callable[[str], bool] = lambda host: False
     on_doubt: Callable[[str], None] = lambda host: None

@@ -306,6 +306,7 @@ async def serving(
             soon=turn.soon,
             later=loop.call_soon,
             reading=turn,
+            brief=turn.brief,
             first_frame_bytes=first_frames.limit_bytes,
             in_doubt=first_frames.is_in_doubt,
             on_doubt=first_frames.put_off,

@@ -19,8 +19,10 @@ from typing import Any
 import zmq
 from zmq.utils import z85
 
+from bester.broker import link_counts
 from bester.broker.fabric_socket import RECEIVED_AT_ONCE, FabricSocket, Frames
 from bester.broker.keys import KeyPair
+from bester.broker.link_counts import LinkCounts
 from bester.broker.long_messages import HELD_OFF, SHORT_FRAMES, WHY, LongMessages
 from bester.broker.share import PART, Share
 from bester.broker.turn import Turn
@@ -62,15 +64,15 @@ _FAILED = (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROT
 CRYPTOGRAPHIC = 0x11000001
 """ZMTP error of a party that has encrypted for another key than this server's."""
 LATER = b"500"
-"""ZAP's status for a known key that is held off: with 300, of a failure that passes, libzmq ends the connection without
-a word, as it does after a wrong key of the server."""
+"""ZAP's status for a known key that is not let in for now: with 300, of a failure that passes, libzmq ends the
+connection without a word, as it does after a wrong key of the server."""
 OnRefused = Callable[[str, str, str], None]
 """Called with the address of a refused party, its key (empty where it showed none), and the reason."""
 
 
 class Zap:
-    """ZAP handler of one context: lets in the keys of `known`, unless `long_messages` hold them off. Make it before any
-    socket of the context binds."""
+    """ZAP handler of one context: lets in the keys of `known`, unless `long_messages` hold them off, or they have as
+    many `links` as they may. Make it before any socket of the context binds."""
 
     def __init__(
         self,
@@ -78,23 +80,28 @@ class Zap:
         known: Container[str],
         on_refused: OnRefused,
         long_messages: LongMessages | None = None,
+        links: LinkCounts | None = None,
     ) -> None:
         self._known = known
         self._long = long_messages or LongMessages()
+        self._links = links or LinkCounts()
         self._on_refused = on_refused
-        self._socket = FabricSocket(context, zmq.REP, self._answer)
+        self._socket = FabricSocket(context, zmq.REP, self._answer, drain_s=READ_S)
         self._socket.socket.bind(ZAP_ENDPOINT)
         self._socket.register()
 
     def _answer(self, frames: Frames) -> None:
-        reply, refused = zap_reply(frames, self._known, self._is_held_off)
+        reply, refused = zap_reply(frames, self._known, self._why_later)
         if refused is not None:
-            self._on_refused(*refused, HELD_OFF if reply[2] == LATER else "the key is not known here")
+            self._on_refused(*refused, reply[3].decode() if reply[2] == LATER else "the key is not known here")
         self._socket.send(reply)
         self._socket.look_again()
 
-    def _is_held_off(self, key: str) -> bool:
-        return self._long.is_held_off(key, time.monotonic())
+    def _why_later(self, key: str) -> str:
+        """Return why a key is not let in for now, empty where it is."""
+        if self._long.is_held_off(key, time.monotonic()):
+            return HELD_OFF
+        return "" if self._links.has_room(key.encode()) else link_counts.WHY
 
     def close(self) -> None:
         """Answer no more."""
@@ -102,17 +109,18 @@ class Zap:
 
 
 def zap_reply(
-    frames: Sequence[bytes], known: Container[str], is_held_off: Callable[[str], bool] = lambda key: False
+    frames: Sequence[bytes], known: Container[str], why_later: Callable[[str], str] = lambda key: ""
 ) -> tuple[list[bytes], tuple[str, str] | None]:
     """Return the frames that answer a ZAP request, and address and key of a party that is refused, None for one that is
-    let in. Frames that are missing are empty; nothing in a request raises."""
+    let in. `why_later` returns the reason why a known key is not let in for now. Frames that are missing are empty;
+    nothing in a request raises."""
     version, request, _, address, _, mechanism, credential = [*frames, *[b""] * 7][:7]
     key = ""
     if mechanism == b"CURVE" and len(credential) == KEY_BYTES:
         key = z85.encode(credential).decode()
     if key and key in known:
-        if is_held_off(key):
-            return [version, request, LATER, b"the key is held off", b"", b""], (address.decode(errors="replace"), key)
+        if why := why_later(key):
+            return [version, request, LATER, why.encode(), b"", b""], (address.decode(errors="replace"), key)
         return [version, request, b"200", b"", key.encode(), b""], None
     return [version, request, b"400", b"the key is not known", b"", b""], (address.decode(errors="replace"), key)
 
@@ -123,7 +131,8 @@ class CurveSocket(FabricSocket):
 
     `on_gone(routing_id, key)` is called when a connection over which messages came has ended and its messages were
     read, or when its routing id has passed to another connection. A party with more long messages than `long_messages`
-    allow is cut with all its connections, of which nothing more is passed on.
+    allow is cut with all its connections, of which nothing more is passed on; so is a connection above those that its
+    key may have, which `links` count.
     """
 
     def __init__(
@@ -135,6 +144,7 @@ class CurveSocket(FabricSocket):
         on_refused: OnRefused,
         turn: Turn | None = None,
         long_messages: LongMessages | None = None,
+        links: LinkCounts | None = None,
     ) -> None:
         super().__init__(context, zmq.ROUTER, on_frames, turn)
         self.socket.curve_server = True
@@ -153,7 +163,9 @@ class CurveSocket(FabricSocket):
         self._receive = self._receive_keyed
         self._begun: tuple[Frames, tuple[bytes, int]] | None = None  # a message whose rest comes, and who sends it
         self._holders: dict[bytes, tuple[bytes, int]] = {}  # key and descriptor of the connection, by routing id
-        self._connections: dict[int, bytes] = {}  # routing id by descriptor
+        self._open: set[int] = set()  # descriptors of connections
+        self._connections: dict[int, tuple[bytes, bytes]] = {}  # routing id and key, by descriptor, of open ones
+        self._links = links or LinkCounts()
         self._ended: dict[bytes, tuple[bytes, int]] = {}  # connections that have ended, until all messages are read
         self._addresses: dict[int, str] = {}  # by descriptor
         self._long = long_messages or LongMessages()
@@ -209,11 +221,15 @@ class CurveSocket(FabricSocket):
                 self._monitor.read()
             if holder is not None and self._ended.get(identity) == came_by:
                 continue  # late, of a connection whose routing id has passed on: its link is gone
+            if (identity, came_by) in self._dropped:  # while the rest of the message came
+                return []
             if holder is not None:
-                self._connections.pop(holder[1], None)
+                self._leave(holder[1], identity)
                 self._on_gone(identity, holder[0])
-            self._holders[identity] = came_by
-            self._connections[came_by[1]] = identity
+                del self._holders[identity]
+            if not self._enter(identity, came_by):
+                self._drop(identity, came_by, link_counts.WHY)
+                return []
             if self._long.is_held_off(key.decode(), time.monotonic()):  # its handshake was over before
                 self._hold_off(identity, came_by)
                 return []
@@ -225,16 +241,49 @@ class CurveSocket(FabricSocket):
 
     def _hold_off(self, identity: bytes, came_by: tuple[bytes, int]) -> None:
         """End all links of the party of this connection, and pass on no message of theirs."""
-        key, descriptor = came_by
-        self._on_refused(self._addresses.get(descriptor, UNSEEN), key.decode(), WHY)
+        key = came_by[0]
         links = {each: holder for each, holder in self._holders.items() if holder[0] == key}
-        for each, holder in (links | {identity: came_by}).items():
+        self._drop(identity, came_by, WHY)
+        for each, holder in links.items():
             self._dropped[each, holder] = False
             self.unread.cut(holder[1])
-        for each, holder in links.items():
             del self._holders[each]
-            self._connections.pop(holder[1], None)
+            self._leave(holder[1], each)
             self._on_gone(each, key)
+
+    def _drop(self, identity: bytes, came_by: tuple[bytes, int], why: str) -> None:
+        """End a connection, with a line in the log, and pass on none of its messages."""
+        key, descriptor = came_by
+        self._on_refused(self._addresses.get(descriptor, UNSEEN), key.decode(), why)
+        self._dropped[identity, came_by] = False
+        self.unread.cut(descriptor)
+
+    def _enter(self, identity: bytes, came_by: tuple[bytes, int]) -> bool:
+        """Take in the first message of a connection; return False where its key has no room for another link. A
+        connection that has ended before its message is read ends behind it."""
+        key, descriptor = came_by
+        before = self._leave(descriptor)  # a former one with this descriptor, of which a late message was read
+        if before is not None:
+            self._ended[before[0]] = self._holders[before[0]]
+        if descriptor not in self._open:
+            self._ended[identity] = came_by
+        elif not self._links.has_room(key):
+            return False
+        else:
+            self._connections[descriptor] = identity, key
+            self._links.begin(key)
+        self._holders[identity] = came_by
+        return True
+
+    def _leave(self, descriptor: int, identity: bytes | None = None) -> tuple[bytes, bytes] | None:
+        """Count a connection out, and return its routing id and key; None where it has sent no message, or is not that
+        of `identity`, where this is given: the descriptor is another's by now."""
+        found = self._connections.get(descriptor)
+        if found is None or identity not in (None, found[0]):
+            return None
+        del self._connections[descriptor]
+        self._links.end(found[1])
+        return found
 
     def _receive_some(self, frames: Frames, flags: int) -> bool:
         """Receive some more frames of a message, of which one follows at least. Return whether it is whole, or cut."""
@@ -276,7 +325,7 @@ class CurveSocket(FabricSocket):
             self._again = self._loop.call_soon(self._drain)
             return
         super()._drain()
-        self._share.end(self._drained_s, MOST_READ_S if goes_on else READ_S)
+        self._share.end(self._drained_s, self._drain_s)
         if (self._ended or self._dropped) and self._loop is not None and not self.has_unread():
             self._dropped = {link: False for link, has_ended in self._dropped.items() if not has_ended}
             ended, self._ended = self._ended, {}
@@ -287,6 +336,7 @@ class CurveSocket(FabricSocket):
 
     def _on_event(self, event: int, value: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
+            self._open.add(value)
             self.unread.begin(value)
             for link in [link for link in self._dropped if link[1][1] == value]:  # a former connection's
                 del self._dropped[link]
@@ -295,6 +345,7 @@ class CurveSocket(FabricSocket):
         elif event in _FAILED:
             self._failed = (event, value)
         elif event == zmq.EVENT_DISCONNECTED:
+            self._open.discard(value)
             self.unread.end(value)
             address = self._addresses.pop(value, UNSEEN)
             failed, self._failed = self._failed, None
@@ -302,9 +353,9 @@ class CurveSocket(FabricSocket):
                 self._on_refused(address, "", _reason(*failed))
             for link in self._dropped:
                 self._dropped[link] |= link[1][1] == value
-            identity = self._connections.pop(value, None)
-            if identity is not None:
-                self._ended[identity] = self._holders[identity]
+            left = self._leave(value)
+            if left is not None:
+                self._ended[left[0]] = self._holders[left[0]]
                 if self._loop is not None and self._again is None:  # the last messages first
                     self._again = self._loop.call_soon(self._drain)
 

@@ -20,6 +20,7 @@ from bester.broker.core.effects import Link
 from bester.broker.curve import CLOCK, CurveSocket, OnRefused, Zap, as_bytes
 from bester.broker.fabric_socket import FabricSocket, Frames, new_context
 from bester.broker.keys import KeyPair
+from bester.broker.link_counts import LinkCounts
 from bester.broker.long_messages import LongMessages
 from bester.broker.slices import Slices
 from bester.broker.turn import Turn
@@ -65,6 +66,7 @@ class FabricListeners:
         self._context: zmq.Context[zmq.Socket[bytes]] = new_context(IO_THREADS)
         self._zap: Zap | None = None
         self._long = LongMessages()
+        self._links = LinkCounts()
         self._reading: list[ReadUntil] = []
         self._bound: list[UnixSocket] = []
         self.sockets: list[FabricSocket] = []
@@ -108,7 +110,7 @@ class FabricListeners:
         if self._pair is None:
             raise ConfigError("[fabric] listen: an encrypted listener needs this server's key; set [fabric] key")
         if self._zap is None:
-            self._zap = Zap(self._context, known, receivers.refused, self._long)
+            self._zap = Zap(self._context, known, receivers.refused, self._long, self._links)
 
         def received(frames: Frames) -> None:
             identity, key, *rest = frames
@@ -123,10 +125,19 @@ class FabricListeners:
         def read(frames: Sequence[bytes]) -> Any:
             return read_part(as_bytes(frames))
 
-        socket = CurveSocket(self._context, self._pair, received, gone, receivers.refused, self._turn, self._long)
+        socket = CurveSocket(
+            self._context, self._pair, received, gone, receivers.refused, self._turn, self._long, self._links
+        )
         soon = asyncio.get_running_loop().call_soon
         slices = Slices(
-            read, receivers.take, end=receivers.end, cut=cut, clock=time.monotonic, cost_clock=CLOCK, soon=soon
+            read,
+            receivers.take,
+            end=receivers.end,
+            cut=cut,
+            clock=time.monotonic,
+            cost_clock=CLOCK,
+            soon=soon,
+            brief=self._turn.brief,
         )
         self.slices[door] = slices
         return socket

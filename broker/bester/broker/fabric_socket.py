@@ -55,7 +55,7 @@ def new_context(io_threads: int = 1) -> zmq.Context[zmq.Socket[bytes]]:
 
 class FabricSocket:
     """ZeroMQ socket on the loop; `on_frames` gets each message. What the callbacks ask of `turn` is done once
-    everything is read that this turn reads."""
+    everything is read that this turn reads, within `drain_s` seconds."""
 
     def __init__(
         self,
@@ -63,6 +63,7 @@ class FabricSocket:
         kind: int,
         on_frames: Callable[[Frames], None],
         turn: Turn | None = None,
+        drain_s: float = DRAIN_S,
     ) -> None:
         self._on_frames = on_frames
         self._turn = turn or Turn()
@@ -83,7 +84,7 @@ class FabricSocket:
         self._fd = -1
         self.messages_read = 0
         """Number of ZeroMQ messages read, by a socket of many peers."""
-        self._drain_s = DRAIN_S
+        self._drain_s = drain_s
         self._drained_s = 0.0  # for which the last turn of reading went on
         self._is_quiet = False  # the last turn of reading found one message alone
         self._clock: Callable[[], float] = time.monotonic  # of the turns of reading

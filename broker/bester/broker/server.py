@@ -13,6 +13,7 @@ import contextlib
 import logging
 import random
 import secrets
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,9 @@ TICK_S = 0.1
 """Interval at which the core is given the time."""
 MAX_LINKS = 20_000
 """Links of one socket that are remembered by their routing ids; above the bound all are made anew. Memory."""
+SENT_AT_ONCE = 256
+"""Messages to one party of an encrypted door that are written in one turn, about a millisecond: a party may have
+thousands of requests at once, if its credit says so."""
 LOST_AT_ONCE = 16
 """Links that are lost in one turn because they cannot be sent to; others are tried again in the next. Each may hold
 messages that go to other handlers, and a party may let a hundred links go at once."""
@@ -186,7 +190,7 @@ class Broker:
         self._carry_out(self.router.dismiss("the broker ends"))
         self._driver.finish()
         self._turn.forget(self._flush)
-        self._flush()
+        self._flush(sent_at_once=sys.maxsize)
         for handle in (self._tick_handle, self._silent_handle):
             if handle is not None:
                 handle.cancel()
@@ -367,7 +371,7 @@ class Broker:
         extra = facts("handler-useless", handler=restart.name, process=process, why=restart.why)
         log.warning("handler %r must be restarted, but %s: %s", restart.name, owner, restart.why, extra=extra)
 
-    def _flush(self) -> None:
+    def _flush(self, sent_at_once: int = SENT_AT_ONCE) -> None:
         """Write and read, then send the messages of this turn of the loop, one batch a destination."""
         self._flushes = False
         self._lost = 0
@@ -382,6 +386,10 @@ class Broker:
                 receive(messages)
             elif link.door == "server":
                 self._servers.send(link, messages)
+            elif link.door == "curve" and len(messages) > sent_at_once:
+                self._outgoing[link] = [*messages[sent_at_once:], *self._outgoing.pop(link, ())]
+                self._flush_soon()
+                self._send(link, messages[:sent_at_once])
             else:
                 self._send(link, messages)
         for socket in self._listeners.sockets:

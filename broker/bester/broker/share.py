@@ -23,11 +23,12 @@ class Share:
         self._most_s = most_s
         self._debt_s = 0.0
 
-    def begin(self, passed_s: float = 0.0) -> bool:
-        """Return whether the part has this turn; call once a turn. `passed_s` is the time since the turn before."""
+    def begin(self, passed_s: float = 0.0, turn_s: float | None = None) -> bool:
+        """Return whether the part has this turn; call once a turn. `passed_s` is the time since the turn before,
+        `turn_s` that of this turn, where it is not the usual one."""
         if self._debt_s <= 0.0:
             return True
-        self._debt_s -= max(self._turn_s, passed_s / PART)
+        self._debt_s -= max(self._turn_s if turn_s is None else turn_s, passed_s / PART)
         return False
 
     def end(self, took_s: float, had_s: float = 0.0) -> None:

@@ -20,6 +20,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, NamedTuple
 
+from bester.broker.brief import LITTLE, Brief
 from bester.broker.core.effects import Link
 from bester.broker.share import Share
 
@@ -51,6 +52,8 @@ MOST_BYTES = 320 * 1024 * 1024
 megabyte each, is below."""
 FRAME_BYTES = 64
 """Counted for each frame beside its bytes: a message of sixteen thousand frames of two bytes is a megabyte."""
+FREED_BYTES = 16 * 1024 * 1024
+"""Memory of a link that was cut that is given back in one turn, about a millisecond: all at once is twenty."""
 MOST_COUNT = 4096
 """The same in messages of ZeroMQ, for short ones: an honest link brings one a turn of its own loop."""
 
@@ -94,7 +97,7 @@ class Slices:
     def __init__(
         self, read: Callable[[Sequence[bytes]], Any], take: Callable[[Link, Sequence[Any]], None], *,
         end: Callable[[Link], None], cut: Callable[[Link, str], None], clock: Callable[[], float],
-        cost_clock: Callable[[], float], soon: Callable[[Callable[[], None]], object],
+        cost_clock: Callable[[], float], soon: Callable[[Callable[[], None]], object], brief: Brief | None = None,
         most_bytes: int = MOST_BYTES, most_count: int = MOST_COUNT,
     ) -> None:  # fmt: skip
         self._read = read
@@ -104,6 +107,7 @@ class Slices:
         self._clock = clock
         self._cost_clock = cost_clock
         self._soon = soon
+        self._brief = brief or Brief()
         self._most_bytes = most_bytes
         self._most_count = most_count
         self._lines: dict[str, _Line] = {}  # by party
@@ -116,6 +120,7 @@ class Slices:
         self._costly: OrderedDict[str, float] = OrderedDict()  # parties by the time of their last costly step
         self._ended = 0  # links that have ended at once, since a turn's slices
         self._cutting: set[Link] = set()  # links that were cut, until their connections have ended
+        self._shed_batches: deque[_Batch] = deque()  # of these links: their memory is given back over some turns
         self.size_bytes = self.count = 0
         """What waits."""
 
@@ -126,17 +131,19 @@ class Slices:
         size_bytes = sum(map(len, frames)) + FRAME_BYTES * len(frames)
         line = self._lines.get(link.party)
         if line is None and not self._is_due and size_bytes <= SHORT_BYTES:
-            makes_up = not self._share.begin()
+            turn_s = self._turn_s()
+            makes_up = not self._share.begin(turn_s=turn_s)
             if not makes_up or not self._was_costly(link.party):
                 began = self._cost_clock()
                 rows = self._read(frames)
                 if len(rows) <= SLICE:
+                    self._note_little(link.party, rows)
                     self._had_s = self._before(link.party)
                     self._take(link, rows[:])
                     self._remember(link.party, self._had_s + self._count(link.party, began) - began)
                 else:
                     self._queue(_Batch(link, (), size_bytes, self._clock())).rows = rows
-                    self._serve(makes_up=makes_up)
+                    self._serve(turn_s, makes_up=makes_up)
                 return
         while self._lines and (self.size_bytes + size_bytes > self._most_bytes or self.count >= self._most_count):
             most = max(self._lines.values(), key=lambda each: (each.size_bytes, len(each.batches)))
@@ -169,6 +176,7 @@ class Slices:
     def drop(self) -> None:
         """Forget everything that waits: the door closes."""
         self._lines.clear()
+        self._shed_batches.clear()
         self.size_bytes = self.count = 0
 
     def _queue(self, batch: _Batch) -> _Line:
@@ -194,6 +202,8 @@ class Slices:
         last = next((batch for batch in reversed(line.batches) if batch.link == link), None)
         has_ended = last is not None and last.frames is None
         kept = [batch for batch in line.batches if batch.link != link]
+        self._shed_batches.extend(batch for batch in line.batches if batch.link == link)
+        self._call_soon()
         if line.rows is not None and line.batches[0].link == link:
             line.rows = None
         self.count -= len(line.batches) - len(kept)
@@ -207,19 +217,40 @@ class Slices:
             self._cut(link, WHY)
         self._end(link)
 
+    def _free(self) -> None:
+        """Give back some of the memory of links that were cut."""
+        freed_bytes = 0
+        while self._shed_batches and freed_bytes < FREED_BYTES:
+            freed_bytes += self._shed_batches.popleft().size_bytes
+        if self._shed_batches:
+            self._call_soon()
+
     def _go_on(self) -> None:
         self._is_due = False
         self._ended = 0
-        self._serve(makes_up=not self._share.begin())
+        self._free()
+        turn_s = self._turn_s()
+        self._serve(turn_s, makes_up=not self._share.begin(turn_s=turn_s))
 
-    def _serve(self, *, makes_up: bool) -> None:
+    def _turn_s(self) -> float:
+        """Return the time of this turn."""
+        return self._brief.part(SLICE_S, self._clock())
+
+    def _note_little(self, party: str, rows: Any) -> None:
+        """Note a party that has sent some rows, and of which nothing else waits."""
+        if len(rows) <= LITTLE:
+            self._brief.on_little(party, self._clock())
+
+    def _serve(self, turn_s: float, *, makes_up: bool) -> None:
         """Handle slices of the parties in turn until the time of the turn is used up. A turn that makes up for a costly
         step is for parties that have taken none lately, and half as long."""
         began = now = self._cost_clock()
-        enough = began + (SLICE_S / 2 if makes_up else SLICE_S)
+        enough = began + (turn_s / 2 if makes_up else turn_s)
+        served: dict[str, None] = {}
         try:
             while now < enough and (party := self._next(makes_up=makes_up)) is not None:
                 line = self._lines[party]
+                served[party] = None
                 self._had_s = line.had_s
                 before = now
                 try:
@@ -236,6 +267,8 @@ class Slices:
             self._share.end(self._cost_clock() - began)
             if self._lines:
                 self._call_soon()
+                for party in served.keys() & self._lines.keys():
+                    self._brief.on_much(party, self._clock())
 
     def _next(self, *, makes_up: bool) -> str | None:
         """Take the party whose turn it is out of the order; return None where none may be served."""
@@ -296,6 +329,8 @@ class Slices:
                 self._shed(batch.link)
                 raise
             line.batches[0] = batch._replace(frames=())
+            if len(line.batches) == 1:
+                self._note_little(party, rows)
         size = line.slice
         rest = () if rows is None else rows[size:]
         line.rows = rest or None

@@ -10,16 +10,20 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from bester.broker.brief import Brief
+
 Call = Callable[[], None]
 
 
 class Turn:
-    """End of the turns of one loop, shared by the parts of a process that send to each other.
+    """End of the turns of one loop, shared by the parts of a process that send to each other. `brief` tells them when
+    turns are to be brief.
 
     A call that asks for itself again runs in the next turn, so that no budget of a turn is spent twice in one.
     """
 
     def __init__(self) -> None:
+        self.brief = Brief()
         self._calls: deque[Call] = deque()
         self._is_open = False  # `end` comes, or runs
         self._handle: asyncio.Handle | None = None

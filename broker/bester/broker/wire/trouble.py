@@ -124,8 +124,9 @@ class Attempt:
             return f"something listens at {where}, but not a Bester fabric{or_plain}"
         silent = "the address may be wrong, the machine down, or a firewall in the way"
         stopped = "not a Bester fabric, or one that is stopped"
+        enough = "as many of them as our key may have; it lets us in later"
         texts = {
-            Found.HELD_OFF: f"{called} at {where} has cut our links for what they sent; it lets us in later",
+            Found.HELD_OFF: f"{called} at {where} has cut our links for what they sent, or has {enough}",
             Found.REFUSED: f"nothing listens at {where}",
             Found.OPEN: f"something listens at {where} and does not answer: {stopped}",
             Found.CUT: f"the connection to {where} {CUT_SHORT}",
