@@ -40,7 +40,7 @@ async def test_servers_whose_links_find_no_descriptor_leave_everything_as_it_was
         with free_descriptors(free), caplog.at_level(logging.INFO, "bester"):
             assert not reloader.reload()
         assert "stays as it was: Too many open files" in caplog.text
-        assert open_descriptors() == before
+        assert open_descriptors() <= before  # one that an earlier test has left may be closed meanwhile
         assert set(broker.router.settings.routes) == {"stays", "goes"} and reloader.config is old
         assert reloader.reload()
         assert set(broker.router.settings.routes) == set(new.servers)
@@ -61,7 +61,7 @@ async def test_address_that_zeromq_does_not_take_leaves_everything_as_it_was(
         with caplog.at_level(logging.INFO, "bester"):
             assert not reloader.reload()
         assert "stays as it was: [servers.odd] fabric: ipc://@: Invalid argument; check the address" in caplog.text
-        assert open_descriptors() == before
+        assert open_descriptors() <= before  # one that an earlier test has left may be closed meanwhile
         assert broker.router.settings.routes == settings_of(old).routes and reloader.config is old
 
 

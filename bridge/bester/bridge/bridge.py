@@ -153,7 +153,8 @@ class Bridge:
         now = self._clock()
         step = session.on_bytes(data, now, left)
         intake.left = left - session.spent
-        self._note_share(connection, now)
+        if now < self._brief.asked_until:
+            self._note_share(connection, now)
         self._apply(connection, step, now)
 
     def _handle_waiting(self, connection: ClientConnection, ration: int) -> int:

@@ -269,6 +269,8 @@ class Outbound:
 
     def _write_much(self, room: int, written: Callable[[ClientConnection], None]) -> None:
         """Write a chunk to each connection with much to write, in turn, as far as there is room and time."""
+        if not self._much.by_sender:
+            return
         now = self._clock()
         enough = now + self._brief.part(self._limits.turn_write_s, now) / MUCH_SHARE
         while self._much.by_sender and room > 0:

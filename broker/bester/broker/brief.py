@@ -22,11 +22,16 @@ LITTLE = 4
 
 class Brief:
     """State of one loop. A party is anything that can be compared: a user, or a key of the fabric. A party counts as
-    one that says little as long as nothing of it was left waiting."""
+    one that says little as long as nothing of it was left waiting.
 
-    __slots__ = ("_before", "_ends", "_little", "_much")
+    `asked_until` is the time until which notes are of use: some part of the server has asked for its time lately. The
+    parts with little to do need not ask.
+    """
+
+    __slots__ = ("_before", "_ends", "_little", "_much", "asked_until")
 
     def __init__(self) -> None:
+        self.asked_until = 0.0
         self._little: set[Hashable] = set()
         self._before: set[Hashable] = set()  # those of the span before
         self._much: set[Hashable] = set()  # parties of which something was left waiting, in both spans
@@ -48,6 +53,7 @@ class Brief:
 
     def part(self, turn_s: float, now: float) -> float:
         """Return how much of its time of a turn a part of the server has now."""
+        self.asked_until = now + 2 * BRIEF_S
         if now >= self._ends:
             self._begin(now)
         if not self._little and not self._before:

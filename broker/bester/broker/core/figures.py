@@ -18,8 +18,8 @@ SYNC_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.
 MAX_TYPES = 2_000
 """Types with figures of their own. Those beyond share the figures of OTHERS: a peer may name any number of types."""
 OTHERS = "(others)"
-FOLD_AT = 1_024
-"""Times of one kind that are counted together, in a tenth of a millisecond: all of a busy second take 15 ms, for which
+FOLD_AT = 128
+"""Times of one kind that are counted together, in some microseconds: all of a busy second take 15 ms, for which
 everybody would wait."""
 
 
