@@ -225,7 +225,7 @@ def write_replies(messages: Sequence[Message], most_bytes: int) -> list[bytes] |
         if status != 0 or note is not None or code is not None or type(commands) is not list or len(commands) != 1:
             return None
         command = commands[0]
-        if type(command) is not Command:
+        if type(command) is not Command or type(token) is not int:
             return None
         name, targets, body, type_ = command
         if type_ is not None or type(name) is not str or type(targets) is not list or type(body) is not bytes:
