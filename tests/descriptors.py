@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import itertools
 import os
 import resource
@@ -28,6 +30,16 @@ def free_descriptors(count: int) -> Iterator[None]:
 def open_descriptors() -> int:
     """Return how many descriptors this process has open, of the first thousands."""
     return sum(map(_is_open, range(MOST)))
+
+
+async def settled_descriptors() -> int:
+    """Return how many are open once none is closed any more of what earlier tests have left."""
+    gc.collect()
+    counts = [open_descriptors()]
+    while len(counts) < 6 or len(set(counts[-6:])) > 1:
+        await asyncio.sleep(0.02)
+        counts.append(open_descriptors())
+    return counts[-1]
 
 
 def _is_open(number: int) -> bool:

@@ -471,9 +471,10 @@ def test_server_that_only_browsers_reach_is_named_as_such(
 ) -> None:
     monkeypatch.setenv("BESTER_PASSWORD", "x")
     file = tmp_path / "bester.toml"
-    file.write_text('[native]\nwebsocket = "127.0.0.1:2226"\n')
-    assert main(["send", "-c", str(file), "--user", "tim", "echo", "1"]) == 2
-    assert "no listener for this command" in capsys.readouterr().err
+    for tls in ("", '[native.tls]\ncert = "c.pem"\nkey = "k.pem"\n'):
+        file.write_text(f'[native]\nwebsocket = "127.0.0.1:2226"\n{tls}')
+        assert main(["send", "-c", str(file), "--user", "tim", "echo", "1"]) == 2
+        assert "no listener for this command" in capsys.readouterr().err
     assert main(["send", "--to", "ws://127.0.0.1:2226", "--user", "tim", "echo", "1"]) == 2
     assert "is not HOST:PORT, [V6]:PORT, tls://HOST:PORT or unix:PATH" in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ from bester.broker.server import Broker
 from bester.broker.service import live_part, settings_of
 from bester.broker.store.memory import MemoryStore
 from bester.broker.wire.codes import ConfigError
-from tests.descriptors import free_descriptors, open_descriptors
+from tests.descriptors import free_descriptors, open_descriptors, settled_descriptors
 
 FOR_ONE_LINK = 20
 """Descriptors that are enough for the context of one new link, and not for those of several."""
@@ -36,11 +36,11 @@ async def test_servers_whose_links_find_no_descriptor_leave_everything_as_it_was
     async with Broker(settings_of(old), (), OpenAccounts(), MemoryStore()) as broker:
         reloader = Reloader(old, lambda: new)
         reloader.add(*live_part(broker))
-        before = open_descriptors()
+        before = await settled_descriptors()
         with free_descriptors(free), caplog.at_level(logging.INFO, "bester"):
             assert not reloader.reload()
         assert "stays as it was: Too many open files" in caplog.text
-        assert open_descriptors() <= before  # one that an earlier test has left may be closed meanwhile
+        assert open_descriptors() == before
         assert set(broker.router.settings.routes) == {"stays", "goes"} and reloader.config is old
         assert reloader.reload()
         assert set(broker.router.settings.routes) == set(new.servers)
@@ -57,11 +57,11 @@ async def test_address_that_zeromq_does_not_take_leaves_everything_as_it_was(
     async with Broker(settings_of(old), (), OpenAccounts(), MemoryStore()) as broker:
         reloader = Reloader(old, lambda: new)
         reloader.add(*live_part(broker))
-        before = open_descriptors()
+        before = await settled_descriptors()
         with caplog.at_level(logging.INFO, "bester"):
             assert not reloader.reload()
         assert "stays as it was: [servers.odd] fabric: ipc://@: Invalid argument; check the address" in caplog.text
-        assert open_descriptors() <= before  # one that an earlier test has left may be closed meanwhile
+        assert open_descriptors() == before
         assert broker.router.settings.routes == settings_of(old).routes and reloader.config is old
 
 

@@ -65,6 +65,9 @@ def test_bridges_are_told_whether_they_are_alone() -> None:
     assert {link: options["alone"] for link, options in credit.share([], (0, 0))} == {first: False, second: False}
     credit.leave(first)
     assert {link: options["alone"] for link, options in credit.share([], (0, 0))} == {second: True}
+    assert credit.join(first, MOST)["alone"] is False
+    credit.leave(second)  # the same bridge, by a link that is told to be lost only now
+    assert {link: options["alone"] for link, options in credit.share([], (0, 0))} == {first: True}
 
 
 class TestShares:

@@ -169,9 +169,10 @@ class Submissions:
         self._closes: dict[int, Close] = {}  # by the token of the last held message of a session that has gone
 
     def is_spent(self, sender: Sender) -> bool:
-        """Return whether the broker's credit is used up for a sender that does not come just now: but for a spare part
-        of the bytes, which is half of them where this is the only bridge, and of the messages, if the sender has some
-        unreported. Of a credit that was lowered senders that say little may use more: what the broker still counts."""
+        """Return whether the broker's credit is used up for a sender that does not come just now. A spare part of the
+        bytes is left out, which is half of them where this is the only bridge; a spare part of the messages for senders
+        with some unreported. Of a credit that was lowered senders that say little may use more: what the broker still
+        counts."""
         if not self.credit.is_known:
             return False
         if sender.size_bytes <= LITTLE_BYTES:

@@ -180,7 +180,7 @@ def _address(to: str | None, config_path: Path | None) -> str:
         return to
     native = load(config_path).native
     address = native.tcp4 or native.tcp6
-    if address is None and native.unix is None and native.tls is not None:
+    if address is None and native.unix is None and native.tls is not None and native.tls.listen:
         raise click.UsageError(
             "the configured listener speaks TLS; name it by --to tls://NAME:PORT as its certificate does"
         )

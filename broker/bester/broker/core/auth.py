@@ -13,7 +13,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from bester.broker.core.effects import Effects, Link, LoginDecided, Restart
-from bester.broker.core.figures import Figures
+from bester.broker.core.figures import FOLD_AT, Figures
 from bester.broker.core.inspection import Bound
 from bester.broker.core.settings import Settings
 from bester.broker.wire.messages import AUTH_TYPE, DONE, REFUSED, Command, Reply, Request
@@ -169,6 +169,8 @@ class AuthHandlers:
         else:
             figures = self._figures.of(AUTH_TYPE)
             figures.took.append(now - login.since)
+            if len(figures.took) >= FOLD_AT:
+                figures.fold()
             figures.more_results -= 1  # a decision is no result
             good, why = _decision(login.user, reply)
             if good is None:

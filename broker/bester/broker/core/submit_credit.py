@@ -152,7 +152,7 @@ class SubmitCredit:
         self._bytes = Pot(most_bytes, min(LEAST_BYTES, most_bytes // LEAST), ROOM_BYTES)
         self._numbers: dict[Link, int] = {}
         self._stuck: list[str] = []
-        self._is_alone = True  # whether one bridge has all the credit, as the bridges were told last
+        self._is_alone: bool | None = None  # as all bridges were told; None: not since one has come or gone
         self._behind: dict[Link, None] = {}  # bridges whose last report had an older number
 
     def join(self, link: Link, options: Meta) -> Meta:
@@ -162,6 +162,7 @@ class SubmitCredit:
             self.leave(link)
             return {}
         self._numbers[link] = self._numbers.get(link, 0) + 1
+        self._is_alone = None
         self._messages.join(link, most)
         self._bytes.join(link, most_bytes)
         return self._options(link)
@@ -169,6 +170,7 @@ class SubmitCredit:
     def leave(self, link: Link) -> None:
         """Take back the credit of a bridge that has gone."""
         if self._numbers.pop(link, None) is not None:
+            self._is_alone = None
             del self._messages.accounts[link], self._bytes.accounts[link]
             self._behind.pop(link, None)
 
