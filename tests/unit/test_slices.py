@@ -387,10 +387,26 @@ def test_party_alone_has_whole_turns_however_little_it_sends_at_once() -> None:
     assert min(door.turns) >= SLICE_S
 
 
-def test_memory_of_a_link_that_was_cut_is_given_back_over_some_turns() -> None:
-    class Frames(list[bytes]):
-        pass
+class Frames(list[bytes]):
+    """Frames whose end a weak reference tells."""
 
+
+def test_memory_of_a_link_that_was_cut_is_in_the_bound_until_it_is_given_back() -> None:
+    door = Door(SLICE_S, most_bytes=4 * FREED_BYTES)
+    door.slices.take_in(OTHER, rows(*range(50)))
+    known = []
+    for link in [*[ONE] * 4, *MANY[:3]]:
+        frames = Frames([b"1".rjust(FREED_BYTES)])
+        known.append(weakref.ref(frames))
+        door.slices.take_in(link, frames)
+        del frames
+        assert sum(each() is not None for each in known) <= 3, "and the rows of the other link"
+    assert door.cut == [ONE], "nobody else is cut for it"
+    door.run()
+    assert [door.of(link) for link in MANY[:3]] == [[1]] * 3
+
+
+def test_memory_of_a_link_that_was_cut_is_given_back_over_some_turns() -> None:
     door = Door(SLICE_S, most_bytes=4 * FREED_BYTES)
     door.slices.take_in(OTHER, rows(*range(50)))
     known = []

@@ -120,7 +120,8 @@ class Slices:
         self._costly: OrderedDict[str, float] = OrderedDict()  # parties by the time of their last costly step
         self._ended = 0  # links that have ended at once, since a turn's slices
         self._cutting: set[Link] = set()  # links that were cut, until their connections have ended
-        self._shed_batches: deque[_Batch] = deque()  # of these links: their memory is given back over some turns
+        self._shed_batches: deque[_Batch] = deque()  # those of links that were cut, whose memory is not given back yet
+        self._shed_bytes = 0
         self.size_bytes = self.count = 0
         """What waits."""
 
@@ -150,6 +151,8 @@ class Slices:
             self._shed(link if most is line else most.batches[-1].link)
             if link in self._cutting:
                 return
+        while self._shed_batches and self.size_bytes + self._shed_bytes + size_bytes > self._most_bytes:
+            self._free_one()  # in this turn after all: the bound is one of memory
         self._queue(_Batch(link, frames, size_bytes, self._clock()))
 
     def on_ended(self, link: Link) -> None:
@@ -177,7 +180,7 @@ class Slices:
         """Forget everything that waits: the door closes."""
         self._lines.clear()
         self._shed_batches.clear()
-        self.size_bytes = self.count = 0
+        self.size_bytes = self.count = self._shed_bytes = 0
 
     def _queue(self, batch: _Batch) -> _Line:
         line = self._lines.get(batch.link.party)
@@ -209,6 +212,7 @@ class Slices:
         self.count -= len(line.batches) - len(kept)
         left_bytes = sum(batch.size_bytes for batch in kept)
         self.size_bytes -= line.size_bytes - left_bytes
+        self._shed_bytes += line.size_bytes - left_bytes
         line.batches, line.size_bytes = deque(kept), left_bytes
         if not kept:
             del self._lines[link.party]
@@ -221,9 +225,15 @@ class Slices:
         """Give back some of the memory of links that were cut."""
         freed_bytes = 0
         while self._shed_batches and freed_bytes < FREED_BYTES:
-            freed_bytes += self._shed_batches.popleft().size_bytes
+            freed_bytes += self._free_one()
         if self._shed_batches:
             self._call_soon()
+
+    def _free_one(self) -> int:
+        """Give back the memory of one message, and return its length in bytes."""
+        size_bytes = self._shed_batches.popleft().size_bytes
+        self._shed_bytes -= size_bytes
+        return size_bytes
 
     def _go_on(self) -> None:
         self._is_due = False
