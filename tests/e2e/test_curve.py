@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +14,12 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import zmq
 
-from bester.broker.server import SENT_AT_ONCE
+from bester.broker.accounts import OpenAccounts
+from bester.broker.core.settings import Grant, Settings
+from bester.broker.keys import KeyPair
+from bester.broker.leaving import SENT_AT_ONCE
+from bester.broker.server import Broker
+from bester.broker.store.memory import MemoryStore
 from tests.keyed import KeyedParty, Pair, free_port, new_pair, server_key
 from tests.live import DEADLINE_S, LiveServer, RawClient, RawHandler, live_server, short_directory
 
@@ -215,6 +222,49 @@ async def test_many_requests_at_once_leave_over_some_turns_in_order() -> None:
                 seen += rows
         assert [int(row[3]) for row in seen] == list(range(901))
         await other.say(*([11, row[1], 0, [], None] for row in seen))
+
+
+async def test_key_that_is_revoked_gets_no_more_of_what_waits_to_leave() -> None:
+    """Messages that had not left count as not begun: only those that had are marked as tried before."""
+    keys = new_pair()
+    port, count = free_port(), 901
+    fabric = f"tcp://127.0.0.1:{port}"
+    grants = {PAIRS[name].public: Grant("handler", name, frozenset({"a", "b"})) for name in ("worker", "other")}
+    settings = Settings("s1", open_accounts=True, grants=grants)
+    pair = KeyPair(keys.public, keys.secret)
+    async with Broker(settings, (fabric,), OpenAccounts(), MemoryStore(), pair=pair, curve=True) as broker:
+        parties = [KeyedParty(fabric, PAIRS["worker"], keys.public, ["a"])]
+        worker = parties[0]
+        parties.append(other := KeyedParty(fabric, PAIRS["other"], keys.public, ["b"], credit=1))
+        try:
+            await worker.hello()
+            await other.hello()
+            await worker.say(*([12, n, "a", [["sendHandler", ["b"], b"%d" % n]], {}] for n in range(count)))
+            await other.hear(10)
+            await worker.say([14, 1, "listClients"])
+            await worker.hear(15)  # so the broker has all
+            other.options["credit"] = 5000
+            await other.say([1, 1, "handler", "raw", other.options])
+            async with asyncio.timeout(DEADLINE_S):
+                while not any(link.party == PAIRS["other"].public for link in broker._left):
+                    await asyncio.sleep(0)  # the next turn
+            with contextlib.ExitStack() as opened:
+                broker.prepare({}, {PAIRS["worker"].public: grants[PAIRS["worker"].public]}, opened)()
+            got = 1
+            while (await other.hear(10, 4))[0] == 10:
+                got += 1
+            assert got < count
+            parties.append(last := KeyedParty(fabric, PAIRS["worker"], keys.public, ["b"], credit=5000))
+            await last.hello()
+            attempts: Counter[int] = Counter()
+            while attempts.total() < count:
+                request = await last.hear(10)
+                attempts[request[5]["attempt"]] += 1
+                await last.say([11, request[1], 0, [], None])
+            assert attempts == {1: count - got, 2: got}
+        finally:
+            for party in parties:
+                party.close()
 
 
 async def test_link_that_sends_far_more_than_is_handled_is_cut_and_nobody_else() -> None:

@@ -308,7 +308,7 @@ async def test_links_of_a_key_are_bounded_and_another_may_come_once_one_has_ende
 
 
 async def test_connection_that_ends_before_its_message_is_read_leaves_nothing_behind() -> None:
-    """It may have chosen any routing id: nobody would ever forget it."""
+    """The connection may have chosen any routing id: nobody would ever forget that one."""
     async with door() as here:
         context = zmq.Context()
         link = dealer(context, here.port)

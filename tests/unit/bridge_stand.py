@@ -11,6 +11,7 @@ from bester.bridge.bridge import Bridge
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
 from bester.bridge.ports import Reading, Shell
+from bester.broker.brief import Brief
 from bester.broker.wire.messages import LoggedIn, Message, Submit
 from tests.stand_in import StandIn
 
@@ -83,12 +84,13 @@ class Scene:
         self.notices: list[str] = []
         self.ended: list[tuple[int, str]] = []
         self._soon: list[Callable[[], None]] = []
+        self.brief = Brief()
         self.limits = replace(Limits(), **limits)
         self.bridge = Bridge(
             self.limits,
             Shell(
                 lambda: self.now, self._soon.append, reading=self.reading, notice=self.notices.append,
-                ended=lambda session, why: self.ended.append((session.number, why)),
+                brief=self.brief, ended=lambda session, why: self.ended.append((session.number, why)),
             ),
             brokers=self.places,
         )  # fmt: skip

@@ -404,3 +404,50 @@ class TestReports:
         (sent,) = scene.take(Submit)
         scene.broker(Report(sent.token, 1, "overloaded", None, {}))
         assert len(scene.take(Submit)) == 1
+
+
+class TestBriefTurns:
+    """Whether turns of the process are brief, for a sender who says little."""
+
+    @staticmethod
+    def is_brief(scene: Scene) -> bool:
+        """Return whether a part of the process has a part of its time now; it asks again in the next turns."""
+        return scene.brief.part(1.0, scene.now) < 1.0
+
+    def test_message_of_a_sender_makes_them_brief(self) -> None:
+        scene = Scene()
+        alice = scene.log_in()
+        assert not self.is_brief(scene)
+        scene.bridge.on_bytes(alice, message("1"))
+        assert self.is_brief(scene)
+
+    def test_bytes_of_a_stranger_do_not(self) -> None:
+        scene = Scene()
+        stranger = scene.connect()
+        assert not self.is_brief(scene)
+        for byte in b'{"header"':
+            scene.bridge.on_bytes(stranger, bytes([byte]))
+            scene.turn()
+        assert not self.is_brief(scene)
+
+    def test_pieces_of_a_large_message_do_not(self) -> None:
+        scene = Scene()
+        alice = scene.log_in()
+        assert not self.is_brief(scene)
+        data = message("1", f'"{"x" * 100_000}"')
+        for at in range(0, 90_000, 1_400):
+            scene.bridge.on_bytes(alice, data[at : at + 1_400])
+            scene.turn()
+        assert not self.is_brief(scene)
+
+    def test_piece_of_a_message_that_waits_for_its_turn_does_not(self) -> None:
+        scene = Scene(turn_units=32, turn_quantum=16)
+        greedy, alice = scene.log_in("greedy"), scene.log_in("alice")
+        assert not self.is_brief(scene)
+        scene.bridge.on_bytes(greedy, message("1") * 400)
+        scene.bridge.on_bytes(alice, message("1")[:-5])
+        scene.one_turn()
+        assert not alice.session.has_waiting and not self.is_brief(scene)
+        scene.bridge.on_bytes(alice, message("1")[-5:])
+        scene.turn()
+        assert self.is_brief(scene)

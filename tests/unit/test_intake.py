@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from bester.bridge.frames import frame
-from bester.bridge.intake import BRIEF_S
+from bester.bridge.intake import SHORT_S
 from bester.bridge.limits import Limits
 from bester.bridge.window import OVERHEAD_BYTES
 from bester.broker.wire.messages import Answer, Ask, Deliver, Heartbeat, Report, Submit
@@ -189,7 +189,7 @@ class TestTurns:
         scene.turn()
 
     @pytest.mark.parametrize(("frames", "handled"), [(1, 16), (32, 32)])
-    def test_turns_are_brief_for_a_while_after_a_sender_with_little_to_say(self, frames: int, handled: int) -> None:
+    def test_turns_are_short_for_a_while_after_a_sender_with_little_to_say(self, frames: int, handled: int) -> None:
         scene = Scene(turn_units=32, turn_quantum=16)
         greedy, bob = scene.log_in("greedy"), scene.log_in("bob")
 
@@ -207,7 +207,7 @@ class TestTurns:
             of_a_turn()
         of_a_turn()
         assert of_a_turn() == handled
-        scene.now += BRIEF_S
+        scene.now += SHORT_S
         of_a_turn()
         assert of_a_turn() == 32
 

@@ -11,11 +11,14 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
+import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
-from bester.broker.brief import BRIEF_S, PART
+from bester.broker.brief import BRIEF_S, PART, Brief
 from bester.broker.core.effects import Link
 from bester.broker.slices import ENDED_AT_ONCE, FRAME_BYTES, FREED_BYTES, SLICE, SLICE_S, Slices
+from bester.broker.wire.messages import OP_OF, Confirm, Heartbeat, Malformed
+from bester.broker.wire.runs import read_part
 
 ONE, OTHER = Link("curve", b"0:one", "key"), Link("curve", b"0:other", "another key")
 MANY = [Link("curve", b"0:%d" % number, "many") for number in range(50)]
@@ -29,7 +32,10 @@ def rows(*numbers: int) -> list[bytes]:
 class Door:
     """A door on virtual time, where each row costs `cost_s`; `turns` holds the seconds of each turn."""
 
-    def __init__(self, cost_s: float, **bounds: Any) -> None:
+    def __init__(
+        self, cost_s: float, *, read: Callable[[Sequence[bytes]], Any] = lambda frames: [int(frame) for frame in frames],
+        **bounds: Any,
+    ) -> None:  # fmt: skip
         self.cost_of: Callable[[Link], float] = lambda link: cost_s
         self.now = 0.0
         self.taken: list[tuple[Link, int]] = []
@@ -38,7 +44,7 @@ class Door:
         self.turns: list[float] = []
         self._soon: deque[Callable[[], None]] = deque()
         self.slices = Slices(
-            lambda frames: [int(frame) for frame in frames], self._take, end=self.ended.append,
+            read, self._take, end=self.ended.append,
             cut=lambda link, why: self.cut.append(link), clock=lambda: self.now, cost_clock=lambda: self.now,
             soon=self._soon.append, **bounds,
         )  # fmt: skip
@@ -375,6 +381,27 @@ def test_turns_are_brief_while_a_party_says_little() -> None:
     assert min(door.turns) >= SLICE_S, "nobody waits"
 
 
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize(
+    "unawaited", [Heartbeat(), Confirm(1), *read_part([msgpack.packb([[OP_OF[Confirm], 1]])]), Malformed("malformed", "")]
+)
+def test_message_for_which_nobody_waits_makes_no_turn_brief(unawaited: Any, *, waits: bool) -> None:
+    brief = Brief()
+    door = Door(SLICE_S / 40, brief=brief, read=lambda frames: [unawaited if each == b"-" else each for each in frames])
+
+    def part_after(frame: bytes) -> float:
+        """Return what others have of their time after a message of one party, behind one of another that `waits`."""
+        door.now += 3 * BRIEF_S
+        if waits:
+            door.slices.take_in(ONE, [b"1"] * 2 * SLICE)
+        door.slices.take_in(OTHER, [frame])
+        door.run()
+        return brief.part(1.0, door.now)
+
+    assert part_after(b"-") == 1.0
+    assert part_after(b"1") == 1.0 / PART
+
+
 def test_party_alone_has_whole_turns_however_little_it_sends_at_once() -> None:
     door = Door(SLICE_S / 40)
     for number in range(2000):
@@ -387,10 +414,26 @@ def test_party_alone_has_whole_turns_however_little_it_sends_at_once() -> None:
     assert min(door.turns) >= SLICE_S
 
 
-def test_memory_of_a_link_that_was_cut_is_given_back_over_some_turns() -> None:
-    class Frames(list[bytes]):
-        pass
+class Frames(list[bytes]):
+    """Frames whose end a weak reference tells."""
 
+
+def test_memory_of_a_link_that_was_cut_is_in_the_bound_until_it_is_given_back() -> None:
+    door = Door(SLICE_S, most_bytes=4 * FREED_BYTES)
+    door.slices.take_in(OTHER, rows(*range(50)))
+    known = []
+    for link in [*[ONE] * 4, *MANY[:3]]:
+        frames = Frames([b"1".rjust(FREED_BYTES)])
+        known.append(weakref.ref(frames))
+        door.slices.take_in(link, frames)
+        del frames
+        assert sum(each() is not None for each in known) <= 3, "and the rows of the other link"
+    assert door.cut == [ONE], "nobody else is cut for it"
+    door.run()
+    assert [door.of(link) for link in MANY[:3]] == [[1]] * 3
+
+
+def test_memory_of_a_link_that_was_cut_is_given_back_over_some_turns() -> None:
     door = Door(SLICE_S, most_bytes=4 * FREED_BYTES)
     door.slices.take_in(OTHER, rows(*range(50)))
     known = []

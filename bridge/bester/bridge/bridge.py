@@ -154,7 +154,7 @@ class Bridge:
         step = session.on_bytes(data, now, left)
         intake.left = left - session.spent
         if now < self._brief.asked_until:
-            self._note_share(connection, now)
+            self._note_share(connection, step, now)
         self._apply(connection, step, now)
 
     def _handle_waiting(self, connection: ClientConnection, ration: int) -> int:
@@ -162,17 +162,19 @@ class Bridge:
         now, session = self._clock(), connection.session
         session.window.look_again()
         step = session.proceed(now, ration)
-        self._note_share(connection, now)
+        if now < self._brief.asked_until:
+            self._note_share(connection, step, now)
         self._apply(connection, step, now)
         return session.spent
 
-    def _note_share(self, connection: ClientConnection, now: float) -> None:
-        """Note whether the sender of a connection says little, or more than is handled of it."""
+    def _note_share(self, connection: ClientConnection, step: Step, now: float) -> None:
+        """Note whether the sender of a connection says little, or more than is handled of it. Only messages that are
+        submitted count as little: the bytes of a stranger, or of a frame that is not whole, ask for nothing yet."""
         session = connection.session
         sender = session.window.sender
         if session.has_waiting:
             self._brief.on_much(sender, now)
-        elif session.spent * sender.fan <= LITTLE:
+        elif session.spent * sender.fan <= LITTLE and any(type(message) is Submit for message in step.send):
             self._brief.on_little(sender, now)
 
     def on_peer_ended(self, connection: ClientConnection) -> None:

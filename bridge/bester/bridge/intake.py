@@ -15,7 +15,8 @@ Where the broker's credit is used up but for a little, only senders are served t
 message. The others wait here, where whoever says little passes them, and not as held messages, where nobody can.
 
 A message passes several turns on its way, so long turns are the wait of whoever says little, and save work where
-nobody does. Turns are brief for a while after a sender came that had little to say.
+nobody does. Turns of the intake are short for a while after a sender came that had little to say. (`brief` shortens the
+turns of the other parts, for other reasons: here the senders that wait are known.)
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from bester.bridge.senders import Sender
 NEWCOMERS = 128
 """Divisor: a turn of those who always wait comes after so many quanta of newcomers at the latest. More than the senders
 that wait at once in most servers, so that their units keep ahead of those of a sender that says little."""
-LITTLE = 8
+SMALL = 8
 """Divisor of a quantum: units of a newcomer that has little to say."""
-BRIEF = 2
-"""Divisor of a turn's budget in brief turns: a fourteenth less is served, in half the time."""
-BRIEF_S = 0.05
-"""Time of brief turns: a person who writes is not alone in a busy server, and a program asks again within this time."""
+SHORTENED = 2
+"""Divisor of a turn's budget in short turns: a fourteenth less is served, in half the time."""
+SHORT_S = 0.05
+"""Time of short turns: a person who writes is not alone in a busy server, and a program asks again within this time."""
 
 
 class Intake:
@@ -63,7 +64,7 @@ class Intake:
         self._order: list[tuple[float, int, bool, Sender]] = []
         self._numbers = count(1)
         self._units = 0.0  # those of a sender that always waits
-        self._brief_until = 0.0
+        self._short_until = 0.0
         self._blocked: dict[Sender, None] = {}
         self._stuck: dict[ClientConnection, None] = {}  # connections whose next message has a stuck type
 
@@ -117,11 +118,11 @@ class Intake:
         if self._blocked:
             self._unblock()
         self.left, turn_s = self._limits.turn_units, self._limits.turn_s
-        if self._brief_until:
-            if self._clock() < self._brief_until:
-                self.left, turn_s = max(self.left // BRIEF, 1), turn_s / BRIEF
+        if self._short_until:
+            if self._clock() < self._short_until:
+                self.left, turn_s = max(self.left // SHORTENED, 1), turn_s / SHORTENED
             else:
-                self._brief_until = 0.0
+                self._short_until = 0.0
         ring = self._ring
         if ring:
             enough = self._clock() + turn_s
@@ -174,8 +175,8 @@ class Intake:
         finally:  # a fault in one connection's frames must not keep the other senders from their turns
             if has_come:
                 self._units += used / NEWCOMERS
-                if used <= self._limits.turn_quantum // LITTLE and not connection.session.has_waiting:
-                    self._brief_until = self._clock() + BRIEF_S
+                if used <= self._limits.turn_quantum // SMALL and not connection.session.has_waiting:
+                    self._short_until = self._clock() + SHORT_S
             self._settle(sender, number, connection, used)
 
     def _settle(self, sender: Sender, number: int, connection: ClientConnection, used: int) -> None:

@@ -1,4 +1,4 @@
-"""Open links of each key of the fabric, over all doors of a server: a bound on their number. Pure.
+"""Open links of each key of the fabric that have spoken, over all doors of a server: a bound on their number. Pure.
 
 ZeroMQ gives one message of each link in turn, so that a party has as large a part of the reading as it has links.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 MOST_LINKS = 64
-"""Open links of one key: as many handlers of a busy machine, or all messages of others wait for a row of that many."""
+"""Open links of one key that have spoken: as many handlers of a busy machine, or all messages of others wait for a row of that many."""
 WHY = f"its key has {MOST_LINKS} links open"
 """Reason for the log."""
 
@@ -32,8 +32,3 @@ class LinkCounts:
         self._counts[key] -= 1
         if not self._counts[key]:
             del self._counts[key]
-
-    @property
-    def keys(self) -> int:
-        """Number of keys with a link."""
-        return len(self._counts)

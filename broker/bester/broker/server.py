@@ -15,7 +15,7 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ from bester.broker.fabric_listeners import FabricListeners, Receivers
 from bester.broker.fabric_socket import Frames
 from bester.broker.hosts import Hosts
 from bester.broker.keys import KeyPair
+from bester.broker.leaving import SENT_AT_ONCE, split
 from bester.broker.log_limits import PACED, WARNINGS, LogLimits
 from bester.broker.login_checks import LoginChecks, may_open
 from bester.broker.logs import bare_facts, facts, with_facts
@@ -58,7 +59,7 @@ from bester.broker.store_thread import StoreThread
 from bester.broker.turn import Turn
 from bester.broker.wire.codec import batches
 from bester.broker.wire.codes import WireError
-from bester.broker.wire.messages import Malformed, Message
+from bester.broker.wire.messages import Error, Goodbye, Malformed, Message
 from bester.broker.wire.runs import read, write_run
 from bester.broker.wire.unsendable import expected_answer, substitute
 
@@ -66,12 +67,11 @@ TICK_S = 0.1
 """Interval at which the core is given the time."""
 MAX_LINKS = 20_000
 """Links of one socket that are remembered by their routing ids; above the bound all are made anew. Memory."""
-SENT_AT_ONCE = 256
-"""Messages to one party of an encrypted door that are written in one turn, about a millisecond: a party may have
-thousands of requests at once, if its credit says so."""
 LOST_AT_ONCE = 16
 """Links that are lost in one turn because they cannot be sent to; others are tried again in the next. Each may hold
 messages that go to other handlers, and a party may let a hundred links go at once."""
+LAST_WORDS = {Goodbye, Error}
+"""Kinds of messages that are sent to a link that was lost."""
 
 log = logging.getLogger("bester.broker")
 
@@ -98,8 +98,9 @@ class Hooks:
 
 
 def _new_router(
-    settings: Settings, snapshot: Snapshot, accounts: Logins, removed: RemovedAccounts, listeners: FabricListeners
-) -> Router:
+    settings: Settings, snapshot: Snapshot, accounts: Logins, removed: RemovedAccounts, listeners: FabricListeners,
+    take_unsent: Callable[[Link], Sequence[Message]],
+) -> Router:  # fmt: skip
     """Return a core with the store's contents, this machine's clocks and chance, and what others know."""
     now, wall_s = both_clocks()
     return Router(
@@ -115,6 +116,7 @@ def _new_router(
         process_of=listeners.process_of,
         is_stopped=is_stopped,
         read_until=listeners.read_until,
+        take_unsent=take_unsent,
         may_open=partial(may_open, accounts),
     )
 
@@ -146,7 +148,9 @@ class Broker:
         self._turn = turn or Turn()
         self._listeners = FabricListeners(self._turn, pair, curve=curve)
         self._removed_accounts = RemovedAccounts(accounts)
-        self.router = _new_router(settings, snapshot, accounts, self._removed_accounts, self._listeners)
+        self.router = _new_router(
+            settings, snapshot, accounts, self._removed_accounts, self._listeners, self._take_unsent
+        )
         self._group = asyncio.TaskGroup()
         self._logins = LoginChecks(
             self.router, accounts, self._removed_accounts, self._group, self._carry_out, self._write, self._end_removals
@@ -159,6 +163,7 @@ class Broker:
         self._retry_handle: asyncio.TimerHandle | None = None
         self._direct: dict[Link, Receiver] = {}
         self._outgoing: dict[Link, list[Message]] = {}
+        self._left: set[Link] = set()  # links of which the first messages there were left to this turn
         self._flushes = False  # at the end of this turn
         self._lost = 0  # links of this turn that could not be sent to
         self._tick_handle: asyncio.TimerHandle | None = None
@@ -379,17 +384,16 @@ class Broker:
             self._driver.run()
             self._retry_later()
         outgoing, self._outgoing = self._outgoing, {}
+        before, self._left = self._left, set()
         if self._listeners.slices:
-            self._hold_back(outgoing)
+            self._hold_back(outgoing, before)
+            for link, messages in split(outgoing, sent_at_once).items():
+                self._leave(link, messages)
         for link, messages in outgoing.items():
             if (receive := self._direct.get(link)) is not None:
                 receive(messages)
             elif link.door == "server":
                 self._servers.send(link, messages)
-            elif link.door == "curve" and len(messages) > sent_at_once:
-                self._outgoing[link] = [*messages[sent_at_once:], *self._outgoing.pop(link, ())]
-                self._flush_soon()
-                self._send(link, messages[:sent_at_once])
             else:
                 self._send(link, messages)
         for socket in self._listeners.sockets:
@@ -397,12 +401,33 @@ class Broker:
         if self._driver.due:
             self._flush_soon()
 
-    def _hold_back(self, outgoing: dict[Link, list[Message]]) -> None:
-        """Leave the messages to links of which a batch is halfway through for a later turn."""
+    def _leave(self, link: Link, messages: Sequence[Message]) -> None:
+        """Leave messages to a later turn."""
+        self._outgoing[link] = [*messages, *self._outgoing.pop(link, ())]
+        self._left.add(link)
+        self._flush_soon()
+
+    def _take_unsent(self, link: Link) -> Sequence[Message]:
+        """Return the messages for a link that was lost, of which the first were left to a later turn, and send them no
+        more. A last word is sent."""
+        if link not in self._left:
+            return ()
+        self._left.discard(link)
+        messages = self._outgoing.pop(link, [])
+        last = [message for message in messages if type(message) in LAST_WORDS]
+        if last:
+            self._outgoing[link] = last
+        return messages
+
+    def _hold_back(self, outgoing: dict[Link, list[Message]], left: Container[Link]) -> None:
+        """Leave the messages to links of which a batch is halfway through for a later turn. Some were `left` to this
+        one before."""
         for slices in self._listeners.slices.values():
             for link in slices.halfway:
                 if link in outgoing:
                     self._outgoing[link] = outgoing.pop(link)
+                    if link in left:
+                        self._left.add(link)
 
     def _on_aside(self) -> None:
         """Have the loop look at what the store's thread has done; called there."""
@@ -434,8 +459,7 @@ class Broker:
                 sent = True
         except zmq.ZMQError:  # EHOSTUNREACH: the peer has gone; EAGAIN: the peer does not read
             if not sent and self._lost >= LOST_AT_ONCE:
-                self._outgoing[link] = [*messages, *self._outgoing.pop(link, ())]
-                self._flush_soon()
+                self._leave(link, messages)
                 return
             self._lost += 1
             first, *rest = messages[-1:] if sent else messages  # after a batch that was sent, the last surely was not

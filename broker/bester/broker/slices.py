@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 from bester.broker.brief import LITTLE, Brief
 from bester.broker.core.effects import Link
 from bester.broker.share import Share
+from bester.broker.wire.messages import Confirm, Heartbeat, Malformed
+from bester.broker.wire.runs import READ_AS
 
 SLICE = 16
 """Rows handled between two looks at the clock: a look costs a hundredth of them where they are cheap."""
@@ -56,6 +58,8 @@ FREED_BYTES = 16 * 1024 * 1024
 """Memory of a link that was cut that is given back in one turn, about a millisecond: all at once is twenty."""
 MOST_COUNT = 4096
 """The same in messages of ZeroMQ, for short ones: an honest link brings one a turn of its own loop."""
+UNAWAITED = {Heartbeat, Confirm, Malformed, READ_AS.get(Confirm, Confirm)}
+"""Kinds of messages for which nobody waits."""
 
 WHY = "it sends more than is handled of it"
 """Reason for the log."""
@@ -120,7 +124,8 @@ class Slices:
         self._costly: OrderedDict[str, float] = OrderedDict()  # parties by the time of their last costly step
         self._ended = 0  # links that have ended at once, since a turn's slices
         self._cutting: set[Link] = set()  # links that were cut, until their connections have ended
-        self._shed_batches: deque[_Batch] = deque()  # of these links: their memory is given back over some turns
+        self._shed_batches: deque[_Batch] = deque()  # those of links that were cut, whose memory is not given back yet
+        self._shed_bytes = 0
         self.size_bytes = self.count = 0
         """What waits."""
 
@@ -137,9 +142,10 @@ class Slices:
                 began = self._cost_clock()
                 rows = self._read(frames)
                 if len(rows) <= SLICE:
-                    self._note_little(link.party, rows)
+                    messages = rows[:]
+                    self._note_little(link.party, messages)
                     self._had_s = self._before(link.party)
-                    self._take(link, rows[:])
+                    self._take(link, messages)
                     self._remember(link.party, self._had_s + self._count(link.party, began) - began)
                 else:
                     self._queue(_Batch(link, (), size_bytes, self._clock())).rows = rows
@@ -150,6 +156,8 @@ class Slices:
             self._shed(link if most is line else most.batches[-1].link)
             if link in self._cutting:
                 return
+        while self._shed_batches and self.size_bytes + self._shed_bytes + size_bytes > self._most_bytes:
+            self._free_one()  # in this turn after all: the bound is one of memory
         self._queue(_Batch(link, frames, size_bytes, self._clock()))
 
     def on_ended(self, link: Link) -> None:
@@ -177,7 +185,7 @@ class Slices:
         """Forget everything that waits: the door closes."""
         self._lines.clear()
         self._shed_batches.clear()
-        self.size_bytes = self.count = 0
+        self.size_bytes = self.count = self._shed_bytes = 0
 
     def _queue(self, batch: _Batch) -> _Line:
         line = self._lines.get(batch.link.party)
@@ -209,6 +217,7 @@ class Slices:
         self.count -= len(line.batches) - len(kept)
         left_bytes = sum(batch.size_bytes for batch in kept)
         self.size_bytes -= line.size_bytes - left_bytes
+        self._shed_bytes += line.size_bytes - left_bytes
         line.batches, line.size_bytes = deque(kept), left_bytes
         if not kept:
             del self._lines[link.party]
@@ -221,9 +230,15 @@ class Slices:
         """Give back some of the memory of links that were cut."""
         freed_bytes = 0
         while self._shed_batches and freed_bytes < FREED_BYTES:
-            freed_bytes += self._shed_batches.popleft().size_bytes
+            freed_bytes += self._free_one()
         if self._shed_batches:
             self._call_soon()
+
+    def _free_one(self) -> int:
+        """Give back the memory of one message, and return its length in bytes."""
+        size_bytes = self._shed_batches.popleft().size_bytes
+        self._shed_bytes -= size_bytes
+        return size_bytes
 
     def _go_on(self) -> None:
         self._is_due = False
@@ -236,9 +251,10 @@ class Slices:
         """Return the time of this turn."""
         return self._brief.part(SLICE_S, self._clock())
 
-    def _note_little(self, party: str, rows: Any) -> None:
-        """Note a party that has sent some rows, and of which nothing else waits."""
-        if len(rows) <= LITTLE:
+    def _note_little(self, party: str, messages: Sequence[Any]) -> None:
+        """Note a party that has sent some messages, and of which nothing else waits. Messages that nobody waits for do
+        not count: each party sends a heartbeat every few seconds, and many parties are never silent."""
+        if len(messages) <= LITTLE and not all(type(message) in UNAWAITED for message in messages):
             self._brief.on_little(party, self._clock())
 
     def _serve(self, turn_s: float, *, makes_up: bool) -> None:
@@ -329,10 +345,9 @@ class Slices:
                 self._shed(batch.link)
                 raise
             line.batches[0] = batch._replace(frames=())
-            if len(line.batches) == 1:
-                self._note_little(party, rows)
         size = line.slice
         rest = () if rows is None else rows[size:]
+        comes_alone = line.rows is None and not rest and len(line.batches) == 1
         line.rows = rest or None
         if not rest:
             line.batches.popleft()
@@ -344,4 +359,7 @@ class Slices:
         if rows is None:
             self._end(batch.link)
         else:
-            self._take(batch.link, rows[:size])
+            messages = rows[:size]
+            if comes_alone:
+                self._note_little(party, messages)
+            self._take(batch.link, messages)

@@ -6,7 +6,7 @@ and queues report to mailboxes, relays and late outcomes, which all hold the que
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,6 +56,7 @@ from bester.broker.core.transfers import Transfers
 from bester.broker.core.worker_changes import WorkerChanges
 from bester.broker.core.workers import Workers
 from bester.broker.store_requests import Snapshot, is_mailbox
+from bester.broker.wire.messages import Message
 
 
 class Surroundings(NamedTuple):
@@ -65,6 +66,7 @@ class Surroundings(NamedTuple):
     that ids of its messages may begin with. `chance` returns numbers from 0 to 1; `accounts_of` returns those of some
     names that users have, `process_of` gives the number of the process at the other end of a link, `is_stopped` says
     whether a process is stopped, `read_until` up to which time everything that had arrived on a link was read.
+    `take_unsent` returns the messages for a link that was lost which were left to a later turn, and sends them no more.
     """
 
     epoch: str
@@ -75,6 +77,7 @@ class Surroundings(NamedTuple):
     process_of: Callable[[Link], int | None]
     is_stopped: Callable[[int], bool]
     read_until: Callable[[Link], float]
+    take_unsent: Callable[[Link], Sequence[Message]]
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,7 @@ def assemble(
         workers=workers, timeouts=timeouts, relays=relays, contracts=contracts, bridges=bridges, answers=answers,
         restarts=restarts, recordings=recordings, shadows=shadows, auth=auth, credit=credit, clock=clock,
         process_of=around.process_of, is_stopped=around.is_stopped, read_until=around.read_until,
+        take_unsent=around.take_unsent,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
     following = Following(settings, trace, relays.links, out)

@@ -3,7 +3,7 @@ workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -38,6 +38,7 @@ from bester.broker.wire.messages import (
     Hello,
     Malformed,
     Message,
+    Request,
     Welcome,
 )
 from bester.broker.wire.notes import safe_note
@@ -55,7 +56,8 @@ go to other handlers, and a party may let a hundred links fall silent at once.""
 
 class Peers:
     """The peers of one broker, by link. `process_of` and `is_stopped` tell the system's view of their processes;
-    `read_until` tells the time up to which everything that a link had sent was read."""
+    `read_until` tells the time up to which everything that a link had sent was read; `take_unsent` returns the messages
+    for a link that was lost which were left to a later turn, and sends them no more."""
 
     def __init__(
         self, settings: Settings, out: Effects, epoch: str, now: float, *, changes: WorkerChanges, workers: Workers,
@@ -63,7 +65,7 @@ class Peers:
         bridges: dict[Link, None], answers: PendingAnswers, restarts: Restarts, recordings: Recordings,
         shadows: Shadows, auth: AuthHandlers, credit: SubmitCredit, clock: Clock,
         process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
-        read_until: Callable[[Link], float],
+        read_until: Callable[[Link], float], take_unsent: Callable[[Link], Sequence[Message]],
     ) -> None:  # fmt: skip
         self.by_link: dict[Link, Peer] = {}
         self._settings = settings
@@ -86,6 +88,7 @@ class Peers:
         self._process_of = process_of
         self._is_stopped = is_stopped
         self._read_until = read_until
+        self._take_unsent = take_unsent
         self._unknown: dict[
             Link, tuple[float, bool]
         ] = {}  # links without HELLO: when answered, and whether undecodable
@@ -312,6 +315,8 @@ class Peers:
     def on_peer_lost(self, peer: Peer, why: str, now: float) -> None:
         """Forget a peer that is gone, with or without GOODBYE; messages that a handler held go to others."""
         self.by_link.pop(peer.link, None)
+        if peer.worker is not None or not peer.leaving:  # others that take their leave are sent what was left to them
+            self.on_unsent(peer, self._take_unsent(peer.link))
         if peer.role != "operator":
             process = {} if peer.process is None else {"process": peer.process}
             self._out.notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why, **process)
@@ -328,6 +333,13 @@ class Peers:
             self._credit.leave(peer.link)
             self._unlink(peer, now)
             self._delivery_outcomes.on_bridge_lost(peer.link, now)
+
+    def on_unsent(self, peer: Peer, messages: Iterable[Message]) -> None:
+        """Take in messages that did not leave, to a peer that is lost next."""
+        if peer.worker is not None:
+            for message in messages:
+                if type(message) is Request:
+                    self._changes.on_unsent(peer.worker, message.token)
 
     def _unlink(self, peer: Peer, now: float) -> None:
         """Record that a bridge has lost its link; where there are too many, forget the first of them."""

@@ -43,7 +43,6 @@ from bester.broker.wire.messages import (
     Malformed,
     Message,
     Relay,
-    Request,
 )
 from bester.broker.wire.outcomes import failed
 
@@ -62,7 +61,8 @@ class Router:
     `accounts_of` returns those of some names that users have; `process_of` gives the number of the process at the
     other end of a link, None where the number is not known; `is_stopped` says whether a process is stopped (by a signal
     or a debugger); `read_until` up to which time everything that had arrived on a link was read; `may_open` whether a
-    session that a bridge announces, of this user and account, may go on.
+    session that a bridge announces, of this user and account, may go on. `take_unsent` returns the messages for a link
+    that was lost which were left to a later turn, and sends them no more.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Router:
         process_of: Callable[[Link], int | None] = lambda _: None,
         is_stopped: Callable[[int], bool] = lambda _: False,
         read_until: Callable[[Link], float] = lambda _: math.inf,
+        take_unsent: Callable[[Link], Sequence[Message]] = lambda _: (),
         may_open: Callable[[str, str | None], bool] = lambda user, account: True,
     ) -> None:
         # Copies that this router alone changes (see `on_reloaded`); every unit has this one object of settings.
@@ -90,8 +91,9 @@ class Router:
         self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
         self._out.writes.append(SaveClock(self._clock.save(now)))
         around = Surroundings(
-            epoch, first_token, self._take_name(snapshot.names), chance, accounts_of, process_of, is_stopped, read_until
-        )
+            epoch, first_token, self._take_name(snapshot.names), chance, accounts_of, process_of, is_stopped,
+            read_until, take_unsent,
+        )  # fmt: skip
         self._units = units = assemble(settings, self._out, self._clock, snapshot, around, now)
         self._dispatcher = units.dispatcher
         self._ingress = units.ingress
@@ -233,9 +235,7 @@ class Router:
         self._reports.now = now
         peer = self._by_link.get(link)
         if peer is not None:
-            for unsent in (message, *waiting):
-                if peer.worker is not None and type(unsent) is Request:
-                    self._units.worker_changes.on_unsent(peer.worker, unsent.token)
+            self._peers.on_unsent(peer, (message, *waiting))
             self._peers.on_peer_lost(peer, "gone, or not reading", now)
         elif link.door == "server" and type(message) is Relay:
             self._relays.on_answer(link, message.token, failed("unreachable"), {}, now)
