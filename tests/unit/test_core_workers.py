@@ -224,8 +224,10 @@ def test_order_asked_for_later_holds_for_waiting_messages() -> None:
     jobs = [job(id_=str(number)) for number in range(4)]
     for each in jobs:
         crew.come(each)
+    before = crew.workers.queues.counts()
     crew.ordered = frozenset({"t"})
     strict = crew.join(2)
+    assert crew.workers.queues.counts() == before == {"t": (3, 3 * len(jobs[0].body))}
     crew.feed(strict)
     assert list(strict.inflight.values()) == jobs[1:3]
     crew.finish(plain)

@@ -241,7 +241,7 @@ class TypeQueues:
         others = list(self.by_type.get(type_, ()))
         if others:
             self._drop_queue(type_)
-        del self._waits[type_]
+        del self._waits[type_], self._wait_bytes[type_]  # `enqueue` counts them again
         for item in (*suspects, *others):  # no message groups yet
             assert type(item) is Job
             self.enqueue(item)
