@@ -383,7 +383,8 @@ def test_turns_are_brief_while_a_party_says_little() -> None:
 
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize(
-    "unawaited", [Heartbeat(), Confirm(1), *read_part([msgpack.packb([[OP_OF[Confirm], 1]])]), Malformed("malformed", "")]
+    "unawaited",
+    [Heartbeat(), Confirm(1), *read_part([msgpack.packb([[OP_OF[Confirm], 1]])]), Malformed("malformed", "")],
 )
 def test_message_for_which_nobody_waits_makes_no_turn_brief(unawaited: Any, *, waits: bool) -> None:
     brief = Brief()

@@ -68,6 +68,7 @@ def test_bridges_are_told_whether_they_are_alone() -> None:
     assert credit.join(first, MOST)["alone"] is False
     credit.leave(second)  # the same bridge, by a link that is told to be lost only now
     assert {link: options["alone"] for link, options in credit.share([], (0, 0))} == {first: True}
+    assert SubmitCredit(Limits()).join(Link("direct", b"0"), MOST)["alone"] is False, "it is in the broker's process"
 
 
 class TestShares:

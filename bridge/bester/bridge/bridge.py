@@ -69,7 +69,7 @@ class Bridge:
         self._senders, self._unfinished = Senders(), Unfinished(limits)
         homes = self._homes = Homes(self.brokers, self._senders, registry.connections)
         self._intake = intake = Intake(limits, clock, self._handle_waiting, wake)
-        self._outbound = outbound = Outbound(limits, clock, wake, reached, shell.brief)
+        self._outbound = outbound = Outbound(limits, clock, wake, reached)
         self._admission = Admission(
             limits, shell, tokens, meter, registry, homes, self._senders, self._unfinished, intake, outbound
         )

@@ -18,7 +18,6 @@ from bester.bridge.limits import KIB, Limits
 from bester.bridge.outqueue import JOIN_BYTES
 from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.shared_log import SharedLog
-from bester.broker.brief import Brief
 
 WRITE_COST = 8 * KIB
 """Cost of a write, however short, in bytes of a long one: the call of the system, and its answer."""
@@ -52,10 +51,8 @@ class Outbound:
     """
 
     def __init__(
-        self, limits: Limits, clock: Callable[[], float], wake: Callable[[], None],
-        reached: Counter[str] | None = None, brief: Brief | None = None,
-    ) -> None:  # fmt: skip
-        self._brief = brief or Brief()
+        self, limits: Limits, clock: Callable[[], float], wake: Callable[[], None], reached: Counter[str] | None = None
+    ) -> None:
         self._reached = Counter() if reached is None else reached
         self._limits = limits
         self._room = min(limits.out_queue, limits.out_answers)
@@ -263,16 +260,13 @@ class Outbound:
                 return room
             now = self._clock()
             if enough is None:
-                enough = now + self._brief.part(self._limits.turn_write_s, now)
+                enough = now + self._limits.turn_write_s
             elif now >= enough:
                 return 0
 
     def _write_much(self, room: int, written: Callable[[ClientConnection], None]) -> None:
         """Write a chunk to each connection with much to write, in turn, as far as there is room and time."""
-        if not self._much.by_sender:
-            return
-        now = self._clock()
-        enough = now + self._brief.part(self._limits.turn_write_s, now) / MUCH_SHARE
+        enough = self._clock() + self._limits.turn_write_s / MUCH_SHARE
         while self._much.by_sender and room > 0:
             connection = self._much.popleft()
             out = connection.out

@@ -197,7 +197,7 @@ class SubmitCredit:
         self._messages.follow(waiting[0], still[0], part)
         self._bytes.follow(waiting[1], still[1], part)
         changed = dict.fromkeys([*self._messages.share(), *self._bytes.share()])
-        is_alone = len(self._numbers) <= 1
+        is_alone = self._one_is_alone
         if (stuck, is_alone) != (self._stuck, self._is_alone):
             self._stuck, self._is_alone = stuck, is_alone
             changed = dict.fromkeys(self._numbers)
@@ -213,8 +213,14 @@ class SubmitCredit:
             "credit_bytes": self._bytes.accounts[link].granted,
             "number": self._numbers[link],
             "stuck": self._stuck,
-            "alone": len(self._numbers) <= 1,
+            "alone": self._one_is_alone,
         }
+
+    @property
+    def _one_is_alone(self) -> bool:
+        """Whether one bridge has all the credit, and is not in this process: messages between them pass nothing there
+        that they would stand behind."""
+        return len(self._numbers) == 1 and all(link.door != "direct" for link in self._numbers)
 
     def bounds(self) -> dict[str, Bound]:
         """Return how much of the credit bridges have, in messages and in bytes."""
