@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from bester.broker.core.cases import MAX_ASKERS, Case, Kind, Reports
+from bester.broker.core.effects import Effects, Link
+from bester.broker.core.pending_answers import PendingAnswers
 from bester.broker.core.settings import Limits
-from bester.broker.wire.messages import Close, Confirm, Deliver, Hello, Open, Relayed, Reply, Request
+from bester.broker.store_requests import Bury, Committed, DeadLetter
+from bester.broker.wire.messages import Close, Confirm, Deliver, Hello, Open, Relayed, Reply, Report, Request
 from tests.unit import core_resume_stand
 from tests.unit.core_office import Office
 from tests.unit.core_office import bodies_of as relayed
@@ -184,6 +188,81 @@ def test_report_waits_for_a_dead_letter_that_was_held_back_before_the_last_resul
     assert (stand.state.answers, len(stand.dead())) == (0, 1)
 
 
+def test_report_waits_for_a_dead_letter_whose_commit_is_pending_when_the_last_result_ends() -> None:
+    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+    slow = stand.handler("slow", name="slow")
+    stand.store.locked = True
+    bridge.submits(1)
+    stand.answer(chat, handler("slow"), clients("bob"))
+    stand.request(slow)
+    stand.wait(2.0)
+    stand.deliver(bridge.link)
+    assert (bridge.reports(), stand.state.answers) == ([], 1)
+    unlock(stand)
+    assert [(report.token, report.reason) for report in bridge.reports()] == [(1, "timeout")]
+    assert (stand.state.answers, len(stand.dead())) == (0, 1)
+
+
+def test_report_waits_for_a_dead_letter_where_the_last_result_fails_because_the_store_is_away() -> None:
+    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+    slow = stand.handler("slow", name="slow")
+    stand.store.locked = True
+    bridge.submits(1)
+    stand.answer(chat, handler("slow"), clients("carol"))
+    stand.request(slow)
+    stand.wait(12.0)
+    assert (bridge.reports(), stand.state.answers, stand.state.cases) == ([], 1, 0)
+    stand.store.locked = False
+    stand.wait(2.0)
+    (report,) = bridge.reports()
+    assert report.recipients == {"carol": "failed:storage-unavailable", "slow": "failed:timeout"}
+    assert (stand.state.answers, len(stand.dead())) == (0, 1)
+
+
+@pytest.mark.parametrize("result", [Committed(True), Committed(False)], ids=["written", "no room"])
+def test_report_waits_for_the_group_of_its_own_dead_letter(result: Committed) -> None:
+    out, link = Effects(), Link("ipc", b"b")
+    reports = Reports(out)
+    answers = PendingAnswers(out, reports)
+    writes = [Bury(DeadLetter(f"m{number}", "chat", b"1", "timeout", 0.0, {})) for number in range(2)]
+    for number, write in enumerate(writes):
+        case = Case(Kind.SUBMIT, link, number, f"m{number}", f"m{number}", pending=1)
+        case.letter = reports.letters.add(write)
+        out.writes.append(write)
+        reports.settle(case, None, "failed:timeout")
+        answers.hold()
+        out.take()
+    answers.on_committed(writes[:1], Committed(False, code="storage-unavailable"))
+    assert (out.take().messages, answers.count) == ({}, 2)
+    answers.on_committed([], Committed(True))
+    assert [message.token for message in out.take().messages[link] if isinstance(message, Report)] == [0]
+    answers.on_committed(writes[1:], result)
+    assert [message.token for message in out.take().messages[link] if isinstance(message, Report)] == [1]
+    assert answers.count == 0
+
+
+def test_repeats_that_wait_for_a_dead_letter_are_bounded() -> None:
+    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+    slow = stand.handler("slow", name="slow")
+    server = stand.server("s2")
+    stand.store.locked = True
+    stand.relay(server, "chat", id="s2/1", lane=["e", 1, 1])
+    stand.answer(chat, handler("slow"), clients("bob"))
+    stand.request(slow)
+    stand.deliver(bridge.link)
+    stand.wait(12.0)
+    for _ in range(MAX_ASKERS + 3):
+        stand.relay(server, "chat", id="s2/1")
+    assert stand.state.answers == 1 + MAX_ASKERS
+    assert [answer.outcome for answer in stand.heard_of(server, Relayed)] == ["failed:overloaded"] * 3
+    stand.store.locked = False
+    stand.wait(2.0)
+    assert [answer.outcome for answer in stand.heard_of(server, Relayed)] == ["failed:timeout"] * (1 + MAX_ASKERS)
+    stand.relay(server, "chat", id="s2/1")
+    assert [answer.outcome for answer in stand.heard_of(server, Relayed)] == ["failed:timeout"]
+    assert stand.state.answers == 0
+
+
 def test_report_to_a_client_waits_for_no_lane_of_another_server() -> None:
     stand, bridge, chat = core_resume_stand.town()
     server = stand.server("s2")
@@ -206,9 +285,12 @@ def test_report_that_waits_is_not_lost_with_its_link() -> None:
     stand.wait(2.0)
     bridge.relinks()
     bridge.submits(1, attempt=2)
-    assert [(report.token, report.reason) for report in bridge.reports()] == [(1, "timeout")]
+    assert (bridge.reports(), stand.state.answers) == ([], 1)
+    bridge.relinks()
     unlock(stand)
-    assert bridge.reports() == []
+    assert (bridge.reports(), stand.state.answers) == ([], 0)
+    bridge.submits(1, attempt=3)
+    assert [(report.token, report.reason) for report in bridge.reports()] == [(1, "timeout")]
     assert stand.heard(chat) == [], "processed once"
     assert len(stand.dead()) == 1
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.figures import FOLD_AT, TypeFigures
+from bester.broker.core.unwritten_letters import NO_LETTER, UnwrittenLetters
 from bester.broker.wire.messages import Message, Outcome, Relayed, Report
 from bester.broker.wire.outcomes import AGAIN, DELIVERED, QUEUED, failed, reason_of, severity
 
@@ -25,7 +26,8 @@ MAX_KEPT = 1024
 """The same for a report that is remembered for a duplicate; longer lists of names are sent once."""
 MAX_ASKERS = 16
 """Senders of duplicates of one message under way: a sender repeats only messages without a report. Above the bound the
-sender that has waited longest is answered `overloaded`."""
+sender that has waited longest is answered `overloaded`. As many may wait for the dead letter of a case that has ended,
+and the next is answered so."""
 
 
 MAY_HAVE_ARRIVED = "unreachable"
@@ -61,7 +63,8 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     `resubmitted`: a bridge submitted the message again, and an earlier life of this broker may have processed it; the
     report never says that the message was merely refused.
 
-    `buried`: one of its messages became a dead letter, and the report waits until the letter is written.
+    `letter` is the number of the last dead letter that one of its messages became: the report waits until the letter
+    is written.
 
     `figures` are those of the type of a message that entered, which was at `since`; None for other cases. `traced`: its
     usual steps are in the trace, of which the others are a sample.
@@ -89,7 +92,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     expires: float | None = None
     push: bool = False
     resubmitted: bool = False
-    buried: bool = False
+    letter: int = NO_LETTER
     peer: str | None = None
     claimed_id: str | None = None
     other_askers: list[tuple[Link, int]] | None = None
@@ -179,13 +182,14 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
 
 class Reports:
     """Reports on cases, and their recipients. `open` counts the cases under way; `now` is the time of the router's
-    call, for the times that cases lasted. `resting` has the answers of the call that depend on a write, by identity:
-    whether on that of a dead letter."""
+    call, for the times that cases lasted. `letters` are those that reports wait for. `resting` has the answers of the
+    call that depend on a write, by identity: the letter that the answer waits for, or NO_LETTER for another write."""
 
     def __init__(self, out: Effects) -> None:
         self.open = 0
         self.now = 0.0
-        self.resting: dict[int, bool] = {}
+        self.letters = UnwrittenLetters()
+        self.resting: dict[int, int] = {}
         self._out = out
 
     def begin(self, case: Case) -> None:
@@ -234,7 +238,7 @@ class Reports:
     def add_asker(self, case: Case, link: Link, token: int) -> None:
         """Send the report also to the sender of a duplicate: at once, if the case has ended."""
         if case.pending == 0:
-            self._send(case, link, case.answer(token))
+            self._answer_repeat(case, link, token)
         elif case.other_askers is None:
             case.other_askers = [(link, token)]
         else:
@@ -243,16 +247,41 @@ class Reports:
                 link, token = case.other_askers.pop(0)
                 self._out.send(link, case.later_answer(token))
 
+    def send_again(self, link: Link, report: Message, letter: int) -> None:
+        """Send a report that was lost with its link, once this letter is written."""
+        self._out.send(link, report)
+        if letter in self.letters.repeats:
+            self.resting[id(report)] = letter
+
+    def _answer_repeat(self, case: Case, link: Link, token: int) -> None:
+        repeats = self.letters.repeats
+        if case.letter in repeats:
+            if repeats[case.letter] >= MAX_ASKERS:
+                self._out.send(link, case.later_answer(token))
+                return
+            repeats[case.letter] += 1
+        self._send(case, link, case.answer(token))
+
     def _send(self, case: Case, link: Link, answer: Message) -> None:
         self._out.send(link, answer)
-        if case.buried or case.peer is not None:  # it may follow from a dead letter, or from the lane of that server
-            self.resting[id(answer)] = case.buried
+        if case.letter or case.peer is not None:
+            self._rest(case, answer)
+
+    def _rest(self, case: Case, answer: Message) -> None:
+        """Mark an answer that depends on a dead letter of the case, or on the lane of the server that sent the
+        message."""
+        if case.letter in self.letters.repeats:
+            self.resting[id(answer)] = case.letter
+        elif case.peer is not None:
+            self.resting[id(answer)] = NO_LETTER
 
     def _end(self, case: Case, *, silent: bool) -> None:
         answer = None
         if case.kind is not Kind.REPLAY and not silent:
             answer = case.answer(case.token)
-            self._send(case, case.link, answer)
+            self._out.send(case.link, answer)
+            if case.letter or case.peer is not None:  # as `_send`, without a call for each message
+                self._rest(case, answer)
         for link, token in case.other_askers or ():
             self._send(case, link, case.answer(token))
         if case.watchers:

@@ -34,13 +34,15 @@ _REPLAYED = re.compile(r"\.replay\.([0-9]{1,18})$")
 """Ending of the id under which a dead letter goes to its server once more."""
 
 
-def bury(letter: DeadLetter, out: Effects, figures: Figures, now: float) -> None:
-    """Write a dead letter, count it, and give notice of it to the operator."""
-    out.writes.append(Bury(letter))
+def bury(letter: DeadLetter, out: Effects, figures: Figures, now: float) -> Bury:
+    """Write a dead letter, count it, and give notice of it to the operator. Returns the write."""
+    write = Bury(letter)
+    out.writes.append(write)
     figures.count_dead(letter.type, letter.reason, now)
     server = letter.meta.get("server")
     to = {} if server is None else {"to": server}
     out.calls.append(Notice("dead-letter", {"id": letter.id, "type": letter.type, "reason": letter.reason, **to}))
+    return write
 
 
 class _Replay:
@@ -110,8 +112,7 @@ class DeadLetters:
         self._trace.add((now, job.root, job.id, reason, job.type, 0.0))
         id_ = self._renamed.get(job.id, job.id)
         letter = DeadLetter(id_, job.type, job.body, reason, self._queues.clock.wall(now), meta)
-        bury(letter, self._out, self._figures, now)
-        job.case.buried = True
+        job.case.letter = self._reports.letters.add(bury(letter, self._out, self._figures, now))
 
     def on_question(self, link: Link, ask: Ask) -> Answer | None:
         """Answer an operator's question. Returns None where the answer is sent after the letters were read."""

@@ -26,6 +26,7 @@ from bester.broker.core.settings import Settings
 from bester.broker.core.strangers import Strangers
 from bester.broker.core.trace import ENTERED, Trace
 from bester.broker.core.tracing import Tracing
+from bester.broker.core.unwritten_letters import NO_LETTER
 from bester.broker.hosts import Hosts
 from bester.broker.wire import json_text, traceparent
 from bester.broker.wire.messages import (
@@ -199,7 +200,7 @@ class Ingress:
         if isinstance(earlier, Case):
             earlier.link = peer.link
         else:
-            self._out.send(peer.link, earlier)
+            self._reports.send_again(peer.link, *earlier)
         return True
 
     def on_account_removed(self, user: str) -> None:
@@ -384,7 +385,7 @@ class Ingress:
             recipients = {} if outcome == DELIVERED else {str(n): outcome for n in range(int(queued or 1))}
             answer = Report(token, 0 if reason is None else 1, reason, id_, recipients)
         self._out.send(link, answer)
-        self._reports.resting[id(answer)] = False
+        self._reports.resting[id(answer)] = NO_LETTER
 
     def _receive_outcome(self, case: Case, peer: str, body: bytes) -> None:
         """Take in another server's message about the outcome of a message that was queued there."""

@@ -241,7 +241,7 @@ class Peers:
                 self._unlinked.pop(prefix, None)
             peer.resume = resume
         elif peer.resume is not None:  # HELLO again on the same link: all sent before on the link is void
-            peer.resume.on_link_lost(self._unsent(link), now)
+            peer.resume.on_link_lost(self._answers.take(link), now)
             peer.resume.relink(link, now)
         peer.prefix = prefix
         self._bridges[link] = None
@@ -333,16 +333,12 @@ class Peers:
         """Record that a bridge has lost its link; where there are too many, forget the first of them."""
         if peer.resume is None:
             return
-        peer.resume.on_link_lost(self._unsent(peer.link), now)
+        peer.resume.on_link_lost(self._answers.take(peer.link), now)
         self._unlinked[peer.prefix] = None
         while len(self._unlinked) > self._settings.limits.max_resumes:
             prefix = next(iter(self._unlinked))
             del self._unlinked[prefix], self.resumes[prefix]
             self._out.reached["max_resumes"] += 1
-
-    def _unsent(self, link: Link) -> list[Message]:
-        """Return the messages for a link that is lost or void which this turn, or a commit, was about to send."""
-        return [*self._answers.take(link), *self._out.messages.get(link, ())]
 
     # --- time ---
 

@@ -12,7 +12,11 @@ from collections.abc import Iterable
 from bester.broker.core.cases import Case
 from bester.broker.core.effects import Link
 from bester.broker.core.inspection import ResumeState
+from bester.broker.core.unwritten_letters import NO_LETTER
 from bester.broker.wire.messages import Message, Report
+
+Unsent = tuple[Message, int]
+"""A message that was not sent, and the dead letter that it waits for."""
 
 
 class BridgeResume:
@@ -36,7 +40,7 @@ class BridgeResume:
         self._sent: deque[Report] = deque()  # on this link
         self._sent_tokens: set[int] = set()  # their tokens
         self._counted = 0
-        self._unacked: dict[int, Report] = {}  # reports of earlier links, by token
+        self._unacked: dict[int, tuple[Report, int]] = {}  # reports of earlier links and their letters, by token
 
     def inspect(self) -> ResumeState:
         """Return how much is remembered for the bridge."""
@@ -61,7 +65,7 @@ class BridgeResume:
         """Remember the report of a case that was pending when a link was lost, unless the message was submitted again
         on the present link."""
         if self._cases.pop(case.token, None) is not None and type(answer) is Report and case.link != self.link:
-            self._unacked[case.token] = answer
+            self._unacked[case.token] = answer, case.letter
             self._forget_oldest()
 
     def on_reports_sent(self, messages: Iterable[Message]) -> None:
@@ -79,11 +83,11 @@ class BridgeResume:
             self._sent_tokens.discard(self._sent.popleft().token)
             self._counted += 1
 
-    def on_link_lost(self, unsent: Iterable[Message], now: float) -> None:
+    def on_link_lost(self, unsent: Iterable[Unsent], now: float) -> None:
         """Take in that the link is lost, or void: the bridge may have received none of its unacknowledged reports, nor
         those among the messages `unsent`, which this turn was about to send."""
-        self.on_reports_sent(unsent)
-        self._unacked.update((report.token, report) for report in self._sent)
+        self._unacked.update((report.token, (report, NO_LETTER)) for report in self._sent)
+        self._unacked.update((report.token, (report, letter)) for report, letter in unsent if type(report) is Report)
         self._forget_oldest()
         self._sent.clear()
         self._sent_tokens.clear()
@@ -103,9 +107,9 @@ class BridgeResume:
         """Take in that the bridge is back on a new link."""
         self.link, self.since = link, now
 
-    def find(self, token: int) -> Case | Report | None:
-        """Return the pending case of a message that is submitted again, or its unacknowledged report, None where the
-        message is new."""
+    def find(self, token: int) -> Case | tuple[Report, int] | None:
+        """Return the pending case of a message that is submitted again, or its unacknowledged report and the dead
+        letter that the report waits for, None where the message is new."""
         case = self._cases.get(token)
         return case if case is not None and case.pending else self._unacked.pop(token, None)
 
