@@ -26,6 +26,7 @@ from bester.broker.core.settings import Settings
 from bester.broker.core.strangers import Strangers
 from bester.broker.core.trace import ENTERED, Trace
 from bester.broker.core.tracing import Tracing
+from bester.broker.core.unwritten_letters import NO_LETTER
 from bester.broker.hosts import Hosts
 from bester.broker.wire import json_text, traceparent
 from bester.broker.wire.messages import (

@@ -108,8 +108,8 @@ class BridgeResume:
         self.link, self.since = link, now
 
     def find(self, token: int) -> Case | tuple[Report, int] | None:
-        """Return the pending case of a message that is submitted again, or its unacknowledged report and the dead letter
-        that the report waits for, None where the message is new."""
+        """Return the pending case of a message that is submitted again, or its unacknowledged report and the dead
+        letter that the report waits for, None where the message is new."""
         case = self._cases.get(token)
         return case if case is not None and case.pending else self._unacked.pop(token, None)
 
