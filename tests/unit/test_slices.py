@@ -29,13 +29,15 @@ def rows(*numbers: int) -> list[bytes]:
     return [b"%d" % number for number in numbers]
 
 
+def numbers_of(frames: Sequence[bytes]) -> list[int]:
+    """Return the rows of a message."""
+    return [int(frame) for frame in frames]
+
+
 class Door:
     """A door on virtual time, where each row costs `cost_s`; `turns` holds the seconds of each turn."""
 
-    def __init__(
-        self, cost_s: float, *, read: Callable[[Sequence[bytes]], Any] = lambda frames: [int(frame) for frame in frames],
-        **bounds: Any,
-    ) -> None:  # fmt: skip
+    def __init__(self, cost_s: float, *, read: Callable[[Sequence[bytes]], Any] = numbers_of, **bounds: Any) -> None:
         self.cost_of: Callable[[Link], float] = lambda link: cost_s
         self.now = 0.0
         self.taken: list[tuple[Link, int]] = []
@@ -383,7 +385,8 @@ def test_turns_are_brief_while_a_party_says_little() -> None:
 
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize(
-    "unawaited", [Heartbeat(), Confirm(1), *read_part([msgpack.packb([[OP_OF[Confirm], 1]])]), Malformed("malformed", "")]
+    "unawaited",
+    [Heartbeat(), Confirm(1), *read_part([msgpack.packb([[OP_OF[Confirm], 1]])]), Malformed("malformed", "")],
 )
 def test_message_for_which_nobody_waits_makes_no_turn_brief(unawaited: Any, *, waits: bool) -> None:
     brief = Brief()
