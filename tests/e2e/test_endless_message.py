@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -305,6 +306,89 @@ async def test_links_of_a_key_are_bounded_and_another_may_come_once_one_has_ende
                     link.close(linger=0)
                 for each in (honest, *others):
                     each.close()
+
+
+@asynccontextmanager
+async def until_dark(port: int) -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """Pass connections on to a port until an event is set: then the machine at the other end is gone without a word.
+    Yield the own port, and the event."""
+    dark = asyncio.Event()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while (data := await reader.read(65536)) and not dark.is_set():
+                writer.write(data)
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, onward = await asyncio.open_connection("127.0.0.1", port)
+        writers.extend((writer, onward))
+        await asyncio.gather(pass_on(reader, onward), pass_on(there, writer))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    async with server:
+        try:
+            yield server.sockets[0].getsockname()[1], dark
+        finally:
+            for writer in writers:
+                writer.transport.abort()
+
+
+async def test_links_of_a_machine_that_is_gone_without_a_word_do_not_keep_its_key_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bester.broker.curve.PING_MS", 100)
+    monkeypatch.setattr("bester.broker.curve.SILENT_MS", 1000)
+    monkeypatch.setattr("bester.broker.link_counts.MOST_LINKS", 2)
+    async with door() as here, until_dark(here.port) as (port, dark):
+        parties = [party(port, PAIRS["endless"]) for _ in range(2)]
+        parties.append(honest := party(here.port, PAIRS["honest"]))
+        try:
+            for each in parties:
+                await each.send_frames(b"first")
+            await here.until(partial(here.has_read, 3))
+            dark.set()
+            parties.append(back := party(here.port, PAIRS["endless"]))
+            assert await back.handshake() != zmq.EVENT_HANDSHAKE_SUCCEEDED
+            await here.until(lambda: len(here.gone) == 2)
+            parties.append(again := party(here.port, PAIRS["endless"]))
+            await again.send_frames(b"again")
+            await here.until(partial(here.has_read, 4))
+            assert here.read[-1][1:] == [PAIRS["endless"].public.encode(), b"again"]
+            await honest.send_frames(b"still here")
+            await here.until(partial(here.has_read, 5))
+            assert {key for _, key in here.gone} == {PAIRS["endless"].public.encode()}, "who is silent answers a PING"
+        finally:
+            for each in parties:
+                each.close()
+
+
+@pytest.mark.parametrize("has_spoken", [True, False])
+@pytest.mark.parametrize("how", ["hold off", "cut"])
+async def test_descriptor_that_has_passed_on_to_another_party_is_not_cut(how: str, *, has_spoken: bool) -> None:
+    """The connection of the first party has ended, and its messages were not read to the end."""
+    hostile, honest = b"h" * 40, b"b" * 40
+    async with door() as here:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            socket.create_connection(listener.getsockname()) as far,
+        ):
+            near, _ = listener.accept()
+            with near:
+                descriptor, door_socket = near.fileno(), here.socket
+                door_socket._on_event(zmq.EVENT_ACCEPTED, descriptor)
+                assert door_socket._enter(b"one", (hostile, descriptor))
+                door_socket._on_event(zmq.EVENT_DISCONNECTED, descriptor)
+                door_socket._on_event(zmq.EVENT_ACCEPTED, descriptor)
+                if has_spoken:
+                    assert door_socket._enter(b"two", (honest, descriptor))
+                if how == "cut":
+                    door_socket.cut(b"one", hostile.decode(), "it sends too much")
+                else:
+                    door_socket._hold_off(b"another", (hostile, -1))
+                near.send(b"open")
+                assert far.recv(4) == b"open"
+                assert {why for address, _, why in here.refused if address != "unseen"} == set()
 
 
 async def test_connection_that_ends_before_its_message_is_read_leaves_nothing_behind() -> None:
