@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +20,7 @@ from bester.broker.keys import KeyPair
 from bester.broker.link_counts import MOST_LINKS, LinkCounts
 from bester.broker.link_counts import WHY as MANY
 from bester.broker.long_messages import HELD_OFF, MOST_FRAMES, SHORT_FRAMES, WHY, LongMessages
+from bester.broker.monitor import Monitor, OnEvent
 from bester.broker.wire.messages import MAX_FRAMES
 from tests.keyed import KeyedParty, Pair, free_port, new_pair
 from tests.live import DEADLINE_S
@@ -363,32 +363,53 @@ async def test_links_of_a_machine_that_is_gone_without_a_word_do_not_keep_its_ke
                 each.close()
 
 
-@pytest.mark.parametrize("has_spoken", [True, False])
+class AnyIsTooMuch(LongMessages):
+    """Allows no long message."""
+
+    def allow(self, party: str, frames: int, now: float) -> bool:
+        return False
+
+
 @pytest.mark.parametrize("how", ["hold off", "cut"])
-async def test_descriptor_that_has_passed_on_to_another_party_is_not_cut(how: str, *, has_spoken: bool) -> None:
-    """The connection of the first party has ended, and its messages were not read to the end."""
-    hostile, honest = b"h" * 40, b"b" * 40
-    async with door() as here:
-        with (
-            socket.create_server(("127.0.0.1", 0)) as listener,
-            socket.create_connection(listener.getsockname()) as far,
-        ):
-            near, _ = listener.accept()
-            with near:
-                descriptor, door_socket = near.fileno(), here.socket
-                door_socket._on_event(zmq.EVENT_ACCEPTED, descriptor)
-                assert door_socket._enter(b"one", (hostile, descriptor))
-                door_socket._on_event(zmq.EVENT_DISCONNECTED, descriptor)
-                door_socket._on_event(zmq.EVENT_ACCEPTED, descriptor)
-                if has_spoken:
-                    assert door_socket._enter(b"two", (honest, descriptor))
-                if how == "cut":
-                    door_socket.cut(b"one", hostile.decode(), "it sends too much")
-                else:
-                    door_socket._hold_off(b"another", (hostile, -1))
-                near.send(b"open")
-                assert far.recv(4) == b"open"
-                assert {why for address, _, why in here.refused if address != "unseen"} == set()
+async def test_connection_that_has_the_descriptor_of_an_ended_one_is_not_cut(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The party has left, and another one is at its descriptor before the messages were read to the end."""
+    happen: list[OnEvent] = []
+    accepted: list[int] = []
+
+    class Told(Monitor):
+        def __init__(self, socket: zmq.Socket[bytes], events: int, on_event: OnEvent) -> None:
+            def tell(event: int, value: int) -> None:
+                accepted.extend([value] * (event == zmq.EVENT_ACCEPTED))
+                on_event(event, value)
+
+            happen.append(on_event)
+            super().__init__(socket, events, tell)
+
+    monkeypatch.setattr("bester.broker.fabric_socket.Monitor", Told)
+    async with door(longs=AnyIsTooMuch()) as here:
+        parties = [one := party(here.port, PAIRS["endless"])]
+        try:
+            await one.send_frames(b"first")
+            await here.until(partial(here.has_read, 1))
+            identity, descriptor = here.read[0][0], accepted[0]
+            if how == "hold off":
+                parties.append(two := party(here.port, PAIRS["endless"]))
+                await two.handshake()
+                await two.send_frames(*[b"x"] * (SHORT_FRAMES + 1))
+                while not here.socket.has_unread():
+                    os.sched_yield()
+            happen[0](zmq.EVENT_DISCONNECTED, descriptor)
+            happen[0](zmq.EVENT_ACCEPTED, descriptor)
+            here.socket.cut(identity, PAIRS["endless"].public, "it sends too much")
+            assert here.refused == []
+            await here.until(lambda: here.gone)
+            assert [why for _, _, why in here.refused] == ([WHY] if how == "hold off" else [])
+            assert here.socket.unread.cut(descriptor), "it is open still"
+        finally:
+            for each in parties:
+                each.close()
 
 
 async def test_connection_that_ends_before_its_message_is_read_leaves_nothing_behind() -> None:
