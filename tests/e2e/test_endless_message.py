@@ -20,6 +20,7 @@ from bester.broker.keys import KeyPair
 from bester.broker.link_counts import MOST_LINKS, LinkCounts
 from bester.broker.link_counts import WHY as MANY
 from bester.broker.long_messages import HELD_OFF, MOST_FRAMES, SHORT_FRAMES, WHY, LongMessages
+from bester.broker.monitor import Monitor, OnEvent
 from bester.broker.wire.messages import MAX_FRAMES
 from tests.keyed import KeyedParty, Pair, free_port, new_pair
 from tests.live import DEADLINE_S
@@ -305,6 +306,110 @@ async def test_links_of_a_key_are_bounded_and_another_may_come_once_one_has_ende
                     link.close(linger=0)
                 for each in (honest, *others):
                     each.close()
+
+
+@asynccontextmanager
+async def until_dark(port: int) -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """Pass connections on to a port until an event is set: then the machine at the other end is gone without a word.
+    Yield the own port, and the event."""
+    dark = asyncio.Event()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while (data := await reader.read(65536)) and not dark.is_set():
+                writer.write(data)
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, onward = await asyncio.open_connection("127.0.0.1", port)
+        writers.extend((writer, onward))
+        await asyncio.gather(pass_on(reader, onward), pass_on(there, writer))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    async with server:
+        try:
+            yield server.sockets[0].getsockname()[1], dark
+        finally:
+            for writer in writers:
+                writer.transport.abort()
+
+
+async def test_links_of_a_machine_that_is_gone_without_a_word_do_not_keep_its_key_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bester.broker.curve.PING_MS", 100)
+    monkeypatch.setattr("bester.broker.curve.SILENT_MS", 1000)
+    monkeypatch.setattr("bester.broker.link_counts.MOST_LINKS", 2)
+    async with door() as here, until_dark(here.port) as (port, dark):
+        parties = [party(port, PAIRS["endless"]) for _ in range(2)]
+        parties.append(honest := party(here.port, PAIRS["honest"]))
+        try:
+            for each in parties:
+                await each.send_frames(b"first")
+            await here.until(partial(here.has_read, 3))
+            dark.set()
+            parties.append(back := party(here.port, PAIRS["endless"]))
+            assert await back.handshake() != zmq.EVENT_HANDSHAKE_SUCCEEDED
+            await here.until(lambda: len(here.gone) == 2)
+            parties.append(again := party(here.port, PAIRS["endless"]))
+            await again.send_frames(b"again")
+            await here.until(partial(here.has_read, 4))
+            assert here.read[-1][1:] == [PAIRS["endless"].public.encode(), b"again"]
+            await honest.send_frames(b"still here")
+            await here.until(partial(here.has_read, 5))
+            assert {key for _, key in here.gone} == {PAIRS["endless"].public.encode()}, "who is silent answers a PING"
+        finally:
+            for each in parties:
+                each.close()
+
+
+class AnyIsTooMuch(LongMessages):
+    """Allows no long message."""
+
+    def allow(self, party: str, frames: int, now: float) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("how", ["hold off", "cut"])
+async def test_connection_that_has_the_descriptor_of_an_ended_one_is_not_cut(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The party has left, and another one is at its descriptor before the messages were read to the end."""
+    happen: list[OnEvent] = []
+    accepted: list[int] = []
+
+    class Told(Monitor):
+        def __init__(self, socket: zmq.Socket[bytes], events: int, on_event: OnEvent) -> None:
+            def tell(event: int, value: int) -> None:
+                accepted.extend([value] * (event == zmq.EVENT_ACCEPTED))
+                on_event(event, value)
+
+            happen.append(on_event)
+            super().__init__(socket, events, tell)
+
+    monkeypatch.setattr("bester.broker.fabric_socket.Monitor", Told)
+    async with door(longs=AnyIsTooMuch()) as here:
+        parties = [one := party(here.port, PAIRS["endless"])]
+        try:
+            await one.send_frames(b"first")
+            await here.until(partial(here.has_read, 1))
+            identity, descriptor = here.read[0][0], accepted[0]
+            if how == "hold off":
+                parties.append(two := party(here.port, PAIRS["endless"]))
+                await two.handshake()
+                await two.send_frames(*[b"x"] * (SHORT_FRAMES + 1))
+                while not here.socket.has_unread():
+                    os.sched_yield()
+            happen[0](zmq.EVENT_DISCONNECTED, descriptor)
+            happen[0](zmq.EVENT_ACCEPTED, descriptor)
+            here.socket.cut(identity, PAIRS["endless"].public, "it sends too much")
+            assert here.refused == []
+            await here.until(lambda: here.gone)
+            assert [why for _, _, why in here.refused] == ([WHY] if how == "hold off" else [])
+            assert here.socket.unread.cut(descriptor), "it is open still"
+        finally:
+            for each in parties:
+                each.close()
 
 
 async def test_connection_that_ends_before_its_message_is_read_leaves_nothing_behind() -> None:

@@ -34,6 +34,12 @@ DOMAIN = b"bester"
 KEY_BYTES = 32
 HANDSHAKE_MS = 5000
 """Time of a connection for its handshake: as long as a client has for its first frame."""
+PING_MS = 2000
+"""Interval of ZMTP's PINGs, the fabric's own. libzmq answers them on a thread of its own, whatever its program does."""
+SILENT_MS = 10_000
+"""Time of a connection for its answer to a PING, or anything else: longer than the patience of the fabric (6 s), which
+gives up links, not connections. The connections of a machine that is gone would count among those of its key for
+good."""
 MAX_ADDRESSES = 20_000
 """Connections whose address is remembered for the log; above the bound new ones are logged without."""
 UNSEEN = "unseen"
@@ -154,6 +160,8 @@ class CurveSocket(FabricSocket):
         # Without a ZAP handler nobody is let in then, instead of everybody.
         self.socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        self.socket.setsockopt(zmq.HEARTBEAT_IVL, PING_MS)
+        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENT_MS)
         self._on_gone = on_gone
         self._on_refused = on_refused
         self._drain_s = READ_S
@@ -245,18 +253,26 @@ class CurveSocket(FabricSocket):
         links = {each: holder for each, holder in self._holders.items() if holder[0] == key}
         self._drop(identity, came_by, WHY)
         for each, holder in links.items():
-            self._dropped[each, holder] = False
-            self.unread.cut(holder[1])
+            self._end(each, holder)
             del self._holders[each]
             self._leave(holder[1], each)
             self._on_gone(each, key)
 
     def _drop(self, identity: bytes, came_by: tuple[bytes, int], why: str) -> None:
         """End a connection, with a line in the log, and pass on none of its messages."""
+        address = self._addresses.get(came_by[1], UNSEEN)
+        self._on_refused(address if self._end(identity, came_by) else UNSEEN, came_by[0].decode(), why)
+
+    def _end(self, identity: bytes, came_by: tuple[bytes, int]) -> bool:
+        """Pass on no more messages of a connection, and shut the connection down. Return False for one that has ended
+        before: its descriptor may be another party's by now."""
         key, descriptor = came_by
-        self._on_refused(self._addresses.get(descriptor, UNSEEN), key.decode(), why)
-        self._dropped[identity, came_by] = False
-        self.unread.cut(descriptor)
+        own = identity, key
+        has_ended = self._ended.get(identity) == came_by or self._connections.get(descriptor, own) != own
+        self._dropped[identity, came_by] = has_ended
+        if not has_ended:
+            self.unread.cut(descriptor)
+        return not has_ended
 
     def _enter(self, identity: bytes, came_by: tuple[bytes, int]) -> bool:
         """Take in the first message of a connection; return False where its key has no room for another link. A
@@ -310,7 +326,8 @@ class CurveSocket(FabricSocket):
         """End the connection of a party's routing id, with a line in the log."""
         key, descriptor = self._holders.get(identity, (b"", -1))
         address = self._addresses.get(descriptor, UNSEEN)
-        if key == party.encode() and self.unread.cut(descriptor):
+        is_open = self._connections.get(descriptor) == (identity, key)  # or the descriptor is another's by now
+        if key == party.encode() and is_open and self.unread.cut(descriptor):
             self._on_refused(address, party, why)
 
     def _drain(self) -> None:

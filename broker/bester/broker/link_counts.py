@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter
 
 MOST_LINKS = 64
-"""Open links of one key that have spoken: as many handlers of a busy machine, or all messages of others wait for a row of that many."""
+"""Open links of one key that have spoken: as many handlers of a busy machine, or all messages of others wait for a row
+of that many."""
 WHY = f"its key has {MOST_LINKS} links open"
 """Reason for the log."""
 

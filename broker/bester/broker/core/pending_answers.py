@@ -31,13 +31,8 @@ class PendingAnswers:
     """Answers by the write, or the dead letter, that they wait for.
 
     There are no more of them than messages under way, and some repeats of each. The store driver ends every wait for a
-<<<<<<< HEAD
-    write: by a commit, or by a failure where the store is away for too long. Then its dead letters and Rewrites are held
-    back, and would be lost with this process. The answers to other servers that depend on such a Rewrite, a later
-=======
     write: by a commit, or by a failure where the store is away for too long. Then its dead letters and Rewrites are
     held back, and would be lost with this process. The answers to other servers that depend on such a Rewrite, a later
->>>>>>> w-clu23
     outcome that was taken in, wait on in `_outlasting` for the next group that is written, and reports wait on for
     their dead letters.
     """
