@@ -216,7 +216,12 @@ async def test_party_with_too_many_long_messages_is_cut_with_all_its_links_and_h
             assert here.read[-1][2:] == [b"second"]
             again = party(here.port, PAIRS["endless"])
             links.append(again)
-            assert await again.handshake() == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            event = await again.handshake()
+            while (
+                event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            ):  # it had the descriptor of a link that is cut; once more
+                event = await again.handshake()
+            assert event == zmq.EVENT_HANDSHAKE_FAILED_AUTH
             assert ("127.0.0.1", PAIRS["endless"].public, HELD_OFF) in here.refused
         finally:
             for link in (*links, honest):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bester.bridge.intake import CROWD
 from bester.broker.wire.messages import Goodbye, Heartbeat, Report, Submit, Welcome
 from tests.unit.bridge_stand import ListConnection, Scene
 from tests.unit.test_intake import good, message
@@ -14,9 +15,8 @@ FEW = 5_000
 """Connections at most, where some messages of a sender are less than a fair share of the room."""
 
 
-def told(credit: int, number: int = 1, *stuck: str, size_bytes: int = 2**28, alone: bool = False) -> Heartbeat:
-    options = {"credit": credit, "credit_bytes": size_bytes, "number": number, "stuck": list(stuck), "alone": alone}
-    return Heartbeat(options)
+def told(credit: int, number: int = 1, *stuck: str, size_bytes: int = 2**28) -> Heartbeat:
+    return Heartbeat({"credit": credit, "credit_bytes": size_bytes, "number": number, "stuck": list(stuck)})
 
 
 def write(scene: Scene, connection: ListConnection, *types: str) -> None:
@@ -24,24 +24,6 @@ def write(scene: Scene, connection: ListConnection, *types: str) -> None:
     data = b"".join(message(f"{place}{type_}", type_=type_) for place, type_ in enumerate(types))
     scene.bridge.on_bytes(connection, data)
     scene.turn()
-
-
-def write_much(scene: Scene, users: list[ListConnection], count: int, type_: str = "t") -> None:
-    """Let each user send so many messages of 100,000 bytes, each in turn one."""
-    for _ in range(count):
-        for user in users:
-            scene.bridge.on_bytes(user, message("1", f'"{"x" * 99_998}"', type_))
-        scene.turn()
-
-
-def settle(scene: Scene, sent: list[Submit]) -> list[Submit]:
-    """Report on messages in the order of their submits, one by one, until nobody counts as new; return those that are
-    sent then."""
-    for _ in range(150):
-        sent += scene.take(Submit)
-        done, sent = sent[:1], sent[1:]
-        scene.broker(*good(*done))
-    return sent + scene.take(Submit)
 
 
 def types_of(scene: Scene) -> list[str]:
@@ -198,34 +180,6 @@ class TestCredit:
             assert len(sent) <= 64
         assert [len(user.lines()) for user in greedy] == [60, 60, 60, 60, 63]
 
-    @pytest.mark.parametrize("alone", [False, True])
-    def test_crowd_fills_half_of_the_bytes_of_a_lone_bridge_and_others_pass_it(self, *, alone: bool) -> None:
-        scene = Scene(max_connections=FEW)
-        crowd = [scene.log_in(f"user{number}") for number in range(60)]
-        guest = scene.log_in("guest")
-        scene.broker(told(10_000, size_bytes=1_000_000, alone=alone))
-        write_much(scene, crowd, 12)
-        sent = settle(scene, [])
-        assert 100_000 * len(sent) == pytest.approx(500_000 if alone else 1_000_000, rel=0.2)
-        write(scene, guest, "m")
-        scene.turn()
-        assert types_of(scene) == ["m"]
-        while sent:
-            scene.broker(*good(*sent))
-            sent = scene.take(Submit)
-        assert [len(user.lines()) for user in crowd] == [12] * 60
-
-    def test_stuck_messages_leave_a_crowd_of_a_lone_bridge_its_part(self) -> None:
-        scene = Scene(max_connections=FEW)
-        slow, crowd = ([scene.log_in(f"{name}{number}") for number in range(60)] for name in ("slow", "user"))
-        scene.broker(told(10_000, size_bytes=1_000_000))
-        write_much(scene, slow, 1, "slow")
-        assert types_of(scene) == ["slow"] * 10
-        scene.broker(told(10_000, 2, "slow", size_bytes=1_000_000, alone=True))
-        write_much(scene, crowd, 12)
-        sent = settle(scene, [])
-        assert 100_000 * len(sent) == pytest.approx(500_000, rel=0.2)
-
     def test_order_of_a_connection_holds(self) -> None:
         scene = Scene()
         alice = scene.log_in()
@@ -371,6 +325,16 @@ class TestStuckTypes:
 
 
 class TestReports:
+    @pytest.mark.parametrize("users", [CROWD - 1, CROWD])
+    def test_broker_is_told_whether_a_crowd_waits(self, users: int) -> None:
+        scene = Scene(max_connections=FEW)
+        crowd = [scene.log_in(f"user{number}") for number in range(users)]
+        scene.broker(told(4))
+        for user in crowd:
+            write(scene, user, *"t" * 40)
+        (report,) = reports(scene)
+        assert report["crowd"] is (users == CROWD)
+
     def test_broker_is_told_what_is_unreported_once(self) -> None:
         scene = Scene()
         alice = scene.log_in()

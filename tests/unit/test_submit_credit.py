@@ -9,7 +9,16 @@ import pytest
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Limits
 from bester.broker.core.stuck_types import MAX_STUCK, Front, StuckTypes
-from bester.broker.core.submit_credit import LEAST, LEAST_BYTES, ROOM, ROOM_BYTES, SubmitCredit, divided
+from bester.broker.core.submit_credit import (
+    LEAST,
+    LEAST_BYTES,
+    ROOM,
+    ROOM_BYTES,
+    TIMES,
+    TIMES_CROWD,
+    SubmitCredit,
+    divided,
+)
 from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.messages import Error, Heartbeat, Hello, Malformed, Message, Meta, Open, Report, Welcome
 from tests.unit.core_federated import finished
@@ -56,19 +65,23 @@ def settle(credit: SubmitCredit, parties: list[Party]) -> None:
             party.report()
 
 
-def test_bridges_are_told_whether_they_are_alone() -> None:
+@pytest.mark.parametrize(
+    ("crowd", "others", "door", "times"),
+    [(True, 0, "ipc", TIMES_CROWD), (False, 0, "ipc", TIMES), (True, 1, "ipc", TIMES), (True, 0, "direct", TIMES)],
+)
+def test_crowd_of_a_lone_bridge_gets_fewer_bytes(crowd: bool, others: int, door: str, times: float) -> None:
     credit = SubmitCredit(Limits())
-    first, second = links(2)
-    assert credit.join(first, MOST)["alone"] is True
-    assert all(options["alone"] for _, options in credit.share([], (0, 0)))
-    assert credit.join(second, MOST)["alone"] is False
-    assert {link: options["alone"] for link, options in credit.share([], (0, 0))} == {first: False, second: False}
-    credit.leave(first)
-    assert {link: options["alone"] for link, options in credit.share([], (0, 0))} == {second: True}
-    assert credit.join(first, MOST)["alone"] is False
-    credit.leave(second)  # the same bridge, by a link that is told to be lost only now
-    assert {link: options["alone"] for link, options in credit.share([], (0, 0))} == {first: True}
-    assert SubmitCredit(Limits()).join(Link("direct", b"0"), MOST)["alone"] is False, "it is in the broker's process"
+    bridge = Link(door, b"b")
+    known = credit.join(bridge, MOST)
+    for link in links(others):
+        credit.join(link, MOST)
+    in_work = 20 * 2**20
+    for _ in range(12):
+        held = {"unreported": 64, "unreported_bytes": in_work, "number": known["number"]}
+        credit.on_report(bridge, {**held, "more": True, "crowd": crowd})
+        known = dict(credit.share([], (0, 0))).get(bridge, known)
+    room = ROOM_BYTES + LEAST_BYTES * (1 + others)
+    assert known["credit_bytes"] == pytest.approx(times * in_work + room, rel=0.13), "to an eighth"
 
 
 class TestShares:

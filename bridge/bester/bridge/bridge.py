@@ -232,7 +232,7 @@ class Bridge:
         for broker in self.brokers.all:
             broker.drain()
         for broker in self.brokers.live:
-            report = broker.submissions.report(more=self._intake.has_more)
+            report = broker.submissions.report(more=self._intake.has_more, crowd=self._intake.has_crowd)
             if report is not None:
                 broker.link.send(Heartbeat(report))
 

@@ -19,10 +19,9 @@ UNBOUNDED = 1 << 62
 
 class Credit:
     """Credit by the broker's latest WELCOME or HEARTBEAT: `messages` and `size_bytes` that may be sent and unreported.
-    `is_alone`: no other bridge has credit there. `stuck` are the types of which no more is to be sent now; the object
-    stays the same, and others may keep it."""
+    `stuck` are the types of which no more is to be sent now; the object stays the same, and others may keep it."""
 
-    __slots__ = ("_reported", "_unsent", "is_alone", "is_known", "messages", "number", "size_bytes", "stuck")
+    __slots__ = ("_reported", "_unsent", "is_known", "messages", "number", "size_bytes", "stuck")
 
     def __init__(self) -> None:
         self.stuck: dict[str, None] = {}
@@ -30,7 +29,7 @@ class Credit:
 
     def clear(self) -> None:
         """Forget the credit: the link to the broker is lost, or new."""
-        self.is_known = self.is_alone = False
+        self.is_known = False
         self.messages = self.size_bytes = UNBOUNDED
         self.number = 0
         self.stuck.clear()
@@ -43,16 +42,18 @@ class Credit:
         if messages is None or size_bytes is None or number is None:
             return False
         stuck = options.get("stuck")
-        self.is_known, self.is_alone = True, options.get("alone") is True
+        self.is_known = True
         self.messages, self.size_bytes, self.number = messages, size_bytes, number
         self.stuck.clear()
         self.stuck.update((type_, None) for type_ in (stuck if type(stuck) is list else ()) if type(type_) is str)
         return True
 
-    def report(self, messages: int, size_bytes: int, *, more: bool) -> Meta | None:
-        """Return the options of a HEARTBEAT that tells the broker what is sent and unreported, and whether there is
-        more; None where the broker gives no credit, or was told the same a moment ago."""
-        report: Meta = {"unreported": messages, "unreported_bytes": size_bytes, "more": more, "number": self.number}
+    def report(self, messages: int, size_bytes: int, *, more: bool, crowd: bool = False) -> Meta | None:
+        """Return the options of a HEARTBEAT that tells the broker what is sent and unreported, whether there is more,
+        and whether many senders wait; None where the broker gives no credit, or was told the same a moment ago."""
+        report: Meta = {
+            "unreported": messages, "unreported_bytes": size_bytes, "more": more, "crowd": crowd, "number": self.number
+        }  # fmt: skip
         self._unsent += 1
         if not self.is_known or (report == self._reported and self._unsent < REPEAT):
             return None

@@ -30,6 +30,8 @@ from bester.bridge.limits import Limits
 from bester.bridge.ports import ClientConnection
 from bester.bridge.senders import Sender
 
+CROWD = 8
+"""Senders that wait at once and are many."""
 NEWCOMERS = 128
 """Divisor: a turn of those who always wait comes after so many quanta of newcomers at the latest. More than the senders
 that wait at once in most servers, so that their units keep ahead of those of a sender that says little."""
@@ -102,6 +104,11 @@ class Intake:
     def has_more(self) -> bool:
         """Return whether frames wait for their sender's room, so that more credit would be of use."""
         return bool(self._blocked)
+
+    @property
+    def has_crowd(self) -> bool:
+        """Return whether many senders wait, so that the wait of each is that for all the others."""
+        return len(self._ring) + len(self._blocked) >= CROWD
 
     def remove(self, connection: ClientConnection) -> None:
         """Forget a connection, which is gone or has nothing that waits."""

@@ -36,12 +36,6 @@ LITTLE_BYTES = 4096
 for the answers."""
 SPARE = 8
 """Divisor of a credit: the part of it that is left for senders that come, or wait for the answer to each message."""
-CROWD = 2
-"""Divisor of a credit in bytes: the part that senders of a lone bridge who always have something to say may fill
-together, however many they are; one alone has as much, see `is_over`. With all of the credit the bodies of a crowd
-would be twice as many, and be served no sooner: no message passes another on the way to the handlers and back, so that
-everybody stands behind them. Where several bridges share a broker, the shares of their senders rest on messages that
-wait there, and a crowd has all but the spare part."""
 AT_ONCE = 256
 """Messages handed to the link in one piece: those that the link does not take stay held."""
 
@@ -169,19 +163,18 @@ class Submissions:
         self._closes: dict[int, Close] = {}  # by the token of the last held message of a session that has gone
 
     def is_spent(self, sender: Sender) -> bool:
-        """Return whether the broker's credit is used up for a sender that does not come just now. A spare part of the
-        bytes is left out, which is half of them where this is the only bridge; a spare part of the messages for senders
-        with some unreported. Of a credit that was lowered senders that say little may use more: what the broker still
-        counts."""
+        """Return whether the broker's credit is used up for a sender that does not come just now: but for a spare part,
+        if the sender has messages unreported. Of a credit that was lowered senders that say little may use more: what
+        the broker still counts."""
         if not self.credit.is_known:
             return False
         if sender.size_bytes <= LITTLE_BYTES:
             most, most_bytes = self._most_sent, self._most_sent_bytes
         else:
             most, most_bytes = self.most, self.most_bytes
-        spare = most // SPARE if sender.count else 0
-        spare_bytes = (most_bytes - self._stuck_bytes) // CROWD if self.credit.is_alone else most_bytes // SPARE
-        return len(self.by_token) >= most - spare or self.size_bytes >= most_bytes - spare_bytes
+        if sender.count:
+            most, most_bytes = most - most // SPARE, most_bytes - most_bytes // SPARE
+        return len(self.by_token) >= most or self.size_bytes >= most_bytes
 
     def is_over(self, sender: Sender, margin: int = 0) -> bool:
         """Return whether a sender has as much unreported as is left of the bounds, and more than a fair share; with
@@ -286,9 +279,9 @@ class Submissions:
         """Return whether messages wait for the broker."""
         return bool(self._held)
 
-    def report(self, *, more: bool) -> Meta | None:
+    def report(self, *, more: bool, crowd: bool = False) -> Meta | None:
         """Return what the broker is to know of the use of its credit, None where there is nothing new; `more`: clients
-        have more to send."""
+        have more to send; `crowd`: many senders wait."""
         credit = self.credit
         self._count_stuck()
         sent = max(len(self.by_token) - len(self._held) - self._stuck_count, 0)
@@ -299,7 +292,7 @@ class Submissions:
             sent_bytes = max(sent_bytes, min(self._claim_bytes, sent_bytes + ROOM_BYTES))
         self._claim, self._claim_bytes = sent, sent_bytes
         self._set_bounds()
-        return credit.report(sent, sent_bytes, more=more or bool(self._held))
+        return credit.report(sent, sent_bytes, more=more or bool(self._held), crowd=crowd)
 
     def release(self, submission: Submission) -> None:
         """Count a reported message out, which is no longer in the table."""

@@ -9,7 +9,7 @@ Messages that wait at the broker are served no sooner than those that wait in th
 them slow the service of each: they have left the processor's caches when their turn comes. And between bridge and
 broker no message passes another: each that stands there is a delay for everybody. So the total follows the work: twice
 the messages in work (at handlers, at other servers, with slow readers), since one sender alone gets half of the room at
-its bridge, and some that wait.
+its bridge, and some that wait. It is less for the bytes of a crowd.
 
 A bridge tells in its HELLO the most that it will use. A bridge that tells nothing knows no credit, and gets none: its
 own bounds hold, and the broker's refusals.
@@ -28,6 +28,12 @@ from bester.broker.wire.messages import Meta
 LEAST = 64
 LEAST_BYTES = 512 * 1024
 """Share of a bridge that has nothing to send, in messages and in bytes: enough to begin at once."""
+TIMES = 2.0
+"""Credit for each message (and byte) in work: one sender alone gets half of the room at its bridge."""
+TIMES_CROWD = 1.25
+"""The same for the bytes of a crowd, which gets nearly all of the room: with more of them large bodies are served no
+sooner, and everybody stands behind them between bridge and broker. For one bridge alone: where several share a broker
+the shares of their senders rest on messages that wait there."""
 SPARE = 8
 """Divisor: one part in SPARE of the total is left for bridges that come while the others have all the rest."""
 ROOM = 256
@@ -74,12 +80,13 @@ class Pot:
         self.accounts: dict[Link, _Account] = {}
         self.follow(0)
 
-    def follow(self, waiting: int, still: int = 0, part: float = 1.0) -> None:
+    def follow(self, waiting: int, still: int = 0, part: float = 1.0, times: float = TIMES) -> None:
         """Share as much as the work needs: `waiting` messages (or bytes) of bridges wait, and of the others this `part`
-        is in work. Of those that wait `still` do not move, and leave their room to others."""
+        is in work, for which there are so many `times` of credit. Of those that wait `still` do not move, and leave
+        their room to others."""
         in_work = int(self.count_others(waiting) * part)
         room = self._room + self._least * len(self.accounts)
-        self._shared = min(self.total - self.total // SPARE, 2 * in_work + room + still)
+        self._shared = min(self.total - self.total // SPARE, int(times * in_work) + room + still)
 
     def count_others(self, waiting: int) -> int:
         """Return how many unreported messages (or bytes) bridges have beside those that are `waiting`."""
@@ -151,8 +158,8 @@ class SubmitCredit:
         most_bytes = min(limits.max_held_bytes * 3 // 4, limits.max_waiting_bytes // 2)
         self._bytes = Pot(most_bytes, min(LEAST_BYTES, most_bytes // LEAST), ROOM_BYTES)
         self._numbers: dict[Link, int] = {}
+        self._crowded: dict[Link, None] = {}  # bridges at which many senders wait
         self._stuck: list[str] = []
-        self._is_alone: bool | None = None  # as all bridges were told; None: not since one has come or gone
         self._behind: dict[Link, None] = {}  # bridges whose last report had an older number
 
     def join(self, link: Link, options: Meta) -> Meta:
@@ -162,7 +169,6 @@ class SubmitCredit:
             self.leave(link)
             return {}
         self._numbers[link] = self._numbers.get(link, 0) + 1
-        self._is_alone = None
         self._messages.join(link, most)
         self._bytes.join(link, most_bytes)
         return self._options(link)
@@ -170,9 +176,9 @@ class SubmitCredit:
     def leave(self, link: Link) -> None:
         """Take back the credit of a bridge that has gone."""
         if self._numbers.pop(link, None) is not None:
-            self._is_alone = None
             del self._messages.accounts[link], self._bytes.accounts[link]
             self._behind.pop(link, None)
+            self._crowded.pop(link, None)
 
     def on_report(self, link: Link, report: Meta) -> None:
         """Take in what a bridge tells with a HEARTBEAT; a report that cannot be read changes nothing."""
@@ -180,6 +186,10 @@ class SubmitCredit:
         if link not in self._numbers or held is None or held_bytes is None:
             return
         wants, confirmed = report.get("more") is True, report.get("number") == self._numbers[link]
+        if report.get("crowd") is True:
+            self._crowded[link] = None
+        else:
+            self._crowded.pop(link, None)
         self._messages.on_report(link, held, wants=wants, confirmed=confirmed)
         self._bytes.on_report(link, held_bytes, wants=wants, confirmed=confirmed)
         if not confirmed:
@@ -195,11 +205,10 @@ class SubmitCredit:
         others = self._messages.count_others(waiting[0])
         part = min(in_work / others, 1.0) if others and in_work is not None else 1.0
         self._messages.follow(waiting[0], still[0], part)
-        self._bytes.follow(waiting[1], still[1], part)
+        self._bytes.follow(waiting[1], still[1], part, TIMES_CROWD if self._has_lone_crowd else TIMES)
         changed = dict.fromkeys([*self._messages.share(), *self._bytes.share()])
-        is_alone = self._one_is_alone
-        if (stuck, is_alone) != (self._stuck, self._is_alone):
-            self._stuck, self._is_alone = stuck, is_alone
+        if stuck != self._stuck:
+            self._stuck = stuck
             changed = dict.fromkeys(self._numbers)
         for link in changed:
             self._numbers[link] += 1
@@ -207,20 +216,18 @@ class SubmitCredit:
         self._behind.clear()
         return [(link, self._options(link)) for link in changed]
 
+    @property
+    def _has_lone_crowd(self) -> bool:
+        """Whether many senders wait at the only bridge, which is not in the broker's process."""
+        return len(self._numbers) == 1 and any(link.door != "direct" for link in self._crowded)
+
     def _options(self, link: Link) -> Meta:
         return {
             "credit": self._messages.accounts[link].granted,
             "credit_bytes": self._bytes.accounts[link].granted,
             "number": self._numbers[link],
             "stuck": self._stuck,
-            "alone": self._one_is_alone,
         }
-
-    @property
-    def _one_is_alone(self) -> bool:
-        """Whether one bridge has all the credit, and is not in this process: messages between them pass nothing there
-        that they would stand behind."""
-        return len(self._numbers) == 1 and all(link.door != "direct" for link in self._numbers)
 
     def bounds(self) -> dict[str, Bound]:
         """Return how much of the credit bridges have, in messages and in bytes."""
