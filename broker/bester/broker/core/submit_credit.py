@@ -30,7 +30,7 @@ LEAST_BYTES = 512 * 1024
 """Share of a bridge that has nothing to send, in messages and in bytes: enough to begin at once."""
 TIMES = 2.0
 """Credit for each message (and byte) in work: one sender alone gets half of the room at its bridge."""
-TIMES_CROWD = 1.25
+TIMES_CROWD = 1.0
 """The same for the bytes of a crowd, which gets nearly all of the room: with more of them large bodies are served no
 sooner, and everybody stands behind them between bridge and broker. For one bridge alone: where several share a broker
 the shares of their senders rest on messages that wait there."""
