@@ -42,7 +42,8 @@ typedef struct {
     char types[1024], name[160], secret[41], public[41];
     void *context, *socket;
     outgoing out;
-    int64_t received_ms, sent_ms, heartbeat_ms;
+    int64_t sent_ms, heartbeat_ms;
+    int quiet; /* looks in vain, of half a heartbeat each: a program that was not run for a while has looked once */
     bool left; /* GOODBYE was sent */
     bool over; /* and was echoed, or there is nothing left to do */
     bool refused; /* the broker does not take this handler, and has given the reason */
@@ -312,7 +313,7 @@ static bool receive(handler_link *link, bester_handler handler, void *context) {
         msgpack_unpacked batch;
         msgpack_unpacked_init(&batch);
         size_t end = 0;
-        link->received_ms = now_ms();
+        link->quiet = 0;
         if (msgpack_unpack_next(&batch, zmq_msg_data(&frames[0]), zmq_msg_size(&frames[0]), &end) ==
                 MSGPACK_UNPACK_SUCCESS &&
             batch.data.type == MSGPACK_OBJECT_ARRAY)
@@ -340,7 +341,8 @@ static bool open_link(handler_link *link) {
          zmq_setsockopt(link->socket, ZMQ_CURVE_SERVERKEY, link->options.server_key, 41) != 0))
         return false;
     if (zmq_connect(link->socket, link->options.fabric) != 0) return false;
-    link->received_ms = link->sent_ms = now_ms();
+    link->sent_ms = now_ms();
+    link->quiet = 0;
     say_hello(link);
     flush(link);
     return true;
@@ -355,16 +357,15 @@ static void serve(handler_link *link, bester_handler handler, void *context) {
             flush(link);
         }
         zmq_pollitem_t item = {link->socket, 0, ZMQ_POLLIN, 0};
-        zmq_poll(&item, 1, link->heartbeat_ms / 2);
+        if (zmq_poll(&item, 1, link->heartbeat_ms / 2) == 0) link->quiet++;
         for (int n = 0; n < 64 && !link->over && receive(link, handler, context); n++) flush(link);
         flush(link);
-        int64_t now = now_ms();
-        if (now - link->received_ms >= 3 * link->heartbeat_ms) { /* three heartbeats of silence: begin anew */
+        if (link->quiet >= 6) { /* three heartbeats of silence: begin anew */
             link->over = link->left;
             zmq_close(link->socket);
             if (!link->over && !open_link(link)) link->over = true;
             if (link->over) link->socket = NULL;
-        } else if (now - link->sent_ms >= link->heartbeat_ms / 2) {
+        } else if (now_ms() - link->sent_ms >= link->heartbeat_ms / 2) {
             begin(link, 1, HEARTBEAT);
             flush(link);
         }

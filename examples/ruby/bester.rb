@@ -66,6 +66,7 @@ module Bester
       @server_key = options[:server_key] || ENV["BESTER_SERVER_KEY"]
       @context = ZMQ::Context.new
       @heartbeat = 2.0 # seconds
+      @quiet = 0 # looks in vain, of half a heartbeat each: a program that was not run for a while has looked once
       @outgoing = []
       @attached = []
     end
@@ -103,7 +104,8 @@ module Bester
       check(@socket.connect(@fabric))
       @poller = ZMQ::Poller.new
       @poller.register_readable(@socket)
-      @received = @sent = now
+      @quiet = 0
+      @sent = now
       hello
       flush
     end
@@ -116,14 +118,14 @@ module Bester
 
     # Waits half a heartbeat at most, and does what is due then.
     def turn
-      @poller.poll((@heartbeat * 500).ceil)
+      @quiet += 1 if @poller.poll((@heartbeat * 500).ceil).zero?
       while (frames = receive)
-        @received = now
+        @quiet = 0
         read(frames.shift).each { |message| handle(message, frames) }
         flush
         return if @over
       end
-      if now - @received >= 3 * @heartbeat # three heartbeats of silence: begin anew
+      if @quiet >= 6 # three heartbeats of silence: begin anew
         @socket.close
         @socket = nil
         @left ? @over = true : open
