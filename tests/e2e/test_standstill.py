@@ -1,4 +1,5 @@
-"""A bridge that was stopped: what it passes to native servers then may have come to these by another bridge."""
+"""A bridge that was stopped: others have the time that they would have had, and what it passes to native servers may
+have come to these by another bridge."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import asyncio
 import json
 import os
 import signal
+
+import pytest
 
 from bester.bridge.forward import Forwarder
 from bester.bridge.limits import Limits
@@ -15,7 +18,27 @@ from bester.broker.clocks import with_sleep
 from bester.broker.wire.messages import Forward
 from tests.e2e.bridge_scene import Raw
 from tests.e2e.test_forward import Outcomes, server
-from tests.live import DEADLINE_S, RawClient, live_server, raw_handler
+from tests.live import DEADLINE_S, LAYOUTS, RawClient, live_server, raw_handler
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+async def test_login_that_waits_for_a_stopped_server_is_not_late(layout: str) -> None:
+    async with live_server("", layout) as there:
+        clients = [await RawClient.connect(there) for _ in range(4)]
+        (await RawClient.login(there, "ann")).writer.close()  # the others were let in before
+        process = there.processes[0]
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.process.pid, os.WSTOPPED | os.WNOWAIT)
+        for client in clients[:3]:
+            client.send({"header": {"scope": "client", "authentication": {"username": "ann", "password": "secret"}}})
+            await client.writer.drain()
+        await asyncio.sleep(Limits().first_frame_s + 1.0)
+        process.send_signal(signal.SIGCONT)
+        for client in clients[:3]:
+            assert (await client.receive())["header"]["status"] == "good"
+        assert (await clients[3].receive())["payload"] == {"id": "auth_special", "reason": "timeout"}
+        for client in clients:
+            await client.close()
 
 
 async def test_message_for_a_server_that_waited_for_a_stopped_bridge_is_marked() -> None:

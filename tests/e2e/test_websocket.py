@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import aiohttp
 import aiohttp.web
 import pytest
 
+from bester.bridge.standstill import GAP_S
 from bester.bridge.web_stream import Unended, WebStream
 from bester.broker.layer_turns import LayerTurns
 from tests.authorities import Authority
@@ -200,6 +202,18 @@ async def test_message_that_takes_too_long_ends_the_connection() -> None:
     stream, below = opened(Unended(1500, 60.0))
     stream.data_received(part(b"x", 1, False) + part(b"y", 0))
     assert below.written == b""
+
+
+async def test_rest_of_a_message_that_waited_for_a_stopped_process_is_read_first() -> None:
+    stream, below = opened(Unended(1500, 0.01))
+    stream.data_received(part(b"x", 1, False))
+    time.sleep(GAP_S + 0.1)  # nothing of this process runs
+    await asyncio.sleep(0.01)
+    assert below.written == b""
+    stream.data_received(part(b"y", 0) + part(b"x", 1, False))
+    async with asyncio.timeout(30.0):
+        while b"a message took too long" not in below.written:
+            await asyncio.sleep(0.01)
 
 
 async def test_pings_of_a_peer_that_does_not_read_are_not_answered_without_end() -> None:

@@ -127,7 +127,8 @@ async def test_guesses_at_one_user_from_many_addresses() -> None:
         await comes_through(server, "alice")
         reasons = await attack
         assert reasons.count("authentication-failed") < len(rows) / 2
-        assert set(reasons) <= {"authentication-failed", "try-later", "overloaded"}
+        # On a machine that is slow enough, the last in the queue of password checks wait for longer than they may.
+        assert set(reasons) <= {"authentication-failed", "try-later", "overloaded", "timeout"}
         assert await login(server, "alice", "alice") == LET_IN  # from her earlier address
 
 

@@ -43,3 +43,14 @@ def test_message_read_shortly_after_a_standstill_is_in_doubt_and_a_later_one_is_
     standstill = ticked(START + TICK_S, thawed, thawed + TICK_S, thawed + 2 * TICK_S)
     assert standstill.is_in_doubt(thawed + AFTER_S - 0.1, thawed + AFTER_S)
     assert not standstill.is_in_doubt(thawed + AFTER_S, thawed + AFTER_S)
+
+
+def test_nobody_is_judged_until_there_was_time_to_read() -> None:
+    standstill, thawed = ticked(START + TICK_S), START + 7.0
+    assert [standstill.tick(thawed + TICK_S * number) for number in range(4)] == [False, False, True, True]
+
+
+def test_process_that_stands_still_at_every_turn_judges_in_between() -> None:
+    standstill = ticked(START + TICK_S)
+    judged = [standstill.tick(START + 3.0 * number) for number in range(1, 9)]
+    assert judged == [False, True] * 4

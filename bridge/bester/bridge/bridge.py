@@ -217,24 +217,30 @@ class Bridge:
         if not self._registry.connections and self.on_empty is not None:
             self.on_empty()
 
-    def tick(self) -> None:
-        """Look at deadlines, slow readers and held messages; call about twice a second."""
+    def tick(self, *, judge: bool = True) -> None:
+        """Look at deadlines, slow readers and held messages; call about twice a second. Without `judge` nobody is late
+        yet: what they sent may still be unread."""
         now = self._clock()
-        self._settling.tick(now)
-        self._outbound.tick(now)
-        self._deliveries.tick(now)
+        if judge:
+            self._judge(now)
         self._meter.tick(now)
         self._homes.tick()
-        for broker in self.brokers.all:
-            for token in broker.submissions.overdue(now):
-                self.reached["hold_s"] += 1
-                self._reports.report(token, 1, "unreachable", None, {}, now)
         for broker in self.brokers.all:
             broker.drain()
         for broker in self.brokers.live:
             report = broker.submissions.report(more=self._intake.has_more, crowd=self._intake.has_crowd)
             if report is not None:
                 broker.link.send(Heartbeat(report))
+
+    def _judge(self, now: float) -> None:
+        """End, cut or report what has taken too long."""
+        self._settling.tick(now)
+        self._outbound.tick(now)
+        self._deliveries.tick(now)
+        for broker in self.brokers.all:
+            for token in broker.submissions.overdue(now):
+                self.reached["hold_s"] += 1
+                self._reports.report(token, 1, "unreachable", None, {}, now)
 
     def tell_figures(self) -> None:
         """Tell the brokers the counts of this bridge, for its operator; call every few seconds. An older broker refuses

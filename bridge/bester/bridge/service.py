@@ -72,9 +72,8 @@ class _Ticker:
     """Clock of the core: calls `tick`, and that of `standstill`."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, bridge: Bridge, standstill: Standstill | None = None,
-        period_s: float = TICK_S,
-    ) -> None:  # fmt: skip
+        self, loop: asyncio.AbstractEventLoop, bridge: Bridge, standstill: Standstill, period_s: float = TICK_S
+    ) -> None:
         self._loop = loop
         self._bridge = bridge
         self._standstill = standstill
@@ -84,9 +83,7 @@ class _Ticker:
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._period_s, self._tick)
-        if self._standstill is not None:
-            self._standstill.tick(with_sleep())
-        self._bridge.tick()
+        self._bridge.tick(judge=self._standstill.tick(with_sleep()))
         self._until_figures -= 1
         if self._until_figures <= 0 and self._bridge.is_ready:
             self._until_figures = round(FIGURES_S / self._period_s)
@@ -212,7 +209,7 @@ class Service:
         self.refuse_new()
         self._empty.clear()
         self.bridge.shut_down()
-        ticker = _Ticker(asyncio.get_running_loop(), self.bridge, period_s=DRAIN_TICK_S)
+        ticker = _Ticker(asyncio.get_running_loop(), self.bridge, Standstill(with_sleep()), DRAIN_TICK_S)
         try:
             await asyncio.wait_for(self._empty.wait(), max(timeout_s - FAREWELL_S, 0))
         except TimeoutError:

@@ -1,6 +1,8 @@
 """Times at which this process stood still: stopped (SIGSTOP, a debugger), suspended with its machine, or without CPU.
 Pure; the times are those of `clocks.with_sleep`.
 
+What others sent meanwhile was not read: nobody is late for that, until there was time to read it.
+
 Meanwhile a broker may have died or given up its link, and sent the same messages by another bridge, marked. What had
 come by the link before, and is read or carried on after the standstill, is perhaps the second copy for its recipient,
 and nothing on the link tells of it.
@@ -20,12 +22,21 @@ class Standstill:
     def __init__(self, now: float) -> None:
         self._ticked_at = now
         self._ended_at = float("-inf")
+        self._excused_until = now
+        self._may_excuse = True  # others were judged since they were excused last
 
-    def tick(self, now: float) -> None:
-        """Take in that the process runs; call twice a second."""
+    def tick(self, now: float) -> bool:
+        """Take in that the process runs; call twice a second. Return whether others may be judged by the time: not
+        where what they sent may still be unread. A process that stands still at every turn judges them in between."""
         if now - self._ticked_at > GAP_S:
             self._ended_at = now
+            if self._may_excuse:
+                self._excused_until, self._may_excuse = now + AFTER_S, False
         self._ticked_at = now
+        if now < self._excused_until:
+            return False
+        self._may_excuse = True
+        return True
 
     def is_in_doubt(self, taken_at: float, now: float) -> bool:
         """Return whether the process stood still after a message was read, or shortly before. A standstill that has

@@ -29,6 +29,7 @@ from wsproto.events import (
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from bester.bridge.frames import Splitter
+from bester.bridge.standstill import AFTER_S, GAP_S
 from bester.broker.layer import Layer
 from bester.broker.layer_turns import LayerTurns
 
@@ -222,9 +223,20 @@ class WebStream(Layer):
         elif self._unended.held_bytes > self._unended.most_bytes:
             self._end_early(1013, "too many messages have begun and not ended")
         elif self._deadline is None:
-            self._deadline = asyncio.get_running_loop().call_later(
-                self._unended.patience_s, self._end_early, 1008, "a message took too long"
-            )
+            self._allow(self._unended.patience_s)
+
+    def _allow(self, seconds: float) -> None:
+        """Give the peer so long for the rest of a message."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+
+        def late() -> None:
+            if loop.time() > due + GAP_S:  # this process stood still: the rest may have come, and is read first
+                self._allow(AFTER_S)
+            else:
+                self._end_early(1008, "a message took too long")
+
+        self._deadline = loop.call_at(due, late)
 
     def _pass_on(self, data: bytes) -> None:
         began = self._turns.clock()
