@@ -23,6 +23,36 @@ def test_pending_message_is_reported_on_the_new_link_and_not_processed_again() -
     assert bridge.reports() == [good(7)]
 
 
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_results_are_marked_where_the_bridge_may_have_turned_to_another_broker(is_shared: bool) -> None:
+    stand, bridge, chat = town(is_shared=is_shared)
+    bridge.submits(7)
+    request = stand.request(chat)
+    bridge.relinks()
+    stand.reply(chat, request.token, clients("alice", "carol"))
+    delivery = stand.deliver(bridge.link)
+    assert delivery.meta.get("redelivered", False) is is_shared
+    assert delivery.token is None
+    stand.say(bridge.link, Confirm(delivery.serial))
+    stand.say(bridge.link, Open(3, "carol"))
+    assert stand.deliver(bridge.link).meta.get("redelivered", False) is is_shared, "of the one that was queued"
+
+
+@pytest.mark.parametrize(("attempt", "is_marked"), [(2, False), (3, True)])
+def test_results_are_not_marked_where_the_bridge_has_turned_to_no_other_broker(attempt: int, is_marked: bool) -> None:
+    stand, bridge, chat = town(is_shared=True)
+    bridge.submits(7)
+    request = stand.request(chat)
+    bridge.relinks()
+    bridge.submits(7, attempt=attempt)
+    stand.reply(chat, request.token, clients("alice"))
+    delivery = stand.deliver(bridge.link)
+    assert delivery.meta.get("redelivered", False) is is_marked
+    assert delivery.token == (None if is_marked else 7), "whether the bridge reports by itself"
+    stand.say(bridge.link, Confirm(delivery.serial))
+    assert bridge.reports() == ([good(7)] if is_marked else [])
+
+
 def test_report_lost_with_the_link_is_sent_again() -> None:
     stand, bridge, chat = town()
     bridge.submits(7)

@@ -14,12 +14,14 @@ from tests.live import DEADLINE_S
 
 
 class Answering(FabricSocket):
-    """Socket that answers what it reads at the end of the turn. `seen` are messages, answers and looks for more."""
+    """Socket that answers what it reads at the end of the turn, and looks for more then, as a link does. `seen` are
+    messages, answers and looks for more."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.seen: list[bytes] = []
         self.answered = asyncio.Event()
         self.closes = False
+        self.fails = False
         self._answers = False  # at the end of this turn
         self._ends = Turn()
         super().__init__(context, zmq.PAIR, self._take, self._ends)
@@ -36,6 +38,12 @@ class Answering(FabricSocket):
         self.answered.set()
         if self.closes:
             self.close()
+            return
+        self.send([b"answer"])
+        if self.fails:
+            self.fails = False
+            raise ValueError("an answer that fails")
+        self.look_again()
 
     def _has_input(self) -> bool:
         self.seen.append(b"look")
@@ -67,19 +75,33 @@ def connected() -> Iterator[tuple[Answering, zmq.Socket[bytes]]]:
 async def test_message_alone_is_answered_before_the_socket_is_asked_for_more() -> None:
     with connected() as (socket, other):
         other.send(b"first")
-        assert await socket.seen_from(b"first") == [b"first", b"look", b"answer"]
+        assert await socket.seen_from(b"first") == [b"first", b"look", b"answer", b"look"]
         other.send(b"alone")
-        assert await socket.seen_from(b"alone") == [b"alone", b"answer", b"look"]
+        assert await socket.seen_from(b"alone") == [b"alone", b"answer", b"look"], "one look behind the answer"
 
 
 async def test_messages_that_come_together_are_answered_together() -> None:
     with connected() as (socket, other):
         for name in (b"1", b"2", b"3"):
             other.send(name)
-        assert await socket.seen_from(b"1") == [b"1", b"look", b"2", b"3", b"answer"]
+        assert await socket.seen_from(b"1") == [b"1", b"look", b"2", b"3", b"answer", b"look"]
         for name in (b"4", b"5"):  # after several together the next ones are waited for, too
             other.send(name)
-        assert await socket.seen_from(b"4") == [b"4", b"look", b"5", b"answer"]
+        assert await socket.seen_from(b"4") == [b"4", b"look", b"5", b"answer", b"look"]
+
+
+async def test_socket_is_asked_for_more_after_an_answer_that_failed() -> None:
+    with connected() as (socket, other):
+        other.send(b"first")
+        await socket.seen_from(b"first")
+        failures: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+        socket.fails = True
+        other.send(b"failing")
+        assert await socket.seen_from(b"failing") == [b"failing", b"answer", b"look"]
+        assert [str(failure["exception"]) for failure in failures] == ["an answer that fails"]
+        other.send(b"next")
+        assert await socket.seen_from(b"next") == [b"next", b"answer", b"look"]
 
 
 async def test_answer_may_close_the_socket() -> None:

@@ -23,7 +23,7 @@ from bester.broker.wire.messages import (
     Request,
     Submit,
 )
-from bester.broker.wire.runs import MESSAGE_OF, READ_AS, read, read_deliveries, write_run
+from bester.broker.wire.runs import MAX_DONE, MESSAGE_OF, READ_AS, read, read_deliveries, write_run
 from tests.unit.runs_stand import damaged, tokens, values
 
 META = {"id": "s1/b-1/7", "root": "s1/b-1/7", "origin": "s1", "scope": "client", "attempt": 1, "path": []}
@@ -127,10 +127,11 @@ deliveries = st.builds(
     Deliver, tokens, st.text(), st.text(), st.binary(max_size=40),
     st.lists(st.lists(tokens, min_size=2, max_size=4), min_size=1, max_size=1), st.none() | tokens, usual_metas,
 )  # fmt: skip
+confirms = st.builds(Confirm, tokens, st.lists(st.integers(0, 2**64 - 1), max_size=3), st.just([]), tokens)
 
 
 @given(
-    st.lists(requests, min_size=1, max_size=5) | st.lists(submits, min_size=1, max_size=5)
+    st.lists(requests, min_size=1, max_size=5) | st.lists(submits | confirms, min_size=1, max_size=5)
     | st.lists(deliveries, min_size=1, max_size=5)
 )  # fmt: skip
 def test_what_servers_send_is_written_as_the_codec_writes_them(sent: list[Message]) -> None:
@@ -186,9 +187,24 @@ def test_long_arrays_are_left_to_the_codec() -> None:
     assert write_run([Deliver(1, "m", "t", b"1", [list(range(65))])]) is None
     assert write_run([Deliver(1, "m", "t", b"1", [list(range(64))])] * 3) is not None
     assert write_run([Submit(1, None, "t", b"1"), Deliver(1, "m", "t", b"1", [[0, 1]])]) is None
-    assert write_run([Confirm(1)]) is None
     assert write_run([Submit(1, None, "t", b"12")], 2) is not None
     assert write_run([Submit(1, None, "t", b"12")], 1) is None
+
+
+def test_unusual_confirmations_are_left_to_the_codec() -> None:
+    submit = Submit(1, None, "t", b"12")
+    assert write_run([Confirm(1, list(range(MAX_DONE)))]) is not None
+    assert write_run([Confirm(1, list(range(MAX_DONE + 1)))]) is None
+    for confirm in (Confirm(1, [], [[1, 0, "not-connected"]]), Confirm(2**64)):
+        assert write_run([confirm]) is None
+        assert write_run([submit, confirm]) is None
+    for other in (Deliver(1, "m", "t", b"1", [[0, 1]]), Request(1, "t", b"1", "u", {}), Heartbeat()):
+        assert write_run([Confirm(1), other]) is None
+        assert write_run([other, Confirm(1)]) is None
+    assert write_run([submit, Confirm(1)], 2) is not None
+    assert write_run([submit, Confirm(1)], 1) is None
+    assert write_run([Confirm(1), Submit(1, None, "t", b"1", {"path": ["s"]})]) is None
+    assert write_run([Confirm(1), *[Submit(1, None, "t", b"x" * INLINE_BYTES)] * 64]) is None
 
 
 def test_unusual_requests_are_left_to_the_codec() -> None:

@@ -86,6 +86,7 @@ class FabricSocket:
         """Number of ZeroMQ messages read, by a socket of many peers."""
         self._drain_s = drain_s
         self._drained_s = 0.0  # for which the last turn of reading went on
+        self._is_draining = False
         self._is_quiet = False  # the last turn of reading found one message alone
         self._clock: Callable[[], float] = time.monotonic  # of the turns of reading
         self._again: asyncio.Handle | None = None
@@ -219,7 +220,9 @@ class FabricSocket:
 
     def look_again(self) -> None:
         """Read in this turn of the loop if messages wait, as a send may have consumed the descriptor's wake-up."""
-        if self._loop is not None and self._again is None and self._has_input():
+        if self._loop is None or self._again is not None or self._is_draining:
+            return  # `_drain` looks at its end, once for all that was sent meanwhile
+        if self._has_input():
             self._again = self._loop.call_soon(self._drain)
 
     def has_unread(self) -> bool:
@@ -238,6 +241,7 @@ class FabricSocket:
         began = now = clock()
         enough = began + self._drain_s
         empty, read, parts = False, 0, 0
+        self._is_draining = True
         self._turn.begin()
         try:
             for _ in range(DRAIN_AT_ONCE):
@@ -261,10 +265,11 @@ class FabricSocket:
             self._drained_s = now - began
             self._is_quiet = read == 1
             try:
-                if not empty:  # also after an exception of a callback: the descriptor does not wake for the rest
-                    self.look_again()
-            finally:
                 self._turn.end()
+            finally:
+                self._is_draining = False
+                if self._was_used or not empty:  # also after an exception of a callback: nothing wakes for the rest
+                    self.look_again()
 
     def _has_more(self) -> bool:
         """Return whether another message follows the first one of a turn. In quiet times, in which none does, the first

@@ -195,7 +195,7 @@ def assemble(
         workers=workers, timeouts=timeouts, relays=relays, contracts=contracts, bridges=bridges, answers=answers,
         restarts=restarts, recordings=recordings, shadows=shadows, auth=auth, credit=credit, clock=clock,
         process_of=around.process_of, is_stopped=around.is_stopped, read_until=around.read_until,
-        take_unsent=around.take_unsent,
+        take_unsent=around.take_unsent, is_shared=snapshot.is_shared,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
     following = Following(settings, trace, relays.links, out)

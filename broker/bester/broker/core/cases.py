@@ -63,6 +63,9 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     `resubmitted`: a bridge submitted the message again, and an earlier life of this broker may have processed it; the
     report never says that the message was merely refused.
 
+    `moved`: the bridge has lost the link on which it submitted the message, and may have submitted it to another broker
+    of this server, which counts from its own copy: what comes of this one may be a repeat, and late.
+
     `letter` is the number of the last dead letter that one of its messages became: the report waits until the letter
     is written.
 
@@ -92,6 +95,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     expires: float | None = None
     push: bool = False
     resubmitted: bool = False
+    moved: bool = False
     letter: int = NO_LETTER
     peer: str | None = None
     claimed_id: str | None = None
@@ -104,7 +108,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
         link, has to state."""
         if self.pending != 1 or self.worst != DELIVERED or self.kind is not _SUBMIT or self.other_askers is not None:
             return False
-        return self.link is link or self.link == link
+        return (self.link is link or self.link == link) and not self.moved
 
     def record(self, name: str | None, outcome: str, note: str | None = None) -> None:
         """Record one outcome under the target's name as the handler wrote it (None: the message itself). `note` is for

@@ -193,7 +193,7 @@ class Commands:
     def _must_queue(self, job: Job, user: str) -> bool:
         """Return whether a result must go behind messages queued for the user. A duplicate must where any are queued,
         for one of them may be the first."""
-        return self._mailboxes.must_queue(user) or (job.repeated and self._queues.get(mailbox(user)) is not None)
+        return self._mailboxes.must_queue(user) or (job.may_repeat and self._queues.get(mailbox(user)) is not None)
 
     def _deliver(
         self, job: Job, id_: str, command: Command, targets: list[list[int]], shares: dict[int, Share] | None,
@@ -209,7 +209,7 @@ class Commands:
             meta: Meta = {"origin": job.origin, "message": case.id}
         else:
             meta = {"origin": job.origin}
-        if job.repeated:
+        if job.may_repeat:
             meta["redelivered"] = True
         queues = self._queues
         first = queues.next_number  # reserved, should they be queued: before later ones

@@ -49,6 +49,8 @@ from bester.broker.wire.messages import (
 from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, failed, reason_of
 
 _SUBMIT = Kind.SUBMIT
+SECOND = 2
+"""Attempt of a message that a bridge submits again after its first loss of a link."""
 
 
 class Ingress:
@@ -145,7 +147,7 @@ class Ingress:
             return
         token, session, type_, body, meta = submit.token, submit.session, submit.type, submit.body, submit.meta
         resume, attempt = peer.resume, attempt_of(meta)
-        if resume is not None and attempt > 1 and (self._is_known(peer, token) or self.draining):
+        if resume is not None and attempt > 1 and (self._is_known(peer, token, attempt) or self.draining):
             return  # the bridge submits again to this broker's next life; a refusal would deny the first entry
         id_ = f"{peer.prefix}{token}"
         case = Case(_SUBMIT, peer.link, token, id_, id_)
@@ -191,14 +193,19 @@ class Ingress:
         self._reports.refuse(case, code)
         return True
 
-    def _is_known(self, peer: Peer, token: int) -> bool:
-        """Return whether a message that a bridge submits again is known, so that only its report is due."""
+    def _is_known(self, peer: Peer, token: int, attempt: int) -> bool:
+        """Return whether a message that a bridge submits again is known, so that only its report is due.
+
+        A bridge counts its attempts at all brokers: with the second one here, no other broker has had the message.
+        """
         assert peer.resume is not None
         earlier = peer.resume.find(token)
         if earlier is None:
             return peer.resume.is_reporting(token)
         if isinstance(earlier, Case):
             earlier.link = peer.link
+            if attempt == SECOND:
+                earlier.moved = False
         else:
             self._reports.send_again(peer.link, *earlier)
         return True
@@ -211,8 +218,9 @@ class Ingress:
 
     def _submit_of_server(self, peer: Peer, submit: Submit, now: float) -> None:
         """Enter a message by the native protocol: its sender is known by certificate or address, not by the header."""
-        again = peer.resume is not None and attempt_of(submit.meta) > 1
-        if again and (self._is_known(peer, submit.token) or self.draining):
+        attempt = attempt_of(submit.meta)
+        again = peer.resume is not None and attempt > 1
+        if again and (self._is_known(peer, submit.token, attempt) or self.draining):
             return
         host, claimed = _text(submit.meta.get("address")) or "", _text(submit.meta.get("server"))
         if not self._strangers.hold(peer, submit, host, claimed, self._hosts, now):

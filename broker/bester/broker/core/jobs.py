@@ -51,6 +51,11 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
     traceparent: str | None = None
 
     @property
+    def may_repeat(self) -> bool:
+        """Return whether its results may be repeats: the message may have been processed before, or elsewhere."""
+        return self.repeated or self.case.moved
+
+    @property
     def suspected(self) -> bool:
         """Return whether a worker may have died over this job, so that the next worker gets the job alone."""
         return self.suspicion is not None and self.suspicion.open

@@ -57,7 +57,8 @@ go to other handlers, and a party may let a hundred links fall silent at once.""
 class Peers:
     """The peers of one broker, by link. `process_of` and `is_stopped` tell the system's view of their processes;
     `read_until` tells the time up to which everything that a link had sent was read; `take_unsent` returns the messages
-    for a link that was lost which were left to a later turn, and sends them no more."""
+    for a link that was lost which were left to a later turn, and sends them no more. `is_shared`: the server may have
+    other brokers."""
 
     def __init__(
         self, settings: Settings, out: Effects, epoch: str, now: float, *, changes: WorkerChanges, workers: Workers,
@@ -65,7 +66,7 @@ class Peers:
         bridges: dict[Link, None], answers: PendingAnswers, restarts: Restarts, recordings: Recordings,
         shadows: Shadows, auth: AuthHandlers, credit: SubmitCredit, clock: Clock,
         process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
-        read_until: Callable[[Link], float], take_unsent: Callable[[Link], Sequence[Message]],
+        read_until: Callable[[Link], float], take_unsent: Callable[[Link], Sequence[Message]], is_shared: bool,
     ) -> None:  # fmt: skip
         self.by_link: dict[Link, Peer] = {}
         self._settings = settings
@@ -89,6 +90,7 @@ class Peers:
         self._is_stopped = is_stopped
         self._read_until = read_until
         self._take_unsent = take_unsent
+        self._is_shared = is_shared
         self._unknown: dict[
             Link, tuple[float, bool]
         ] = {}  # links without HELLO: when answered, and whether undecodable
@@ -237,7 +239,7 @@ class Peers:
             if resume is None:
                 limits = self._settings.limits
                 resume = self.resumes[prefix] = BridgeResume(
-                    link, limits.sweep_at, limits.max_unacked, self._out.reached
+                    link, limits.sweep_at, limits.max_unacked, self._out.reached, is_shared=self._is_shared
                 )
             else:
                 resume.relink(link, now)

@@ -105,7 +105,7 @@ class Relays:
             link = None
         queue = self._queues.get(key)
         busy = queue is not None and (
-            queue.is_ahead or queue.delay_s or job.repeated
+            queue.is_ahead or queue.delay_s or job.may_repeat
         )  # a duplicate goes behind the queue, which may hold the first
         if route.ordered and not busy:
             busy = self.transfers.has_any(key)
@@ -116,8 +116,8 @@ class Relays:
         case.pending += 1
         patience_s = self._limits.report_s if route.name else self._limits.relay_s
         ttl_s = None if case.expires is None else max(0.0, case.expires - now)
-        transfer = Transfer(entry, target, link, route, now + patience_s, case, job.repeated)
-        self._send(transfer, entry, ttl_s, again=job.repeated)
+        transfer = Transfer(entry, target, link, route, now + patience_s, case, job.may_repeat)
+        self._send(transfer, entry, ttl_s, again=job.may_repeat)
         return None
 
     def meta_of(self, job: Job) -> Meta:
@@ -131,7 +131,7 @@ class Relays:
             meta["push"] = True
         if job.traceparent is not None:
             meta["traceparent"] = job.traceparent
-        if job.repeated:
+        if job.may_repeat:
             meta["repeated"] = True
         return meta
 

@@ -27,11 +27,12 @@ class BridgeResume:
     remembered. A bridge counts the reports on a link, so only the unacknowledged ones are remembered. Cases that have
     ended are swept out together, once there are `sweep_at` or more: taking out each as it ends would cost every message
     more. At most `max_unacked` reports are remembered for a bridge that counts none: the oldest are forgotten, and
-    counted in `reached`.
+    counted in `reached`. `is_shared`: the server may have other brokers, to which the bridge may turn.
     """
 
-    def __init__(self, link: Link, sweep_at: int, max_unacked: int, reached: Counter[str]) -> None:
+    def __init__(self, link: Link, sweep_at: int, max_unacked: int, reached: Counter[str], *, is_shared: bool) -> None:
         self._reached = reached
+        self._is_shared = is_shared
         self._max_unacked = max_unacked
         self.link: Link | None = link
         self.since: float | None = None
@@ -94,6 +95,7 @@ class BridgeResume:
         self._counted = 0
         self._sweep()
         for case in self._cases.values():
+            case.moved = self._is_shared
             if self not in case.watchers:
                 case.watchers = (*case.watchers, self)
         self.link, self.since = None, now

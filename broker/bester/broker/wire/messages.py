@@ -276,6 +276,7 @@ class Deliver(NamedTuple):
     meta: Meta = {}
 
 
+@record(27)
 class Confirm(NamedTuple):
     """Confirmation of ended deliveries: all serials up to `upto` and those in `done`.
 

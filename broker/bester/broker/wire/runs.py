@@ -1,10 +1,10 @@
 """Runs: messages of one kind that stand together in a batch, read and written in one piece where their shape is usual.
 
 A batch of requests or deliveries alone, and one of what handlers and bridges send most, is read by msgspec, in C, into
-values with the fields of the messages; a batch of requests, submits, deliveries or replies alone is packed as rows. The
-functions return None for any other batch, and for every batch that holds a fault: `codec` decodes and encodes those,
-and says what is wrong. For the rest the result equals that of `codec`, value for value and byte for byte. Without
-msgspec, which a server always has, only replies are handled here.
+values with the fields of the messages; a batch of requests, deliveries or replies alone, and one of submits and
+confirmations, is packed as rows. The functions return None for any other batch, and for every batch that holds a fault:
+`codec` decodes and encodes those, and says what is wrong. For the rest the result equals that of `codec`, value for
+value and byte for byte. Without msgspec, which a server always has, only replies are handled here.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ _REPLY = OP_OF[Reply]
 _DELIVER = OP_OF[Deliver]
 _REPLIES = {Reply}
 _WITH_BODY = frozenset({Request, Submit, Deliver})
+MAX_DONE = 1024
+"""Serials in a confirmation of a run, beside those that it ends by their order: as many as were delivered together."""
 FEW = 64
 """Sessions of one user in a DELIVER of a run: nearly every user has fewer."""
 
@@ -176,28 +178,37 @@ def read_part(frames: Sequence[bytes]) -> Sequence[Message | Malformed] | Unread
 
 
 def write_run(messages: Sequence[Message], most_bytes: int = MAX_FRAME_BYTES) -> list[bytes] | None:
-    """Return the ZeroMQ message of a server's own requests, submits or deliveries, of one kind; None where
-    `codec.batches` must encode them. `most_bytes` is the limit on a body."""
+    """Return the ZeroMQ message of a server's own requests, submits or deliveries, of one kind, or of confirmations,
+    alone or among submits; None where `codec.batches` must encode them. `most_bytes` is the limit on a body."""
     if msgspec is None or not 0 < len(messages) <= MAX_BATCH:
         return None
     run: Any = messages
+    with_body = run
     kind: type[Any] = type(run[0])
-    if kind not in _WITH_BODY:
+    if kind is Confirm or (len(run) > 1 and list(map(type, run)).count(kind) < len(run)):
+        confirms = [message for message in run if type(message) is Confirm]
+        kind, with_body = Submit, [message for message in run if type(message) is Submit]
+        if len(confirms) + len(with_body) < len(run) or not all(map(_is_usual, confirms)):
+            return None
+    elif kind not in _WITH_BODY:
         return None
-    if len(run) == 1:
-        longest = total = len(run[0].body)
-    elif list(map(type, run)).count(kind) == len(run):
-        sizes = [len(message.body) for message in run]
-        longest, total = max(sizes), sum(sizes)
+    if len(with_body) == 1:
+        longest = total = len(with_body[0].body)
     else:
-        return None
-    if longest > INLINE_BYTES or longest > most_bytes or total >= BATCH_BYTES or not _is_short(kind, run):
+        sizes = [len(message.body) for message in with_body]
+        longest, total = max(sizes, default=0), sum(sizes)
+    if longest > INLINE_BYTES or longest > most_bytes or total >= BATCH_BYTES or not _is_short(kind, with_body):
         return None
     try:
         frame = _pack(run)
     except (ValueError, TypeError, OverflowError):
         return None
     return [frame] if len(frame) <= 2 * BATCH_BYTES else None
+
+
+def _is_usual(confirm: Confirm) -> bool:
+    """Return whether a confirmation has no failure, and few serials."""
+    return not confirm.failed and len(confirm.done) <= MAX_DONE
 
 
 def _is_short(kind: type[Any], run: Sequence[Any]) -> bool:
