@@ -16,7 +16,8 @@ import pytest
 
 from bester.broker.brief import BRIEF_S, PART, Brief
 from bester.broker.core.effects import Link
-from bester.broker.slices import ENDED_AT_ONCE, FRAME_BYTES, FREED_BYTES, SLICE, SLICE_S, Slices
+from bester.broker.party_line import SLICE
+from bester.broker.slices import ENDED_AT_ONCE, FRAME_BYTES, FREED_BYTES, SLICE_S, Slices
 from bester.broker.wire.messages import OP_OF, Confirm, Heartbeat, Malformed
 from bester.broker.wire.runs import read_part
 
@@ -451,3 +452,58 @@ def test_memory_of_a_link_that_was_cut_is_given_back_over_some_turns() -> None:
         assert door.turn()
         alive.append(sum(each() is not None for each in known))
     assert alive[0] >= 3 and all(before - after <= 1 for before, after in pairwise(alive)), alive
+
+
+@pytest.mark.parametrize("bounds", [{"most_bytes": 50_000}, {"most_count": 100}], ids=["bytes", "messages"])
+def test_one_cut_of_the_largest_link_makes_room(bounds: dict[str, Any]) -> None:
+    """The party's little links came last: cutting these one by one would hold everybody up."""
+    door = Door(SLICE_S, **bounds)
+    flood = MANY[0]
+    door.slices.take_in(flood, rows(*range(50)))
+    for _ in range(45):
+        door.slices.take_in(flood, [b"1".rjust(700)])
+    for link in MANY[1:]:
+        door.slices.take_in(link, rows(2))
+    for _ in range(200):
+        door.slices.take_in(OTHER, rows(3))
+        if door.cut:
+            break
+    assert door.cut == [flood]
+    door.run()
+    assert all(door.of(link) == [2] for link in MANY[1:])
+    assert (door.slices.size_bytes, door.slices.count) == (0, 0)
+
+
+def test_party_with_few_large_messages_is_not_cut_for_many_small_ones_of_another() -> None:
+    door = Door(SLICE_S, most_count=100)
+    door.slices.take_in(ONE, rows(*range(50)))
+    for _ in range(20):
+        door.slices.take_in(OTHER, [b"1".rjust(10_000)])
+    for _ in range(100):
+        door.slices.take_in(ONE, rows(2))
+    assert door.cut == [ONE]
+    door.run()
+    assert door.of(OTHER) == [1] * 20
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_messages_of_a_party_keep_their_order_while_its_links_are_cut_and_come_again(seed: int) -> None:
+    """Links are cut, end and come again with the same routing id, in any order: what was not cut is handled in the
+    order in which it came, the counts come back to zero, and nothing of a link that was cut is handled."""
+    random, numbers = Random(seed), iter(range(10_000))
+    door = Door(SLICE_S / 4, most_count=12)
+    links = [Link("curve", b"0:%d" % number, "many") for number in range(4)]
+    for _ in range(400):
+        link = random.choice([*links, ONE])
+        match random.randrange(8):
+            case 0:
+                door.slices.on_ended(link)
+            case 1 | 2:
+                door.turn()
+            case _:
+                door.slices.take_in(link, rows(*[next(numbers) for _ in range(random.randrange(1, 12))]))
+    door.run()
+    for party in (links, [ONE]):
+        handled = [number for link, number in door.taken if link in party]
+        assert handled == sorted(handled)
+    assert door.cut and (door.slices.size_bytes, door.slices.count) == (0, 0)

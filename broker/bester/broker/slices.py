@@ -7,9 +7,10 @@ turn. The next slice is one of the party that has had least time, where a party 
 much as the next: single rows that cost little pass the costly ones, and do not wait for one of these each.
 Turns that make up for a costly step are without the parties that have taken such steps, and not without the others.
 
-What waits is bounded. Where it is too much, the link that brought it is cut, of the party of which most waits: an
-honest party has only as much under way as its credit and its unanswered messages are. The doors of the same machine
-have no slices: their parties are trusted with the time that they take.
+What waits is bounded. Where it is too much, the link of which most waits is cut, of the party of which most waits: an
+honest party has only as much under way as its credit and its unanswered messages are. One cut makes room, and costs as
+little as a message: a party with a hundred links and thousands of messages must not hold everybody up while it is cut.
+The doors of the same machine have no slices: their parties are trusted with the time that they take.
 """
 
 from __future__ import annotations
@@ -18,18 +19,15 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 from bester.broker.brief import LITTLE, Brief
 from bester.broker.core.effects import Link
+from bester.broker.party_line import SLICE, Batch, Line
 from bester.broker.share import Share
 from bester.broker.wire.messages import Confirm, Heartbeat, Malformed
 from bester.broker.wire.runs import READ_AS
 
-SLICE = 16
-"""Rows handled between two looks at the clock: a look costs a hundredth of them where they are cheap."""
-FIRST = 4
-"""The same of a party of which nothing is known."""
 SLICE_S = 0.001
 """Seconds in one turn of the loop: a message of an honest client takes four or five turns."""
 ENDED_AT_ONCE = 16
@@ -65,32 +63,6 @@ WHY = "it sends more than is handled of it"
 """Reason for the log."""
 
 
-class _Batch(NamedTuple):
-    """Message of ZeroMQ that waits since `since`; `frames` is None for the end of the link, and empty once the message
-    has been read: its rows hold what they need."""
-
-    link: Link
-    frames: Sequence[bytes] | None
-    size_bytes: int
-    since: float
-
-
-class _Line:
-    """What waits of one party. `rows` are the rest of the first message, once it has been begun; `slice` is how many of
-    them are handled at once: fewer where they have been costly, some more each time that they were not. `had_s` is the
-    time that the party has had; `place` is the number of its entry in the order."""
-
-    __slots__ = ("batches", "had_s", "place", "rows", "size_bytes", "slice")
-
-    def __init__(self, had_s: float) -> None:
-        self.batches: deque[_Batch] = deque()
-        self.rows: Any = None
-        self.size_bytes = 0
-        self.slice = FIRST
-        self.had_s = had_s
-        self.place = 0
-
-
 class Slices:
     """Messages of one door. `read(frames)` returns the rows of a message, whose parts are read as they are taken by
     `rows[:n]`, of `rows[n:]` the next ones; `take(link, rows)` handles rows, `end(link)`
@@ -114,7 +86,7 @@ class Slices:
         self._brief = brief or Brief()
         self._most_bytes = most_bytes
         self._most_count = most_count
-        self._lines: dict[str, _Line] = {}  # by party
+        self._lines: dict[str, Line] = {}  # by party
         self._order: list[tuple[float, int, str]] = []  # a heap: time, number and party; void with an old number
         self._places = count(1)
         self._had_s = 0.0  # that of the party served last, before its slice
@@ -124,7 +96,7 @@ class Slices:
         self._costly: OrderedDict[str, float] = OrderedDict()  # parties by the time of their last costly step
         self._ended = 0  # links that have ended at once, since a turn's slices
         self._cutting: set[Link] = set()  # links that were cut, until their connections have ended
-        self._shed_batches: deque[_Batch] = deque()  # those of links that were cut, whose memory is not given back yet
+        self._shed_batches: deque[deque[Batch]] = deque()  # by link that was cut; their memory is not given back yet
         self._shed_bytes = 0
         self.size_bytes = self.count = 0
         """What waits."""
@@ -148,24 +120,23 @@ class Slices:
                     self._take(link, messages)
                     self._remember(link.party, self._had_s + self._count(link.party, began) - began)
                 else:
-                    self._queue(_Batch(link, (), size_bytes, self._clock())).rows = rows
+                    self._queue(Batch(link, (), size_bytes, self._clock())).rows = rows
                     self._serve(turn_s, makes_up=makes_up)
                 return
         while self._lines and (self.size_bytes + size_bytes > self._most_bytes or self.count >= self._most_count):
-            most = max(self._lines.values(), key=lambda each: (each.size_bytes, len(each.batches)))
-            self._shed(link if most is line else most.batches[-1].link)
+            self._shed(self._largest(by_count=self.count >= self._most_count))
             if link in self._cutting:
                 return
         while self._shed_batches and self.size_bytes + self._shed_bytes + size_bytes > self._most_bytes:
             self._free_one()  # in this turn after all: the bound is one of memory
-        self._queue(_Batch(link, frames, size_bytes, self._clock()))
+        self._queue(Batch(link, frames, size_bytes, self._clock()))
 
     def on_ended(self, link: Link) -> None:
         """Take in the end of a link, which comes behind its messages."""
         if link in self._cutting:
             self._cutting.discard(link)
         elif link.party in self._lines or self._ended >= ENDED_AT_ONCE:
-            self._queue(_Batch(link, None, 0, self._clock()))
+            self._queue(Batch(link, None, 0, self._clock()))
         else:
             self._ended += 1
             self._end(link)
@@ -173,13 +144,13 @@ class Slices:
     def waits_since(self, party: str) -> float | None:
         """Return when the oldest message that waits of a party came, None where none waits."""
         line = self._lines.get(party)
-        return line.batches[0].since if line is not None else None
+        return line.first.since if line is not None else None
 
     @property
     def halfway(self) -> list[Link]:
         """Links with a message that is handled in part. Their answers have to wait for its end: a link that cannot be
         sent to is lost, with the rest of the message."""
-        return [line.batches[0].link for line in self._lines.values() if line.rows is not None]
+        return [line.first.link for line in self._lines.values() if line.rows is not None]
 
     def drop(self) -> None:
         """Forget everything that waits: the door closes."""
@@ -187,13 +158,12 @@ class Slices:
         self._shed_batches.clear()
         self.size_bytes = self.count = self._shed_bytes = 0
 
-    def _queue(self, batch: _Batch) -> _Line:
+    def _queue(self, batch: Batch) -> Line:
         line = self._lines.get(batch.link.party)
         if line is None:
-            line = self._lines[batch.link.party] = _Line(self._before(batch.link.party))
+            line = self._lines[batch.link.party] = Line(self._before(batch.link.party))
             self._place(batch.link.party, line)
-        line.batches.append(batch)
-        line.size_bytes += batch.size_bytes
+        line.add(batch)
         self.size_bytes += batch.size_bytes
         self.count += 1
         self._call_soon()
@@ -204,22 +174,26 @@ class Slices:
             self._is_due = True
             self._soon(self._go_on)
 
+    def _largest(self, *, by_count: bool) -> Link:
+        """Return the link of which most waits, of the party of which most waits: most messages, or most bytes."""
+        if by_count:
+            line = max(self._lines.values(), key=lambda each: each.count)
+            return max(line.backlogs.values(), key=lambda each: len(each.batches)).link
+        line = max(self._lines.values(), key=lambda each: each.size_bytes)
+        return max(line.backlogs.values(), key=lambda each: each.size_bytes).link
+
     def _shed(self, link: Link) -> None:
         """Cut a link: what waits of it is lost, and so is what still comes on it."""
         line = self._lines[link.party]
-        last = next((batch for batch in reversed(line.batches) if batch.link == link), None)
-        has_ended = last is not None and last.frames is None
-        kept = [batch for batch in line.batches if batch.link != link]
-        self._shed_batches.extend(batch for batch in line.batches if batch.link == link)
+        before_bytes = line.size_bytes
+        batches = line.cut(link)
+        has_ended = batches[-1].frames is None
+        self._shed_batches.append(batches)
         self._call_soon()
-        if line.rows is not None and line.batches[0].link == link:
-            line.rows = None
-        self.count -= len(line.batches) - len(kept)
-        left_bytes = sum(batch.size_bytes for batch in kept)
-        self.size_bytes -= line.size_bytes - left_bytes
-        self._shed_bytes += line.size_bytes - left_bytes
-        line.batches, line.size_bytes = deque(kept), left_bytes
-        if not kept:
+        self.count -= len(batches)
+        self.size_bytes -= before_bytes - line.size_bytes
+        self._shed_bytes += before_bytes - line.size_bytes
+        if not line.count:
             del self._lines[link.party]
         if not has_ended:
             self._cutting.add(link)
@@ -236,7 +210,10 @@ class Slices:
 
     def _free_one(self) -> int:
         """Give back the memory of one message, and return its length in bytes."""
-        size_bytes = self._shed_batches.popleft().size_bytes
+        batches = self._shed_batches[0]
+        size_bytes = batches.popleft().size_bytes
+        if not batches:
+            self._shed_batches.popleft()
         self._shed_bytes -= size_bytes
         return size_bytes
 
@@ -304,7 +281,7 @@ class Slices:
             heappush(self._order, entry)
         return found
 
-    def _place(self, party: str, line: _Line) -> None:
+    def _place(self, party: str, line: Line) -> None:
         """Put a party of which something waits into the order."""
         line.place = next(self._places)
         heappush(self._order, (line.had_s, line.place, party))
@@ -334,9 +311,9 @@ class Slices:
                 self._costly.popitem(last=False)
         return now
 
-    def _handle(self, party: str, line: _Line) -> None:
+    def _handle(self, party: str, line: Line) -> None:
         """Handle a slice of the first message of a party."""
-        batch = line.batches[0]
+        batch = line.first
         rows = line.rows
         if rows is None and batch.frames is not None:
             try:
@@ -344,17 +321,16 @@ class Slices:
             except BaseException:  # it would fail in each turn, and the party would never get past it
                 self._shed(batch.link)
                 raise
-            line.batches[0] = batch._replace(frames=())
+            line.let_go_of_frames()
         size = line.slice
         rest = () if rows is None else rows[size:]
-        comes_alone = line.rows is None and not rest and len(line.batches) == 1
+        comes_alone = line.rows is None and not rest and line.count == 1
         line.rows = rest or None
         if not rest:
-            line.batches.popleft()
-            line.size_bytes -= batch.size_bytes
+            line.take()
             self.size_bytes -= batch.size_bytes
             self.count -= 1
-            if not line.batches:
+            if not line.count:
                 del self._lines[party]
         if rows is None:
             self._end(batch.link)
