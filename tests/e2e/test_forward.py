@@ -20,7 +20,7 @@ import uvloop
 
 from bester.bridge.forward import Forwarder, is_reset
 from bester.bridge.limits import Limits
-from bester.bridge.native import report
+from bester.bridge.native_writing import report
 from bester.broker.layer_turns import LayerTurns
 from bester.broker.lookups import HINT_S, PATIENCE_S
 from bester.broker.names import Names

@@ -10,7 +10,7 @@ import pytest
 
 from bester.bridge.forward import MAX_OTHER, Forwarder
 from bester.bridge.limits import Limits
-from bester.bridge.native import report
+from bester.bridge.native_writing import report
 from bester.broker.wire.messages import Forward
 from tests.e2e.bridge_scene import Raw
 from tests.e2e.test_forward import Outcomes, server

@@ -12,7 +12,7 @@ import pytest
 
 from bester.bridge.forward import Forwarder
 from bester.bridge.limits import Limits
-from bester.bridge.native import report
+from bester.bridge.native_writing import report
 from bester.bridge.standstill import GAP_S, Standstill
 from bester.broker.clocks import with_sleep
 from bester.broker.wire.messages import Forward

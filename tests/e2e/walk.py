@@ -1,7 +1,7 @@
 """Record a message's way through the code: the modules of Bester that the message enters, in order.
 
 Bridge, broker and a handler run in this process, with a direct call between bridge and broker and the fabric between
-broker and handler, as in `bester up`. A profiler sees one message go there and back.
+broker and handler, as in `bester up`. A profiler sees a few messages go there and back, one after another.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ HANDLER = "the handler works"
 """Station of the user's function in a way."""
 TIMERS = ("_turn", "_tick", "tick")
 """Functions that a timer calls, with or without a message under way."""
+MESSAGES = 5
+"""Messages of which the shortest way counts: a heartbeat, or a commit that has ended late, adds stations to some."""
 
 
 class Recorder:
@@ -50,13 +52,15 @@ class Recorder:
 
 
 async def walk(directory: Path) -> list[str]:
-    """Send one message from a client to itself by a handler, and return the stations of its way: in, and back out."""
+    """Send messages from a client to itself by a handler, one alone at a time, and return the stations of the shortest
+    way: in, and back out."""
     config = directory / "bester.toml"
     config.write_text(
         f'[server]\nname = "s1"\ndata_dir = "{directory / "data"}"\n'
         '[native]\ntcp4 = "127.0.0.1:0"\n[accounts]\nauth = "open"\n'
     )
-    loaded, names, app, recorder = config_file.load(config), Names(), App("echo"), Recorder()
+    loaded, names, app = config_file.load(config), Names(), App("echo")
+    ways: list[list[str]] = []
 
     @app.handler("echo")
     async def work(message: Message) -> object:
@@ -84,12 +88,15 @@ async def walk(directory: Path) -> list[str]:
 
         await exchange(1, {"authentication": {"username": "alice", "password": "x"}}, {})
         await exchange(2, {}, {"type": "echo", "data": 1, "id": "first"})  # loads and makes all that is made once
-        sys.setprofile(recorder)
-        try:
-            await exchange(2, {}, {"type": "echo", "data": 2, "id": "second"})
-        finally:
-            sys.setprofile(None)
+        for number in range(MESSAGES):
+            recorder = Recorder()
+            sys.setprofile(recorder)
+            try:
+                await exchange(2, {}, {"type": "echo", "data": number, "id": "later"})
+            finally:
+                sys.setprofile(None)
+            ways.append(recorder.way)
         writer.close()
         await worker.stop()
     names.close()
-    return recorder.way
+    return min(ways, key=len)

@@ -9,7 +9,7 @@ from itertools import count
 from random import Random
 from typing import Any
 
-from bester.bridge import native
+from bester.bridge import native, native_writing
 from bester.bridge.broker_link import BrokerLink
 from bester.bridge.frames import Splitter
 from bester.bridge.informer import read_question
@@ -119,7 +119,7 @@ def _check_claims(claims: Any) -> None:
 def _check_fault(fault: native.Fault) -> None:
     must(fault.reason in CODES, f"a code of the table, not {fault.reason!r}")
     must(type(_loads(fault.id)) in (str, type(None)), "a fault is reported under a string, or null")
-    (report,) = read_frames(native.report(fault.id, 1, fault.reason))
+    (report,) = read_frames(native_writing.report(fault.id, 1, fault.reason))
     must(report["header"]["status"] == "bad", "and the report can be read")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from random import Random
 
-from bester.bridge import native
+from bester.bridge import native_writing
 from bester.broker.hosts import HostAddresses, hosts_of
 from bester.broker.wire.messages import Meta
 from bester.broker.wire.outcomes import AGAIN
@@ -105,7 +105,7 @@ class Neighbour:
         """Send a message, again and again until a server takes it; return the peer that has its last report."""
         peer = Peer(bridge.server.name, body)
         meta: Meta = {"id": f"{NATIVE}/{number}"} | ({"server": NATIVE} if self.random.random() < 0.7 else {})
-        self._try(bridge, peer, partial(native.to_server, number, type_, body), meta)
+        self._try(bridge, peer, partial(native_writing.to_server, number, type_, body), meta)
         return peer
 
     def _try(self, bridge: SimBridge, peer: Peer, frame: Callable[[Meta], bytes], meta: Meta) -> None:

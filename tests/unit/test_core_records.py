@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.effects import Effects, Link
-from bester.broker.core.queues import SPARE_NUMBERS, Queues
+from bester.broker.core.queues import Queues
+from bester.broker.core.record_table import SPARE_NUMBERS
 from bester.broker.core.records import COUNTED, SENT_OUT, TRANSITIONS, Event, State, step_of
 from bester.broker.core.settings import Settings
 from bester.broker.store_requests import (

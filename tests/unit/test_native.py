@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.bridge import native
+from bester.bridge import native, native_writing
 from bester.bridge.native import Builtin, Client, Fault, Sent, Server
 from bester.broker.wire.json_text import DEPTH_LIMIT, UNPAIRED, fault
 
@@ -56,7 +56,7 @@ class TestLaterFrames:
         sent = native.later(rb'{"payload":{"id":"\u00e4 \"x\"","data":1,"type":"t"}}')
         assert isinstance(sent, Sent)
         assert sent.id == rb'"\u00e4 \"x\""'
-        assert b'"id":' + sent.id in native.report(sent.id, 0)
+        assert b'"id":' + sent.id in native_writing.report(sent.id, 0)
 
     @pytest.mark.parametrize(
         ("body", "id_"),
@@ -314,17 +314,17 @@ class TestFirstFrame:
 
 class TestWriting:
     def test_good_report_is_written(self) -> None:
-        assert body_of(native.report(b'"i1"', 0)) == (
+        assert body_of(native_writing.report(b'"i1"', 0)) == (
             b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"i1"}}'
         )
 
     def test_auth_answer_is_written(self) -> None:
-        assert body_of(native.logged_in(4096)) == (
+        assert body_of(native_writing.logged_in(4096)) == (
             b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special","max_frame":4096}}'
         )
 
     def test_bad_report_with_every_field(self) -> None:
-        frame = native.report(
+        frame = native_writing.report(
             b"null", 1, "unknown-user", 's1/b-"1/7', {"bob": "delivered", "d\n": "failed:unknown-user"}
         )
         assert written(frame) == {
@@ -339,30 +339,33 @@ class TestWriting:
 
     def test_refusal_with_a_note(self) -> None:
         note = 'data["to"]: é 😀 \\'
-        assert written(native.report(b'"i"', 1, "refused", "m", None, note))["payload"] == {
+        assert written(native_writing.report(b'"i"', 1, "refused", "m", None, note))["payload"] == {
             "id": "i",
             "message": "m",
             "reason": "refused",
             "note": note,
         }
-        assert "note" not in written(native.report(b'"i"', 0, None, "m", None, note))["payload"]
+        assert "note" not in written(native_writing.report(b'"i"', 0, None, "m", None, note))["payload"]
 
     def test_pong_is_written(self) -> None:
         assert (
-            body_of(native.pong(b'"i"')) == b'{"header":{"status":"0"},"payload":{"data":null,"id":"i","type":"dummy"}}'
+            body_of(native_writing.pong(b'"i"'))
+            == b'{"header":{"status":"0"},"payload":{"data":null,"id":"i","type":"dummy"}}'
         )
 
     @pytest.mark.parametrize("data", ODD_DATA)
     def test_delivery_holds_data_byte_for_byte(self, data: bytes) -> None:
-        head, tail = native.envelope('s"1/e/1.0', 'a"type', data, {"origin": "s2"})
-        frame = b"".join(native.delivered(head, 12, tail))
+        head, tail = native_writing.envelope('s"1/e/1.0', 'a"type', data, {"origin": "s2"})
+        frame = b"".join(native_writing.delivered(head, 12, tail))
         assert b'"payload":{"data":%b,"type":' % data in frame
         read = written(frame)
         assert read["header"] == {"messageType": "receivedMessage", "id": 's"1/e/1.0.12', "origin": "s2"}
         assert read["payload"]["type"] == 'a"type'
 
     def test_repeated_delivery_is_marked(self) -> None:
-        frame = b"".join(native.delivered(*_around(native.envelope("i", "t", b"1", {"redelivered": True}))))
+        frame = b"".join(
+            native_writing.delivered(*_around(native_writing.envelope("i", "t", b"1", {"redelivered": True})))
+        )
         assert written(frame)["header"] == {"messageType": "receivedMessage", "id": "i.0", "redelivered": True}
 
     def test_message_to_another_server_is_written(self) -> None:
@@ -375,7 +378,7 @@ class TestWriting:
             "peer": "x",
             "attempt": 1,
         }
-        frame = native.to_server(7, "m1", b"-0", meta)
+        frame = native_writing.to_server(7, "m1", b"-0", meta)
         assert written(frame) == {
             "header": {
                 "scope": "server",
@@ -392,7 +395,7 @@ class TestWriting:
         assert read.sent.data == b"-0"
 
     def test_lane_is_sent_to_another_server(self) -> None:
-        frame = native.to_server(7, "m1", b"1", {"id": "i", "lane": ["e", 7, 5], "again": True, "ttl_s": 3.5})
+        frame = native_writing.to_server(7, "m1", b"1", {"id": "i", "lane": ["e", 7, 5], "again": True, "ttl_s": 3.5})
         assert written(frame)["header"] == {
             "scope": "server", "id": "i", "lane": ["e", 7, 5], "again": True, "ttl_s": 3.5,
         }  # fmt: skip
@@ -401,16 +404,16 @@ class TestWriting:
         assert (read.claims["lane"], read.claims["again"]) == (["e", 7, 5], True)
 
     def test_outcomes_are_written(self) -> None:
-        assert body_of(native.outcomes(b'"i"', "s1/e/1", {"bob": "delivered"})) == (
+        assert body_of(native_writing.outcomes(b'"i"', "s1/e/1", {"bob": "delivered"})) == (
             b'{"header":{"status":"0"},"payload":'
             b'{"data":{"message":"s1/e/1","recipients":{"bob":"delivered"}},"id":"i","type":"builtin"}}'
         )
-        assert body_of(native.outcomes(b"null", "s1/e/1", None)) == (
+        assert body_of(native_writing.outcomes(b"null", "s1/e/1", None)) == (
             b'{"header":{"status":"1"},"payload":{"data":null,"id":null,"type":"builtin"}}'
         )
 
     def test_message_to_another_server_always_has_an_id(self) -> None:
-        assert written(native.to_server(7, "m1", b"1", {}))["payload"]["id"] == "7"
+        assert written(native_writing.to_server(7, "m1", b"1", {}))["payload"]["id"] == "7"
 
 
 def _around(parts: tuple[bytes, bytes]) -> tuple[bytes, int, bytes]:

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from bester.bridge import native
+from bester.bridge import native, native_writing
 from bester.broker import otel
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Route, Settings
@@ -94,7 +94,7 @@ def test_handlers_and_servers_get_the_traceparent() -> None:
     assert stand.one(S2, Relay).meta["traceparent"] == PARENT
     forward = stand.one(bridge, Forward)
     assert forward.meta["traceparent"] == PARENT
-    frame = native.to_server(1, forward.type, forward.body, forward.meta)
+    frame = native_writing.to_server(1, forward.type, forward.body, forward.meta)
     assert json.loads(frame[4:])["header"]["traceparent"] == PARENT
     stand.submit(bridge, "one", traceparent="00-no-traceparent-01")
     assert "traceparent" not in stand.request(one).meta

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
-from bester.bridge import native
+from bester.bridge import native_writing
 from bester.bridge.homes import Homes
 from bester.bridge.intake import Intake
 from bester.bridge.limits import Limits
@@ -86,7 +86,7 @@ class Admission:
         self.made_way += 1
         session = connection.session
         if session.state is State.NEW:
-            self._push(connection, native.refused("overloaded", None))
+            self._push(connection, native_writing.refused("overloaded", None))
             connection.flush()
         connection.abort_code = "overloaded"
         session.on_connection_lost()

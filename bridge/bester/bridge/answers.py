@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from bester.bridge import native
+from bester.bridge import native_writing
 from bester.bridge.confirmations import Confirmations
 from bester.bridge.frames import HEADER_BYTES, HEADERS, SHORT_BYTES
 from bester.bridge.outbound import Outbound
@@ -23,7 +23,7 @@ from bester.broker.wire.messages import Deliver, Meta
 
 _SENT = State.SENT
 _text = msgspec.json.Encoder().encode
-_RECEIVED, _GOOD, _MESSAGE, _END = native.RECEIVED, native.GOOD, b',"message":', b"}}"
+_RECEIVED, _GOOD, _MESSAGE, _END = native_writing.RECEIVED, native_writing.GOOD, b',"message":', b"}}"
 _GOOD_BYTES = len(_GOOD) + len(_MESSAGE) + len(_END)
 """Length of a report without its two ids."""
 _USUAL = 2
@@ -56,7 +56,7 @@ class _Around(NamedTuple):
 
 
 def _around(type_: str, meta: Meta) -> _Around:
-    before, behind = native.around_body(type_, meta)
+    before, behind = native_writing.around_body(type_, meta)
     before = b".0" + before  # the id of the result goes on with the number of the target
     return _Around(type_, meta.get("origin"), before, behind, len(_RECEIVED) - 1 + len(before) + len(behind))
 

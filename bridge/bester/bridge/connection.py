@@ -12,7 +12,7 @@ import socket
 import struct
 from typing import Any, cast
 
-from bester.bridge import native
+from bester.bridge import native, native_writing
 from bester.bridge.bridge import Bridge
 from bester.bridge.outqueue import JOIN_BYTES, OutQueue
 from bester.bridge.ports import Waiting
@@ -28,7 +28,7 @@ log = logging.getLogger("bester.bridge")
 CHECK_AGAIN_S = 0.01
 """For loops that finish a write later, and call nothing then."""
 _CLOSING = State.CLOSING
-_NO_ROOM = native.report(native.AUTH_ID, 1, "overloaded")
+_NO_ROOM = native_writing.report(native.AUTH_ID, 1, "overloaded")
 
 
 class Connection(asyncio.Protocol):

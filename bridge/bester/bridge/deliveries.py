@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
-from bester.bridge import native
+from bester.bridge import native_writing
 from bester.bridge.acks import Acks
 from bester.bridge.answers import Answers
 from bester.bridge.brokers import Broker
@@ -91,7 +91,7 @@ class Deliveries:
         """Write a delivery's frames; return the number of copies that were made for connections, where there are
         several. `submission` is the unreported message that the delivery completes, if any."""
         serial, id_, type_, body, targets, token, meta = message
-        head, tail = native.envelope(id_, type_, body, meta)
+        head, tail = native_writing.envelope(id_, type_, body, meta)
         owner, sender, number, copies = None, None, 0, sum(map(len, targets)) - len(targets)
         if submission is not None:
             number = submission.session
@@ -103,7 +103,7 @@ class Deliveries:
                     owner = None
         if (
             owner is not None and len(targets) == 1 and len(targets[0]) == 2 and targets[0][1] == number
-            and self._offer(owner, native.delivered(head, targets[0][0], tail))
+            and self._offer(owner, native_writing.delivered(head, targets[0][0], tail))
         ):  # fmt: skip
             assert token is not None
             self._confirmations.at_once((serial,))
@@ -113,7 +113,7 @@ class Deliveries:
         message_id = meta.get("message")
         frames = 0
         for target in targets:
-            frame = native.delivered(head, target[0], tail)
+            frame = native_writing.delivered(head, target[0], tail)
             if owner is not None and self._is_among(owner, target) and self._offer(owner, frame):
                 frames += self._offer_to_others(owner, target, self._targets, frame)
                 continue

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from bester.bridge import native
+from bester.bridge import native, native_writing
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.bridge.openings import Openings
@@ -423,7 +423,7 @@ class Forwarder:
 def frame_of(message: Forward) -> bytes | None:
     """Return the frame that hands a message over; None where the message can never be written in JSON."""
     try:
-        return native.to_server(message.token, message.type, message.body, message.meta)
+        return native_writing.to_server(message.token, message.type, message.body, message.meta)
     except (ValueError, TypeError, OverflowError):
         return None
 

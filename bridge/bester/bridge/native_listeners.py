@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from bester.bridge import native
+from bester.bridge import native_writing
 from bester.bridge.bridge import Bridge
 from bester.bridge.certificates import Certificates
 from bester.bridge.connection import Connection
@@ -19,7 +19,7 @@ from bester.broker.logs import facts
 from bester.broker.tls_faults import TlsError
 from bester.broker.tls_stream import TlsStream
 
-PLAIN_ANSWER = native.refused("tls-required")
+PLAIN_ANSWER = native_writing.refused("tls-required")
 """Answer to plain text at a listener of TLS."""
 PLAIN_HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 21\r\n\r\nuse wss:// (TLS) here"
 """The same at a listener of WebSockets over TLS."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from bester.bridge import native
+from bester.bridge import native, native_writing
 from bester.bridge.builtin_commands import CLOSE, carry_out
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
@@ -263,7 +263,7 @@ class Session:
         if self._meter is not None and self.state in TIME_OF:
             self._meter.reached[TIME_OF[self.state]] += 1
         if self.state in (State.NEW, State.AUTHENTICATING):
-            step.write.append(native.report(native.AUTH_ID, 1, "timeout"))
+            step.write.append(native_writing.report(native.AUTH_ID, 1, "timeout"))
         elif self.state is not State.CLOSING and self.state is not State.SERVER:
             self._refuse_all("timeout", step)
         self._leave("timeout", step, now)
@@ -308,12 +308,12 @@ class Session:
         if self.state is not State.AUTHENTICATING:
             return step
         if status:
-            step.write.append(native.refused(reason or "authentication-failed", retry_ms))
+            step.write.append(native_writing.refused(reason or "authentication-failed", retry_ms))
             self.held = None
             self._go("refused", now)
             return step
         self._go("accepted", now)
-        step.write.append(native.logged_in(self._limits.max_frame))
+        step.write.append(native_writing.logged_in(self._limits.max_frame))
         self._continue(step, now, ration)
         return step
 
@@ -332,7 +332,7 @@ class Session:
         if asked is None:
             return nothing()
         step = self.proceed(now, ration)
-        step.write.insert(0, native.outcomes(asked.id, asked.question.message, recipients))
+        step.write.insert(0, native_writing.outcomes(asked.id, asked.question.message, recipients))
         return step
 
     def on_password_changed(self, token: int, now: float) -> Step:
@@ -341,7 +341,7 @@ class Session:
         if asked is None:
             return nothing()
         step = self.proceed(now)
-        step.write.insert(0, native.done(asked.id))
+        step.write.insert(0, native_writing.done(asked.id))
         return step
 
     @property
@@ -375,7 +375,7 @@ class Session:
         elif isinstance(frame, native.Server) and len(frame.sent.type) > MAX_TYPE:
             self._stop(native.Fault(frame.sent.id, True, "", "unknown-type"), step, now)
         elif isinstance(frame, native.Server) and frame.sent.type == "dummy":  # a ping, of a server as of a client
-            step.write.append(native.pong(frame.sent.id))
+            step.write.append(native_writing.pong(frame.sent.id))
             self._stop(None, step, now)
         elif isinstance(frame, native.Server):
             self._go("server", now)
@@ -482,7 +482,7 @@ class Session:
             handled += 1
             data, id_ = sent.data, sent.id
             if self._rates is not None and not self._rates.take(self.user or "", now):
-                step.write.append(native.report(id_, 1, "overloaded"))
+                step.write.append(native_writing.report(id_, 1, "overloaded"))
                 continue
             token = next(self._tokens)
             submit = Submit(token, number, type_, data, sent.meta)
@@ -503,23 +503,23 @@ class Session:
         """Handle a frame that is no message for a handler, or that is refused; False where it was the last one."""
         if type(sent) is _Sent:
             if sent.type not in RESERVED_TYPES:
-                step.write.append(native.report(sent.id, 1, "unknown-type"))
+                step.write.append(native_writing.report(sent.id, 1, "unknown-type"))
                 return True
             if sent.type == "dummy":
-                step.write.append(native.pong(sent.id))
+                step.write.append(native_writing.pong(sent.id))
                 return True
             fault = carry_out(sent, step, self.window, self._tokens, self.number, self.address, self._limits.unacked)
             if fault is CLOSE:
                 self._stop(None, step, now)
                 return False
             if fault is not None:
-                step.write.append(native.report(sent.id, 1, fault))
+                step.write.append(native_writing.report(sent.id, 1, fault))
             return True
         assert isinstance(sent, native.Fault)
         if sent.fatal:
             self._stop(sent, step, now)
             return False
-        step.write.append(native.report(sent.id, 1, sent.reason))
+        step.write.append(native_writing.report(sent.id, 1, sent.reason))
         return True
 
     # --- the table ------------------------------------------------------------------------------------------------
@@ -533,7 +533,7 @@ class Session:
         if (self.state, "stop") not in TRANSITIONS:
             return
         if fault is not None:
-            step.write.append(native.report(fault.id, 1, fault.reason))
+            step.write.append(native_writing.report(fault.id, 1, fault.reason))
         self._stopping, self._fault = True, None
         self._leave("stop", step, now)
         if self.state is State.DRAINING and not self.window:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bester.bridge import native
+from bester.bridge import native_writing
 from bester.bridge.limits import Limits
 from bester.bridge.senders import Sender
 from bester.bridge.submissions import State, Submission, Submissions
@@ -175,7 +175,7 @@ class Window:
         else:
             self.submissions.release(submission)
             self.count_out(1, size, 0)
-        return native.report(submission.id, status, reason, message, recipients, note)
+        return native_writing.report(submission.id, status, reason, message, recipients, note)
 
     def report(
         self, token: int, status: int, reason: str | None, message: str | None, recipients: dict[str, str] | None,
@@ -184,7 +184,7 @@ class Window:
         """Return the frame of a report on a message or a question; None where the window has none with this token."""
         asked = self.answer(token)
         if asked is not None:
-            return native.report(asked.id, status, reason, message, recipients, note)
+            return native_writing.report(asked.id, status, reason, message, recipients, note)
         submission = self.table.pop(token, None) if self._count else None
         if submission is None:
             return None

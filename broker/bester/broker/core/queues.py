@@ -1,13 +1,13 @@
 """Queues: the messages that are kept on disk for a user or for another server, as the core sees them.
 
 A queue is counts, bounds and a cursor: bodies stay on disk until they are fetched. `queue_table` counts, and knows
-whether there is room; `records` has the states of a message. A new message counts at once, and its case is settled when
-its group has been committed. Commands and relays decide that a message is queued, mailboxes and relays when it is sent.
+whether there is room; `record_table` has the state of each message. A new message counts at once, and its case is
+settled when its group has been committed. Commands and relays decide that a message is queued, mailboxes and relays
+when it is sent.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,8 +16,9 @@ from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import QueuesState, QueueState
-from bester.broker.core.queue_table import Queue, QueueTable
-from bester.broker.core.records import COUNTED, SENT_OUT, Event, Record, State, step_of
+from bester.broker.core.queue_table import Queue
+from bester.broker.core.record_table import RecordTable
+from bester.broker.core.records import COUNTED, Record, State, step_of
 from bester.broker.core.settings import Settings
 from bester.broker.store_requests import (
     DAMAGED,
@@ -47,9 +48,6 @@ FULL_TURN_S = 1.0
 """Pause after a failed commit in which nothing is enqueued: each try on a full disk stops the loop for a moment."""
 DAMAGED_CODE = "malformed"
 """Reason of a message that the store cannot read whole."""
-SPARE_NUMBERS = 64
-"""Stale numbers that a queue's heap may hold, beside twice as many as are in flight: rebuilding stays cheap, a few at a
-time."""
 
 OnMarked = Callable[[set[int], float], None]
 """Called with the numbers of those messages that may have been delivered before, and the time."""
@@ -66,8 +64,8 @@ class _Marking(NamedTuple):
     on_marked: OnMarked
 
 
-class Queues(QueueTable):
-    """All queues, and the records of their messages.
+class Queues(RecordTable):
+    """All queues: writing their messages, taking these out, and ending them.
 
     `on_ready` is called with a queue in which a message may be next. `next_number` is the number of the next message,
     `epoch` the name of the store that numbers belong to. No lane's floor may be above `floor_limit`, the first number
@@ -86,7 +84,6 @@ class Queues(QueueTable):
         self.clock = clock
         self._out = out
         self._reports = reports
-        self._records: dict[int, Record] = {}
         self._recording: set[str] = set()  # ids of the messages queued at another server, where that is not committed
         self._unrecorded: dict[int, tuple[Entry, float]] = {}  # those with a held-back record, and their deadlines
         self._next_expiry_s = snapshot.next_expiry_s
@@ -99,20 +96,6 @@ class Queues(QueueTable):
         self.floor_limit: int | None = None
 
     # --- asking ---
-
-    def is_inflight(self, number: int) -> bool:
-        """Return whether the message of this number is kept and in flight: an answer to it counts."""
-        record = self._records.get(number)
-        return record is not None and record.state in SENT_OUT
-
-    def ack_floor(self, queue: Queue) -> int:
-        """Return the number below which every message of a queue has ended."""
-        numbers = queue.numbers
-        while numbers and not self.is_inflight(numbers[0]):
-            heapq.heappop(numbers)
-        if not numbers:
-            return queue.cursor + 1
-        return min(numbers[0], queue.cursor + 1) if queue.ready else numbers[0]
 
     def inspect(self) -> QueuesState:
         """Return the contents of all queues, and how many messages are in which state."""
@@ -382,61 +365,7 @@ class Queues(QueueTable):
         forget = entry.sender is None and entry.meta.get("peer") is None
         self._out.writes.append(End(entry.number, outcome, forget))
 
-    # --- records ---
-
-    def _record_of(self, entry: Entry, queue: Queue) -> Record:
-        """Return the record of a message on disk; of one that has none, the record of a ready message, not kept yet."""
-        record = self._records.get(entry.number)
-        if record is None:
-            sharer = sharer_of(entry.queue, entry.sender, entry.meta.get("peer"))
-            record = Record(entry.number, queue, len(entry.body), State.READY, sharer=sharer)
-        return record
-
-    def _move(self, record: Record, event: Event) -> State:
-        """Apply an event to a record: count, and keep the record as long as there is anything to know."""
-        after, messages, inflight = step_of(record.state, event)
-        record.state = after
-        if after is State.GONE or (after is State.READY and not record.unsent):
-            self._records.pop(record.number, None)
-        else:
-            self._records[record.number] = record
-        queue = record.queue
-        if queue is None:
-            return after
-        if inflight:
-            queue.inflight += inflight
-            queue.inflight_bytes += inflight * record.size
-            if inflight > 0:
-                self._push(queue, record.number)
-        if messages:
-            self._count(queue, messages, messages * record.size, record.sharer)
-            if queue.messages <= 0:
-                self._drop(queue)
-        return after
-
-    def _push(self, queue: Queue, number: int) -> None:
-        """Enter a number into the heap of those in flight, and rebuild the heap once most of it is stale."""
-        heapq.heappush(queue.numbers, number)
-        if len(queue.numbers) > SPARE_NUMBERS + 2 * queue.inflight:
-            queue.numbers = sorted({each for each in queue.numbers if self.is_inflight(each)})
-
-    def _drop_lost(self, queue: Queue) -> None:
-        """Correct the counts of a queue in which the disk has no ready message: a disk that has lost a message must not
-        be asked for that again and again. Messages in flight, and those not committed yet, stay counted."""
-        lost, lost_bytes = queue.ready, queue.size_bytes - queue.inflight_bytes
-        records = [each for each in self._records.values() if each.queue is queue]
-        for record in records:
-            if record.state is State.WRITING:
-                lost -= 1
-                lost_bytes -= record.size
-            elif record.state is State.READY:
-                del self._records[record.number]
-        self._count(queue, -lost, -lost_bytes)
-        self._shares.recount(queue.key, (each for each in records if each.state is not State.READY))
-        if not queue.messages:
-            self._drop(queue)
-
-    # --- counting ---
+    # --- adoption ---
 
     def adopt(self, snapshot: Snapshot, now: float) -> None:
         """Take in messages of another broker that were moved to this store, behind those of the same queues."""
