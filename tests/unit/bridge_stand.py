@@ -70,6 +70,27 @@ class ListConnection(StandIn):
         return lines
 
 
+class Noted:
+    """Reading that notes how each read began and ended."""
+
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+
+    def begin(self) -> None:
+        self.noted.append("begin")
+
+    def end(self) -> None:
+        self.noted.append("end")
+
+    def leave(self) -> None:
+        self.noted.append("leave")
+
+    def take(self) -> list[str]:
+        """Return what was noted, and forget it."""
+        noted, self.noted = self.noted, []
+        return noted
+
+
 class Scene:
     """Bridge with a broker port that is a list, and a clock that stands still. `places` are those of its brokers;
     without a `reading`, everything waits for the end of a turn."""

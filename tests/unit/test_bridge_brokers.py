@@ -27,7 +27,7 @@ from bester.broker.wire.messages import (
     Report,
     Submit,
 )
-from tests.unit.bridge_stand import ListConnection, Scene
+from tests.unit.bridge_stand import ListConnection, Noted, Scene
 
 M = TypeVar("M")
 NAMES = ("b1", "b2", "b3")
@@ -509,3 +509,24 @@ def test_broker_that_was_started_again_keeps_its_users() -> None:
     scene.come("b1")
     assert [attempt for _, attempt in scene.submitted("b1")] == [2]
     assert isinstance(scene.of["b1"], Broker)
+
+
+def test_message_is_alone_where_none_is_under_way_to_any_broker() -> None:
+    """Send a message on in its reading where it is alone in the bridge; beside one at another broker it waits for those
+    that are read in the same turn, so that they leave together."""
+
+    class NotedCluster(Cluster):
+        reading = Noted()
+
+    scene, reads = NotedCluster(), NotedCluster.reading
+    here, there = scene.enter(scene.user("b1")), scene.enter(scene.user("b2"))
+    reads.take()
+    scene.write(here, "1")
+    assert reads.take() == ["begin", "end"]
+    scene.write(there, "2")
+    assert reads.take() == []
+    for name in ("b1", "b2"):
+        ((token, _),) = scene.submitted(name)
+        scene.tell(name, Report(token, 0, None, "m", {}))
+    scene.write(there, "3")
+    assert reads.take() == ["begin", "end"]

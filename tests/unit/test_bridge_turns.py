@@ -13,7 +13,7 @@ from bester.bridge.frames import frame
 from bester.bridge.limits import KIB
 from bester.bridge.outbound import LOOK_BYTES, WRITE_COST
 from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Heartbeat, Message, Report, Welcome
-from tests.unit.bridge_stand import ListConnection, Scene
+from tests.unit.bridge_stand import ListConnection, Noted, Scene
 
 
 class CostlyConnection(ListConnection):
@@ -38,27 +38,6 @@ class Costly(Scene):
         connection.chunk_bytes = self.limits.write_chunk
         assert self.bridge.admit(connection, host)
         return connection
-
-
-class Noted:
-    """Reading that notes how each read began and ended."""
-
-    def __init__(self) -> None:
-        self.noted: list[str] = []
-
-    def begin(self) -> None:
-        self.noted.append("begin")
-
-    def end(self) -> None:
-        self.noted.append("end")
-
-    def leave(self) -> None:
-        self.noted.append("leave")
-
-    def take(self) -> list[str]:
-        """Return what was noted, and forget it."""
-        noted, self.noted = self.noted, []
-        return noted
 
 
 class NotedScene(Scene):

@@ -124,7 +124,10 @@ class Bridge:
 
     def on_bytes(self, connection: ClientConnection, data: bytes) -> None:
         """Pass the bytes of a connection to its session, or let them wait for the turn of their sender."""
-        reading, others = self._reading, self._awake or bool(connection.session.window.table)
+        reading, others = (
+            self._reading,
+            self._awake or bool(connection.session.window.table) or self._is_any_elsewhere(),
+        )
         if reading is None or others:
             self._read(connection, data)
             return
@@ -136,6 +139,10 @@ class Bridge:
                 reading.leave()
             else:
                 reading.end()
+
+    def _is_any_elsewhere(self) -> bool:
+        """Return whether a message is under way at any of several brokers."""
+        return self.brokers.are_several and any(broker.submissions.by_token for broker in self.brokers.all)
 
     def _read(self, connection: ClientConnection, data: bytes) -> None:
         intake, session = self._intake, connection.session
