@@ -14,12 +14,30 @@ from tests.unit import core_resume_stand
 from tests.unit.core_office import Office
 from tests.unit.core_office import bodies_of as relayed
 from tests.unit.core_post import Post, bodies_of, numbered, town
+from tests.unit.core_resume_stand import Bridge
 from tests.unit.core_stand import Stand, clients, handler
 
 
 def unlock(stand: Stand) -> None:
     stand.store.locked = False
     stand.commit()
+
+
+def hasty_town() -> tuple[Stand, Bridge, Link]:
+    """Return a server that gives a message up after a second, its bridge, and a handler of type `chat`."""
+    return core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+
+
+def sent_to_slow_and(user: str) -> tuple[Stand, Bridge]:
+    """Return such a server with a locked store, and its bridge, after message 1 of alice: it went to the user, and to
+    a handler of type `slow` that never answers."""
+    stand, bridge, chat = hasty_town()
+    slow = stand.handler("slow", name="slow")
+    stand.store.locked = True
+    bridge.submits(1)
+    stand.answer(chat, handler("slow"), clients(user))
+    stand.request(slow)
+    return stand, bridge
 
 
 # --- mailboxes ---
@@ -124,7 +142,7 @@ def test_link_that_is_lost_while_the_mark_is_written_leaves_the_messages_unmarke
 
 
 def test_report_on_a_dead_letter_waits_and_another_report_does_not() -> None:
-    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+    stand, bridge, chat = hasty_town()
     stand.store.locked = True
     bridge.submits(1)
     stand.request(chat)
@@ -141,7 +159,7 @@ def test_report_on_a_dead_letter_waits_and_another_report_does_not() -> None:
 
 def test_report_on_a_dead_letter_waits_for_a_store_that_is_away() -> None:
     """The letter is in memory alone meanwhile: were this broker killed, the next one must get the message again."""
-    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+    stand, bridge, chat = hasty_town()
     stand.store.locked = True
     bridge.submits(1)
     stand.request(chat)
@@ -159,7 +177,7 @@ def test_report_on_a_dead_letter_waits_for_a_store_that_is_away() -> None:
 
 def test_report_on_a_message_that_waited_in_vain_waits_for_no_dead_letter_of_another() -> None:
     """Were it to wait, a broker that is killed meanwhile would get the message again, behind later ones of its user."""
-    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+    stand, bridge, chat = hasty_town()
     stand.say(chat, Hello(1, "handler", "h", {"types": ["chat"], "credit": 1}))
     stand.store.locked = True
     bridge.submits(1)
@@ -171,12 +189,7 @@ def test_report_on_a_message_that_waited_in_vain_waits_for_no_dead_letter_of_ano
 
 
 def test_report_waits_for_a_dead_letter_that_was_held_back_before_the_last_result_ended() -> None:
-    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
-    slow = stand.handler("slow", name="slow")
-    stand.store.locked = True
-    bridge.submits(1)
-    stand.answer(chat, handler("slow"), clients("bob"))
-    stand.request(slow)
+    stand, bridge = sent_to_slow_and("bob")
     stand.wait(12.0)
     assert stand.state.answers == 0
     stand.deliver(bridge.link)
@@ -189,12 +202,7 @@ def test_report_waits_for_a_dead_letter_that_was_held_back_before_the_last_resul
 
 
 def test_report_waits_for_a_dead_letter_whose_commit_is_pending_when_the_last_result_ends() -> None:
-    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
-    slow = stand.handler("slow", name="slow")
-    stand.store.locked = True
-    bridge.submits(1)
-    stand.answer(chat, handler("slow"), clients("bob"))
-    stand.request(slow)
+    stand, bridge = sent_to_slow_and("bob")
     stand.wait(2.0)
     stand.deliver(bridge.link)
     assert (bridge.reports(), stand.state.answers) == ([], 1)
@@ -204,12 +212,7 @@ def test_report_waits_for_a_dead_letter_whose_commit_is_pending_when_the_last_re
 
 
 def test_report_waits_for_a_dead_letter_where_the_last_result_fails_because_the_store_is_away() -> None:
-    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
-    slow = stand.handler("slow", name="slow")
-    stand.store.locked = True
-    bridge.submits(1)
-    stand.answer(chat, handler("slow"), clients("carol"))
-    stand.request(slow)
+    stand, bridge = sent_to_slow_and("carol")
     stand.wait(12.0)
     assert (bridge.reports(), stand.state.answers, stand.state.cases) == ([], 1, 0)
     stand.store.locked = False
@@ -242,7 +245,7 @@ def test_report_waits_for_the_group_of_its_own_dead_letter(result: Committed) ->
 
 
 def test_repeats_that_wait_for_a_dead_letter_are_bounded() -> None:
-    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+    stand, bridge, chat = hasty_town()
     slow = stand.handler("slow", name="slow")
     server = stand.server("s2")
     stand.store.locked = True
@@ -278,7 +281,7 @@ def test_report_to_a_client_waits_for_no_lane_of_another_server() -> None:
 
 
 def test_report_that_waits_is_not_lost_with_its_link() -> None:
-    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+    stand, bridge, chat = hasty_town()
     stand.store.locked = True
     bridge.submits(1)
     stand.request(chat)
