@@ -8,8 +8,6 @@ import json
 import os
 import signal
 
-import pytest
-
 from bester.bridge.forward import Forwarder
 from bester.bridge.limits import Limits
 from bester.bridge.native_writing import report
@@ -18,12 +16,11 @@ from bester.broker.clocks import with_sleep
 from bester.broker.wire.messages import Forward
 from tests.e2e.bridge_scene import Raw
 from tests.e2e.test_forward import Outcomes, server
-from tests.live import DEADLINE_S, LAYOUTS, RawClient, live_server, raw_handler
+from tests.live import DEADLINE_S, RawClient, live_server, raw_handler
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-async def test_login_that_waits_for_a_stopped_server_is_not_late(layout: str) -> None:
-    async with live_server("", layout) as there:
+async def test_login_that_waits_for_a_stopped_server_is_not_late() -> None:
+    async with live_server("") as there:
         clients = [await RawClient.connect(there) for _ in range(4)]
         (await RawClient.login(there, "ann")).writer.close()  # the others were let in before
         process = there.processes[0]
