@@ -61,7 +61,7 @@ def _unverified(error: ssl.SSLCertVerificationError, host: str | None) -> str:
         case code if code in _OTHER_NAME:
             return f"the certificate there is for another host, and not for {host}"
         case code if code in _UNTRUSTED:
-            where = "in client_ca" if host is None else "trusted here; name the file of that authority as ca"
+            where = "in client_ca" if host is None else "trusted here; name the file of that authority as ca (--ca)"
             return f"{whose} is signed by no authority {where}"
         case code if code == _EXPIRED:
             return f"{whose} has expired"
