@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
@@ -273,3 +274,39 @@ def test_rare_field_is_sent_only_when_set() -> None:
     ):
         assert decode(codec.encode([bare, full])) == [bare, full]
         assert len(msgpack.unpackb(codec.encode([bare])[0])[0]) == len(bare)
+
+
+@pytest.mark.parametrize("empty", [[], {}, {"a": []}], ids=["arrays", "maps", "both"])
+@pytest.mark.parametrize("copies", [1, 30], ids=["batch", "longer than a batch"])
+def test_message_of_too_many_values_is_refused_without_being_unpacked(empty: Any, copies: int) -> None:
+    """Each empty array takes a byte on the wire, and seventy in memory: 64 MiB of them would take gigabytes."""
+    heavy = msgpack.packb([11, 7, 0, [], {"m": [empty] * 100_000}])
+    good = msgpack.packb([11, 8, 0, [], None])
+    read = decode([b"\xdc" + struct.pack(">H", 2 * copies) + (heavy + good) * copies])
+    if len(heavy) * copies > codec.LONG_BYTES:
+        assert read == [Malformed("malformed", codec.TOO_MANY)]
+    else:
+        assert read == [Malformed("malformed", f"REPLY: {codec.TOO_MANY}", 11, 7), Reply(8, 0, [], None)] * copies
+
+
+def test_message_of_a_long_batch_is_unpacked_when_its_turn_comes() -> None:
+    row = msgpack.packb([11, 1, 0, [["sendClients", ["bob"], b"x" * 500]], None, None, "unknown"])
+    rows: Any = codec.unpack([b"\xdc" + struct.pack(">H", 1000) + row * 1000])
+    unpacked: list[bytes] = []
+    whole = codec._unpack_whole
+
+    def unpack_whole(frames: Sequence[bytes], **options: Any) -> Any:
+        unpacked.append(frames[0])
+        return whole(frames, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_unpack_whole", unpack_whole)
+        assert len(rows[:16]) == len(unpacked) == 16
+        assert len(rows[16:][:3]) == 3 and len(unpacked) == 19
+    assert rows[:1] == decode([b"\x91" + row])
+
+
+def test_message_of_more_values_than_are_read_is_not_sent() -> None:
+    good, heavy = Reply(1, 0, []), Reply(2, 0, [Command("sendClients", ["somebody"] * 100_000, b"1")] * 3)
+    sent, refused = sent_with([heavy, good])
+    assert (sent, refused) == ([good], [heavy])
