@@ -50,7 +50,7 @@ MAX_KEYS = 2**15
 MAX_WEIGHT = 2**18
 """Bound on the values in a message of a frame 0, and in a whole frame 0 above LONG_BYTES, where an array or map counts
 ARRAY_WEIGHT more. Room for the longest array. 64 MiB of empty arrays would take half a minute, and gigabytes."""
-ARRAY_WEIGHT = 4
+ARRAY_WEIGHT = 8
 """An array or map takes as much memory as so many short values, and longer than one."""
 LIGHT_BYTES = 16 * 1024
 """Longest frame 0 whose values are not counted: it takes a millisecond or two, whatever it holds."""
