@@ -45,11 +45,10 @@ BATCH_BYTES = 1024 * 1024
 delays a link, and frame 0 stays below the limit of receivers."""
 MAX_ITEMS = 2**17
 """Longest array: room for the targets of any reply, and a bound on the memory that a short frame can announce."""
-MAX_KEYS = 2**15
-"""Most keys of a map: room for the recipients of any report, and a bound on a step that nothing interrupts."""
-MAX_WEIGHT = 2**18
+MAX_WEIGHT = 2**21
 """Bound on the values in a message of a frame 0, and in a whole frame 0 above LONG_BYTES, where an array or map counts
-ARRAY_WEIGHT more. Room for the longest array. 64 MiB of empty arrays would take half a minute, and gigabytes."""
+ARRAY_WEIGHT more. Room for the largest message of each kind: a CONFIRM may have 131,072 failures, each an array of
+three. 64 MiB of empty arrays would take half a minute, and gigabytes."""
 ARRAY_WEIGHT = 8
 """An array or map takes as much memory as so many short values, and longer than one."""
 LIGHT_BYTES = 16 * 1024
@@ -409,7 +408,7 @@ def _unpack(
     ValueError, TypeError, OverflowError or UnpackException for what is no sound MessagePack, TooManyError above
     MAX_WEIGHT."""
     options |= {"ext_hook": ext_hook, "timestamp": 1, "max_array_len": min(len(frame), MAX_ITEMS)}
-    options["max_map_len"] = min(len(frame), MAX_KEYS)
+    options["max_map_len"] = min(len(frame), MAX_ITEMS)
     if len(frame) <= LIGHT_BYTES:
         return msgpack.unpackb(frame, object_pairs_hook=None if map_of is dict else map_of, **options)
     left = MAX_WEIGHT
