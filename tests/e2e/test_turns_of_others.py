@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
@@ -15,11 +16,12 @@ import zmq
 import zmq.asyncio
 
 from bester.broker.accounts import OpenAccounts
+from bester.broker.core.effects import Effects
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.curve import CLOCK, LARGE_BYTES, MADE_UP_S, MOST_READ_S, READ_S, as_bytes
 from bester.broker.fabric_socket import Frames
 from bester.broker.log_limits import PER_SECOND
-from bester.broker.server import LOST_AT_ONCE, Broker
+from bester.broker.server import LOST_AT_ONCE, LOST_S, Broker
 from bester.broker.share import PART
 from bester.broker.store.memory import MemoryStore
 from tests.e2e.test_endless_message import PAIRS, door, party
@@ -154,15 +156,27 @@ async def test_large_frame_is_not_copied_by_the_turn_that_reads_it() -> None:
     assert as_bytes(frames)[2:] == sent
 
 
-async def test_crowd_of_links_that_goes_at_once_is_lost_over_several_turns(caplog: pytest.LogCaptureFixture) -> None:
-    """The next heartbeat of the broker, which goes to all in one turn, finds the links gone."""
+@pytest.mark.parametrize(("cost_s", "most"), [(0.0, LOST_AT_ONCE), (2 * LOST_S, 2)], ids=["cheap", "costly"])
+async def test_crowd_of_links_that_goes_at_once_is_lost_over_several_turns(
+    cost_s: float, most: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next heartbeat of the broker, which goes to all in one turn, finds the links gone. The loss of each may cost:
+    its messages go to others."""
     caplog.set_level(logging.INFO, "bester.broker")
     log = logging.getLogger("bester.broker")
     settings = Settings("s1", open_accounts=True, limits=Limits(heartbeat_s=HEARTBEAT_S))
     assert PER_SECOND > LOST_AT_ONCE  # else the log would not tell
     async with short_directory() as directory, asyncio.timeout(DEADLINE_S):
         endpoint = f"ipc://{directory}/f"
-        async with Broker(settings, (endpoint,), OpenAccounts(), MemoryStore()), counted_turns() as turns:
+        broker = Broker(settings, (endpoint,), OpenAccounts(), MemoryStore())
+        lose = broker.router.on_undeliverable
+
+        def lose_at_a_cost(*undeliverable: Any) -> Effects:
+            work(cost_s)
+            return lose(*undeliverable)
+
+        monkeypatch.setattr(broker.router, "on_undeliverable", lose_at_a_cost)
+        async with broker, counted_turns() as turns:
             await leave_in_a_crowd(endpoint, 3 * LOST_AT_ONCE)
             lost = Lost(turns)
             log.addHandler(lost)
@@ -171,7 +185,7 @@ async def test_crowd_of_links_that_goes_at_once_is_lost_over_several_turns(caplo
                     await asyncio.sleep(HEARTBEAT_S / 10)
             finally:
                 log.removeHandler(lost)
-    assert max(lost.by_turn.values()) <= LOST_AT_ONCE
+    assert max(lost.by_turn.values()) <= most
 
 
 async def leave_in_a_crowd(endpoint: str, count: int) -> None:

@@ -41,6 +41,8 @@ def letter(to: str, size: int = 50, **more: Any) -> bytes:
 WAVES: dict[str, bytes] = {
     "to oneself": letter("eve") * BURST,
     "large": letter("eve", LARGE) * 3,
+    "brackets": message("letter", {"to": "eve", "text": [[]] * 200_000}) * 3,
+    "half a pair": message("letter", {"to": "\ud800", "text": [[]] * 200_000}) * 3,
     "unknown types": message("nobody-serves-this", 1) * BURST,
     "pings": message("dummy", None) * BURST,
     "to a mailbox": letter("zed", 1000) * BURST,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
@@ -273,3 +274,64 @@ def test_rare_field_is_sent_only_when_set() -> None:
     ):
         assert decode(codec.encode([bare, full])) == [bare, full]
         assert len(msgpack.unpackb(codec.encode([bare])[0])[0]) == len(bare)
+
+
+@pytest.mark.parametrize("empty", [[], {}, {"a": []}], ids=["arrays", "maps", "both"])
+@pytest.mark.parametrize("copies", [1, 8], ids=["batch", "longer than a batch"])
+def test_message_of_too_many_values_is_refused_without_being_unpacked(empty: Any, copies: int) -> None:
+    """Each empty array takes a byte on the wire, and seventy in memory: 64 MiB of them would take gigabytes."""
+    heavy = msgpack.packb([11, 7, 0, [], {"m": [[empty] * 131_000] * 3}])
+    good = msgpack.packb([11, 8, 0, [], None])
+    read = decode([b"\xdc" + struct.pack(">H", 2 * copies) + (heavy + good) * copies])
+    if len(heavy) * copies > codec.LONG_BYTES:
+        assert read == [Malformed("malformed", codec.TOO_MANY)]
+    else:
+        assert read == [Malformed("malformed", f"REPLY: {codec.TOO_MANY}", 11, 7), Reply(8, 0, [], None)] * copies
+
+
+def test_message_of_a_long_batch_is_unpacked_when_its_turn_comes() -> None:
+    row = msgpack.packb([11, 1, 0, [["sendClients", ["bob"], b"x" * 500]], None, None, "unknown"])
+    rows: Any = codec.unpack([b"\xdc" + struct.pack(">H", 1000) + row * 1000])
+    unpacked: list[bytes] = []
+    whole = codec._unpack_whole
+
+    def unpack_whole(frames: Sequence[bytes], **options: Any) -> Any:
+        unpacked.append(frames[0])
+        return whole(frames, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_unpack_whole", unpack_whole)
+        assert len(rows[:16]) == len(unpacked) == 16
+        assert len(rows[16:][:3]) == 3 and len(unpacked) == 19
+    assert rows[:1] == decode([b"\x91" + row])
+
+
+def test_message_of_more_values_than_are_read_is_not_sent() -> None:
+    good, heavy = Reply(1, 0, []), Reply(2, 0, [Command("sendClients", ["b"] * 100_000, b"1")] * 22)
+    sent, refused = sent_with([heavy, good])
+    assert (sent, refused) == ([good], [heavy])
+
+
+@pytest.mark.parametrize("count", [20_000, codec.MAX_ITEMS])
+@pytest.mark.parametrize("kind", ["targets", "failures", "numbers", "recipients", "names"])
+def test_largest_message_of_each_kind_is_read(kind: str, count: int) -> None:
+    """The bounds on values have room for everything that a bridge, a broker or a handler writes."""
+    messages: dict[str, Callable[[], Message]] = {
+        "targets": lambda: Deliver(1, "i", "t", b"1", [[n, n + 1] for n in range(count)], None, {}),
+        "failures": lambda: Confirm(1, [], [[n, 1, "gone"] for n in range(count)], 0),
+        "numbers": lambda: Confirm(1, list(range(count)), [], 0),
+        "recipients": lambda: Report(1, 0, None, None, {f"user-{n}": "delivered" for n in range(count)}),
+        "names": lambda: Reply(1, 0, [Command("sendClients", [f"user-{n}" for n in range(count)], b"1")]),
+    }
+    message = messages[kind]()
+    sent, refused = sent_with([message])
+    assert not refused and [plain(each) for each in sent] == [plain(message)]
+
+
+def plain(message: Any) -> list[Any]:
+    """Return the fields of a message, where a tuple is as good as a list."""
+    fields: list[Any] = list(message)
+    for index, field in enumerate(fields):
+        if type(field) is list:
+            fields[index] = [list(row) if type(row) is tuple else row for row in field]
+    return [type(message), *fields]

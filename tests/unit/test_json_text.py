@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bester.broker.wire.json_text import DEPTH_LIMIT, TOO_DEEP, UNPAIRED, fault, is_utf8, too_deep
+from bester.broker.wire.json_text import (
+    DEPTH_LIMIT,
+    LONG_BYTES,
+    PIECE_BYTES,
+    TOO_DEEP,
+    UNPAIRED,
+    fault,
+    is_utf8,
+    too_deep,
+)
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
@@ -50,20 +59,22 @@ def has_lone_surrogate(text: bytes) -> bool:
 
 
 def naive_nesting(text: str) -> int:
-    """Count brackets one by one, outside strings."""
+    """Count brackets one by one, outside strings. Backslashes escape quotes and backslashes everywhere, and a bracket
+    that closes nothing does not count: such text is no JSON."""
     depth = deepest = 0
     within = escaped = False
     for character in text:
-        if within:
-            within = escaped or character != '"'
-            escaped = character == "\\" and not escaped
-        elif character == '"':
-            within = True
-        elif character in "[{":
+        if escaped and character in '"\\':
+            escaped = False
+            continue
+        escaped = character == "\\"
+        if character == '"':
+            within = not within
+        elif character in "[{" and not within:
             depth += 1
             deepest = max(deepest, depth)
-        elif character in "]}":
-            depth -= 1
+        elif character in "]}" and not within:
+            depth = max(depth - 1, 0)
     return deepest
 
 
@@ -181,10 +192,25 @@ def test_nesting_agrees_with_a_plain_count(text: bytes) -> None:
 
 @given(st.text('[]{}"\\a,é ', max_size=40))
 def test_nesting_of_broken_text_agrees_with_a_plain_count(text: str) -> None:
-    # A backslash outside strings is no escape for either.
     depth = naive_nesting(text)
     assert not too_deep(text.encode(), depth)
     assert depth == 0 or too_deep(text.encode(), depth - 1)
+
+
+@pytest.mark.parametrize("string", [b'"["', b'"]]"', b'"\\"["', b'"\\\\"'])
+def test_strings_are_told_from_brackets_over_many_pieces(string: bytes) -> None:
+    row = b"[[" + string + b"]]"
+    text = b"[" + b",".join([row] * (2 * PIECE_BYTES // len(string))) + b"]"
+    assert not too_deep(text, 3) and too_deep(text, 2)
+
+
+@pytest.mark.parametrize("text", [b"[],", b'"a",', b'{"a":{}},'])
+def test_long_text_with_a_lone_surrogate_is_told_from_what_is_no_json(text: bytes) -> None:
+    long = b"[" + text * LONG_BYTES
+    assert fault(long + b'"\\ud800"]') == fault(long + b'"\\ude00\\ud83d"]') == UNPAIRED
+    assert fault(long + b'"\\ud800]') not in (None, UNPAIRED)
+    assert fault(long + b'"\\ud8"]') not in (None, UNPAIRED)
+    assert fault(long + b'"\\ud83d\\ude00"]') is None
 
 
 @given(st.integers(0, 5), st.integers(0, 5))
@@ -203,6 +229,8 @@ def test_depth_above_the_limit_is_too_deep(depth: int, limit: int) -> None:
         b"[" * 1_000_000,
         b'"' + b"[" * 1_000_000,
         b'["' + b"x" * 1_000_000 + b'"' + b"]" * 65,
+        b"[" + (b"[" * 63 + b"]" * 63 + b",") * 8_000,
+        b"[" + b'"[",' * 250_000,
     ],
     ids=[
         "escaped quotes",
@@ -212,6 +240,8 @@ def test_depth_above_the_limit_is_too_deep(depth: int, limit: int) -> None:
         "brackets",
         "unfinished",
         "long",
+        "just as deep as may be",
+        "brackets in strings",
     ],
 )
 def test_time_is_linear_in_the_size(text: bytes) -> None:

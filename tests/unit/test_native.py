@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bester.bridge import native, native_writing
 from bester.bridge.native import Builtin, Client, Fault, Sent, Server
-from bester.broker.wire.json_text import DEPTH_LIMIT, UNPAIRED, fault
+from bester.broker.wire.json_text import DEPTH_LIMIT, LONG_BYTES, UNPAIRED, fault
 
 ODD_DATA = [
     b"0.1",
@@ -142,6 +142,19 @@ class TestLaterFrames:
         assert isinstance(read, Fault)
         assert (read.fatal, read.id, read.reason) == (False, id_, "malformed")
         assert native.first(body) == read._replace(fatal=True)
+
+    @pytest.mark.parametrize(
+        ("id_", "told"), [(b'"x"', b'"x"'), (rb'"\ud83d"', b"null"), (rb'"\ud83d\ude00"', b"null"), (b"5", b"null")]
+    )
+    def test_unpaired_surrogate_ends_only_a_long_message_that_is_not_made_into_values(
+        self, id_: bytes, told: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(native, "with_unpaired", None)
+        data = b"[" + b"[]," * LONG_BYTES + rb'"\udc00"]'
+        body = b'{"payload":{"type":"t","data":%b,"id":%b}}' % (data, id_)
+        assert native.later(body) == Fault(told, False, UNPAIRED)
+        broken = native.later(body + b",")
+        assert isinstance(broken, Fault) and broken.fatal
 
     @given(st.binary(max_size=60), st.integers(0, 60))
     def test_decoder_takes_json_and_nothing_else(self, noise: bytes, at: int) -> None:

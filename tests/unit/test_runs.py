@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bester.broker.wire.codec import MAX_ITEMS, batches, decode, encode
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.messages import INLINE_BYTES, MAX_BATCH, MAX_FRAME_BYTES, Command, Heartbeat, Reply, Request
-from bester.broker.wire.runs import read_requests, write_replies
+from bester.broker.wire.runs import FEW_KEYS, read_requests, write_replies
 from tests.unit.runs_stand import damaged, tokens, values
 
 META = {"id": "s1/b-1/7", "root": "s1/b-1/7", "origin": "s1", "scope": "client", "attempt": 1, "path": ["s1/a"]}
@@ -42,7 +42,7 @@ def assert_same(frame: bytes) -> None:
 metas = st.dictionaries(st.text(max_size=6), values, max_size=4)
 usual_metas = st.dictionaries(
     st.text(max_size=6),
-    st.text(max_size=9) | st.integers(-9, 2**63) | st.booleans() | st.lists(st.text(max_size=9)),
+    st.text(max_size=9) | st.integers(-9, 2**63) | st.booleans() | st.lists(st.text(max_size=9), max_size=FEW_KEYS),
     max_size=6,
 )
 requests = st.builds(Request, tokens, st.text(), st.binary(max_size=40), st.none() | st.text(), usual_metas)

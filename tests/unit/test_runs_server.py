@@ -23,7 +23,18 @@ from bester.broker.wire.messages import (
     Request,
     Submit,
 )
-from bester.broker.wire.runs import MAX_DONE, MESSAGE_OF, READ_AS, read, read_deliveries, write_run
+from bester.broker.wire.runs import (
+    FEW,
+    FEW_COMMANDS,
+    FEW_KEYS,
+    FEW_NUMBERS,
+    MAX_DONE,
+    MESSAGE_OF,
+    READ_AS,
+    read,
+    read_deliveries,
+    write_run,
+)
 from tests.unit.runs_stand import damaged, tokens, values
 
 META = {"id": "s1/b-1/7", "root": "s1/b-1/7", "origin": "s1", "scope": "client", "attempt": 1, "path": []}
@@ -53,7 +64,11 @@ def assert_same(frame: bytes) -> None:
 
 usual_metas = st.dictionaries(
     st.text(max_size=6),
-    st.text(max_size=9) | st.integers(-9, 2**63) | st.booleans() | st.floats() | st.lists(st.text(max_size=9)),
+    st.text(max_size=9)
+    | st.integers(-9, 2**63)
+    | st.booleans()
+    | st.floats()
+    | st.lists(st.text(max_size=9), max_size=FEW_KEYS),
     max_size=4,
 )
 commands = st.builds(
@@ -112,6 +127,31 @@ def test_any_damage_is_read_as_the_codec_reads_it(frame: bytes) -> None:
 )  # fmt: skip
 def test_odd_frames_are_read_as_the_codec_reads_them(frame: bytes) -> None:
     assert_same(frame)
+
+
+@pytest.mark.parametrize(
+    ("most", "more"),
+    [
+        ([11, 1, 0, [["a", ["t"] * FEW, b"c"]] * FEW_COMMANDS], [11, 1, 0, [["a", ["t"] * (FEW + 1), b"c"]]]),
+        ([11, 1, 0, [["a", [], b"c"]] * FEW_COMMANDS], [11, 1, 0, [["a", [], b"c"]] * (FEW_COMMANDS + 1)]),
+        ([27, 1, [1] * FEW_NUMBERS], [27, 1, [1] * (FEW_NUMBERS + 1)]),
+        (
+            [24, 1, None, "t", b"1", {"path": ["s"] * FEW_KEYS}],
+            [24, 1, None, "t", b"1", {"path": ["s"] * (FEW_KEYS + 1)}],
+        ),
+        (
+            [24, 1, None, "t", b"1", {str(n): n for n in range(FEW_KEYS)}],
+            [24, 1, None, "t", b"1", {str(n): n for n in range(FEW_KEYS + 1)}],
+        ),
+    ],
+    ids=["targets", "commands", "numbers", "texts", "keys"],
+)
+def test_message_of_many_values_is_left_to_the_codec(most: list[Any], more: list[Any]) -> None:
+    """A batch of these is not read in one piece."""
+    for row, is_usual in ((most, True), (more, False)):
+        frames = [msgpack.packb([row] * 3)]
+        assert all((type(message) in READ_AS.values()) is is_usual for message in read(frames))
+        assert plain(list(read(frames))) == plain(decode(frames))
 
 
 def test_attached_bodies_are_left_to_the_codec() -> None:

@@ -12,7 +12,17 @@ import msgspec
 from msgspec import Raw
 
 from bester.broker.wire.codes import CODES
-from bester.broker.wire.json_text import SHALLOW_BYTES, TOO_DEEP, UNPAIRED, is_utf8, too_deep, with_unpaired
+from bester.broker.wire.json_text import (
+    LONG_BYTES,
+    SHALLOW_BYTES,
+    TOO_DEEP,
+    UNPAIRED,
+    is_json_but_for_surrogates,
+    is_utf8,
+    paired,
+    too_deep,
+    with_unpaired,
+)
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TOKEN, MAX_TTL_S, Meta
 from bester.broker.wire.notes import safe_note
 from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT, failed
@@ -191,6 +201,8 @@ def _unreadable(body: bytes) -> Fault:
 
 def _unpaired(body: bytes) -> Fault | None:
     """Return the fault of a frame whose only fault are unpaired surrogate escapes; None for any other frame."""
+    if len(body) > LONG_BYTES:
+        return _unpaired_long(body)
     try:
         top = with_unpaired(body)
     except (ValueError, RecursionError):
@@ -203,6 +215,18 @@ def _unpaired(body: bytes) -> Fault | None:
         return Fault(_text(id_) if isinstance(id_, str) else NULL, False, UNPAIRED)
     except UnicodeEncodeError:  # the id has an unpaired surrogate itself
         return Fault(NULL, False, UNPAIRED)
+
+
+def _unpaired_long(body: bytes) -> Fault | None:
+    """Do as `_unpaired` does, without a value for each part of a long frame; an id with surrogate escapes is not
+    told."""
+    if not is_json_but_for_surrogates(body) or body.lstrip()[:1] != b"{":
+        return None
+    try:
+        id_ = bytes(_id_only(paired(body)).payload.id)
+    except _BAD_JSON:
+        id_ = NULL
+    return Fault(id_ if id_[0] == 0x22 and rb"\uFFFD" not in id_ else NULL, False, UNPAIRED)
 
 
 def first(body: bytes) -> Client | Server | Fault:

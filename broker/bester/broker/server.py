@@ -68,8 +68,11 @@ TICK_S = 0.1
 MAX_LINKS = 20_000
 """Links of one socket that are remembered by their routing ids; above the bound all are made anew. Memory."""
 LOST_AT_ONCE = 16
-"""Links that are lost in one turn because they cannot be sent to; others are tried again in the next. Each may hold
-messages that go to other handlers, and a party may let a hundred links go at once."""
+"""Links that are lost in one turn because they cannot be sent to; others are tried again in the next. A party may let
+a hundred links go at once."""
+LOST_S = 0.001
+"""Time in one turn for which that goes on: each link may hold messages that go to other handlers, hundreds of which
+take some milliseconds."""
 LAST_WORDS = {Goodbye, Error}
 """Kinds of messages that are sent to a link that was lost."""
 
@@ -166,6 +169,7 @@ class Broker:
         self._left: set[Link] = set()  # links of which the first messages there were left to this turn
         self._flushes = False  # at the end of this turn
         self._lost = 0  # links of this turn that could not be sent to
+        self._lost_s = 0.0  # time that their loss took
         self._tick_handle: asyncio.TimerHandle | None = None
         self._silent_handle: asyncio.Handle | None = None  # of silent links that a tick has left to later turns
         self._notices = LogLimits()
@@ -379,7 +383,7 @@ class Broker:
     def _flush(self, sent_at_once: int = SENT_AT_ONCE) -> None:
         """Write and read, then send the messages of this turn of the loop, one batch a destination."""
         self._flushes = False
-        self._lost = 0
+        self._lost, self._lost_s = 0, 0.0
         if self._driver.due:
             self._driver.run()
             self._retry_later()
@@ -458,13 +462,15 @@ class Broker:
                 socket.send_to(identity, link.party, frames)
                 sent = True
         except zmq.ZMQError:  # EHOSTUNREACH: the peer has gone; EAGAIN: the peer does not read
-            if not sent and self._lost >= LOST_AT_ONCE:
+            if not sent and (self._lost >= LOST_AT_ONCE or self._lost_s >= LOST_S):
                 self._leave(link, messages)
                 return
+            began = time.monotonic()
             self._lost += 1
             first, *rest = messages[-1:] if sent else messages  # after a batch that was sent, the last surely was not
             waiting = (*rest, *self._outgoing.pop(link, ()))
-            self._carry_out(self.router.on_undeliverable(link, first, time.monotonic(), waiting))
+            self._carry_out(self.router.on_undeliverable(link, first, began, waiting))
+            self._lost_s += time.monotonic() - began
 
     def _cannot_send(self, link: Link, message: Message, error: WireError) -> Message | None:
         """Answer a message that cannot be sent as if its receiver had refused the message; return its substitute, if

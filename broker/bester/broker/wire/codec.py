@@ -28,6 +28,12 @@ from bester.broker.wire.notes import describe
 from bester.broker.wire.readers import READERS, careful, kind_of, refuse_row, unreadable
 from bester.broker.wire.records import row_of
 
+msgspec: Any
+try:
+    import msgspec
+except ImportError:  # a handler's machine may have pyzmq and msgpack alone
+    msgspec = None
+
 _LAYOUTS: dict[type[Any], tuple[tuple[int], int | None, int | None, int | None]] = {
     row.message: ((row.op,), row.body, row.commands, len(row.fields) - 1 if row.rare else None) for row in OPERATIONS
 }
@@ -39,6 +45,19 @@ BATCH_BYTES = 1024 * 1024
 delays a link, and frame 0 stays below the limit of receivers."""
 MAX_ITEMS = 2**17
 """Longest array: room for the targets of any reply, and a bound on the memory that a short frame can announce."""
+MAX_WEIGHT = 2**21
+"""Bound on the values in a message of a frame 0, and in a whole frame 0 above LONG_BYTES, where an array or map counts
+ARRAY_WEIGHT more. Room for the largest message of each kind: a CONFIRM may have 131,072 failures, each an array of
+three. 64 MiB of empty arrays would take half a minute, and gigabytes."""
+ARRAY_WEIGHT = 8
+"""An array or map takes as much memory as so many short values, and longer than one."""
+LIGHT_BYTES = 16 * 1024
+"""Longest frame 0 whose values are not counted: it takes a millisecond or two, whatever it holds."""
+LONG_BYTES = 2 * BATCH_BYTES
+"""Longest frame 0 that is cut into its messages first, each of which is unpacked when its turn comes. To cut one takes
+up to some milliseconds for each megabyte; what is longer has a message alone in it, or long bodies."""
+BEGINNING_BYTES = 32
+"""Of a message: its header, operation and token."""
 HARMLESS_BYTES = 512
 SUSPECTS = 16
 """Bytes in a frame 0 above HARMLESS_BYTES that could announce a long array; with more of them the frame is walked
@@ -50,7 +69,8 @@ LITTLE_BYTES = 64
 """Bodies up to this stay inlined even if frame 0 is too long, as an attachment costs about as much."""
 
 _pack = msgpack.Packer(autoreset=True).pack
-_unpack = msgpack.unpackb
+_cut = None if msgspec is None else msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_PACKED = None if msgspec is None else msgspec.Raw
 _MARK = object()  # in place of a value that BFP does not allow; no Packer takes it
 
 OnUnsendable = Callable[[Message, WireError], Message | None]
@@ -155,6 +175,8 @@ def _halved(batch: list[Message], on_unsendable: OnUnsendable, most_bytes: int) 
         frames = encode(batch)
         if len(frames[0]) > MAX_ITEMS:  # long enough to hold an array that is too long
             _check_arrays(frames[0], alone=alone)
+            if alone and len(frames[0]) > LONG_BYTES:
+                _check_weight(frames[0])
             if alone and len(frames[0]) > MAX_FRAME_BYTES:
                 frames = _with_less_inlined(batch)
     except Exception as error:  # noqa: BLE001 (as in `batches`)
@@ -205,12 +227,20 @@ def _check_arrays(frame: bytes, *, alone: bool) -> None:
         return
     if alone:
         try:
-            _unpack(frame, ext_hook=_no_extension, timestamp=1, max_array_len=MAX_ITEMS)
+            msgpack.unpackb(frame, ext_hook=_no_extension, timestamp=1, max_array_len=MAX_ITEMS)
         except ValueError:
             pass
         else:
             return  # a false alarm
     raise WireError("frame-too-large", f"an array of {longest} elements; {MAX_ITEMS} are allowed")
+
+
+def _check_weight(frame: bytes) -> None:
+    """Raise WireError if a long frame 0 holds more values than receivers read."""
+    try:
+        _unpack(frame, _no_extension)
+    except TooManyError:
+        raise WireError("frame-too-large", TOO_MANY) from None
 
 
 def _long_arrays(frame: bytes) -> Iterator[int]:
@@ -258,8 +288,8 @@ def fault(message: Message, most_bytes: int = MAX_FRAME_BYTES) -> WireError | No
 
 
 class UnreadRows:
-    """Rows of a batch that are unpacked, and become messages part by part: `[:n]` returns the first n messages, `[n:]`
-    the rest, unread."""
+    """Rows of a batch that become messages part by part: `[:n]` returns the first n messages, `[n:]` the rest, unread.
+    Rows of a long batch are MessagePack until then."""
 
     __slots__ = ("_at", "_frames", "_rows")
 
@@ -278,6 +308,9 @@ class UnreadRows:
         frames = self._frames
         messages: list[Message | Malformed] = []
         for row in self._rows[self._at + start : self._at + stop]:
+            if type(row) is _PACKED:
+                messages.append(_read_packed(bytes(row), frames))
+                continue
             try:
                 read = READERS[row[0]]
             except (LookupError, TypeError):
@@ -301,18 +334,94 @@ def unpack(frames: Sequence[bytes]) -> list[Message | Malformed] | UnreadRows:
     if len(frames) > MAX_FRAMES:
         return [Malformed("malformed", f"a ZeroMQ message of more than {MAX_FRAMES} frames")]
     first = frames[0]
+    if _cut is not None and LIGHT_BYTES < len(first) <= LONG_BYTES and 1 <= _array_length(first) <= MAX_BATCH:
+        try:
+            return UnreadRows(_cut(first), frames)
+        except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+            return [Malformed("malformed", _no_messagepack(first))]
+    return _unpack_whole(frames)
+
+
+def _unpack_whole(frames: Sequence[bytes], *, is_long: bool | None = None) -> list[Message | Malformed] | UnreadRows:
+    """Unpack all of frame 0 at once. `is_long`: whether it is above SECOND_LOOK_BYTES, or from a batch that is."""
+    first = frames[0]
     size = len(first)
     if size > HARMLESS_BYTES and _suspect(first) and not _complete(first):
         return [Malformed("malformed", _no_messagepack(first))]
     try:
-        rows = _unpack(first, ext_hook=_no_extension, timestamp=1, max_array_len=min(size, MAX_ITEMS))
+        rows = _unpack(first, _no_extension)
+    except TooManyError:
+        return [Malformed("malformed", TOO_MANY)]
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
-        return _second_look(frames)
+        return _second_look(frames, is_long=size > SECOND_LOOK_BYTES if is_long is None else is_long)
     if type(rows) is not list or not 1 <= len(rows) <= MAX_BATCH:
         kind = f"an array of {len(rows)}" if type(rows) is list else kind_of(rows)
         text = f"frame 0 is {kind} where an array of 1 to {MAX_BATCH} messages is meant: [[op, field, …], …]"
         return [Malformed("malformed", text)]
     return UnreadRows(rows, frames)
+
+
+def _array_length(frame: bytes) -> int:
+    """Return how many elements a frame 0 announces; 0 where it is no array."""
+    kind = frame[0]
+    if kind & 0xF0 == 0x90:
+        return kind & 0x0F
+    return int.from_bytes(frame[1 : 3 if kind == 0xDC else 5], "big") if kind in (0xDC, 0xDD) else 0
+
+
+def _read_packed(row: bytes, frames: Sequence[bytes]) -> Message | Malformed:
+    """Read one message of a long batch, as if it were alone."""
+    alone: Any = _unpack_whole([b"\x91" + row, *frames[1:]], is_long=len(frames[0]) > SECOND_LOOK_BYTES)
+    message: Message | Malformed = alone[:][0]
+    if type(message) is Malformed and message.text == TOO_MANY:
+        return refuse_row(_beginning(row), TOO_MANY)
+    return message
+
+
+def _beginning(row: bytes) -> list[Any]:
+    """Return the first fields of a packed message that is too much to unpack: operation and token."""
+    unpacker = msgpack.Unpacker(ext_hook=_no_extension)
+    unpacker.feed(row[:BEGINNING_BYTES])
+    try:
+        return [unpacker.unpack() for _ in range(min(unpacker.read_array_header(), 2))]
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return []
+
+
+class TooManyError(ValueError):
+    """Raised above MAX_WEIGHT."""
+
+
+TOO_MANY = (
+    f"more than {MAX_WEIGHT:,} values in a message, or in a frame 0 above {LONG_BYTES >> 20} MiB, "
+    f"where an array or a map counts as {ARRAY_WEIGHT} more"
+)
+
+
+def _unpack(
+    frame: bytes,
+    ext_hook: Callable[[int, bytes], Any],
+    map_of: Callable[[list[tuple[Any, Any]]], Any] = dict,
+    **options: Any,
+) -> Any:
+    """Unpack a frame 0, within the bounds on arrays, maps and values. `map_of` makes a map of its pairs. Raises
+    ValueError, TypeError, OverflowError or UnpackException for what is no sound MessagePack, TooManyError above
+    MAX_WEIGHT."""
+    options |= {"ext_hook": ext_hook, "timestamp": 1, "max_array_len": min(len(frame), MAX_ITEMS)}
+    options["max_map_len"] = min(len(frame), MAX_ITEMS)
+    if len(frame) <= LIGHT_BYTES:
+        return msgpack.unpackb(frame, object_pairs_hook=None if map_of is dict else map_of, **options)
+    left = MAX_WEIGHT
+
+    def weigh(values: Any) -> Any:
+        """Count the values of an array, or the pairs of a map."""
+        nonlocal left
+        left -= len(values) + ARRAY_WEIGHT
+        if left < 0:
+            raise TooManyError
+        return values
+
+    return msgpack.unpackb(frame, list_hook=weigh, object_pairs_hook=lambda pairs: map_of(weigh(pairs)), **options)
 
 
 def _suspect(frame: bytes) -> bool:
@@ -354,25 +463,24 @@ def _no_messagepack(frame: bytes) -> str:
     return "frame 0 is not MessagePack (strings UTF-8, map keys strings, no extensions)"
 
 
-def _second_look(frames: Sequence[bytes]) -> list[Message | Malformed]:
+def _second_look(frames: Sequence[bytes], *, is_long: bool) -> list[Message | Malformed]:
     """Read a batch that holds values which MessagePack allows and BFP does not, and keep the other messages."""
     refusal = Malformed("malformed", _no_messagepack(frames[0]))
-    long = len(frames[0]) > SECOND_LOOK_BYTES
     try:
         rows = _unpack(
             frames[0],
+            _marked if is_long else msgpack.ExtType,
+            _text_keys if is_long else dict,
             unicode_errors="surrogateescape",
             strict_map_key=False,
-            ext_hook=_marked if long else msgpack.ExtType,
-            object_pairs_hook=_text_keys if long else None,
-            timestamp=1,
-            max_array_len=min(len(frames[0]), MAX_ITEMS),
         )
+    except TooManyError:
+        return [Malformed("malformed", TOO_MANY)]
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
         return [refusal]
     if type(rows) is not list or not 1 <= len(rows) <= MAX_BATCH:
         return [refusal]
-    if long:
+    if is_long:
         text = "strings are UTF-8, map keys strings, and there are no extensions"
         return [careful(row, frames) if _is_writable(row) else refuse_row(row, text) for row in rows]
     return [unreadable(row) or careful(row, frames) for row in rows]

@@ -46,7 +46,13 @@ _WITH_BODY = frozenset({Request, Submit, Deliver})
 MAX_DONE = 1024
 """Serials in a confirmation of a run, beside those that it ends by their order: as many as were delivered together."""
 FEW = 64
-"""Sessions of one user in a DELIVER of a run: nearly every user has fewer."""
+"""Sessions of one user in a DELIVER of a run, and targets of a command: nearly all have fewer. What is read in one
+piece holds few values for its length, whoever has sent it: a batch of empty commands would take 200 ms."""
+FEW_COMMANDS = 4
+FEW_KEYS = 16
+"""Keys of a meta, and texts of each."""
+FEW_NUMBERS = 512
+"""Numbers of a CONFIRM."""
 
 
 class Received(Protocol):
@@ -79,10 +85,11 @@ def _shapes() -> tuple[dict[type[Any], type[Any]], dict[type[Any], type[Any]], A
         return {}, {}, None
     integer = Annotated[int, msgspec.Meta(ge=-MAX_TOKEN, le=MAX_TOKEN)]
     text = str | None
-    texts = Annotated[list[str], msgspec.Meta(max_length=MAX_ITEMS)]
+    texts = Annotated[list[str], msgspec.Meta(max_length=FEW_KEYS)]
+    names = Annotated[list[str], msgspec.Meta(max_length=FEW)]
     # Values of other kinds than these (bin, nested maps) are rare in a meta, and extension types are refused: msgspec
     # would read some of them as times.
-    meta = dict[str, str | int | float | bool | texts | None]
+    meta = Annotated[dict[str, str | int | float | bool | texts | None], msgspec.Meta(max_length=FEW_KEYS)]
 
     def shape(message: type[Any], fields: list[tuple[Any, ...]]) -> type[Any]:
         made: type[Any] = msgspec.defstruct(
@@ -93,11 +100,11 @@ def _shapes() -> tuple[dict[type[Any], type[Any]], dict[type[Any], type[Any]], A
 
     command = msgspec.defstruct(
         "ReadCommand",
-        [("command", str), ("targets", texts), ("body", bytes), ("type", text, None)],
+        [("command", str), ("targets", names), ("body", bytes), ("type", text, None)],
         array_like=True, forbid_unknown_fields=True, frozen=True, gc=False,
     )  # fmt: skip
-    commands = Annotated[list[command], msgspec.Meta(max_length=MAX_ITEMS)]  # type: ignore[valid-type]  # made above
-    integers = Annotated[list[int], msgspec.Meta(max_length=MAX_ITEMS)]
+    commands = Annotated[list[command], msgspec.Meta(max_length=FEW_COMMANDS)]  # type: ignore[valid-type]  # made above
+    integers = Annotated[list[int], msgspec.Meta(max_length=FEW_NUMBERS)]
     failures = Annotated[list[tuple[int, int, str]], msgspec.Meta(max_length=0)]  # a run without any
     request = [("token", integer), ("type", str), ("body", bytes), ("user", text), ("meta", meta)]
     reply = [
