@@ -16,6 +16,7 @@ import aiohttp
 import aiohttp.web
 import pytest
 
+from bester.bridge import web_stream
 from bester.bridge.standstill import GAP_S
 from bester.bridge.web_stream import Unended, WebStream
 from bester.broker.layer_turns import LayerTurns
@@ -214,6 +215,19 @@ async def test_rest_of_a_message_that_waited_for_a_stopped_process_is_read_first
     async with asyncio.timeout(30.0):
         while b"a message took too long" not in below.written:
             await asyncio.sleep(0.01)
+
+
+async def test_message_takes_too_long_also_where_the_process_stands_still_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(web_stream, "GAP_S", 0.1)
+    monkeypatch.setattr(web_stream, "AFTER_S", 0.01)
+    stream, below = opened(Unended(1500, 0.01))
+    stream.data_received(part(b"x", 1, False))
+    for _ in range(3):
+        time.sleep(0.2)  # nothing of this process runs
+        await asyncio.sleep(0.001)
+    assert b"a message took too long" in below.written
 
 
 async def test_pings_of_a_peer_that_does_not_read_are_not_answered_without_end() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.settings import Limits
+from bester.broker.core.settings import Limits, Route, Settings
+from bester.broker.hosts import Hosts
+from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.wire.messages import Confirm, Deliver, Goodbye, Hello, Message, Open, Reply, Request, Submit, Welcome
 from tests.unit.core_resume_stand import Bridge, good, town
-from tests.unit.core_stand import clients
+from tests.unit.core_stand import START, Stand, clients
 
 SWEEP_AT = Limits().sweep_at
 
@@ -51,6 +53,41 @@ def test_results_are_not_marked_where_the_bridge_has_turned_to_no_other_broker(a
     assert delivery.token == (None if is_marked else 7), "whether the bridge reports by itself"
     stand.say(bridge.link, Confirm(delivery.serial))
     assert bridge.reports() == ([good(7)] if is_marked else [])
+
+
+@pytest.mark.parametrize("ends_before", [True, False])
+@pytest.mark.parametrize(
+    ("is_shared", "attempt", "reason"),
+    [(True, 2, "no-handler"), (True, 3, "unreachable"), (False, 3, "no-handler")],
+)
+def test_message_that_another_broker_may_have_processed_is_never_reported_as_merely_refused(
+    is_shared: bool, attempt: int, reason: str, ends_before: bool
+) -> None:
+    """Another server marks the message when it sends the message again, but not after a mere refusal."""
+    stand, bridge, chat = town(is_shared=is_shared)
+    stand.say(chat, Goodbye(None))
+    bridge.submits(7)
+    bridge.goes()
+    if ends_before:
+        stand.wait(10.0)
+    bridge.comes()
+    bridge.submits(7, attempt=attempt)
+    stand.wait(10.0)
+    assert [report.reason for report in bridge.reports()] == [reason]
+
+
+def test_message_that_waited_for_a_lookup_is_marked_where_the_bridge_may_have_turned_to_another_broker() -> None:
+    settings = Settings("s1", routes={"s2": Route("s2", native="s2.example:2223")}, unknown_hosts=frozenset({"s2"}))
+    store = SharedMemory(lambda: 0.0).namespace("b1")
+    stand = Stand(settings, accounts=frozenset({"alice", "bob"}), store=store)
+    bridge, chat = Bridge(stand), stand.handler("chat")
+    stand.say(bridge.link, Submit(7, None, "chat", b"7", {"scope": "server", "address": "10.0.0.2", "server": "s2"}))
+    bridge.relinks()
+    assert stand.heard_of(chat, Request) == []
+    hosts = Hosts({"10.0.0.2": ("s2",)}, frozenset(), {"s2": START})
+    stand.take(stand.router.on_hosts_changed(hosts, stand.now))
+    stand.reply(chat, stand.request(chat).token, clients("alice"))
+    assert stand.deliver(bridge.link).meta.get("redelivered") is True
 
 
 def test_report_lost_with_the_link_is_sent_again() -> None:

@@ -225,14 +225,15 @@ class WebStream(Layer):
         elif self._deadline is None:
             self._allow(self._unended.patience_s)
 
-    def _allow(self, seconds: float) -> None:
-        """Give the peer so long for the rest of a message."""
+    def _allow(self, seconds: float, *, may_excuse: bool = True) -> None:
+        """Give the peer so long for the rest of a message. A process that stands still again and again excuses that
+        once."""
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
 
         def late() -> None:
-            if loop.time() > due + GAP_S:  # this process stood still: the rest may have come, and is read first
-                self._allow(AFTER_S)
+            if may_excuse and loop.time() > due + GAP_S:  # the process stood still: the rest may have come, unread
+                self._allow(AFTER_S, may_excuse=False)
             else:
                 self._end_early(1008, "a message took too long")
 

@@ -60,8 +60,8 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     `reason` the first failure's code, `note` the handler's text for it. `queued` counts the results queued on disk,
     `expires` is when the message expires, `push` asks for later outcomes to be sent.
 
-    `resubmitted`: a bridge submitted the message again, and an earlier life of this broker may have processed it; the
-    report never says that the message was merely refused.
+    `resubmitted`: a bridge submitted the message again, and an earlier life of this broker, or another broker of this
+    server, may have processed it; the report never says that the message was merely refused.
 
     `moved`: the bridge has lost the link on which it submitted the message, and may have submitted it to another broker
     of this server, which counts from its own copy: what comes of this one may be a repeat, and late.
@@ -182,6 +182,13 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
         if self.kind is Kind.EMIT:
             return Outcome(token, 1, {}, "overloaded")
         return Report(token, 1, "overloaded", self.id, {})
+
+
+def in_doubt(report: Report) -> Report:
+    """Return a report for a message that another broker may have processed meanwhile: never that the message was merely
+    refused."""
+    is_refusal = report.reason in AGAIN and not report.recipients
+    return report._replace(reason=MAY_HAVE_ARRIVED) if is_refusal else report
 
 
 class Reports:

@@ -49,8 +49,6 @@ from bester.broker.wire.messages import (
 from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, failed, reason_of
 
 _SUBMIT = Kind.SUBMIT
-SECOND = 2
-"""Attempt of a message that a bridge submits again after its first loss of a link."""
 
 
 class Ingress:
@@ -194,18 +192,13 @@ class Ingress:
         return True
 
     def _is_known(self, peer: Peer, token: int, attempt: int) -> bool:
-        """Return whether a message that a bridge submits again is known, so that only its report is due.
-
-        A bridge counts its attempts at all brokers: with the second one here, no other broker has had the message.
-        """
+        """Return whether a message that a bridge submits again is known, so that only its report is due."""
         assert peer.resume is not None
-        earlier = peer.resume.find(token)
+        earlier = peer.resume.find(token, attempt)
         if earlier is None:
             return peer.resume.is_reporting(token)
         if isinstance(earlier, Case):
             earlier.link = peer.link
-            if attempt == SECOND:
-                earlier.moved = False
         else:
             self._reports.send_again(peer.link, *earlier)
         return True
@@ -228,7 +221,8 @@ class Ingress:
 
     def _enter_of_server(
         self, submit: Submit, prefix: str, resume: BridgeResume | None, link: Link, now: float
-    ) -> None:
+    ) -> Case | None:
+        """Enter a message by the native protocol; return its case, None for a duplicate."""
         token, meta = submit.token, submit.meta
         host, claimed = _text(meta.get("address")) or "", _text(meta.get("server"))
         certificate = _texts(meta.get("certificate"))
@@ -238,13 +232,16 @@ class Ingress:
         )
         if resume is not None and case is not None and case.pending:
             resume.add(token, case)
+        return case
 
     def on_hosts_changed(self, hosts: Hosts, now: float) -> list[str]:
         """Take in a new table of the native servers' addresses, and the messages that waited for it. Returns the
         servers that are new there or have moved."""
         before, self._hosts = self._hosts, hosts
         for stranger in self._strangers.known(hosts):
-            self._enter_of_server(stranger.submit, stranger.prefix, stranger.resume, stranger.link, now)
+            case = self._enter_of_server(stranger.submit, stranger.prefix, stranger.resume, stranger.link, now)
+            if case is not None:
+                case.moved, case.resubmitted = stranger.case.moved, stranger.case.resubmitted
         return hosts.moved_since(before)
 
     def tick(self, now: float) -> None:

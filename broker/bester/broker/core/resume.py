@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from bester.broker.core.cases import Case
+from bester.broker.core.cases import Case, in_doubt
 from bester.broker.core.effects import Link
 from bester.broker.core.inspection import ResumeState
 from bester.broker.core.unwritten_letters import NO_LETTER
@@ -17,6 +17,8 @@ from bester.broker.wire.messages import Message, Report
 
 Unsent = tuple[Message, int]
 """A message that was not sent, and the dead letter that it waits for."""
+SECOND = 2
+"""Attempt of a message that a bridge submits again after its first loss of a link."""
 
 
 class BridgeResume:
@@ -109,11 +111,24 @@ class BridgeResume:
         """Take in that the bridge is back on a new link."""
         self.link, self.since = link, now
 
-    def find(self, token: int) -> Case | tuple[Report, int] | None:
+    def find(self, token: int, attempt: int) -> Case | tuple[Report, int] | None:
         """Return the pending case of a message that is submitted again, or its unacknowledged report and the dead
-        letter that the report waits for, None where the message is new."""
+        letter that the report waits for, None where the message is new.
+
+        A bridge counts its attempts at all brokers: with the second one here, no other broker has had the message.
+        Another one may have processed it before a later attempt: then neither case nor report is a mere refusal.
+        """
+        was_elsewhere = self._is_shared and attempt > SECOND
         case = self._cases.get(token)
-        return case if case is not None and case.pending else self._unacked.pop(token, None)
+        if case is not None and case.pending:
+            case.moved = was_elsewhere
+            case.resubmitted |= was_elsewhere
+            return case
+        unacked = self._unacked.pop(token, None)
+        if unacked is None or not was_elsewhere:
+            return unacked
+        report, letter = unacked
+        return in_doubt(report), letter
 
     def is_reporting(self, token: int) -> bool:
         """Return whether a report on this message is on the present link, unacknowledged."""

@@ -77,6 +77,7 @@ class Strangers:
         self._out.calls.append(LookUp(perhaps))
         id_ = f"{peer.prefix}{submit.token}"
         case = Case(Kind.SUBMIT, peer.link, submit.token, id_, id_)
+        case.resubmitted = attempt_of(submit.meta) > 1
         stranger = Stranger(submit, peer.prefix, peer.resume, case, host, claimed, now)
         if len(self._waiting) >= MAX_WAITING or self._bytes + len(submit.body) > MAX_WAITING_BYTES:
             self._put_off(stranger, perhaps)
@@ -116,7 +117,7 @@ class Strangers:
         self._out.calls.append(Notice("message-refused", {**fields, "perhaps": ", ".join(sorted(perhaps))}))
         case = stranger.case
         refused = Case(Kind.SUBMIT, case.link, case.token, case.id, case.id)
-        refused.resubmitted = attempt_of(stranger.submit.meta) > 1
+        refused.resubmitted = case.resubmitted
         self._reports.refuse(refused, COME_AGAIN)
 
     def _let_go(self, number: int) -> Stranger:

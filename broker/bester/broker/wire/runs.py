@@ -43,6 +43,7 @@ _REPLY = OP_OF[Reply]
 _DELIVER = OP_OF[Deliver]
 _REPLIES = {Reply}
 _WITH_BODY = frozenset({Request, Submit, Deliver})
+_OF_BRIDGE = frozenset({Submit, Confirm})
 MAX_DONE = 1024
 """Serials in a confirmation of a run, beside those that it ends by their order: as many as were delivered together."""
 FEW = 64
@@ -192,13 +193,15 @@ def write_run(messages: Sequence[Message], most_bytes: int = MAX_FRAME_BYTES) ->
     run: Any = messages
     with_body = run
     kind: type[Any] = type(run[0])
+    if kind is not Confirm and kind not in _WITH_BODY:
+        return None
     if kind is Confirm or (len(run) > 1 and list(map(type, run)).count(kind) < len(run)):
+        if kind not in _OF_BRIDGE:
+            return None
         confirms = [message for message in run if type(message) is Confirm]
         kind, with_body = Submit, [message for message in run if type(message) is Submit]
         if len(confirms) + len(with_body) < len(run) or not all(map(_is_usual, confirms)):
             return None
-    elif kind not in _WITH_BODY:
-        return None
     if len(with_body) == 1:
         longest = total = len(with_body[0].body)
     else:
