@@ -28,7 +28,6 @@ from bester.broker.wire.runs import (
     FEW_COMMANDS,
     FEW_KEYS,
     FEW_NUMBERS,
-    MAX_DONE,
     MESSAGE_OF,
     READ_AS,
     read,
@@ -233,8 +232,8 @@ def test_long_arrays_are_left_to_the_codec() -> None:
 
 def test_unusual_confirmations_are_left_to_the_codec() -> None:
     submit = Submit(1, None, "t", b"12")
-    assert write_run([Confirm(1, list(range(MAX_DONE)))]) is not None
-    assert write_run([Confirm(1, list(range(MAX_DONE + 1)))]) is None
+    assert write_run([Confirm(1, list(range(FEW_NUMBERS)))]) is not None
+    assert write_run([Confirm(1, list(range(FEW_NUMBERS + 1)))]) is None
     for confirm in (Confirm(1, [], [[1, 0, "not-connected"]]), Confirm(2**64)):
         assert write_run([confirm]) is None
         assert write_run([submit, confirm]) is None

@@ -75,7 +75,7 @@ class Delivery:
 _ABSENT = object()
 
 MAX_ROWS = 100_000
-"""Failures in one confirmation: as many as one delivery may have, and fewer than a fabric message may list."""
+"""Failures in one confirmation: fewer than a fabric message may list, and more than one delivery may have."""
 
 
 class Confirmations:

@@ -44,8 +44,6 @@ _DELIVER = OP_OF[Deliver]
 _REPLIES = {Reply}
 _WITH_BODY = frozenset({Request, Submit, Deliver})
 _OF_BRIDGE = frozenset({Submit, Confirm})
-MAX_DONE = 1024
-"""Serials in a confirmation of a run, beside those that it ends by their order: as many as were delivered together."""
 FEW = 64
 """Sessions of one user in a DELIVER of a run, and targets of a command: nearly all have fewer. What is read in one
 piece holds few values for its length, whoever has sent it: a batch of empty commands would take 200 ms."""
@@ -53,7 +51,7 @@ FEW_COMMANDS = 4
 FEW_KEYS = 16
 """Keys of a meta, and texts of each."""
 FEW_NUMBERS = 512
-"""Numbers of a CONFIRM."""
+"""Serials in a CONFIRM, beside those that it ends by their order."""
 
 
 class Received(Protocol):
@@ -218,7 +216,7 @@ def write_run(messages: Sequence[Message], most_bytes: int = MAX_FRAME_BYTES) ->
 
 def _is_usual(confirm: Confirm) -> bool:
     """Return whether a confirmation has no failure, and few serials."""
-    return not confirm.failed and len(confirm.done) <= MAX_DONE
+    return not confirm.failed and len(confirm.done) <= FEW_NUMBERS
 
 
 def _is_short(kind: type[Any], run: Sequence[Any]) -> bool:
