@@ -90,6 +90,22 @@ def test_message_that_waited_for_a_lookup_is_marked_where_the_bridge_may_have_tu
     assert stand.deliver(bridge.link).meta.get("redelivered") is True
 
 
+def test_message_whose_lookup_ends_while_its_bridge_is_away_is_processed_once() -> None:
+    settings = Settings("s1", routes={"s2": Route("s2", native="s2.example:2223")}, unknown_hosts=frozenset({"s2"}))
+    stand = Stand(settings, accounts=frozenset({"alice", "bob"}))
+    bridge, chat = Bridge(stand), stand.handler("chat")
+    submit = Submit(7, None, "chat", b"7", {"scope": "server", "address": "10.0.0.2", "server": "s2"})
+    stand.say(bridge.link, submit)
+    bridge.goes()
+    hosts = Hosts({"10.0.0.2": ("s2",)}, frozenset(), {"s2": START})
+    stand.take(stand.router.on_hosts_changed(hosts, stand.now))
+    stand.reply(chat, stand.request(chat).token)
+    bridge.comes()
+    stand.say(bridge.link, submit._replace(meta={**submit.meta, "attempt": 2}))
+    assert stand.heard_of(chat, Request) == []
+    assert [report.token for report in bridge.reports()] == [7]
+
+
 def test_report_lost_with_the_link_is_sent_again() -> None:
     stand, bridge, chat = town()
     bridge.submits(7)

@@ -51,10 +51,13 @@ class BridgeResume:
         return ResumeState(self.link is not None, len(self._cases), len(self._sent), len(self._unacked), recipients)
 
     def add(self, token: int, case: Case) -> None:
-        """Remember a message that is submitted for the first time."""
+        """Remember a message that is submitted for the first time, or whose sender's name was looked up: the bridge may
+        be away by then."""
         if len(self._cases) >= self._swept_at:
             self._sweep()  # before the case is in: nothing is pending for it yet
         self._cases[token] = case
+        if self.link is None:
+            self._watch(case)
 
     def remove(self, token: int) -> None:
         """Forget a case: another one stands for the message from now on."""
@@ -98,9 +101,13 @@ class BridgeResume:
         self._sweep()
         for case in self._cases.values():
             case.moved = self._is_shared
-            if self not in case.watchers:
-                case.watchers = (*case.watchers, self)
+            self._watch(case)
         self.link, self.since = None, now
+
+    def _watch(self, case: Case) -> None:
+        """Be told of the end of a case: its report cannot be sent on the link that the message came on."""
+        if self not in case.watchers:
+            case.watchers = (*case.watchers, self)
 
     def _forget_oldest(self) -> None:
         while len(self._unacked) > self._max_unacked:
