@@ -13,7 +13,7 @@ from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store_brokers import Adopted, Brokers
 from bester.broker.store_requests import Adopt, FindBrokers, mailbox
-from bester.broker.wire.messages import Confirm, Deliver, Relay, Relayed
+from bester.broker.wire.messages import Confirm, Deliver, Heartbeat, Relay, Relayed, Request
 from bester.broker.wire.outcomes import OUTCOME_TYPE
 from tests.unit.core_post import Post, bodies_of
 from tests.unit.core_stand import START, Stand, clients, servers
@@ -180,6 +180,91 @@ def test_message_of_a_server_is_recognized_by_the_adopter() -> None:
     token = server.two.relay(link, "chat", id="s2/b/1", lane=["e2", 7, 7], again=True)
     assert server.two.one(link, Relayed) == Relayed(token, "queued", {"queued": 1})
     assert len(server.two.mail("bob")) == 1
+
+
+def answered_at_one(server: Server, outcome: str) -> None:
+    """Let broker `one` answer message 7 of server s2, and die before its answer arrives."""
+    chat, link = server.one.handler("chat"), server.one.server("s2")
+    server.one.relay(link, "chat", id="s2/b/1", lane=["e2", 7, 7], again=True)
+    if outcome == "queued":
+        server.one.answer(chat, clients("bob"))
+    else:
+        server.one.reply(chat, server.one.request(chat).token, status=0 if outcome == "delivered" else 1)
+    assert server.one.one(link, Relayed).outcome == outcome
+    server.end()
+
+
+@pytest.mark.parametrize("outcome", ["delivered", "queued", "failed:handler-failed"])
+def test_message_that_the_adopter_has_in_hand_ends_by_the_answer_of_the_other_broker(outcome: str) -> None:
+    server, meta = Server(), {"queued": 1} if outcome == "queued" else {}
+    answered_at_one(server, outcome)
+    two = server.two
+    link, chat, other = two.server("s2"), two.handler("chat", name="h1", credit=1), two.handler("mail", name="h2")
+    tokens = [two.relay(link, "chat", id="s2/b/1", lane=["e2", 7, 7], again=True)]
+    request = two.request(chat)
+    server.adopt()
+    meta |= {"carried": True} if outcome.startswith("failed") else {}
+    assert two.one(link, Relayed) == Relayed(tokens[0], outcome, meta)
+    tokens.append(two.relay(link, "chat", id="s2/b/1", lane=["e2", 7, 7], again=True))
+    assert two.one(link, Relayed) == Relayed(tokens[1], outcome, meta)
+    two.relay(link, "chat", b"2", id="s2/b/2", lane=["e2", 8, 8])
+    assert two.heard_of(chat, Request) == [], "its credit is held until it answers"
+    two.reply(chat, request.token, clients("bob"))
+    assert two.request(chat).body == b"2"
+    assert two.mail("bob") == ([b'"hi"'] if outcome == "queued" else []), "what it answers no longer counts"
+    assert two.heard_of(other, Request) == []
+    assert two.state.bounds["jobs"][0] == 1
+
+
+def test_message_answered_by_the_other_broker_is_not_given_to_another_handler() -> None:
+    server = Server()
+    answered_at_one(server, "delivered")
+    two = server.two
+    link, chat = two.server("s2"), two.handler("chat")
+    two.relay(link, "chat", id="s2/b/1", lane=["e2", 7, 7], again=True)
+    assert two.request(chat).meta["id"] == "s2/b/1"
+    server.adopt()
+    heir = two.handler("chat", name="h2")
+    two.take(two.router.on_undeliverable(chat, Heartbeat(), two.now))
+    assert two.heard_of(heir, Request) == []
+    assert two.state.bounds["jobs"][0] == 0
+    assert two.dead() == []
+
+
+@pytest.mark.parametrize("order", [{}, {"chat": "user"}])
+def test_message_that_waits_when_the_other_broker_has_answered_it_is_given_to_nobody(order: dict[str, str]) -> None:
+    server = Server()
+    answered_at_one(server, "delivered")
+    two = server.two
+    bridge = two.bridge("alice")
+    chat, link = two.handler("chat", credit=1, order=order), two.server("s2")
+    two.submit(bridge, "chat", b"0")
+    token = two.relay(link, "chat", id="s2/b/1", lane=["e2", 7, 7], again=True)
+    two.submit(bridge, "chat", b"2")
+    server.adopt()
+    assert two.one(link, Relayed) == Relayed(token, "delivered")
+    assert two.state.bounds["jobs"][0] == 2
+    seen = [two.answer(chat).body for _ in range(2)]
+    assert seen == [b"0", b"2"]
+    two.wait(200.0)
+    assert two.heard_of(chat, Request) == []
+    assert two.state.bounds["jobs"][0] == 0
+
+
+def test_message_answered_by_the_other_broker_that_waits_for_ever_becomes_no_dead_letter() -> None:
+    server = Server()
+    answered_at_one(server, "delivered")
+    two = server.two
+    link = two.server("s2")
+    two.handler("chat", credit=1)
+    for number in (1, 7):
+        two.relay(link, "chat", id=f"s2/b/{number}", lane=["e2", number, 1], again=True)
+    server.adopt()
+    assert len(two.heard_of(link, Relayed)) == 1
+    two.wait(300.0)
+    assert [each.id for each in two.dead()] == ["s2/b/1"]
+    assert len(two.heard_of(link, Relayed)) == 1, "each message is answered once"
+    assert two.state.bounds["jobs"][0] == 0
 
 
 def test_lane_to_a_server_goes_on_under_new_numbers_above_its_floor() -> None:

@@ -8,14 +8,17 @@ server a floor above those numbers: the server would take the messages for settl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from bester.broker.core.clock import Clock
-from bester.broker.core.effects import Effects
+from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.effects import Effects, Link
 from bester.broker.core.figures import StoreFigures
 from bester.broker.core.inbound_lanes import InboundLanes
 from bester.broker.core.known_types import KnownTypes
 from bester.broker.core.late_outcomes import LateOutcomes
+from bester.broker.core.peer import Peer
 from bester.broker.core.queues import Queues
 from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.reporters import Reporters
@@ -27,18 +30,21 @@ from bester.broker.store_requests import Adopt, FindBrokers, Snapshot
 
 class Adoption:
     """The looks for abandoned namespaces, where the store is shared. `names` are those that ids of this
-    server's messages may begin with."""
+    server's messages may begin with; `peers` are those of the broker, by link."""
 
     def __init__(
-        self, limits: Limits, out: Effects, clock: Clock, figures: StoreFigures, names: set[str], *, queues: Queues,
-        known_types: KnownTypes, inbound_lanes: InboundLanes, notes: RemoteNotes, reporters: Reporters,
-        standing: Standing, late_outcomes: LateOutcomes, now: float, is_shared: bool,
+        self, limits: Limits, out: Effects, clock: Clock, figures: StoreFigures, names: set[str],
+        peers: Mapping[Link, Peer], *, dispatcher: Dispatcher, queues: Queues, known_types: KnownTypes,
+        inbound_lanes: InboundLanes, notes: RemoteNotes, reporters: Reporters, standing: Standing,
+        late_outcomes: LateOutcomes, now: float, is_shared: bool,
     ) -> None:  # fmt: skip
         self._limits = limits
         self._out = out
         self._clock = clock
         self._figures = figures
         self._names = names
+        self._peers = peers
+        self._dispatcher = dispatcher
         self._queues = queues
         self._known_types = known_types
         self._inbound_lanes = inbound_lanes
@@ -123,7 +129,9 @@ class Adoption:
         """Hand each unit what it has at a start; the queues come last, for they go on at once."""
         self._names.update(moved.names)
         self._known_types.adopt(moved.types)
-        self._inbound_lanes.adopt(moved.lanes)
+        if answers := self._inbound_lanes.adopt(moved.lanes):
+            workers = [peer.worker for peer in self._peers.values() if peer.worker is not None]
+            self._dispatcher.on_answered(answers, workers, now)
         self._notes.adopt(moved.remote)
         self._reporters.adopt(moved.peers)
         self._standing.adopt(moved.held)

@@ -200,9 +200,9 @@ def assemble(
     questions = Questions(settings, around.names, directory, trace, out)
     following = Following(settings, trace, relays.links, out)
     adoption = Adoption(
-        limits, out, clock, figures.store, around.names, queues=queues, known_types=known_types,
-        inbound_lanes=inbound_lanes, notes=notes, reporters=reporters, standing=standing, late_outcomes=late_outcomes,
-        now=now, is_shared=snapshot.is_shared,
+        limits, out, clock, figures.store, around.names, peers.by_link, dispatcher=dispatcher, queues=queues,
+        known_types=known_types, inbound_lanes=inbound_lanes, notes=notes, reporters=reporters, standing=standing,
+        late_outcomes=late_outcomes, now=now, is_shared=snapshot.is_shared,
     )  # fmt: skip
     return Units(
         dispatcher, changes, known_types, delivery_outcomes, ingress, inbound_lanes, peers, answers, contracts,

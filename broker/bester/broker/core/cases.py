@@ -135,6 +135,20 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
         if self.reason is None:
             self.reason, self.note = reason_of(outcome), note
 
+    def take_over(self, answer: str) -> str:
+        """Take over the outcome by which another broker of this server has answered the message: behind a blank, how
+        many late outcomes are to come. Return the outcome."""
+        outcome, _, queued = answer.partition(" ")
+        if severity(outcome) > severity(self.worst):
+            self.worst = outcome
+        if queued:
+            self.queued = max(self.queued, int(queued))
+        if self.reason is None:
+            self.reason = reason_of(outcome)
+        if self.reason is not None:
+            self.names_size = max(self.names_size, NAME_COST)  # a failure that was written is final
+        return outcome
+
     def record_failures(self, names: Sequence[str], outcome: str) -> None:
         """Record one failure of many targets, as `record` does for each."""
         if self.recipients is None:

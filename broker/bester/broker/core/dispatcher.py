@@ -8,7 +8,7 @@ router checks roles, and `peers` who is alive; `worker_changes` requeues the job
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
@@ -73,6 +73,7 @@ class Dispatcher:
         self._commands = commands
         self._dead_letters = dead_letters
         self._hungry: dict[Worker, None] = {}  # with credit, perhaps, for more than they were assigned at once
+        self._answered_waiting = False  # whether another broker has ever answered a message that waited here
         self._held = 0
         self._held_bytes = 0
         self._token = first_token
@@ -197,7 +198,12 @@ class Dispatcher:
         self.end(job, failed("schema"), wrong)
 
     def _assign_waiting(self, worker: Worker, jobs: list[Job], now: float) -> None:
-        """Assign a run of jobs that have waited. The contract of their type may be newer than the jobs."""
+        """Assign a run of jobs that have waited. Their case may have been answered meanwhile, and the contract of their
+        type may be newer than the jobs."""
+        if self._answered_waiting:
+            for job in [job for job in jobs if job.is_settled]:
+                jobs.remove(job)
+                self._queues.release_group(job)
         if self._faults:
             changed = self._contracts.since.get(jobs[0].type, -math.inf)
             for job in [job for job in jobs if job.since <= changed]:
@@ -445,6 +451,25 @@ class Dispatcher:
         for job in self._workers.jobs(workers):
             if job.case.sender == user:
                 job.case.sender, job.case.push = None, False
+
+    def on_answered(self, answers: Mapping[Case, str], workers: Iterable[Worker], now: float) -> None:
+        """End the messages of cases whose message another broker of this server has answered, by its answer: no handler
+        is given them any more. Those that wait for a handler leave their queue when it is their turn, and what a
+        handler answers to one of the others no longer counts."""
+        for worker in workers:
+            held = [job for job in worker.inflight.values() if job.case in answers and not job.is_settled]
+            worker.overdue += len(held)
+            self._take_over(held, answers, now)
+        waiting = [job for job in self._workers.waiting(workers) if job.case in answers and not job.is_settled]
+        self._answered_waiting = self._answered_waiting or bool(waiting)
+        self._take_over(waiting, answers, now)
+
+    def _take_over(self, jobs: Iterable[Job], answers: Mapping[Case, str], now: float) -> None:
+        for job in jobs:
+            outcome = job.case.take_over(answers[job.case])
+            self._trace.add((now, job.root, job.id, reason_of(outcome) or outcome, job.type, job.since))
+            self.let_go(job)
+            self.end(job, None)
 
     # --- endings ---
 

@@ -91,9 +91,10 @@ class LanePosition:
         if try_again(failed(case.reason or ""), {"carried": case.carried}):
             numbers = [self._number]
             if self._numbers_many:
-                numbers = [number for number, known in self._lane.outcomes.items() if known is case]
+                numbers = list(self._lane.outcomes)
             for number in numbers:
-                self._lane.refuse(number, in_order=self._key[1] != OUTCOME_TYPE)
+                if self._lane.outcomes.get(number) is case:  # not where another broker's answer has taken its place
+                    self._lane.refuse(number, in_order=self._key[1] != OUTCOME_TYPE)
         self._lanes.remember(self._key, at_once=self.lasting)
 
 
@@ -177,18 +178,28 @@ class InboundLanes:
                 self._out.writes.append(SaveLane(*key, lane.epoch, lane.floor, ended))
         self.due.clear()
 
-    def adopt(self, saved: Iterable[SaveLane]) -> None:
-        """Take in the lanes of another broker of this server: a message that it has answered is recognized here."""
+    def adopt(self, saved: Iterable[SaveLane]) -> dict[Case, str]:
+        """Take in the lanes of another broker of this server: a message that it has answered is recognized here. Return
+        the answers to messages that are under way here as well, by their cases."""
+        answers: dict[Case, str] = {}
         for each in saved:
             key = each.peer, each.type
             lane = self._lanes.get(key)
             if lane is None:
                 self._lanes[key] = _Lane(each.epoch, each.floor, sorted(each.outcomes.items()))
             elif lane.epoch == each.epoch:
-                lane.outcomes = OrderedDict(sorted({**each.outcomes, **lane.outcomes}.items()))
+                under_way = {
+                    number: known
+                    for number in each.outcomes.keys() & lane.outcomes.keys()
+                    if type(known := lane.outcomes[number]) is Case and known.pending
+                }
+                answers |= {case: each.outcomes[number] for number, case in under_way.items()}
+                ended = {number: known for number, known in lane.outcomes.items() if number not in under_way}
+                lane.outcomes = OrderedDict(sorted({**each.outcomes, **ended}.items()))
                 self._raise(lane, max(lane.floor, each.floor))
             if len(self._lanes) > MAX_LANES:
                 del self._lanes[next(iter(self._lanes))]
+        return answers
 
     def _raise(self, lane: _Lane, floor: int) -> None:
         lane.floor = floor

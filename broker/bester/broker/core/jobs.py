@@ -24,9 +24,10 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
     `target` is the name among the recipients where a handler sent the message on (None for a message that entered).
     `since` is when the job began to wait, or was given to a handler; `attempt` counts the times it was given, with
     those of earlier lives (`attempts_before`). `repeated`: the message may have been processed before. `is_settled`:
-    its case no longer waits for it, though a worker still holds it. `group`, of an ordered type, is the message group
-    that counts it while a worker holds it. `suspicion` is set when a worker has died while holding it. `handed_back`
-    counts the times that a worker has not begun it. `traceparent` is that of its sender, or of this server's span.
+    its case no longer waits for it, though a worker still holds it, or it still stands in a queue. `group`, of an
+    ordered type, is the message group that counts it while a worker holds it. `suspicion` is set when a worker has died
+    while holding it. `handed_back` counts the times that a worker has not begun it. `traceparent` is that of its
+    sender, or of this server's span.
     """
 
     case: Case

@@ -58,6 +58,8 @@ class Overdue:
     def _waited(self, jobs: Iterable[Job], now: float) -> Iterator[tuple[Job, str]]:
         """Yield messages that have waited too long."""
         for job in jobs:
+            if job.is_settled:  # another broker has answered it
+                continue
             code = self._why_waited(job, now)
             if code == "handler-lost":
                 self._dead_letters.bury(job, code, now)

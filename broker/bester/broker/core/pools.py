@@ -32,7 +32,8 @@ class Worker:
     `commands` are those that the worker's key grants, None for every one; a worker that is `limited` may not use every
     command on every type that it serves.
 
-    `overdue` counts the messages in flight that were settled without an answer (they took too long). Since `full_since`
+    `overdue` counts the messages in flight that were settled without an answer (they took too long, or another broker
+    has answered them). Since `full_since`
     such messages hold all credit; a `stuck` worker is passed over until it answers one.
     """
 

@@ -219,6 +219,11 @@ class Workers:
         """Yield the jobs in flight at these workers, and those that wait."""
         for worker in workers:
             yield from worker.inflight.values()
+        yield from self.waiting(workers)
+
+    def waiting(self, workers: Iterable[Worker]) -> Iterator[Job]:
+        """Yield the jobs that wait, also in the groups bound to these workers."""
+        for worker in workers:
             for bound in worker.groups:
                 yield from bound.waiting
         yield from self.queues.jobs()
