@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from bester.bridge.limits import KIB, MIB, Limits
-from bester.bridge.outbound import WRITE_COST
+from bester.bridge.outbound import REST_BYTES, WRITE_COST
 from bester.bridge.outqueue import JOIN_BYTES, OutQueue
 from bester.broker.wire.messages import Confirm, Deliver, Report
 from tests.unit.bridge_stand import ListConnection, Scene
@@ -192,3 +192,45 @@ def test_lost_link_takes_the_unhandled_deliveries_with_it() -> None:
     scene.bridge.on_link_lost("gone")
     scene.turn()
     assert [connection.lines() for connection in many] == [["s/1.0.0=1"]] * 3, "the broker sends the other one again"
+
+
+def test_connections_of_one_user_take_turns_where_every_turn_has_frames_for_them() -> None:
+    scene = Turns()
+    many, honest = scene.crowd("many", 40), scene.log_in("honest")
+    serial, writes, seen = 0, list[int](), dict.fromkeys(many, 0)
+    for _ in range(12):
+        serial += 2
+        scene.deliver(serial - 1, many, 100)
+        scene.deliver(serial, [honest], 10)
+        scene.turn_once()
+        assert honest.lines() == [f"s/{serial}.0.0=xxxxxxxxxx"], "nobody else waits"
+        grown = [each for each in many if len(each.written) > seen[each]]
+        seen |= {each: len(each.written) for each in grown}
+        writes.append(len(grown))
+    assert writes[0] == 40, "a lone message goes to all at once"
+    assert max(writes[1:]) == 10
+    assert sum(writes[4:8]) == sum(writes[8:12]) == 40, "each has its turn"
+    scene.turn_once()
+    assert scene.is_idle
+    for each in many:
+        assert each.lines() == [f"s/{number}.0.0=" + "x" * 100 for number in range(1, serial, 2)]
+    confirms = scene.take(Confirm)
+    assert confirms[-1].upto == serial
+
+
+def test_connection_does_not_rest_with_much_queued_for_it() -> None:
+    scene = Turns()
+    many = scene.crowd("many", 40)
+    for serial in range(1, 9):
+        scene.deliver(serial, many, 30_000)
+        scene.turn_once()
+        assert all(each.out.queued_bytes < REST_BYTES for each in many)
+    crowded = Turns(out_queue=64 * KIB, out_answers=64 * KIB)
+    many = crowded.crowd("many", 40)
+    for serial in range(1, 9):
+        crowded.deliver(serial, many, 10_000)
+        crowded.turn_once()
+        assert all(each.out.queued_bytes < 16 * KIB for each in many)
+    while not crowded.is_idle:
+        crowded.turn_once()
+    assert all(len(each.lines()) == 8 for each in many), "no bound is reached by those that rest"
