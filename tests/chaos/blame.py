@@ -65,6 +65,7 @@ def _letter_faults(entry: Entry, letter: DeadLetter, happened: Happened) -> Iter
     elif letter.reason != "handler-lost":
         yield f"a dead letter at {letter.server} for {letter.reason}, which no fault explains: {entry.story()}"
     times = happened.shown(letter.server, letter.at_s, DATED_S)
+    until_s = max(until_s, *(died.at_s for died in entry.died), 0.0)  # another broker's copy may end after the report
     if not any(first_s <= until_s and last_s >= since_s for first_s, last_s in times):
         ahead_s = letter.at_s - happened.epoch_s - since_s
         yield f"a dead letter at {letter.server} with the date of {ahead_s:.1f} s after it was sent: {entry.story()}"
