@@ -271,7 +271,9 @@ def test_dead_letter_has_the_date_of_its_servers_clock(ahead_s: float) -> None:
 
 def test_dead_letter_of_another_brokers_copy_has_the_date_at_which_that_copy_ended() -> None:
     letters, last = [letter(), letter(at_s=8.5)], Died(1, "s1", 8.0)
-    assert "with the date of 7.5 s" in one_wrong(judged(POISON, BLAMED, *deaths(3), happened=killed("s1"), letters=letters))
+    assert "with the date of 7.5 s" in one_wrong(
+        judged(POISON, BLAMED, *deaths(3), happened=killed("s1"), letters=letters)
+    )
     assert judged(POISON, BLAMED, *deaths(3), last, happened=killed("s1"), letters=letters).clean
 
 
