@@ -491,3 +491,27 @@ def test_relays_of_one_batch_are_taken_one_by_one() -> None:
     dock.stand.say(dock.peer, *batch)
     assert dock.requests() == [b"1"]
     assert dock.answers() == [Relayed(1, "delivered"), Relayed(2, "delivered")]
+
+
+# --- a server with several brokers ------------------------------------------------------------------------------------
+
+
+def test_failure_is_the_last_word_for_the_copy_of_another_broker_as_well() -> None:
+    dock = Dock()
+    first = dock.gets(7, epoch="b1", id="s2/a/1")
+    (request,) = dock.stand.heard_of(dock.chat, Request)
+    dock.stand.reply(dock.chat, request.token, status=1)
+    second = dock.gets(3, epoch="b2", id="s2/a/1", again=True)
+    third = dock.gets(7, epoch="b1", id="s2/a/1", again=True)
+    assert dock.requests() == []
+    assert dock.answers() == [Relayed(token, "failed:handler-failed") for token in (first, second, third)]
+
+
+def test_refusal_for_now_is_not_the_last_word_for_the_copy_of_another_broker() -> None:
+    dock = Dock(Limits(max_held=1))
+    dock.gets(6, epoch="b1", id="s2/a/0")
+    dock.gets(7, epoch="b1", id="s2/a/1")
+    assert dock.answers()[0].outcome == "failed:overloaded"
+    assert dock.requests() == [b"6"]
+    dock.gets(3, epoch="b2", id="s2/a/1", again=True)
+    assert dock.requests() == [b"3"]

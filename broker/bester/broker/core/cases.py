@@ -173,6 +173,17 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
         """Return whether any result was begun, so that a second processing of the message would repeat the result."""
         return self.names_size > 0
 
+    @property
+    def is_void(self) -> bool:
+        """Return whether the message failed before anything was begun for it: its sender may want another try."""
+        return self.reason is not None and not self.carried
+
+    @property
+    def is_refused_for_now(self) -> bool:
+        """Return whether a server that sent the message is to send it again. After another failure the message is among
+        the dead letters here, and that is the last word on it."""
+        return self.reason in AGAIN and not self.carried
+
     def answer(self, token: int) -> Message:
         """Return the message that tells an asker how the case has ended."""
         status = 0 if self.reason is None else 1

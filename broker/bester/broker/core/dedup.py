@@ -16,16 +16,16 @@ Key = tuple[str, str, str]
 
 
 class DedupCache:
-    """Cases by their senders' keys, for `remember_s` seconds; at most `most`, and at most `most_of_one` of one owner.
-
-    A case that failed before anything was done for it is forgotten: its sender then wants another try.
-    """
+    """Cases by their senders' keys, for `remember_s` seconds; at most `most`, and at most `most_of_one` of one owner. A
+    case that has ended and `is_void` is forgotten: its sender then wants another try."""
 
     def __init__(
-        self, remember_s: float, most: int, most_of_one: int, on_bound: Callable[[str], None] = lambda which: None
-    ) -> None:
+        self, remember_s: float, most: int, most_of_one: int, on_bound: Callable[[str], None] = lambda which: None,
+        is_void: Callable[[Case], bool] = lambda case: case.is_void,
+    ) -> None:  # fmt: skip
         """`on_bound` is called with `all` or `one` where a case is forgotten early, for one of the bounds."""
         self._on_bound = on_bound
+        self._is_void = is_void
         self._remember_s = remember_s
         self._most = most
         self._most_of_one = most_of_one
@@ -44,7 +44,7 @@ class DedupCache:
         if found is None:
             return None
         case = found[0]
-        if case.pending == 0 and case.reason is not None and not case.carried:
+        if case.pending == 0 and self._is_void(case):
             self._drop(key)
             return None
         return case

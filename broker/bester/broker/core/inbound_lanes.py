@@ -17,7 +17,7 @@ from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import LaneState
 from bester.broker.store_requests import SaveLane
 from bester.broker.wire.messages import MAX_TOKEN, Message
-from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED, failed, try_again
+from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED, failed
 
 MAX_NUMBERS = 20_000
 """Outcomes of one lane: a sender has half as many messages in flight. Above it the lowest number is forgotten."""
@@ -88,7 +88,7 @@ class LanePosition:
 
     def on_case_ended(self, case: Case, answer: Message | None) -> None:
         """Remember the outcome of the case, unless its server will send the message again: the message is new then."""
-        if try_again(failed(case.reason or ""), {"carried": case.carried}):
+        if case.is_refused_for_now:
             numbers = [self._number]
             if self._numbers_many:
                 numbers = list(self._lane.outcomes)

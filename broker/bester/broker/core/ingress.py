@@ -84,8 +84,9 @@ class Ingress:
             lambda which: self._forgot("max_remembered" if which == "all" else "max_remembered_of_one"),
         )  # fmt: skip
         self._relayed = DedupCache(
-            limits.remember_s, limits.max_relayed, limits.max_relayed, lambda which: self._forgot("max_relayed")
-        )
+            limits.remember_s, limits.max_relayed, limits.max_relayed, lambda which: self._forgot("max_relayed"),
+            lambda case: case.is_refused_for_now,
+        )  # fmt: skip
         self._serial = 0
 
     def _forgot(self, bound: str) -> None:
