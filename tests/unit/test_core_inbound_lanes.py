@@ -8,9 +8,9 @@ import pytest
 
 from bester.broker.core.cases import Case, Kind
 from bester.broker.core.effects import Effects, Link
-from bester.broker.core.inbound_lanes import MAX_NUMBERS, InboundLanes, lane_of
+from bester.broker.core.inbound_lanes import MAX_EPOCHS, MAX_NUMBERS, InboundLanes, lane_of
 from bester.broker.core.settings import Limits, Route, Settings
-from bester.broker.store_requests import Committed, SaveLane
+from bester.broker.store_requests import Committed, LaneOutcomes, SaveLane
 from bester.broker.wire.messages import Deliver, Goodbye, Relay, Relayed, Reply, Report, Request, Submit
 from tests.unit.core_stand import START, Stand, clients
 
@@ -119,7 +119,7 @@ def test_message_is_new_after_one_of_its_id_was_refused_for_now() -> None:
 
 
 @pytest.mark.parametrize("numbers", ["same", "new", "new epochs"])
-def test_repeats_of_a_pending_message_share_one_watcher(numbers: str) -> None:
+def test_repeats_of_a_pending_message_share_one_watcher_an_epoch(numbers: str) -> None:
     lanes, case = InboundLanes(Effects(), ()), Case(Kind.RELAY, Link("tcp", b"1"), 1, "i", "i")
     case.pending = 1
     for turn in range(50):
@@ -131,7 +131,8 @@ def test_repeats_of_a_pending_message_share_one_watcher(numbers: str) -> None:
             lanes.join(position, case)
         else:
             lanes.add(position, case)
-        assert len(case.watchers) == 1
+        assert len(case.watchers) == (min(turn + 1, MAX_EPOCHS) if numbers == "new epochs" else 1)
+    assert lanes.inspect()["s2", "chat"].epochs == (MAX_EPOCHS if numbers == "new epochs" else 1)
 
 
 def test_each_number_of_a_message_that_could_not_be_taken_is_new_when_it_comes_again() -> None:
@@ -180,14 +181,76 @@ def test_lanes_differ_by_type_server_and_epoch() -> None:
     assert len(dock.requests()) == 4
 
 
-def test_new_epoch_forgets_the_old_one() -> None:
-    """The other server has a new store: numbers begin anew, and none of the old epoch come again."""
+def test_new_epoch_begins_its_numbers_anew() -> None:
+    """The other server has a new store, or another broker."""
     dock = Dock()
     dock.gets(7, epoch="d2")
     dock.gets(7, epoch="d3")
     dock.gets(7, epoch="d3", again=True)
     assert len(dock.requests()) == 2
-    assert dock.arrived() == [SaveLane("s2", "chat", "d3", 0, {7: "delivered"})]
+    d2, d3 = LaneOutcomes(0, {7: "delivered"}), {7: "delivered"}
+    assert dock.arrived() == [SaveLane("s2", "chat", "d3", 0, d3, {"d2": d2})]
+
+
+def test_repeats_of_the_brokers_of_one_server_are_recognized_in_turn_and_over_a_restart() -> None:
+    dock = Dock()
+    for number in range(4):
+        for broker in ("b1", "b2"):
+            dock.gets(number, epoch=broker, again=True)
+    assert len(dock.requests()) == 8
+    for _ in range(2):
+        dock.answers()
+        for number in range(4):
+            for broker in ("b2", "b1"):
+                dock.gets(number, epoch=broker, again=True)
+        assert dock.requests() == []
+        assert [answer.outcome for answer in dock.answers()] == ["delivered"] * 8
+        dock.restarts()
+
+
+def test_order_after_a_refusal_holds_for_each_broker_of_a_server() -> None:
+    dock = Dock(Limits(max_held=1))
+    dock.gets(1, epoch="b1")
+    dock.gets(2, epoch="b1")
+    dock.gets(1, epoch="b2")
+    assert dock.requests() == [b"1"]
+    dock.gets(9, epoch="b2")
+    assert dock.requests() == []
+    dock.gets(3, epoch="b1")
+    assert dock.requests() == [], "2 of this broker comes first"
+    dock.gets(1, epoch="b2", again=True)
+    assert dock.requests() == [b"1"]
+    dock.gets(2, epoch="b1", again=True)
+    assert dock.requests() == [b"2"]
+    dock.gets(3, epoch="b1")
+    assert dock.requests() == [b"3"]
+
+
+def test_message_refused_for_now_is_new_under_the_numbers_of_both_brokers() -> None:
+    dock = Dock()
+    dock.stand.say(dock.chat, Goodbye(None))
+    dock.gets(7, epoch="b1", id="s2/a/1")
+    dock.gets(3, epoch="b2", id="s2/a/1", again=True)
+    dock.stand.wait(5.5)
+    assert [answer.outcome for answer in dock.answers()] == ["failed:no-handler"] * 2
+    dock.chat = dock.stand.handler("chat")
+    dock.gets(7, epoch="b1", id="s2/a/1", again=True)
+    assert dock.requests() == [b"7"]
+    dock.gets(3, epoch="b2", id="s2/a/1", again=True)
+    assert dock.requests() == []
+    assert [answer.outcome for answer in dock.answers()] == ["delivered"] * 2
+
+
+def test_epochs_of_one_lane_are_bounded() -> None:
+    dock = Dock()
+    for number in range(MAX_EPOCHS + 1):
+        dock.gets(7, epoch=f"d{number}")
+    dock.gets(7, epoch="d1", again=True)
+    assert len(dock.requests()) == MAX_EPOCHS + 1
+    (lane,) = dock.arrived()
+    assert (lane.epoch, list(lane.others)) == ("d1", [f"d{number}" for number in range(2, MAX_EPOCHS + 1)])
+    dock.gets(7, epoch="d0", again=True)
+    assert dock.requests() == [b"7"], "forgotten"
 
 
 def test_numbers_below_the_floor_are_forgotten_and_expired() -> None:
@@ -471,8 +534,15 @@ def test_numbers_of_one_lane_are_bounded() -> None:
         assert known is None
         assert place is not None
         arrivals.add(place, Case(Kind.RELAY, Link("ipc", b"1"), number, "m", "m"))
-    numbers = arrivals._lanes["s2", "chat"].outcomes
-    assert (len(numbers), min(numbers)) == (MAX_NUMBERS, 10)
+    lane = arrivals.inspect()["s2", "chat"]
+    assert (lane.known, lane.lowest) == (MAX_NUMBERS, 10)
+    for number in range(10):
+        _, place = arrivals.find("s2", "chat", {"lane": ["d3", number, 0]})
+        assert place is not None
+        arrivals.add(place, Case(Kind.RELAY, Link("ipc", b"1"), number, "m", "m"))
+    lane = arrivals.inspect()["s2", "chat"]
+    assert (lane.known, lane.lowest) == (10, 0)
+    assert sum(len(each.outcomes) for each in arrivals._lanes["s2", "chat"].values()) == MAX_NUMBERS
 
 
 def test_relay_that_is_repeated_very_often_is_answered_each_time() -> None:

@@ -85,7 +85,7 @@ def test_messages_to_and_from_a_server_are_counted_by_lane() -> None:
     stand.say(S2, Relayed(stand.one(S2, Relay).token, "delivered"))
     assert stand.state.transfers == {}
     stand.relay(peer, "t", lane=["d2", 7, 5])
-    assert stand.state.lanes["s2", "t"] == ("d2", 5, 1, 7, None)
+    assert stand.state.lanes["s2", "t"] == ("d2", 5, 1, 7, None, 1)
 
 
 def test_inspection_does_not_change_afterwards() -> None:

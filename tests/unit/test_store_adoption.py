@@ -24,6 +24,7 @@ from bester.broker.store_requests import (
     Fetch,
     FindBrokers,
     FindEntry,
+    LaneOutcomes,
     MarkSent,
     RecordRemote,
     RecordType,
@@ -226,15 +227,16 @@ def test_adoption_is_told_of_as_one_whatever_its_parts(pair: Pair) -> None:
 
 def test_inbound_lanes_are_united(pair: Pair) -> None:
     pair.write(pair.one, SaveLane("s2", "t", "e", 3, {3: "delivered", 5: "queued 1"}), SaveLane("s2", "u", "e", 0, {}))
-    pair.write(pair.one, SaveLane("s3", "t", "old", 9, {9: "delivered"}))
-    pair.write(pair.two, SaveLane("s2", "t", "e", 4, {6: "delivered"}), SaveLane("s3", "t", "new", 1, {1: "sent"}))
+    pair.write(pair.one, SaveLane("s3", "t", "old", 9, {9: "delivered"}, {"b": LaneOutcomes(2, {2: "x", 5: "x"})}))
+    mine = SaveLane("s3", "t", "new", 1, {1: "sent"}, {"b": LaneOutcomes(4, {6: "y"})})
+    pair.write(pair.two, SaveLane("s2", "t", "e", 4, {6: "delivered"}), mine)
     pair.run_out(pair.one)
     assert pair.two.read(FindBrokers()).abandoned == "b1"
     adopted = pair.adopt()
     assert sorted(adopted.snapshot.lanes) == [
         SaveLane("s2", "t", "e", 4, {5: "queued 1", 6: "delivered"}),
         SaveLane("s2", "u", "e", 0, {}),
-        SaveLane("s3", "t", "new", 1, {1: "sent"}),
+        mine._replace(others={"old": LaneOutcomes(9, {9: "delivered"}), "b": LaneOutcomes(4, {5: "x", 6: "y"})}),
     ]
     pair.two.close()
     assert sorted(pair.two.open().lanes) == sorted(adopted.snapshot.lanes)

@@ -21,6 +21,7 @@ from bester.broker.store_requests import (
     FindDeadLetters,
     FindEntry,
     FindExpired,
+    LaneOutcomes,
     MarkSent,
     PurgeOutcomes,
     RecordRemote,
@@ -260,7 +261,7 @@ def test_any_text_is_written_and_read_back(stand: Stand) -> None:
         keep(2),
         Enqueue(mine),
         RecordType(STRANGE),
-        SaveLane(STRANGE, STRANGE, STRANGE, 0, {1: STRANGE}),
+        SaveLane(STRANGE, STRANGE, STRANGE, 0, {1: STRANGE}, {STRANGE + "2": LaneOutcomes(1, {2: STRANGE})}),
         MarkSent(mailbox(STRANGE), 1),
         Bury(letter(STRANGE, STRANGE)),
     )
@@ -268,7 +269,8 @@ def test_any_text_is_written_and_read_back(stand: Stand) -> None:
     assert set(found.queues) == {BOB, mailbox(STRANGE), lane("s2", STRANGE)}
     assert found.queues[mailbox(STRANGE)].sent_upto == 1
     assert found.types == (STRANGE,)
-    assert found.lanes == (SaveLane(STRANGE, STRANGE, STRANGE, 0, {1: STRANGE}),)
+    others = {STRANGE + "2": LaneOutcomes(1, {2: STRANGE})}
+    assert found.lanes == (SaveLane(STRANGE, STRANGE, STRANGE, 0, {1: STRANGE}, others),)
     assert stand.read(Fetch(mailbox(STRANGE), 0, 1, LOTS)) == [strange]
     assert stand.read(outcomes(STRANGE, STRANGE)) == {STRANGE: "queued", huge: "queued"}
     assert stand.read(FindEntry(STRANGE + ".0.1", "s2")) == (mine._replace(body=b""), None)

@@ -209,6 +209,9 @@ def test_file_that_is_no_database_is_refused(path: Path) -> None:
         "INSERT INTO arrived VALUES ('s2', 'chat', 'e', 0, x'07')",
         "INSERT INTO arrived VALUES ('s2', 'chat', 'e', 0, x'c1')",
         "INSERT INTO arrived VALUES ('s2', 'chat', 'e', 0, x'81a17801')",
+        "INSERT INTO arrived VALUES ('s2', 'chat', 'e', 0, x'81a178920081a161a162')",
+        "INSERT INTO arrived VALUES ('s2', 'chat', 'e', 0, x'81a1789200810102')",
+        "INSERT INTO arrived VALUES ('s2', 'chat', 'e', 0, x'81c3a162')",
     ],
 )
 def test_file_with_foreign_contents_is_refused(store: SqliteStore, path: Path, damage: str) -> None:

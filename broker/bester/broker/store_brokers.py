@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from bester.broker.store_requests import SaveLane, Snapshot
+from bester.broker.store_requests import LaneOutcomes, SaveLane, Snapshot
 
 BrokerState = Literal["lives", "ended", "dead"]
 """A broker lives while it has its lease; it has ended where it gave the lease back, and is dead where that ran out."""
@@ -68,11 +68,12 @@ class Adopted(NamedTuple):
 
 
 def united(mine: SaveLane | None, theirs: SaveLane) -> SaveLane:
-    """Return an inbound lane with the outcomes of both; of two epochs of the other server mine, which is in use."""
+    """Return an inbound lane with the outcomes of both, of each epoch; mine is the epoch that is in use."""
     if mine is None:
         return theirs
-    if mine.epoch != theirs.epoch:
-        return mine
-    floor = max(mine.floor, theirs.floor)
-    outcomes = {number: each for number, each in {**theirs.outcomes, **mine.outcomes}.items() if number >= floor}
-    return mine._replace(floor=floor, outcomes=outcomes)
+    found = {epoch: LaneOutcomes(floor, outcomes) for epoch, floor, outcomes in theirs.epochs()}
+    for epoch, floor, outcomes in mine.epochs():
+        other = found.pop(epoch, LaneOutcomes(0, {}))
+        above, both = max(floor, other.floor), {**other.outcomes, **outcomes}
+        found[epoch] = LaneOutcomes(above, {number: both[number] for number in sorted(both) if number >= above})
+    return SaveLane(mine.peer, mine.type, mine.epoch, *found.pop(mine.epoch), found)

@@ -44,7 +44,10 @@ def size_of(write: Write) -> int:
         return ENTRY_BYTES + len(write.entry.body)
     if isinstance(write, Bury):
         return ENTRY_BYTES + len(write.letter.body)
-    return ENTRY_BYTES + (OUTCOME_BYTES * len(write.outcomes) if isinstance(write, SaveLane) else 0)
+    if isinstance(write, SaveLane):
+        outcomes = len(write.outcomes) + sum(len(each.outcomes) for each in write.others.values())
+        return ENTRY_BYTES + OUTCOME_BYTES * outcomes
+    return ENTRY_BYTES
 
 
 class Groups:

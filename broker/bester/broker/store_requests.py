@@ -7,8 +7,9 @@ for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from bester.broker.wire.messages import Meta
@@ -153,15 +154,30 @@ class MarkSent(NamedTuple):
     upto: int
 
 
+class LaneOutcomes(NamedTuple):
+    """The outcomes of numbers from `floor` on, in an inbound lane of one epoch."""
+
+    floor: int
+    outcomes: Mapping[int, str]
+
+
 class SaveLane(NamedTuple):
     """Save an inbound lane: the epoch of the other server's store, and the outcomes of numbers from `floor` on. A later
-    one of the same peer and type replaces it."""
+    one of the same peer and type replaces it. `others` are those of other epochs, the one used last at the end: each
+    broker of a server has a store, and so an epoch, of its own."""
 
     peer: str
     type: str
     epoch: str
     floor: int
     outcomes: Mapping[int, str]
+    others: Mapping[str, LaneOutcomes] = MappingProxyType({})
+
+    def epochs(self) -> Iterator[tuple[str, int, Mapping[int, str]]]:
+        """Yield epoch, floor and outcomes of each epoch, that of the one used last at the end."""
+        for epoch, (floor, outcomes) in self.others.items():
+            yield epoch, floor, outcomes
+        yield self.epoch, self.floor, self.outcomes
 
 
 class Bury(NamedTuple):

@@ -2,7 +2,8 @@
 
 A server sends a message again until it has an answer. Its messages of one type carry the epoch of its store and a
 rising number, and a floor below which all are settled. So only the outcomes from the floor on are remembered, and
-written: at once where a message was repeated, otherwise within a tick.
+written: at once where a message was repeated, otherwise within a tick. A server of several brokers has as many stores:
+its lane of one type has an epoch of each.
 """
 
 from __future__ import annotations
@@ -15,25 +16,31 @@ from typing import Any
 from bester.broker.core.cases import Case
 from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import LaneState
-from bester.broker.store_requests import SaveLane
+from bester.broker.store_requests import LaneOutcomes, SaveLane
 from bester.broker.wire.messages import MAX_TOKEN, Message
 from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED, failed
 
 MAX_NUMBERS = 20_000
-"""Outcomes of one lane: a sender has half as many messages in flight. Above it the lowest number is forgotten."""
+"""Outcomes of one lane: a sender has half as many messages in flight. Above it the lowest number is forgotten, of the
+epoch that was unused for longest."""
 MAX_WRITTEN = 1_024
-"""Outcomes of one lane on disk: each duplicate writes all of them, and a sender repeats a window of 64."""
+"""Outcomes of one epoch on disk: each duplicate writes all of them, and a sender repeats a window of 64."""
 MAX_LANES = 20_000
 """Lanes, as many as there may be types; above it the one unused for longest is forgotten."""
+MAX_EPOCHS = 8
+"""Epochs of one lane: the stores of a server's brokers, and of lives that are gone; above it the one unused for longest
+is forgotten."""
 
 NOT_NOW = "not now"
 """Stands for the outcome of a new message that must be sent again, after a lower one that was refused for now."""
 Key = tuple[str, str]
 """(peer, type)."""
+_Epochs = dict[str, "_Lane"]
+"""The lanes of one key by their epochs, that of the epoch used last at the end."""
 
 
 class _Lane:
-    """A lane of a server.
+    """A lane of one epoch of a server.
 
     `outcomes` has by number the case of a message, or the outcome from an earlier life. `refused` is the lowest number
     that was refused for now and will be sent again: higher numbers stay behind.
@@ -68,7 +75,7 @@ class _Lane:
 
 class LanePosition:
     """Position of a case in its lane; watches for the end of the case. `lasting`: its outcome is written at once. A
-    case has one position, however often its message is sent again."""
+    case has one position in each epoch, however often its message is sent again."""
 
     __slots__ = ("_key", "_lane", "_lanes", "_number", "_numbers_many", "lasting")
 
@@ -79,6 +86,10 @@ class LanePosition:
         self._number = number
         self._numbers_many = False  # the case has other numbers in the lane as well
         self.lasting = lasting
+
+    def is_in_epoch_of(self, other: LanePosition) -> bool:
+        """Return whether another position of the same case is in the same lane, or in one that replaces it."""
+        return self._lane.epoch == other._lane.epoch
 
     def absorb(self, other: LanePosition) -> None:
         """Take over another position of the same case; its lane is the same, or replaces a forgotten one."""
@@ -103,8 +114,11 @@ class InboundLanes:
 
     def __init__(self, out: Effects, saved: Iterable[SaveLane]) -> None:
         self._out = out
-        self._lanes: dict[Key, _Lane] = {
-            (each.peer, each.type): _Lane(each.epoch, each.floor, sorted(each.outcomes.items())) for each in saved
+        self._lanes: dict[Key, _Epochs] = {
+            (each.peer, each.type): {
+                epoch: _Lane(epoch, floor, sorted(outcomes.items())) for epoch, floor, outcomes in each.epochs()
+            }
+            for each in saved
         }
         self.due: dict[Key, None] = {}
         self._later: dict[Key, None] = {}
@@ -118,12 +132,14 @@ class InboundLanes:
             return None, None
         epoch, number, floor = found
         key = (peer, type_)
-        lane = self._lanes.pop(key, None)
-        if lane is None or lane.epoch != epoch:
+        epochs = self._lanes.pop(key, None)
+        if epochs is None:
+            epochs = {}
+        lane = epochs.pop(epoch, None)
+        if lane is None:
             lane = _Lane(epoch)
-        self._lanes[key] = lane  # now the one used last
-        if len(self._lanes) > MAX_LANES:
-            del self._lanes[next(iter(self._lanes))]
+        self._lanes[key], epochs[epoch] = epochs, lane  # now the ones used last
+        self._bound(epochs)
         if floor > lane.floor:
             self._raise(lane, floor)
         if number < lane.floor:
@@ -143,11 +159,12 @@ class InboundLanes:
 
     def add(self, position: LanePosition, case: Case) -> None:
         """Enter the case of a new message."""
-        lane = position._lane
-        lane.outcomes[position._number] = case
+        position._lane.outcomes[position._number] = case
         _watch(case, position)
-        if len(lane.outcomes) > MAX_NUMBERS:
-            del lane.outcomes[min(lane.outcomes)]
+        epochs = self._lanes[position._key].values()
+        if sum([len(lane.outcomes) for lane in epochs]) > MAX_NUMBERS:
+            outcomes = next(lane.outcomes for lane in epochs if lane.outcomes)
+            del outcomes[min(outcomes)]
 
     def join(self, position: LanePosition, case: Case) -> None:
         """Enter the case of a message that came before under another number: its outcome stands for both."""
@@ -170,35 +187,42 @@ class InboundLanes:
         """Write the lanes that are due."""
         for key in self.due:
             self._later.pop(key, None)
-            lane = self._lanes.get(key)
-            if lane is not None:
-                ended = {number: text for number, each in lane.outcomes.items() if (text := _outcome(each))}
-                if len(ended) > MAX_WRITTEN:
-                    ended = {number: ended[number] for number in heapq.nlargest(MAX_WRITTEN, ended)}
-                self._out.writes.append(SaveLane(*key, lane.epoch, lane.floor, ended))
+            epochs = self._lanes.get(key)
+            if epochs is not None:
+                ended = {epoch: _ended(lane) for epoch, lane in epochs.items()}
+                epoch, last = ended.popitem()
+                self._out.writes.append(SaveLane(*key, epoch, *last, ended))
         self.due.clear()
+
+    def _bound(self, epochs: _Epochs) -> None:
+        """Forget the epoch of a lane, and the lane, that were unused for longest, where there are too many."""
+        if len(epochs) > MAX_EPOCHS:
+            del epochs[next(iter(epochs))]
+        if len(self._lanes) > MAX_LANES:
+            del self._lanes[next(iter(self._lanes))]
 
     def adopt(self, saved: Iterable[SaveLane]) -> dict[Case, str]:
         """Take in the lanes of another broker of this server: a message that it has answered is recognized here. Return
         the answers to messages that are under way here as well, by their cases."""
         answers: dict[Case, str] = {}
         for each in saved:
-            key = each.peer, each.type
-            lane = self._lanes.get(key)
-            if lane is None:
-                self._lanes[key] = _Lane(each.epoch, each.floor, sorted(each.outcomes.items()))
-            elif lane.epoch == each.epoch:
+            mine = self._lanes.get((each.peer, each.type), {})
+            epochs = {epoch: _Lane(epoch) for epoch, _, _ in each.epochs() if epoch not in mine} | mine
+            self._lanes[each.peer, each.type] = epochs
+            for epoch, floor, outcomes in each.epochs():
+                lane = epochs[epoch]
                 under_way = {
                     number: known
-                    for number in each.outcomes.keys() & lane.outcomes.keys()
+                    for number in outcomes.keys() & lane.outcomes.keys()
                     if type(known := lane.outcomes[number]) is Case and known.pending
                 }
-                answers |= {case: each.outcomes[number] for number, case in under_way.items()}
+                answers |= {case: outcomes[number] for number, case in under_way.items()}
                 ended = {number: known for number, known in lane.outcomes.items() if number not in under_way}
-                lane.outcomes = OrderedDict(sorted({**each.outcomes, **ended}.items()))
-                self._raise(lane, max(lane.floor, each.floor))
-            if len(self._lanes) > MAX_LANES:
-                del self._lanes[next(iter(self._lanes))]
+                lane.outcomes = OrderedDict(sorted({**outcomes, **ended}.items()))
+                self._raise(lane, max(lane.floor, floor))
+            while len(epochs) > MAX_EPOCHS:
+                del epochs[next(iter(epochs))]
+            self._bound(epochs)
         return answers
 
     def _raise(self, lane: _Lane, floor: int) -> None:
@@ -210,8 +234,11 @@ class InboundLanes:
     def inspect(self) -> dict[tuple[str, str], LaneState]:
         """Return the state of each lane, by (server, type)."""
         return {
-            key: LaneState(lane.epoch, lane.floor, len(lane.outcomes), min(lane.outcomes, default=None), lane.refused)
-            for key, lane in self._lanes.items()
+            key: LaneState(
+                epoch, lane.floor, len(lane.outcomes), min(lane.outcomes, default=None), lane.refused, len(epochs)
+            )
+            for key, epochs in self._lanes.items()
+            for epoch, lane in list(epochs.items())[-1:]
         }
 
 
@@ -227,12 +254,24 @@ def lane_of(meta: dict[str, Any]) -> tuple[str, int, int] | None:
 
 
 def _watch(case: Case, position: LanePosition) -> None:
-    """Watch for the end of a case at this position; all repeats of one case share a watcher."""
-    for watcher in case.watchers:
-        if type(watcher) is LanePosition:
-            watcher.absorb(position)
-            return
-    case.watchers = (*case.watchers, position)
+    """Watch for the end of a case at this position; all repeats of one case in one epoch share a watcher. Above the
+    bound of epochs the first watcher is for the newest one: its own may be forgotten."""
+    known = [watcher for watcher in case.watchers if type(watcher) is LanePosition]
+    same = next((watcher for watcher in known if watcher.is_in_epoch_of(position)), None)
+    if same is None and len(known) == MAX_EPOCHS:
+        same = known[0]
+    if same is None:
+        case.watchers = (*case.watchers, position)
+    else:
+        same.absorb(position)
+
+
+def _ended(lane: _Lane) -> LaneOutcomes:
+    """Return what is written of a lane."""
+    ended = {number: text for number, each in lane.outcomes.items() if (text := _outcome(each))}
+    if len(ended) > MAX_WRITTEN:
+        ended = {number: ended[number] for number in heapq.nlargest(MAX_WRITTEN, ended)}
+    return LaneOutcomes(lane.floor, ended)
 
 
 def _outcome(entry: Case | str) -> str | None:

@@ -79,6 +79,7 @@ class LaneState(NamedTuple):
 
     All numbers below `floor` are settled. `known` counts the numbers from there on with an outcome or a pending case,
     `lowest` is the lowest of these. `refused` is the number that must be sent again before any higher one is taken.
+    Of several epochs this is the one used last; there are so many `epochs`.
     """
 
     epoch: str
@@ -86,6 +87,7 @@ class LaneState(NamedTuple):
     known: int
     lowest: int | None
     refused: int | None
+    epochs: int
 
 
 class ResumeState(NamedTuple):

@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
 from bester.broker.store.commits import GROWING, BusyError, Commits, UnwritableError
-from bester.broker.store.rows import pack, summed_shares, summed_up, unpack
+from bester.broker.store.rows import pack, pack_lane, summed_shares, summed_up, unpack
 from bester.broker.store_brokers import Adopted, Brokers
 from bester.broker.store_requests import (
     LETTER_BYTES,
@@ -180,7 +180,7 @@ class MemoryStore(Commits):
                 for row in map(self._rows.__getitem__, numbers)
             ),
             types=tuple(self._types),
-            lanes=tuple(each._replace(outcomes=dict(each.outcomes)) for each in self._lanes.values()),
+            lanes=tuple(map(_copied, self._lanes.values())),
             next_expiry_s=min(
                 (row.entry.expires_s for row in self._rows.values() if row.outcome is None), default=None
             ),
@@ -239,7 +239,7 @@ class MemoryStore(Commits):
             case MarkSent(queue, upto):
                 self._sent_upto[queue] = max(upto, self._sent_upto.get(queue, 0))
             case SaveLane(peer, type_):
-                self._lanes[peer, type_] = write._replace(outcomes=dict(write.outcomes))
+                self._lanes[peer, type_] = _copied(write)
             case Bury(letter):
                 self._letters.pop(letter.id, None)
                 self._letters[letter.id] = letter._replace(meta=unpack(pack(letter.meta)))
@@ -469,7 +469,7 @@ def _check(write: Write) -> None:
                 pack(letter.meta)
                 numbers = []
             case SaveLane():
-                pack(dict(write.outcomes))
+                pack_lane(write.outcomes, write.others)
                 numbers = [write.floor]
             case End(number) | MarkSent(_, number):
                 numbers = [number]
@@ -479,3 +479,8 @@ def _check(write: Write) -> None:
         raise UnwritableError("storage-full", f"it cannot hold what it was given; see the reason ({error!r})") from None
     if not all(-MAX_NUMBER <= number < MAX_NUMBER for number in numbers):
         raise UnwritableError("storage-full", f"it cannot hold what it was given; see the reason ({numbers} is large)")
+
+
+def _copied(lane: SaveLane) -> SaveLane:
+    """Return a lane of its own, as one that is read back from a disk."""
+    return lane._replace(outcomes=dict(lane.outcomes), others=dict(lane.others))

@@ -15,7 +15,7 @@ from bester.broker.store.lease import LEASE_S
 from bester.broker.store.postgres_brokers import brokers_of
 from bester.broker.store.postgres_reading import rows
 from bester.broker.store.postgres_writing import Group, written
-from bester.broker.store.rows import pack, read_text, united_notes, unpack
+from bester.broker.store.rows import pack, read_text, united_notes, unpack, unpack_lane
 from bester.broker.store_brokers import (
     GONE_S,
     MOST_ADOPTIONS,
@@ -276,7 +276,7 @@ class Move:
 
     def _lanes_of(self, ns: int) -> list[SaveLane]:
         return [
-            SaveLane(read_text(peer), read_text(type_), read_text(epoch), floor, unpack(outcomes))
+            SaveLane(read_text(peer), read_text(type_), read_text(epoch), floor, *unpack_lane(outcomes))
             for peer, type_, epoch, floor, outcomes in rows(self._connection, _ARRIVED, ns)
         ]
 

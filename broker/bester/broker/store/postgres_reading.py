@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bester.broker.store.postgres_writing import ID_PART, beginning, key_of_letter, written
 from bester.broker.store.reading import Row, entry_of, letters_of, outcome_of
-from bester.broker.store.rows import counts_by_server, of_all_brokers, read_text, summed_shares, unpack
+from bester.broker.store.rows import counts_by_server, of_all_brokers, read_text, summed_shares, unpack, unpack_lane
 from bester.broker.store_requests import (
     READ_BYTES,
     ClockState,
@@ -211,7 +211,7 @@ def snapshot(
         ),
         types=_names(all_of("SELECT name FROM seen_type WHERE ns = %b ORDER BY serial")),
         lanes=tuple(
-            SaveLane(read_text(peer), read_text(type_), read_text(their_epoch), floor, unpack(outcomes))
+            SaveLane(read_text(peer), read_text(type_), read_text(their_epoch), floor, *unpack_lane(outcomes))
             for peer, type_, their_epoch, floor, outcomes in all_of(
                 "SELECT peer, type, epoch, floor, outcomes FROM arrived WHERE ns = %b"
             )

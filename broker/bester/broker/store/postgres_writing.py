@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bester.broker.store.rows import pack, text
+from bester.broker.store.rows import pack, pack_lane, text
 from bester.broker.store.writing import REMEMBERED, shared_bodies
 from bester.broker.store_requests import (
     LETTER_BYTES,
@@ -310,8 +310,8 @@ class Group:
     def _save_lane(self, run: list[SaveLane]) -> None:
         latest = {(each.peer, each.type): each for each in run}.values()
         rows = [
-            (written(peer), written(type_), written(epoch), floor, bytes(pack(dict(outcomes))))
-            for peer, type_, epoch, floor, outcomes in latest
+            (written(peer), written(type_), written(epoch), floor, bytes(pack_lane(outcomes, others)))
+            for peer, type_, epoch, floor, outcomes, others in latest
         ]
         self._say(_LANES, self._ns, *_columns(rows))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-from bester.broker.store_requests import is_mailbox, owner_of, sharer_of
+from bester.broker.store_requests import LaneOutcomes, is_mailbox, owner_of, sharer_of
 from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT, severity, worst
 
 _MARK = "\ufdd0"
@@ -46,6 +46,30 @@ def blob(value: bytes) -> bytearray:
 def pack(value: Any) -> bytearray:
     """Return the packed form of a map of plain values; a tuple in the map reads back as a list."""
     return blob(_packer.pack(value))
+
+
+def pack_lane(outcomes: Mapping[int, str], others: Mapping[str, LaneOutcomes]) -> bytearray:
+    """Return the packed form of an inbound lane: outcomes by number, and (floor, outcomes) by the other epochs."""
+    return pack({**outcomes, **{epoch: (floor, dict(each)) for epoch, (floor, each) in others.items()}})
+
+
+def unpack_lane(raw: bytes | bytearray) -> tuple[dict[int, str], dict[str, LaneOutcomes]]:
+    """Return the outcomes and the other epochs of an inbound lane. Raises ValueError for bytes that no store has
+    written."""
+    values = unpack(raw)
+    outcomes = {number: outcome for number, outcome in values.items() if type(number) is int}
+    others: dict[str, LaneOutcomes] = {}
+    for epoch, value in values.items():
+        if type(epoch) is str:
+            if type(value) is not list or len(value) != 2 or type(value[0]) is not int or type(value[1]) is not dict:
+                raise ValueError("no lane of another epoch")
+            others[epoch] = LaneOutcomes(*value)
+    if len(outcomes) + len(others) != len(values):
+        raise ValueError("no outcomes by number")
+    for each in (outcomes, *(other.outcomes for other in others.values())):
+        if not all(type(number) is int and type(outcome) is str for number, outcome in each.items()):
+            raise ValueError("no outcomes by number")
+    return outcomes, others
 
 
 def unpack(raw: bytes | bytearray) -> dict[Any, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from itertools import chain
 
-from bester.broker.store.rows import counts_by_server, read_text, summed_shares, unpack
+from bester.broker.store.rows import counts_by_server, read_text, summed_shares, unpack_lane
 from bester.broker.store_requests import ClockState, SaveLane, Snapshot, StoredQueue
 
 _IN_MAILBOX = "outcome IS NULL AND box >= 'user/' AND box < 'user0' AND sender IS"
@@ -36,7 +36,7 @@ def snapshot(db: sqlite3.Connection, epoch: str, life: int, full: str | None) ->
         ),
         types=tuple(read_text(name) for (name,) in db.execute("SELECT name FROM seen_type ORDER BY serial")),
         lanes=tuple(
-            SaveLane(read_text(peer), read_text(type_), read_text(their_epoch), floor, _outcomes_of(outcomes))
+            SaveLane(read_text(peer), read_text(type_), read_text(their_epoch), floor, *unpack_lane(outcomes))
             for peer, type_, their_epoch, floor, outcomes in db.execute(
                 "SELECT peer, type, epoch, floor, outcomes FROM arrived"
             )
@@ -56,11 +56,3 @@ def snapshot(db: sqlite3.Connection, epoch: str, life: int, full: str | None) ->
         },
         full=full,
     )
-
-
-def _outcomes_of(raw: bytes) -> dict[int, str]:
-    """Return the outcomes of an inbound lane. Raises ValueError for bytes that no store has written."""
-    outcomes = unpack(raw)
-    if not all(type(number) is int and type(outcome) is str for number, outcome in outcomes.items()):
-        raise ValueError("no outcomes by number")
-    return outcomes

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bester.broker.store.rows import blob, pack, text, unpack
+from bester.broker.store.rows import blob, pack, pack_lane, text, unpack
 from bester.broker.store_requests import (
     NAMES,
     Bury,
@@ -168,8 +168,8 @@ def _save_lane(db: sqlite3.Connection, run: list[SaveLane]) -> None:
     db.executemany(
         "INSERT OR REPLACE INTO arrived (peer, type, epoch, floor, outcomes) VALUES (?, ?, ?, ?, ?)",
         [
-            (text(peer), text(type_), text(epoch), floor, pack(dict(outcomes)))
-            for peer, type_, epoch, floor, outcomes in run
+            (text(peer), text(type_), text(epoch), floor, pack_lane(outcomes, others))
+            for peer, type_, epoch, floor, outcomes, others in run
         ],
     )
 
