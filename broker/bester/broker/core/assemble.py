@@ -41,6 +41,7 @@ from bester.broker.core.queues import Queues
 from bester.broker.core.recordings import Recordings
 from bester.broker.core.relays import Relays
 from bester.broker.core.remote_notes import RemoteNotes
+from bester.broker.core.replies import Replies
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.restarts import Restarts
 from bester.broker.core.settings import Settings
@@ -85,6 +86,7 @@ class Units:
     """The units that the router itself calls."""
 
     dispatcher: Dispatcher
+    replies: Replies
     worker_changes: WorkerChanges
     known_types: KnownTypes
     delivery_outcomes: DeliveryOutcomes
@@ -152,6 +154,7 @@ class _Handling(NamedTuple):
     """Units of messages for handlers."""
 
     dispatcher: Dispatcher
+    replies: Replies
     worker_changes: WorkerChanges
     known_types: KnownTypes
     delivery_outcomes: DeliveryOutcomes
@@ -175,14 +178,15 @@ def assemble(
     )
     queues, mailboxes, relays, notes, late_outcomes, reporters, standing = queueing = _queueing(common)
     (
-        dispatcher, changes, known_types, delivery_outcomes, workers, timeouts, contracts, observers, dead_letters
+        dispatcher, replies, changes, known_types, delivery_outcomes, workers, timeouts, contracts, observers,
+        dead_letters,
     ) = _handling(common, queueing)  # fmt: skip
     recordings = Recordings(out, observers, clock)
     shadows = Shadows(limits, out, observers, clock)
     inbound_lanes = InboundLanes(out, snapshot.lanes)
     ingress = Ingress(
-        settings, around.names, out, around.epoch, dispatcher=dispatcher, known_types=known_types, reports=reports,
-        directory=directory, relays=relays, late_outcomes=late_outcomes, inbound_lanes=inbound_lanes,
+        settings, around.names, out, around.epoch, dispatcher=dispatcher, replies=replies, known_types=known_types,
+        reports=reports, directory=directory, relays=relays, late_outcomes=late_outcomes, inbound_lanes=inbound_lanes,
         strangers=Strangers(settings, reports, out), trace=trace,
         tracing=Tracing(trace, out, exports=settings.spans),
     )  # fmt: skip
@@ -205,7 +209,7 @@ def assemble(
         late_outcomes=late_outcomes, now=now, is_shared=snapshot.is_shared,
     )  # fmt: skip
     return Units(
-        dispatcher, changes, known_types, delivery_outcomes, ingress, inbound_lanes, peers, answers, contracts,
+        dispatcher, replies, changes, known_types, delivery_outcomes, ingress, inbound_lanes, peers, answers, contracts,
         restarts, questions, reports, directory, workers, deliveries, queues, mailboxes, relays, reporters,
         dead_letters, late_outcomes, notes, standing,
         Cockpit(settings, out, queues, relays, standing, notes), figures, trace, recordings, shadows,
@@ -265,10 +269,9 @@ def _handling(common: _Common, queueing: _Queueing) -> _Handling:
         settings, queues, reports, out, enter, known_types.knows, late_outcomes.owns_letter, common.figures, trace
     )
     dispatcher = Dispatcher(
-        settings, out, figures=common.figures, observers=observers, workers=workers, timeouts=timeouts,
+        settings, out, figures=common.figures, workers=workers, timeouts=timeouts,
         overdue=Overdue(settings, workers, timeouts, known_types, dead_letters, trace), contracts=contracts,
-        known_types=known_types, reports=reports, trace=trace, commands=commands, dead_letters=dead_letters,
-        first_token=common.around.first_token,
+        known_types=known_types, reports=reports, trace=trace, first_token=common.around.first_token,
     )  # fmt: skip
     delivery_outcomes = DeliveryOutcomes(
         deliveries=deliveries, commands=commands, mailboxes=mailboxes, relays=relays, directory=directory,
@@ -278,6 +281,11 @@ def _handling(common: _Common, queueing: _Queueing) -> _Handling:
         settings, out, dispatcher=dispatcher, workers=workers, known_types=known_types, dead_letters=dead_letters,
         trace=trace,
     )  # fmt: skip
+    replies = Replies(
+        settings, dispatcher=dispatcher, commands=commands, workers=workers, timeouts=timeouts, observers=observers,
+        dead_letters=dead_letters, figures=common.figures, reports=reports, trace=trace,
+    )  # fmt: skip
     return _Handling(
-        dispatcher, changes, known_types, delivery_outcomes, workers, timeouts, contracts, observers, dead_letters
-    )
+        dispatcher, replies, changes, known_types, delivery_outcomes, workers, timeouts, contracts, observers,
+        dead_letters,
+    )  # fmt: skip

@@ -1,42 +1,33 @@
-"""The way of a message through the broker: enter → dispatch → assign → reply → (commands) → settle.
+"""The way of a message to its handler: enter → dispatch → assign, and its end: settle.
 
-`commands` begins the results that a handler's reply asks for, and counts them on the message's case; here every ending
-of a job settles one count, as `delivery_outcomes` and others do of their results; the last one sends the report. The
-router checks roles, and `peers` who is alive; `worker_changes` requeues the jobs of a worker that is lost.
+`replies` takes in what the handler answers; `commands` begins the results that the answer asks for, and counts them on
+the message's case; here every ending of a job settles one count, as `delivery_outcomes` and others do of their results;
+the last one sends the report. The router checks roles, and `peers` who is alive; `worker_changes` requeues the jobs of
+a worker that is lost.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
-from bester.broker.core.commands import Commands, fault
 from bester.broker.core.contracts import Contracts
-from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.effects import Effects, NoticeEvent
-from bester.broker.core.figures import FOLD_AT, OTHERS, Figures, TypeFigures
+from bester.broker.core.figures import OTHERS, Figures, TypeFigures
 from bester.broker.core.inspection import Bound
 from bester.broker.core.jobs import Job
 from bester.broker.core.known_types import KnownTypes
-from bester.broker.core.observers import Observers
 from bester.broker.core.overdue import Overdue
 from bester.broker.core.pools import Worker
 from bester.broker.core.settings import Settings
 from bester.broker.core.timeouts import Timeouts
-from bester.broker.core.trace import CONSUMED, EMITTED, HANDLER, Trace
+from bester.broker.core.trace import HANDLER, Trace
 from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import (
-    DONE,
     HOP_LIMIT,
-    REFUSED,
-    Command,
     Heartbeat,
-    Reply,
-    reply_code,
 )
-from bester.broker.wire.notes import safe_note
 from bester.broker.wire.outcomes import failed, reason_of
 
 MAX_FED = 512
@@ -48,18 +39,16 @@ class Dispatcher:
     """All messages that a broker holds for handlers. `first_token` is where this life's tokens begin."""
 
     def __init__(
-        self, settings: Settings, out: Effects, *, figures: Figures, observers: Observers, workers: Workers,
-        timeouts: Timeouts, overdue: Overdue, contracts: Contracts, known_types: KnownTypes, reports: Reports,
-        trace: Trace, commands: Commands, dead_letters: DeadLetters, first_token: int,
+        self, settings: Settings, out: Effects, *, figures: Figures, workers: Workers, timeouts: Timeouts,
+        overdue: Overdue, contracts: Contracts, known_types: KnownTypes, reports: Reports, trace: Trace,
+        first_token: int,
     ) -> None:  # fmt: skip
         self._figures = figures
         self._types = figures.types
         self.ending = False
         """The broker ends: nothing enters any more, and nothing waits for an answer that will not come."""
-        self._settings = settings
         self._limits = settings.limits
         self._out = out
-        self._observers = observers
         self._workers, self._queues, isolation = workers, workers.queues, workers.isolation
         self._requeued, self._freed, self._told = self._queues.requeued, isolation.freed, isolation.told
         self._timeouts = timeouts
@@ -70,8 +59,6 @@ class Dispatcher:
         self._timed = bool(timeouts.configured)
         self._reports = reports
         self._trace = trace
-        self._commands = commands
-        self._dead_letters = dead_letters
         self._hungry: dict[Worker, None] = {}  # with credit, perhaps, for more than they were assigned at once
         self._answered_waiting = False  # whether another broker has ever answered a message that waited here
         self._held = 0
@@ -104,18 +91,6 @@ class Dispatcher:
             for job in jobs:
                 job.case.traced = False
         self.dispatch(jobs, now)
-
-    def emit(self, case: Case, type_: str, commands: list[Command], now: float, *, repeated: bool) -> None:
-        """Carry out the commands of a handler that acts on its own initiative, as if replying to a message of its
-        own."""
-        self._reports.begin(case)
-        self._trace.add((now, case.root, case.id, EMITTED, type_, 0.0))
-        wrong = fault(commands)
-        job = Job(case, case.id, case.root, type_, b"", "handler", self._settings.name, repeated=repeated)
-        if wrong is not None:
-            self.end(job, failed(wrong[0]))
-            return
-        self._commands.carry_out(job, commands, now)
 
     def figures_of(self, type_: str) -> TypeFigures:
         """Return the figures of a type; those of a type that nobody has served are with others'."""
@@ -193,7 +168,7 @@ class Dispatcher:
 
     def _refuse(self, job: Job, wrong: str, now: float) -> None:
         """End a job whose payload breaks the contract of its type; `wrong` is the sentence for the sender."""
-        self._notice_failure(job, "schema", wrong)
+        self.notice_failure(job, "schema", wrong)
         self._trace.add((now, job.root, job.id, "schema", job.type, 0.0))
         self.end(job, failed("schema"), wrong)
 
@@ -301,147 +276,18 @@ class Dispatcher:
             self._workers.resume(worker)
             self._known_types.on_served_again(worker.pool.types)
 
-    # --- from a handler ---
-
-    def on_replies(
-        self, worker: Worker, replies: Sequence[Reply], now: float
-    ) -> Iterator[tuple[Reply, tuple[str, str]]]:
-        """Carry out a run of a handler's replies; the router calls `feed` after the last reply of a batch. Yield each
-        reply that is wrong, with (code, text).
-
-        The worker has credit again, and there is room for other jobs, at the end of the run, and before each reply that
-        may look at workers or dispatch a job.
-        """
-        inflight, figures = worker.inflight, None
-        limited, observers = worker.limited, self._observers
-        type_ = ""
-        size_bytes = 0
-        run: list[tuple[Job, Command]] = []  # replies that are not carried out yet, of `size_bytes` together
-        for reply in replies:
-            job = inflight.pop(reply.token, None)
-            if job is None:
-                self._deliver_run(worker, run, size_bytes, now)
-                run, size_bytes = [], 0
-                yield reply, ("unknown-token", "no request with this token waits on this link")
-                continue
-            commands = reply.commands
-            if figures is None or job.type != type_:
-                type_ = job.type
-                figures = self._types.get(type_) or self._figures.of(type_)
-            figures.took.append(now - job.since)
-            if len(figures.took) >= FOLD_AT:
-                figures.fold()
-            wrong = None
-            if (
-                len(commands) == 1 and (command := commands[0]).command == "sendClients" and reply.status == DONE
-                and job.group is None and not job.is_settled and not observers
-            ):  # fmt: skip
-                # An answer with the message's own body and type to one user is sound.
-                if command.body != job.body or command.type or len(command.targets) != 1 or limited:
-                    wrong = self._fault(worker, job, commands)
-                if wrong is None:
-                    run.append((job, command))
-                    size_bytes += len(job.body)
-                    continue
-            self._deliver_run(worker, run, size_bytes, now)
-            run, size_bytes = [], 0
-            figures.more_results += len(commands) - 1
-            wrong = self._on_reply(worker, job, reply, wrong, now)
-            if wrong is not None:
-                yield reply, wrong
-        self._deliver_run(worker, run, size_bytes, now)
-
-    def _deliver_run(self, worker: Worker, run: Sequence[tuple[Job, Command]], size_bytes: int, now: float) -> None:
-        """Deliver a run of replies, to jobs of `size_bytes` together: give their worker credit for other jobs, and stop
-        counting them against what may be held."""
-        if run:
-            try:
-                self._commands.deliver_run(run, now)
-            finally:
-                self._held -= len(run)
-                self._held_bytes -= size_bytes
-                self._workers.free(worker, len(run))
-
-    def _on_reply(
-        self, worker: Worker, job: Job, reply: Reply, wrong: tuple[str, str] | None, now: float
-    ) -> tuple[str, str] | None:
-        """Carry out a reply that may look at workers, that somebody observes, or that was found `wrong`: the worker has
-        its credit again before. Returns (code, text) where the reply is wrong."""
-        self._workers.free(worker, 1)
-        self._queues.leave_group(job)
-        if job.is_settled:
-            self.on_late_answer(worker)
-            return None
-        self.let_go(job)
-        for observe in self._observers.get(job.type, ()) if self._observers else ():
-            observe(job, reply, now)
-        if reply.status != DONE:
-            self._on_failed(worker, job, reply, now)
-            return None
-        wrong = wrong or self._fault(worker, job, reply.commands)
-        if wrong is not None:
-            self._trace.add((now, job.root, job.id, wrong[0], job.type, 0.0))
-            self.end(job, failed(wrong[0]))
-            return wrong
-        if not reply.commands:
-            self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
-        self._commands.carry_out(job, reply.commands, now)
-        return None
-
-    def _fault(self, worker: Worker, job: Job, commands: list[Command]) -> tuple[str, str] | None:
-        """Return (code, text) where the commands of a reply cannot be carried out, or its handler may not use them."""
-        wrong = fault(commands, job.body)
-        if worker.limited and wrong is None:
-            wrong = self.may_not_command(worker, job.type, commands)
-        return wrong
-
-    def _on_failed(self, worker: Worker, job: Job, reply: Reply, now: float) -> None:
-        """End a message whose handler has failed, or has refused the message."""
-        late = self._too_late(worker, job, now)
-        reason, note = late or reply_code(reply.status, reply.code), safe_note(reply.note or "")
-        if late is None:
-            self._notice_failure(job, reason, note)
-        self._trace.add((now, job.root, job.id, reason, job.type, 0.0))
-        self.end(job, failed(reason), note if late is None and reply.status == REFUSED and note else None)
-
-    def may_not_command(self, worker: Worker, type_: str, commands: list[Command]) -> tuple[str, str] | None:
-        """Return (code, text) where the policy refuses a handler these commands, None where the handler may use
-        them."""
-        refused = policy.may_command(self._settings, worker.commands, type_, commands)
-        return None if refused is None else ("not-allowed", refused)
-
-    def on_malformed_reply(self, worker: Worker, token: int, now: float) -> None:
-        """End the message whose reply could not be decoded."""
-        job = self._take_back(worker, token)
-        if job is not None and not job.is_settled:
-            self.end(job, failed("bad-reply"))
-        self.feed(worker, now)
-
-    def _take_back(self, worker: Worker, token: int) -> Job | None:
-        job = self._workers.complete(worker, token)
-        if job is None:
-            return None
-        if job.is_settled:
-            self.on_late_answer(worker)
-        else:
-            self.let_go(job)
-        return job
-
-    def _too_late(self, worker: Worker, job: Job, now: float) -> str | None:
-        """Return the code of a failure that comes after the message's time: a handler that knows its deadline gives up
-        then, and its answer may arrive before this broker looks at its clock."""
-        if now - job.since >= self._timeouts.of(worker, job.type):
-            self._dead_letters.bury(job, "timeout", now)
-            return "timeout"
-        expires = job.case.expires
-        return "expired" if expires is not None and now >= expires else None
-
     def let_go(self, job: Job) -> None:
         """Stop counting a message against what may be held."""
         self._held -= 1
         self._held_bytes -= len(job.body)
 
-    def _notice_failure(self, job: Job, reason: str, note: str) -> None:
+    def let_go_run(self, count: int, size_bytes: int) -> None:
+        """Stop counting so many messages, of `size_bytes` together, against what may be held."""
+        self._held -= count
+        self._held_bytes -= size_bytes
+
+    def notice_failure(self, job: Job, reason: str, note: str) -> None:
+        """Tell the log of a message that its handler, or the contract of its type, has failed or refused."""
         failed_itself = reason in ("handler-failed", "bad-reply")
         event: NoticeEvent = "handler-failed" if failed_itself else "handler-refused"
         self._out.notice(event, id=job.id, type=job.type, code=reason, note=note)

@@ -21,6 +21,7 @@ from bester.broker.core.known_types import KnownTypes
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.peer import Peer
 from bester.broker.core.relays import Relays
+from bester.broker.core.replies import Replies
 from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Settings
 from bester.broker.core.strangers import Strangers
@@ -57,8 +58,8 @@ class Ingress:
 
     def __init__(
         self, settings: Settings, names: Set[str], out: Effects, epoch: str, *, dispatcher: Dispatcher,
-        known_types: KnownTypes, reports: Reports, directory: Directory, relays: Relays, late_outcomes: LateOutcomes,
-        inbound_lanes: InboundLanes, strangers: Strangers, trace: Trace, tracing: Tracing,
+        replies: Replies, known_types: KnownTypes, reports: Reports, directory: Directory, relays: Relays,
+        late_outcomes: LateOutcomes, inbound_lanes: InboundLanes, strangers: Strangers, trace: Trace, tracing: Tracing,
     ) -> None:  # fmt: skip
         self.draining = False
         """Refuse everything that enters: the broker is about to end."""
@@ -68,6 +69,7 @@ class Ingress:
         self._out = out
         self._epoch = epoch
         self._dispatcher = dispatcher
+        self._replies = replies
         self._known_types = known_types
         self._reports = reports
         self._directory = directory
@@ -275,7 +277,7 @@ class Ingress:
         if refused is not None:
             return Error("not-allowed", refused, OP_OF[Emit], emit.token)
         if peer.worker is not None and peer.worker.limited:
-            denied = self._dispatcher.may_not_command(peer.worker, emit.type, emit.commands)
+            denied = self._replies.may_not_command(peer.worker, emit.type, emit.commands)
             if denied is not None:
                 return Error(*denied, OP_OF[Emit], emit.token)
         given = emit.meta.get("id")
@@ -292,7 +294,7 @@ class Ingress:
             return None
         if key is not None:
             self._dedup.add(key, case, now)
-        self._dispatcher.emit(case, emit.type, emit.commands, now, repeated=emit.meta.get("again") is True)
+        self._replies.emit(case, emit.type, emit.commands, now, repeated=emit.meta.get("again") is True)
         return None
 
     def _from_server(

@@ -62,6 +62,7 @@ class Operations:
         self._clock = clock
         self._may_open = may_open
         self._dispatcher = units.dispatcher
+        self._handler_replies = units.replies
         self._delivery_outcomes = units.delivery_outcomes
         self._ingress = units.ingress
         self._peers = units.peers
@@ -116,7 +117,7 @@ class Operations:
             self._peers.on_goodbye(peer, now)
         elif isinstance(message, Malformed):
             if message.op == _REPLY_OP and message.token is not None and peer.worker is not None:
-                self._dispatcher.on_malformed_reply(peer.worker, message.token, now)
+                self._handler_replies.on_malformed_reply(peer.worker, message.token, now)
                 self._peers.forget_when_done(peer)
             elif message.op == _REPLY_OP and message.token is not None and peer.shadow is not None:
                 self._units.shadows.on_malformed_reply(peer.shadow, message.token, now)
@@ -139,7 +140,7 @@ class Operations:
     def _replies(self, peer: Peer, replies: Sequence[Reply], now: float) -> None:
         worker = peer.worker
         if worker is not None:
-            for reply, wrong in self._dispatcher.on_replies(worker, replies, now):
+            for reply, wrong in self._handler_replies.on_replies(worker, replies, now):
                 self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
         else:
             for reply in replies:
