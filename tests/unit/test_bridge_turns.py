@@ -12,7 +12,17 @@ from bester.bridge.confirmations import Confirmations
 from bester.bridge.frames import frame
 from bester.bridge.limits import KIB
 from bester.bridge.outbound import LOOK_BYTES, WRITE_COST
-from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Heartbeat, Message, Report, Welcome
+from bester.broker.wire.messages import (
+    Close,
+    Confirm,
+    Deliver,
+    Goodbye,
+    Heartbeat,
+    Message,
+    Report,
+    Submit,
+    Welcome,
+)
 from tests.unit.bridge_stand import ListConnection, Noted, Scene
 
 
@@ -244,3 +254,50 @@ def test_fault_in_a_reading_ends_it() -> None:
     with pytest.raises(RuntimeError):
         scene.submit(alice)
     assert scene.reads.take() == ["begin", "end"], "what is asked for later would never be sent"
+
+
+def test_confirmation_that_no_report_waits_for_leaves_with_what_is_read_beside() -> None:
+    scene = Scene()
+    alice = scene.log_in("alice")
+    token = scene.submit(alice)
+    scene.sent.clear()
+    scene.bridge.receive([to(1, [alice], token=token)])
+    scene.one_turn()
+    assert len(alice.lines()) == 2, "the delivery, and the report by the bridge"
+    assert scene.sent == []
+    scene.bridge.on_bytes(alice, frame(b'{"payload":{"type":"t","data":2,"id":"i"}}'))
+    scene.one_turn()
+    assert [type(message) for message in scene.sent] == [Submit, Confirm]
+    assert scene.take(Confirm) == [Confirm(1, [], [], 0)]
+    scene.turn()
+    assert scene.take(Confirm) == []
+
+
+def test_confirmation_that_a_report_waits_for_leaves_at_once() -> None:
+    scene = Scene()
+    alice, bob = scene.log_in("alice"), scene.log_in("bob")
+    scene.sent.clear()
+    scene.bridge.receive([to(1, [bob])])
+    scene.one_turn()
+    assert scene.take(Confirm) == [Confirm(1, [], [], 0)]
+    token = scene.submit(alice)
+    scene.bridge.on_connection_lost(bob)
+    scene.turn()
+    scene.bridge.receive([to(2, [alice], [bob], token=token)])
+    scene.one_turn()
+    assert scene.take(Confirm) == [Confirm(2, [], [[2, 1, "not-connected"]], 0)]
+
+
+def test_confirmation_that_was_left_goes_to_no_later_link() -> None:
+    scene = Scene()
+    alice = scene.log_in("alice")
+    token = scene.submit(alice)
+    scene.bridge.receive([to(1, [alice], token=token)])
+    scene.one_turn()
+    scene.bridge.on_link_lost("gone")
+    scene.bridge.on_link_ready()
+    scene.turn()
+    assert scene.take(Confirm) == [], "its deliveries went with the link"
+    token = scene.submit(alice)
+    scene.broker(to(1, [alice], token=token))
+    assert scene.take(Confirm) == [Confirm(1, [], [], 0)]

@@ -1,9 +1,9 @@
 """The bridge's core: the parts of a bridge, tied together; the events of connections, and the turn of the loop. Pure.
 
 The core owns the sessions, the tokens of submitted messages and the deliveries. Connections are `ClientConnection`s,
-a broker is a `BrokerPort`, and both may be anything; the core reads no clock and opens no socket. Frames and
-confirmations are gathered and leave once a turn of the loop, in `flush`. Invariants: no `good` before the bytes have
-left, and no connection waits for another one.
+a broker is a `BrokerPort`, and both may be anything; the core reads no clock and opens no socket. Frames are gathered
+and leave once a turn of the loop, in `flush`; a confirmation for which nobody waits follows at the end of that turn.
+Invariants: no `good` before the bytes have left, and no connection waits for another one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class Bridge:
         self.more_figures: Callable[[], dict[str, int]] = dict
         """Called for figures of the shell, which the broker is told with those of `inspect`."""
         self._shell, self._clock, self._reading, self._brief = shell, shell.clock, shell.reading, shell.brief
+        self._later = shell.later or shell.soon
         self._awake = False
+        self._confirms = False  # once the other callbacks of this turn have run
         self._half_turn = limits.turn_units // 2
         tokens, clock, wake, apply = count(1), shell.clock, self._wake, self._apply
         self._meter = meter = Meter(limits.messages_per_s)
@@ -371,7 +373,8 @@ class Bridge:
 
     def flush(self) -> None:
         """Write to each connection once, within the budget of a turn, then send one confirmation of everything that has
-        ended by these writes. New input comes last."""
+        ended by these writes: at once where a report waits for it, else with what the loop has read beside. New input
+        comes last."""
         has_more = True  # where it fails
         try:
             has_more = self._outbound.flush(self._settle_reading)  # settled sessions must not be touched again
@@ -380,10 +383,24 @@ class Bridge:
             if has_more:
                 self._wake()
         for broker in self.brokers.all:
-            if broker.drain():
-                for confirm in broker.confirmations.confirm():
-                    broker.link.send(confirm)
+            if not broker.drain() or not broker.confirmations.is_due:
+                continue
+            if broker.confirmations.is_awaited:
+                self._confirm(broker)
+            elif not self._confirms:
+                self._confirms = True
+                self._later(self._confirm_all)
         self._intake.serve()
+
+    def _confirm_all(self) -> None:
+        self._confirms = False
+        for broker in self.brokers.all:
+            if broker.link.flush():
+                self._confirm(broker)
+
+    def _confirm(self, broker: Broker) -> None:
+        for confirm in broker.confirmations.confirm():
+            broker.link.send(confirm)
 
 
 def _submits(messages: Sequence[Any]) -> Sequence[Submit]:

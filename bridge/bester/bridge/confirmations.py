@@ -80,17 +80,17 @@ MAX_ROWS = 100_000
 
 class Confirmations:
     """Confirmations of the deliveries of one link. Serials rise, but for those of deliveries that were postponed.
-    `is_lost`: the link is gone, and nothing is confirmed any more."""
+    `is_lost`: the link is gone, and nothing is confirmed any more. `is_due`: something has ended, or come, since the
+    last confirmation; `is_awaited`: a delivery is among it that the bridge has not reported itself."""
 
     def __init__(self) -> None:
-        self.is_lost = False
+        self.is_lost = self.is_due = self.is_awaited = False
         self._open: OrderedDict[int, Delivery | None] = OrderedDict()  # by serial, in order; None: postponed
         self._postponed = 0
         self._highest = 0
         self._ended: list[int] = []
         self._failed: dict[int, list[list[Any]]] = {}
         self._confirmed_upto = 0
-        self._due = False
         self._reports = 0
 
     @property
@@ -102,7 +102,7 @@ class Confirmations:
         """Count deliveries that ended as soon as they came, or as they were begun after all."""
         if serials[-1] > self._highest:
             self._highest = serials[-1]
-        self._due = True
+        self.is_due = True
         if self._open:
             if self._postponed:
                 self._postponed -= sum(self._open.pop(serial, _ABSENT) is None for serial in serials)
@@ -127,7 +127,9 @@ class Confirmations:
         """Count a delivery as ended, with its failures."""
         if self._open.pop(delivery.serial, None) is None:
             return
-        self._due = True
+        self.is_due = True
+        if delivery.token is None or delivery.failed:
+            self.is_awaited = True
         if delivery.failed:
             self._failed[delivery.serial] = delivery.failed
         if self._open:
@@ -136,7 +138,7 @@ class Confirmations:
     def on_reports(self, reports: int) -> None:
         """Count reports that have come."""
         self._reports += reports
-        self._due = True
+        self.is_due = True
 
     def confirm(self) -> list[Confirm]:
         """Return the confirmations of everything that has ended or come since the last call; none where nothing has.
@@ -144,7 +146,7 @@ class Confirmations:
         One confirmation is enough, unless a crowd has gone: failures that do not fit are confirmed before, each with
         the serial of its delivery, so that no later confirmation declares such a delivery good.
         """
-        if not self._due:
+        if not self.is_due:
             return []
         confirms: list[Confirm] = []
         serials: list[int] = []
@@ -161,5 +163,6 @@ class Confirmations:
             done = [serial for serial in self._ended if serial > upto]
         self._confirmed_upto = upto
         confirms.append(Confirm(upto, done, failed, self._reports))
-        self._ended, self._failed, self._due = [], {}, False
+        self._ended, self._failed = [], {}
+        self.is_due = self.is_awaited = False
         return confirms
