@@ -114,6 +114,10 @@ class Bridge:
 
     # --- connections ----------------------------------------------------------------------------------------------
 
+    def has_room(self, host: str) -> bool:
+        """Return whether there is room for a connection from this host, and no stranger has to make way."""
+        return self._registry.has_room(host) and self._registry.strangers < self.limits.stranger_places
+
     def admit(self, connection: ClientConnection, host: str) -> bool:
         """Accept a new connection and give it a session; False where there is no room, and no stranger to make way."""
         return self._admission.admit(connection, host)
