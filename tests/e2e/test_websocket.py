@@ -336,18 +336,6 @@ async def test_host_that_is_no_name_is_not_decoded(monkeypatch: pytest.MonkeyPat
     assert read == [b"GET / HTTP/1.1\r\nHost: ", host[:60]]
 
 
-async def test_messages_that_come_with_the_request_are_read() -> None:
-    async with web() as (_, address, _):
-        host, _, port = address.removeprefix("ws://").rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(HANDSHAKE + part(json.dumps(LOGIN).encode(), 1))
-        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
-        head = await asyncio.wait_for(reader.readexactly(2), DEADLINE_S)
-        size = head[1] if head[1] < 126 else struct.unpack(">H", await reader.readexactly(2))[0]
-        assert json.loads(await reader.readexactly(size))["header"]["status"] == "good"
-        writer.close()
-
-
 async def test_binary_message_ends_the_connection_with_a_reason() -> None:
     async with web() as (_, address, session), session.ws_connect(address) as socket:
         await WebClient(socket).log_in()

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import re
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -132,7 +132,7 @@ class WebStream(Layer):
         """Handle the request, or messages, up to the time `enough`; return whether there are more bytes to look at."""
         self._enough = enough
         try:
-            for event in self._events():
+            for event in self._socket.events():
                 self._on_event(event)
                 if self._below is None or self._below.is_closing() or self._parting:
                     break
@@ -147,13 +147,6 @@ class WebStream(Layer):
             raise
         self._catch_up()
         return False
-
-    def _events(self) -> Iterator[Event]:
-        """Yield what has come: of the request, and of messages, also where these came together."""
-        was_open = self._open
-        yield from self._socket.events()
-        if self._open and not was_open:
-            yield from self._socket.events()
 
     def _end_over(self, error: Exception) -> None:
         self._refused(str(error))
