@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import aiohttp.web
 import pytest
+from wsproto import WSConnection
 
 from bester.bridge import web_stream
 from bester.bridge.standstill import GAP_S
@@ -301,6 +302,38 @@ async def test_what_is_no_websocket_is_told_so_and_closed(data: bytes) -> None:
         writer.close()
         async with session.ws_connect(address) as socket:
             await WebClient(socket).log_in()
+
+
+async def test_request_that_cannot_be_decoded_is_told_so_and_logged_in_one_line() -> None:
+    hosts = (b"\xe4", b"xn--\xff", b"xn--0", b"xn--a-", b"xn--" + b"a" * 200, b"a." * 150, b"h\r\n h")
+    requests = [
+        *(HANDSHAKE.replace(b"Host: h", b"Host: " + host) for host in hosts),
+        HANDSHAKE.replace(b"Connection: ", b"Connection: \xff,"),
+        HANDSHAKE.replace(b"Host: h", b"Host: h\r\nSec-WebSocket-Extensions: \xff"),
+        HANDSHAKE.replace(b"Host: h", b"Host: h\r\nSec-WebSocket-Protocol: \xff"),
+    ]
+    async with web() as (server, address, _):
+        host, _, port = address.removeprefix("ws://").rpartition(":")
+        for request in requests:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(request)
+            assert (await asyncio.wait_for(reader.read(), DEADLINE_S)).startswith(b"HTTP/1.1 426 "), request
+            writer.close()
+        assert not any("Traceback" in line for line in server.processes[0].lines)
+
+
+async def test_host_that_is_no_name_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a tenth of a second for a request of 16 KiB, from anybody."""
+    read: list[bytes] = []
+    stream = WebStream(
+        asyncio.Protocol(), unended=Unended(1500, 60.0), turns=LayerTurns(lambda: 0.0, lambda call: None)
+    )
+    stream.connection_made(Below())  # type: ignore[arg-type]  # a stand-in
+    monkeypatch.setattr(WSConnection, "receive_data", lambda _, data: read.append(data))
+    host = b".".join([b"xn--" + b"a" * 1000] * 10)
+    for part_ in (HANDSHAKE[:22], host[:60], host[60:]):
+        stream.data_received(part_)
+    assert read == [b"GET / HTTP/1.1\r\nHost: ", host[:60]]
 
 
 async def test_binary_message_ends_the_connection_with_a_reason() -> None:

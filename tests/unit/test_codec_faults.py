@@ -5,17 +5,20 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
 import pytest
 
+from bester.broker.core.settings import Limits
 from bester.broker.wire import codec
 from bester.broker.wire.codec import batches, decode, fault
 from bester.broker.wire.codes import CODES, WireError
 from bester.broker.wire.messages import (
     INLINE_BYTES,
     MAX_BATCH,
+    MAX_TARGETS,
     OP_OF,
     OPERATIONS,
     Answer,
@@ -29,6 +32,7 @@ from bester.broker.wire.messages import (
     Forward,
     Forwarded,
     Heartbeat,
+    Hello,
     LoggedIn,
     Login,
     Malformed,
@@ -284,9 +288,10 @@ def test_message_of_too_many_values_is_refused_without_being_unpacked(empty: Any
     good = msgpack.packb([11, 8, 0, [], None])
     read = decode([b"\xdc" + struct.pack(">H", 2 * copies) + (heavy + good) * copies])
     if len(heavy) * copies > codec.LONG_BYTES:
-        assert read == [Malformed("malformed", codec.TOO_MANY)]
+        assert read == [Malformed("malformed", str(codec.TooManyError(codec.MAX_WEIGHT)))]
     else:
-        assert read == [Malformed("malformed", f"REPLY: {codec.TOO_MANY}", 11, 7), Reply(8, 0, [], None)] * copies
+        refused = Malformed("malformed", f"REPLY: {codec.TooManyError(codec.MAX_WEIGHT)}", 11, 7)
+        assert read == [refused, Reply(8, 0, [], None)] * copies
 
 
 def test_message_of_a_long_batch_is_unpacked_when_its_turn_comes() -> None:
@@ -295,9 +300,9 @@ def test_message_of_a_long_batch_is_unpacked_when_its_turn_comes() -> None:
     unpacked: list[bytes] = []
     whole = codec._unpack_whole
 
-    def unpack_whole(frames: Sequence[bytes], **options: Any) -> Any:
+    def unpack_whole(frames: Sequence[bytes], most_weight: int, **options: Any) -> Any:
         unpacked.append(frames[0])
-        return whole(frames, **options)
+        return whole(frames, most_weight, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "_unpack_whole", unpack_whole)
@@ -326,6 +331,62 @@ def test_largest_message_of_each_kind_is_read(kind: str, count: int) -> None:
     message = messages[kind]()
     sent, refused = sent_with([message])
     assert not refused and [plain(each) for each in sent] == [plain(message)]
+
+
+def test_message_of_more_values_than_its_sender_may_send_is_refused() -> None:
+    """Its token is told, so that nobody waits for it, and the other messages of the batch are read."""
+    good = msgpack.packb([11, 8, 0, [], None])
+    for names, is_read in ((900, True), (1000, False)):
+        heavy = msgpack.packb([11, 7, 0, [["sendClients", ["x" * 30] * names, b"1"]], None])
+        read = decode([b"\x93" + good + heavy + good], 1000)
+        assert read[0] == read[2] == Reply(8, 0, [], None)
+        assert [type(read[1]), read[1].token] == [Reply if is_read else Malformed, 7]  # type: ignore[union-attr]
+        assert is_read or codec.has_too_many(cast(Malformed, read[1]))
+
+
+def test_values_of_messages_that_are_read_together_are_counted_together() -> None:
+    reply = msgpack.packb([11, 7, 0, [["sendClients", ["x" * 30] * 600, b"1"]], None])
+    assert [type(each) for each in codec.decode_together([b"\x91" + reply], 1000)] == [Reply]
+    (read,) = codec.decode_together([b"\x92" + reply * 2], 1000)
+    assert isinstance(read, Malformed) and codec.has_too_many(read)
+    assert [type(each) for each in decode([b"\x92" + reply * 2], 1000)] == [Reply, Reply]
+    assert codec.decode_together([], 1000) == decode([])
+    assert codec.decode_together([b"\x90"] * 20_000, 1000) == decode([b"\x90"] * 20_000)
+
+
+MOST = Limits().max_values
+TYPES = [f"type-{n}" for n in range(Limits().max_types)]
+HONEST: dict[str, list[Message]] = {
+    "a reply with as many commands as targets": [
+        Reply(1, 0, [Command("sendClients", [f"user-{n}"], b'"a letter of its own"', "t") for n in range(MAX_TARGETS)])
+    ],
+    "an emission to as many targets": [
+        Emit(1, "t", [Command("sendClients", [f"user-{n}" for n in range(MAX_TARGETS)], b"1")], {"id": "i"})
+    ],
+    "a full batch of replies": [
+        Reply(n, 0, [Command("sendClients", ["a", "b", "c"], b'"x"')] * 4, "note") for n in range(MAX_BATCH)
+    ],
+    "a HELLO of as many types": [
+        Hello(1, "handler", "h", {"types": TYPES, **dict.fromkeys(("order", "schema"), dict.fromkeys(TYPES, "user"))})
+    ],
+    "a full batch of letters": [
+        Relay(n, "t", b'"x"', {"id": f"i{n}", "origin": ["a", "s2"], "path": ["s1"] * 16, "lane": ["e", n, 0]})
+        for n in range(MAX_BATCH)
+    ],
+    "a full batch of answers": [Relayed(n, "queued", {"redelivered": True}) for n in range(MAX_BATCH)],
+    "the steps of a message": [
+        Traced(1, [{"at_ms": n, "since_ms": n, "id": "i", "what": "handler", "where": "s1/h"} for n in range(1000)], {})
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HONEST)
+def test_largest_message_of_a_handler_and_of_a_server_is_read(kind: str) -> None:
+    """The bound on the values of those that are not trusted has room for whatever their programs write."""
+    sent = HONEST[kind]
+    for read in (decode, codec.decode_together):
+        frames = list(batches(sent))
+        assert [plain(each) for each in chain(*(read(each, MOST) for each in frames))] == [plain(each) for each in sent]
 
 
 def plain(message: Any) -> list[Any]:

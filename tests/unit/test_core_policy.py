@@ -14,6 +14,7 @@ from bester.broker.core.effects import Link
 from bester.broker.core.routes import Routes
 from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.hosts import Hosts
+from bester.broker.wire.codec import MAX_WEIGHT
 from bester.broker.wire.messages import ROLES, Command, Relay, Reply, Submit
 
 LISTED = {"s2": Route("s2", native="10.0.0.2:2223", accept_types=frozenset({"chat"})), "s3": Route("s3")}
@@ -135,6 +136,26 @@ def test_a_key_is_good_for_its_role_name_and_types(
         known = Settings("s1", accept=accept, routes=LISTED, grants=grants)
         why = policy.may_join(known, Link("curve", b"0:id", key), role, name, types)
         assert (why is None) == allowed, why
+
+
+@pytest.mark.parametrize(
+    ("door", "key", "is_bound"),
+    [
+        ("ipc", "", False),
+        ("direct", "", False),
+        ("tcp", "", True),
+        ("server", "", True),
+        ("curve", "B", False),
+        ("curve", "H", True),
+        ("curve", "S", True),
+        ("curve", "X", True),
+    ],
+)
+def test_bridges_and_this_machine_alone_may_send_the_longest_messages(door: str, key: str, is_bound: bool) -> None:
+    grants = {"H": Grant("handler", "h"), "S": Grant("server", "s2"), "B": Grant("bridge", "b")}
+    known = Settings("s1", grants=grants)
+    most = policy.most_values(known, Link(door, b"1", key))
+    assert most == (known.limits.max_values if is_bound else MAX_WEIGHT)
 
 
 def test_unlisted_server_may_join_only_where_federation_is_open() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bester.bridge.connection import Connection
+from bester.bridge.ends import Ends
 from bester.bridge.web_stream import Unended, WebStream
 from bester.broker.layer_turns import SLICE_S, TURN_S, LayerTurns
 from bester.broker.tls_files import Pair, server_context
@@ -252,7 +253,7 @@ async def test_streams_wait_by_the_users_of_their_sessions() -> None:
     loop, scene = Loop(FRAME_S), Scene()
 
     def come(user: str) -> tuple[WebStream, Reading]:
-        below, connection = Reading(), Connection(scene.bridge, asyncio.get_running_loop())
+        below, connection = Reading(), Connection(scene.bridge, asyncio.get_running_loop(), Ends(loop.turns))
         stream = WebStream(connection, unended=Unended(1500, 60.0), turns=loop.turns)
         stream.connection_made(below)  # type: ignore[arg-type]  # as above
         stream.data_received(HANDSHAKE)

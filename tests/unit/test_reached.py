@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 
+import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 from bester.bridge.frames import frame
 from bester.bridge.limits import ALSO_COUNTED, COUNTED, Limits
+from bester.broker.core.effects import Link
 from bester.broker.core.settings import COUNTED as BROKER_COUNTED
+from bester.broker.core.settings import Route, Settings
 from bester.broker.core.status import MAX_FIGURES
 from bester.broker.operator.metrics import text_of
 from bester.broker.store_requests import Committed
-from bester.broker.wire.messages import Deliver
+from bester.broker.wire.codec import decode
+from bester.broker.wire.messages import Deliver, Error, Malformed
 from bester.cli.status import reached_bounds
 from tests.bounds_page import page
 from tests.unit.bridge_stand import ListConnection, Scene
@@ -128,6 +132,18 @@ def test_held_messages_that_no_broker_takes_are_counted() -> None:
     scene.now += scene.limits.hold_s
     scene.bridge.tick()
     assert scene.bridge.reached == {"hold_s": 1}
+
+
+def test_message_of_more_values_than_its_sender_may_send_is_counted() -> None:
+    stand = Stand(Settings("s1", routes={"s2": Route("s2", fabric="tcp://10.0.0.2:1")}))
+    handler = stand.handler("t")
+    (heavy,) = decode([msgpack.packb([[12, 1, "t", [], {"m": [[0] * 500] * 40}]])], 10_000)
+    assert isinstance(heavy, Malformed)
+    stand.say(handler, heavy)
+    assert heavy.text in stand.one(handler, Error).text
+    for link in (Link("curve", b"0:1", "a key"), Link("server", b"s2")):
+        stand.take(stand.router.receive_all(link, [heavy, Malformed("malformed", "of another kind")], stand.now))
+    assert stand.router.inspect().reached["max_values"] == 3
 
 
 def test_status_names_the_bounds_that_were_reached() -> None:

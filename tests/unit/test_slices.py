@@ -19,7 +19,7 @@ from bester.broker.core.effects import Link
 from bester.broker.party_line import SLICE
 from bester.broker.slices import ENDED_AT_ONCE, FRAME_BYTES, FREED_BYTES, SLICE_S, Slices
 from bester.broker.wire.messages import OP_OF, Confirm, Heartbeat, Malformed
-from bester.broker.wire.runs import read_part
+from bester.broker.wire.runs import read_usual
 
 ONE, OTHER = Link("curve", b"0:one", "key"), Link("curve", b"0:other", "another key")
 MANY = [Link("curve", b"0:%d" % number, "many") for number in range(50)]
@@ -47,7 +47,7 @@ class Door:
         self.turns: list[float] = []
         self._soon: deque[Callable[[], None]] = deque()
         self.slices = Slices(
-            read, self._take, end=self.ended.append,
+            lambda link, frames: read(frames), self._take, end=self.ended.append,
             cut=lambda link, why: self.cut.append(link), clock=lambda: self.now, cost_clock=lambda: self.now,
             soon=self._soon.append, **bounds,
         )  # fmt: skip
@@ -147,7 +147,7 @@ def test_only_what_is_handled_is_read() -> None:
 
     door = Door(0.0001)
     slices = Slices(
-        lambda frames: Rows(int(frame) for frame in frames), door._take, end=door.ended.append,
+        lambda link, frames: Rows(int(frame) for frame in frames), door._take, end=door.ended.append,
         cut=lambda link, why: None, clock=lambda: door.now, cost_clock=lambda: door.now,
         soon=door._soon.append,
     )  # fmt: skip
@@ -387,7 +387,7 @@ def test_turns_are_brief_while_a_party_says_little() -> None:
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize(
     "unawaited",
-    [Heartbeat(), Confirm(1), *read_part([msgpack.packb([[OP_OF[Confirm], 1]])])[:], Malformed("malformed", "")],
+    [Heartbeat(), Confirm(1), *(read_usual([msgpack.packb([[OP_OF[Confirm], 1]])]) or ()), Malformed("malformed", "")],
 )
 def test_message_for_which_nobody_waits_makes_no_turn_brief(unawaited: Any, *, waits: bool) -> None:
     brief = Brief()

@@ -9,6 +9,7 @@ for acknowledgements behind them that are never read. An unknown id changes noth
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
 from itertools import islice
 
 from bester.bridge.confirmations import TIMEOUT, UNCONFIRMED, Delivery
@@ -115,17 +116,19 @@ class Acks:
         client = self._clients.pop(connection, None)
         if client is None:
             return []
+        client.running.clear()  # `overdue` may be halfway through them
         unsent = set(islice(client.on_the_way, begun, None))  # as many entries as marks, acknowledged or not
         frames = [frame for same in client.by_id.values() for frame in same]
         became = [(frame, reason if frame in unsent else UNCONFIRMED) for frame in frames]
         return [frame.delivery for frame, why in became if frame.delivery.on_missed(frame.target, why)]
 
-    def overdue(self, now: float) -> list[Delivery]:
-        """Give up on frames that were not acknowledged in time."""
-        ended: list[Delivery] = []
+    def overdue(self, now: float) -> Iterator[Delivery | None]:
+        """Give up on frames that were not acknowledged in time, one before each step. Yield its delivery where that has
+        ended, else None."""
         for connection, client in self._clients.items():
             if not connection.reading:
                 client.unread_s = now
+        for client in list(self._clients.values()):
             while client.running:
                 frame = next(iter(client.running))
                 from_s = max(frame.sent_s, min(client.unread_s, frame.sent_s + self._limits.ack_unread_s))
@@ -137,6 +140,4 @@ class Acks:
                 if not same:
                     del client.by_id[frame.id]
                 self._reached["ack_s"] += 1
-                if frame.delivery.on_missed(frame.target, TIMEOUT):
-                    ended.append(frame.delivery)
-        return ended
+                yield frame.delivery if frame.delivery.on_missed(frame.target, TIMEOUT) else None

@@ -8,7 +8,7 @@ Invariants: no `good` before the bytes have left, and no connection waits for an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -21,6 +21,7 @@ from bester.bridge.homes import Homes
 from bester.bridge.incoming import Incoming
 from bester.bridge.inspection import BridgeState, Refused, summed
 from bester.bridge.intake import Intake
+from bester.bridge.judging import Judging
 from bester.bridge.limits import COUNTED, Limits
 from bester.bridge.links import Links
 from bester.bridge.logins import Logins
@@ -91,6 +92,9 @@ class Bridge:
             limits, shell, self.brokers, registry, intake, self._logins, self.forwards, reports, self._deliveries,
             apply=apply, ready=self.on_link_ready, lost=self.on_link_lost, wake=wake,
         )  # fmt: skip
+        self._judging = Judging(
+            (self._settling.judge, outbound.judge, self._deliveries.judge, self._give_up_held), shell
+        )
         self.receive = self._incoming.receive
         self._links = Links(self.brokers, homes, registry, self._logins, intake, self._incoming, clock, wake)
 
@@ -115,6 +119,10 @@ class Bridge:
             answered(UNANSWERED, None)
 
     # --- connections ----------------------------------------------------------------------------------------------
+
+    def has_room(self, host: str) -> bool:
+        """Return whether there is room for a connection from this host, and no stranger has to make way."""
+        return self._registry.has_room(host) and self._registry.strangers < self.limits.stranger_places
 
     def admit(self, connection: ClientConnection, host: str) -> bool:
         """Accept a new connection and give it a session; False where there is no room, and no stranger to make way."""
@@ -231,7 +239,9 @@ class Bridge:
         yet: what they sent may still be unread."""
         now = self._clock()
         if judge:
-            self._judge(now)
+            self._judging.judge(now)
+        else:
+            self._judging.adjourn()
         self._meter.tick(now)
         self._homes.tick()
         for broker in self.brokers.all:
@@ -241,15 +251,14 @@ class Bridge:
             if report is not None:
                 broker.link.send(Heartbeat(report))
 
-    def _judge(self, now: float) -> None:
-        """End, cut or report what has taken too long."""
-        self._settling.tick(now)
-        self._outbound.tick(now)
-        self._deliveries.tick(now)
+    def _give_up_held(self, now: float) -> Iterator[None]:
+        """Report messages that no broker has reported for too long."""
         for broker in self.brokers.all:
             for token in broker.submissions.overdue(now):
-                self.reached["hold_s"] += 1
-                self._reports.report(token, 1, "unreachable", None, {}, now)
+                if token in broker.submissions.by_token:
+                    self.reached["hold_s"] += 1
+                    self._reports.report(token, 1, "unreachable", None, {}, now)
+                    yield
 
     def tell_figures(self) -> None:
         """Tell the brokers the counts of this bridge, for its operator; call every few seconds. An older broker refuses

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from bester.bridge import native, native_writing
 from bester.bridge.bridge import Bridge
+from bester.bridge.ends import Ends
 from bester.bridge.outqueue import JOIN_BYTES, OutQueue
 from bester.bridge.ports import Waiting
 from bester.bridge.senders import Key
@@ -38,8 +39,11 @@ class Connection(asyncio.Protocol):
         "_bridge",
         "_checking",
         "_ending",
+        "_ends",
+        "_is_lost",
         "_loop",
         "_paused",
+        "_peer_ended",
         "_transport",
         "abort_code",
         "address",
@@ -53,9 +57,11 @@ class Connection(asyncio.Protocol):
 
     session: Session  # set by the bridge's `admit`
 
-    def __init__(self, bridge: Bridge, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, bridge: Bridge, loop: asyncio.AbstractEventLoop, ends: Ends) -> None:
         self._bridge = bridge
         self._loop = loop
+        self._ends = ends
+        self._peer_ended = self._is_lost = False  # which the bridge has not been told yet
         self._transport: asyncio.Transport | None = None
         self._ending = False
         self._paused = False
@@ -82,6 +88,7 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=0)
         peer = transport.get_extra_info("peername")
         host = self.address = peer[0] if isinstance(peer, tuple) else UNIX_HOST
+        self._ends.make_room(lambda: self._bridge.has_room(host))
         if self._bridge.admit(self, host):
             self._transport = transport
         else:
@@ -103,7 +110,8 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         if self._transport is None or self._ending:
             return False  # both sides have ended: the transport closes
-        self._bridge.on_peer_ended(self)
+        self._peer_ended = True
+        self._ends.take_in(self)
         return True
 
     def pause_writing(self) -> None:
@@ -116,7 +124,21 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is not None:
             self._transport = None
+            self._is_lost = True
+            self._ends.take_in(self)
+
+    def go_on(self, enough: float) -> bool:
+        """Tell the bridge of the end of the peer's stream, or of the connection; there is no more to do then."""
+        if self._peer_ended:
+            self._peer_ended = False
+            if self._ending and self._transport is not None:  # this side's stream has ended meanwhile
+                self._transport.close()
+            else:
+                self._bridge.on_peer_ended(self)
+        if self._is_lost:
+            self._is_lost = False
             self._bridge.on_connection_lost(self)
+        return False
 
     # --- from the bridge ------------------------------------------------------------------------------------------
 

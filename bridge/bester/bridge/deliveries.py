@@ -8,7 +8,7 @@ before; where it completes a message of a connection here, the good report is wr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 
 from bester.bridge import native_writing
 from bester.bridge.acks import Acks
@@ -200,10 +200,12 @@ class Deliveries:
         for delivery in self._acks.on_acks(connection, ids):
             self.on_delivery_ended(delivery)
 
-    def tick(self, now: float) -> None:
-        """Give up on frames that were not acknowledged in time."""
+    def judge(self, now: float) -> Iterator[None]:
+        """Give up on frames that were not acknowledged in time; one before each step."""
         for delivery in self._acks.overdue(now):
-            self.on_delivery_ended(delivery)
+            if delivery is not None:
+                self.on_delivery_ended(delivery)
+            yield
 
     def on_delivery_ended(self, delivery: Delivery) -> None:
         """Confirm a delivery that has ended at the end of the turn, and report the message that it completes."""

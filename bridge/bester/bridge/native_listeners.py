@@ -12,6 +12,7 @@ from bester.bridge import native_writing
 from bester.bridge.bridge import Bridge
 from bester.bridge.certificates import Certificates
 from bester.bridge.connection import Connection
+from bester.bridge.ends import Ends
 from bester.bridge.listeners import Factory, Listener, listen_tcp, listen_tls, listen_unix, listen_web
 from bester.broker.config import NativeConfig
 from bester.broker.layer_turns import LayerTurns
@@ -33,9 +34,10 @@ async def open_listeners(
     """Open all listeners; `add` gets each when it is open, so that the caller can close those before a fault.
     `shared`: other processes listen at the same TCP addresses. Raises ConfigError."""
     loop = asyncio.get_running_loop()
+    ends = Ends(_turns(loop))
 
     def connection() -> Connection:
-        return Connection(bridge, loop)
+        return Connection(bridge, loop, ends)
 
     for key, address, family in (
         ("[native] tcp4", config.tcp4, socket.AF_INET),
@@ -50,22 +52,24 @@ async def open_listeners(
         add(await listen_unix("[native] unix", str(config.unix), connection))
     turns = _turns(loop)
     for address in () if config.tls is None else config.tls.listen:
-        add(await listen_tls(address, lambda: _secure(bridge, certificates, loop, turns), shared=shared))
+        add(await listen_tls(address, lambda: _secure(connection(), certificates, turns), shared=shared))
     if config.websocket is not None:
-        factory, secure = _web(config, bridge, certificates, loop), config.tls is not None
+        factory, secure = _web(config, bridge, certificates, connection), config.tls is not None
         add(await listen_web(config.websocket, factory, secure=secure, shared=shared))
 
 
-def _web(config: NativeConfig, bridge: Bridge, certificates: Certificates, loop: asyncio.AbstractEventLoop) -> Factory:
-    """Return the maker of a WebSocket listener's protocols: over TLS where there are certificates."""
+def _web(config: NativeConfig, bridge: Bridge, certificates: Certificates, new: Callable[[], Connection]) -> Factory:
+    """Return the maker of a WebSocket listener's protocols: over TLS where there are certificates. `new` makes the
+    connections above."""
     from bester.bridge.web_stream import Unended, WebStream  # most servers run without
 
+    loop = asyncio.get_running_loop()
     limits, turns, tls_turns = bridge.limits, _turns(loop), _turns(loop)
     unended = Unended(limits.unfinished_bytes, limits.frame_s + config.max_frame / limits.frame_rate)
 
     def plain() -> WebStream:
         """Return the protocol of a connection without TLS, or below it."""
-        connection = Connection(bridge, loop)
+        connection = new()
 
         def refused(why: str) -> None:
             address = connection.address
@@ -89,11 +93,8 @@ def _turns(loop: asyncio.AbstractEventLoop) -> LayerTurns:
     return LayerTurns(time.monotonic, loop.call_soon)
 
 
-def _secure(
-    bridge: Bridge, certificates: Certificates, loop: asyncio.AbstractEventLoop, turns: LayerTurns
-) -> TlsStream:
-    """Return the protocol of a connection to a listener of TLS."""
-    connection = Connection(bridge, loop)
+def _secure(connection: Connection, certificates: Certificates, turns: LayerTurns) -> TlsStream:
+    """Return the protocol of TLS below a connection."""
 
     def failed(fault: TlsError) -> None:
         address = connection.address

@@ -12,7 +12,7 @@ queue stays full, is cut in the end. Nobody waits for a slow reader meanwhile.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bester.bridge.in_turn import InTurn
 from bester.bridge.limits import KIB, Limits
@@ -331,9 +331,11 @@ class Outbound:
         if group is not None:
             del group.followers[connection]
 
-    def tick(self, now: float) -> None:
-        """Cut connections that have not kept up for too long."""
+    def judge(self, now: float) -> Iterator[None]:
+        """Cut connections that have not kept up for too long; one before each step."""
         for connection in list(self._blocked):
+            if connection not in self._blocked:
+                continue
             unsent = connection.unsent_bytes()
             if not connection.out.in_flight:
                 self._blocked.discard(connection)
@@ -342,10 +344,14 @@ class Outbound:
             elif now - connection.stalled_since > self._limits.stalled_s:
                 self._reached["stalled_s"] += 1
                 self.cut_off(connection, f"took nothing for {self._limits.stalled_s:g} s")
+                yield
         for connection, since in list(self._full.items()):
+            if self._full.get(connection) != since:
+                continue
             if connection.out.queued_bytes <= self._limits.out_queue // 2:
                 del self._full[connection]
             elif now - since > self._limits.stalled_s:
                 self._reached["stalled_s"] += 1
                 self.cut_off(connection, f"was sent more than it took for {self._limits.stalled_s:g} s")
+                yield
         self._blocked_bytes = sum(connection.out.queued_bytes for connection in self._blocked)

@@ -98,8 +98,10 @@ class Registry:
             self.log_out(session)
 
     def overdue(self, now: float) -> Iterator[ClientConnection]:
-        """Yield the connections whose state has passed its deadline."""
+        """Yield the connections whose state has passed its deadline, and passes over those that end meanwhile."""
         for number, connection in list(self.timed.items()):
+            if number not in self.timed:
+                continue
             deadline = connection.session.deadline
             if deadline is None:
                 self.timed.pop(number, None)

@@ -6,7 +6,7 @@ their bound end the streams of those that have held most for longest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from bester.bridge.intake import Intake
 from bester.bridge.limits import Limits
@@ -91,10 +91,13 @@ class Settling:
         self._apply(connection, connection.session.end_frame(reason, now), now)
         self._ended(connection.session, f"{why}: {held} of {needed} bytes had come")
 
-    def tick(self, now: float) -> None:
-        """End the states, and the unfinished frames, whose time is up."""
+    def judge(self, now: float) -> Iterator[None]:
+        """End the states, and the unfinished frames, whose time is up; one before each step."""
         for connection in self._registry.overdue(now):
             self._apply(connection, connection.session.tick(now), now)
+            yield
         for connection in self._unfinished.overdue(now):
-            self.frames_late += 1
-            self._end_frame(connection, "timeout", now)
+            if self._unfinished.is_late(connection):
+                self.frames_late += 1
+                self._end_frame(connection, "timeout", now)
+                yield

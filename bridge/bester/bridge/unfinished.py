@@ -84,6 +84,11 @@ class Unfinished:
                 late.append(connection)
         return late
 
+    def is_late(self, connection: ClientConnection) -> bool:
+        """Return whether the frame of a connection is unfinished, and was overdue at the last look."""
+        begun = self._begun.get(connection)
+        return begun is not None and begun.waited_s > begun.allowed_s
+
     def make_way(self, now: float) -> Iterator[ClientConnection]:
         """Yield the connections that make way, the next one after the one before has been forgotten.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import struct
 from collections.abc import Callable, Collection
 from typing import cast
@@ -35,6 +36,9 @@ from bester.broker.layer_turns import LayerTurns
 
 MAX_HEAD_BYTES = 16 * 1024
 """Bytes of the request for a WebSocket; a browser's has about a thousand."""
+_UNREADABLE = re.compile(rb"\n(?i:host):(?:[^\r\n]{262}|[^\r\n.]{80})|\n[ \t]")
+"""A host longer than a name with its port may be, or a part of one: to decode 16 KiB of them takes a tenth of a second.
+Neither may a header go on in the next line, which is obsolete, as its parts would be joined."""
 PARTING_S = 1.0
 """Time of a peer to answer the end of the stream, before the connection is closed."""
 _NOT_A_SOCKET = (
@@ -67,7 +71,7 @@ class WebStream(Layer):
     """
 
     __slots__ = (
-        "_above", "_came", "_deadline", "_enough", "_frames", "_head_bytes", "_max_frame", "_open", "_origins",
+        "_above", "_came", "_deadline", "_enough", "_frames", "_head", "_max_frame", "_open", "_origins",
         "_over", "_parting", "_refused", "_socket", "_turns", "_unended",
     )  # fmt: skip
 
@@ -90,7 +94,7 @@ class WebStream(Layer):
         self._over = False  # the rest of a message that is too long is dropped
         self._open = False
         self._parting = False  # refused: what still comes is dropped
-        self._head_bytes = 0
+        self._head = bytearray()  # the request
 
     # --- from the transport below -------------------------------------------------------------------------------
 
@@ -103,9 +107,12 @@ class WebStream(Layer):
         if self._below is None or self._below.is_closing() or self._parting:
             return
         if not self._open:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
+            self._head += data
+            if len(self._head) > MAX_HEAD_BYTES:
                 self._refuse("its request is too long")
+                return
+            if _UNREADABLE.search(self._head):
+                self._refuse("its request is for no WebSocket: it names no host, or has a header of several lines")
                 return
         try:
             self._socket.receive_data(data)
@@ -114,6 +121,9 @@ class WebStream(Layer):
             return
         except LocalProtocolError as error:
             self._end_over(error)
+            return
+        except (UnicodeError, IndexError):  # raised for headers that are no text, and hosts that are no names
+            self._refuse("its request is for no WebSocket: a header of it cannot be read")
             return
         if self._turns.take_in(self):
             self._wait()
@@ -191,6 +201,7 @@ class WebStream(Layer):
             return
         self._send(AcceptConnection())
         self._open = True
+        self._head.clear()
 
     def _may_connect(self, origin: str, host: str) -> bool:
         """Return whether a page may connect: one of this host, or a listed one. A program has no origin."""

@@ -24,7 +24,7 @@ from bester.broker.monitor import CONNECTING, event_of, greet
 from bester.broker.names import find, numeric, reason
 from bester.broker.turn import Turn
 from bester.broker.wire.address import HostPort, parse_endpoint
-from bester.broker.wire.codec import batches, decode, fault
+from bester.broker.wire.codec import batches, decode, decode_together, fault
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step, StepEvent
 from bester.broker.wire.messages import MAX_FRAME_BYTES, Heartbeat, Malformed, Message
@@ -59,7 +59,8 @@ class FabricLink:
     its place; if this side waits for the broker's answer, `on_messages` gets a refusal as if from the broker.
     `on_unsendable(message, error)` is for the log. Raises ValueError if the HELLO of `link_client` cannot be sent.
 
-    With `keys` the link is encrypted. `called` is the broker's name in the words of `trouble`.
+    With `keys` the link is encrypted. `called` is the broker's name in the words of `trouble`. `most_values` is the
+    bound on the values of what the broker sends in one batch, where the broker is another server's.
 
     `on_frames` gets each ZeroMQ message first, and returns False for one that must be decoded; it takes no message
     about the link. `pack(queue, most_bytes)` encodes a queue in one ZeroMQ message, or returns None. `turn` is that of
@@ -78,6 +79,7 @@ class FabricLink:
         shared: bool = False,
         keys: LinkKeys | None = None,
         called: str = "the server",
+        most_values: int | None = None,
         on_frames: Callable[[Frames], bool] | None = None,
         pack: Callable[[list[Message], int], Frames | None] | None = None,
         turn: Turn | None = None,
@@ -92,6 +94,7 @@ class FabricLink:
         """Why there is no link, in words for people; empty while there is one."""
         self._keys = keys
         self._called = called
+        self._most_values = most_values
         self._kind: type[FabricSocket] = SharedSocket if shared else FabricSocket
         self._on_messages = on_messages
         self._on_frames = on_frames
@@ -359,7 +362,8 @@ class FabricLink:
         if self._on_frames is not None and self._on_frames(frames):
             self.link_client.on_received(now)
             return
-        messages = decode(frames)
+        most_values = self._most_values
+        messages = decode(frames) if most_values is None else decode_together(frames, most_values)
         if LINK_MESSAGES.isdisjoint(map(type, messages)):
             self.link_client.on_received(now)
             self._on_messages(messages)

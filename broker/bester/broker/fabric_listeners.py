@@ -26,9 +26,10 @@ from bester.broker.slices import Slices
 from bester.broker.turn import Turn
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import Endpoint, parse_endpoint
+from bester.broker.wire.codec import unpack
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.messages import Malformed, Message
-from bester.broker.wire.runs import read_part
+from bester.broker.wire.runs import read_usual
 from bester.broker.wire.silence import ReadUntil
 
 IO_THREADS = 2
@@ -45,13 +46,15 @@ class Receivers(NamedTuple):
     """Functions of the broker for the messages of all sockets.
 
     `reader(transport, door)` returns the function that gets the frames of a plain socket. `take(link, messages)` gets
-    messages of an encrypted one, `end(link)` the end of a link there. `refused` gets address and key of a party that
+    messages of an encrypted one, `end(link)` the end of a link there; `most_values(link)` returns the bound on the
+    values of one. `refused` gets address and key of a party that
     was refused, and the reason.
     """
 
     reader: Callable[[str, bytes], Callable[[Frames], None]]
     take: Callable[[Link, Sequence[Message | Malformed]], None]
     end: Callable[[Link], None]
+    most_values: Callable[[Link], int]
     refused: OnRefused
 
 
@@ -122,8 +125,10 @@ class FabricListeners:
         def cut(link: Link, why: str) -> None:
             socket.cut(link.key.removeprefix(door), link.party, why)
 
-        def read(frames: Sequence[bytes]) -> Any:
-            return read_part(as_bytes(frames))
+        def read(link: Link, frames: Sequence[bytes]) -> Any:
+            copied = as_bytes(frames)
+            usual = read_usual(copied)
+            return unpack(copied, receivers.most_values(link)) if usual is None else usual
 
         socket = CurveSocket(
             self._context, self._pair, received, gone, receivers.refused, self._turn, self._long, self._links

@@ -25,6 +25,7 @@ import zmq
 
 from bester.broker.accounts import Logins
 from bester.broker.clocks import boot_id, both_clocks
+from bester.broker.core import policy
 from bester.broker.core.effects import (
     ChangePassword,
     Effects,
@@ -180,7 +181,8 @@ class Broker:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         await self._group.__aenter__()
-        receivers = Receivers(self._reader, self._take, self._on_link_ended, self._on_refused)
+        most_values = partial(policy.most_values, self.router.settings)
+        receivers = Receivers(self._reader, self._take, self._on_link_ended, most_values, self._on_refused)
         try:
             for endpoint in self._listen:
                 self._listeners.open(endpoint, self.router.settings.grants, receivers)
@@ -257,6 +259,7 @@ class Broker:
     def _reader(self, transport: str, door: bytes) -> Callable[[Frames], None]:
         """Return the function that gets the frames of a plain socket."""
         links: dict[bytes, Link] = {}  # by routing id
+        most_values = policy.most_values(self.router.settings, Link(transport, door))
 
         def received(frames: Frames) -> None:
             identity, *rest = frames
@@ -265,12 +268,12 @@ class Broker:
                 if len(links) >= MAX_LINKS:
                     links.clear()
                 link = links[identity] = Link(transport, door + identity)
-            self._received(link, rest)
+            self._received(link, rest, most_values)
 
         return received
 
-    def _received(self, link: Link, frames: Frames) -> None:
-        self._carry_out(self.router.receive_all(link, read(frames), time.monotonic()))
+    def _received(self, link: Link, frames: Frames, most_values: int) -> None:
+        self._carry_out(self.router.receive_all(link, read(frames, most_values), time.monotonic()))
 
     def _take(self, link: Link, messages: Sequence[Message | Malformed]) -> None:
         """Take in messages of an encrypted socket."""

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import zmq
 
+from bester.broker.core import policy
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Grant, Route
@@ -70,6 +71,7 @@ class ServerLinks:
             LinkClient("server", self._router.settings.name, {}),
             keys=keys,
             called=name,
+            most_values=policy.most_values(self._router.settings, link),
             on_messages=received,
             on_ready=lambda: self._carry_out(self._router.on_server_ready(name, time.monotonic())),
             on_lost=lambda why: self._carry_out(self._router.on_server_lost(name, why, time.monotonic())),

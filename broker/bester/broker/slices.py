@@ -64,14 +64,14 @@ WHY = "it sends more than is handled of it"
 
 
 class Slices:
-    """Messages of one door. `read(frames)` returns the rows of a message, whose parts are read as they are taken by
-    `rows[:n]`, of `rows[n:]` the next ones; `take(link, rows)` handles rows, `end(link)`
-    the end of a link; `cut(link, why)` closes the connection of a link. `soon` calls a function in the next turn.
+    """Messages of one door. `read(link, frames)` returns the rows of a message, whose parts are read as they are taken
+    by `rows[:n]`, of `rows[n:]` the next ones; `take(link, rows)` handles rows, `end(link)` the end of a link;
+    `cut(link, why)` closes the connection of a link. `soon` calls a function in the next turn.
     `cost_clock` measures what a step costs: where the system has one for each thread, a time without a processor is no
     costly step."""
 
     def __init__(
-        self, read: Callable[[Sequence[bytes]], Any], take: Callable[[Link, Sequence[Any]], None], *,
+        self, read: Callable[[Link, Sequence[bytes]], Any], take: Callable[[Link, Sequence[Any]], None], *,
         end: Callable[[Link], None], cut: Callable[[Link, str], None], clock: Callable[[], float],
         cost_clock: Callable[[], float], soon: Callable[[Callable[[], None]], object], brief: Brief | None = None,
         most_bytes: int = MOST_BYTES, most_count: int = MOST_COUNT,
@@ -112,7 +112,7 @@ class Slices:
             makes_up = not self._share.begin(turn_s=turn_s)
             if not makes_up or not self._was_costly(link.party):
                 began = self._cost_clock()
-                rows = self._read(frames)
+                rows = self._read(link, frames)
                 if len(rows) <= SLICE:
                     messages = rows[:]
                     self._note_little(link.party, messages)
@@ -317,7 +317,7 @@ class Slices:
         rows = line.rows
         if rows is None and batch.frames is not None:
             try:
-                rows = self._read(batch.frames)
+                rows = self._read(batch.link, batch.frames)
             except BaseException:  # it would fail in each turn, and the party would never get past it
                 self._shed(batch.link)
                 raise

@@ -15,6 +15,7 @@ from bester.broker.core.clock import Clock
 from bester.broker.core.effects import Effects, Link, Verify
 from bester.broker.core.peer import Peer
 from bester.broker.core.runs import CarryOut, one_by_one
+from bester.broker.wire.codec import has_too_many
 from bester.broker.wire.messages import (
     OP_OF,
     Ask,
@@ -90,6 +91,8 @@ class Operations:
         """Take in messages of a link without a peer, of a peer that leaves, or of a kind that is open to every role;
         return the peer that the link has then."""
         for message in messages:
+            if type(message) is Malformed:
+                self._count(message)
             if peer is None or type(message) is Hello:
                 self._peers.greet(link, peer, message, now)
                 peer = self._by_link.get(link)
@@ -102,6 +105,10 @@ class Operations:
             if peer.leaving:
                 peer = self._by_link.get(link)
         return peer
+
+    def _count(self, message: Malformed) -> None:
+        if has_too_many(message):
+            self._out.reached["max_values"] += 1
 
     # --- every role ---
 
@@ -185,6 +192,8 @@ class Operations:
         elif isinstance(message, Heartbeat) and message.options:
             clock_ms = message.options.get("clock_ms")
             self._units.standing.on_clock(link.key.decode(), clock_ms, self._clock.wall(now), now)
+        elif isinstance(message, Malformed):
+            self._count(message)
 
     def _trace(self, peer: Peer, message: Trace, now: float) -> None:
         name = policy.fabric_peer(peer.link.door, peer.name)

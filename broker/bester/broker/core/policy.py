@@ -15,6 +15,7 @@ from bester.broker.core.effects import Link
 from bester.broker.core.settings import Route, Settings
 from bester.broker.hosts import Hosts, is_named
 from bester.broker.wire.address import is_neighbour, is_within, parse_host_port
+from bester.broker.wire.codec import MAX_WEIGHT
 from bester.broker.wire.messages import (
     AUTH_TYPE,
     ROLES,
@@ -74,6 +75,15 @@ TRUSTED_DOORS = ("ipc", "direct")
 """A directory of mode 0700, or this process itself."""
 KEYED_DOOR = "curve"
 """The door of parties with a key, each of which is good for one role."""
+
+
+def most_values(settings: Settings, link: Link) -> int:
+    """Return how many values a message of this link may have, see `codec.MAX_WEIGHT`: as many as are read at all for
+    parties of this machine and bridges, whose batches of confirmations are the longest messages."""
+    if link.door in TRUSTED_DOORS:
+        return MAX_WEIGHT
+    grant = settings.grants.get(link.party) if link.door == KEYED_DOOR else None
+    return MAX_WEIGHT if grant is not None and grant.role == "bridge" else settings.limits.max_values
 
 
 def may_ask(role: str, question: str) -> bool:

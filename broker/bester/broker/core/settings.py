@@ -148,6 +148,10 @@ class Limits:
     max_types: int = 20_000
     """Types of one handler; a HELLO with more is refused. As many types are remembered after their handlers have
     gone."""
+    max_values: int = 262_144
+    """Values of one message of a handler or another server by tcp, an array or a map counted as eight more: a reply of
+    10,000 commands with one target each has 210,000. To read as many takes some milliseconds; eight times as many, the
+    bound for bridges and parties of this machine, take eight times as long. A message with more is refused."""
     max_credit: int = MAX_CREDIT
     """Credit of one handler; a HELLO with more is refused."""
     max_strangers: int = 4_096
@@ -182,8 +186,8 @@ class Budget(NamedTuple):
 
 COUNTED = (
     "max_held", "max_held_bytes", "max_waiting", "max_waiting_bytes", "max_frames", "max_lane", "max_lanes",
-    "max_parties", "max_sessions", "max_logins", "max_copies", "max_copies_bytes", "max_resumes", "max_fallen",
-    "max_unacked", "max_strangers", "max_roots", "max_remembered", "max_remembered_of_one", "max_relayed",
+    "max_parties", "max_values", "max_sessions", "max_logins", "max_copies", "max_copies_bytes", "max_resumes",
+    "max_fallen", "max_unacked", "max_strangers", "max_roots", "max_remembered", "max_remembered_of_one", "max_relayed",
     "server_outcomes",
     "user_messages", "user_bytes", "sender_share", "server_messages", "server_bytes", "messages", "total_bytes",
     "outcomes", "dead_letters",

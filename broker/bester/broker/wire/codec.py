@@ -48,7 +48,8 @@ MAX_ITEMS = 2**17
 MAX_WEIGHT = 2**21
 """Bound on the values in a message of a frame 0, and in a whole frame 0 above LONG_BYTES, where an array or map counts
 ARRAY_WEIGHT more. Room for the largest message of each kind: a CONFIRM may have 131,072 failures, each an array of
-three. 64 MiB of empty arrays would take half a minute, and gigabytes."""
+three. 64 MiB of empty arrays would take half a minute, and gigabytes. A server reads fewer of most senders
+(`policy.most_values`)."""
 ARRAY_WEIGHT = 8
 """An array or map takes as much memory as so many short values, and longer than one."""
 LIGHT_BYTES = 16 * 1024
@@ -238,9 +239,9 @@ def _check_arrays(frame: bytes, *, alone: bool) -> None:
 def _check_weight(frame: bytes) -> None:
     """Raise WireError if a long frame 0 holds more values than receivers read."""
     try:
-        _unpack(frame, _no_extension)
-    except TooManyError:
-        raise WireError("frame-too-large", TOO_MANY) from None
+        _unpack(frame, _no_extension, MAX_WEIGHT)
+    except TooManyError as error:
+        raise WireError("frame-too-large", str(error)) from None
 
 
 def _long_arrays(frame: bytes) -> Iterator[int]:
@@ -291,11 +292,12 @@ class UnreadRows:
     """Rows of a batch that become messages part by part: `[:n]` returns the first n messages, `[n:]` the rest, unread.
     Rows of a long batch are MessagePack until then."""
 
-    __slots__ = ("_at", "_frames", "_rows")
+    __slots__ = ("_at", "_frames", "_most_weight", "_rows")
 
-    def __init__(self, rows: list[Any], frames: Sequence[bytes], at: int = 0) -> None:
+    def __init__(self, rows: list[Any], frames: Sequence[bytes], most_weight: int, at: int = 0) -> None:
         self._rows = rows
         self._frames = frames
+        self._most_weight = most_weight
         self._at = at
 
     def __len__(self) -> int:
@@ -304,12 +306,12 @@ class UnreadRows:
     def __getitem__(self, part: slice) -> Any:
         start, stop, _ = part.indices(len(self))
         if part.stop is None and start:
-            return UnreadRows(self._rows, self._frames, self._at + start)
+            return UnreadRows(self._rows, self._frames, self._most_weight, self._at + start)
         frames = self._frames
         messages: list[Message | Malformed] = []
         for row in self._rows[self._at + start : self._at + stop]:
             if type(row) is _PACKED:
-                messages.append(_read_packed(bytes(row), frames))
+                messages.append(_read_packed(bytes(row), frames, self._most_weight))
                 continue
             try:
                 read = READERS[row[0]]
@@ -319,16 +321,25 @@ class UnreadRows:
         return messages
 
 
-def decode(frames: Sequence[bytes]) -> list[Message | Malformed]:
-    """Decode the frames of one ZeroMQ message into its messages, in order."""
-    rows: Any = unpack(frames)
+def decode(frames: Sequence[bytes], most_weight: int = MAX_WEIGHT) -> list[Message | Malformed]:
+    """Decode the frames of one ZeroMQ message into its messages, in order. `most_weight` is the bound on values."""
+    rows: Any = unpack(frames, most_weight)
     messages: list[Message | Malformed] = rows[:]
     return messages
 
 
-def unpack(frames: Sequence[bytes]) -> list[Message | Malformed] | UnreadRows:
+def decode_together(frames: Sequence[bytes], most_weight: int) -> list[Message | Malformed]:
+    """Decode as `decode` does, with a bound on the values of all messages together: they are read in one step."""
+    if len(frames) < 1 or len(frames) > MAX_FRAMES:
+        return decode(frames)
+    rows: Any = _unpack_whole(frames, most_weight)
+    messages: list[Message | Malformed] = rows[:]
+    return messages
+
+
+def unpack(frames: Sequence[bytes], most_weight: int = MAX_WEIGHT) -> list[Message | Malformed] | UnreadRows:
     """Decode the frames of one ZeroMQ message as far as that is quick: a batch that is sound MessagePack stays
-    unread."""
+    unread. `most_weight` is the bound on values."""
     if not frames:
         return [Malformed("malformed", "an empty ZeroMQ message; frame 0 is an array of messages")]
     if len(frames) > MAX_FRAMES:
@@ -336,29 +347,31 @@ def unpack(frames: Sequence[bytes]) -> list[Message | Malformed] | UnreadRows:
     first = frames[0]
     if _cut is not None and LIGHT_BYTES < len(first) <= LONG_BYTES and 1 <= _array_length(first) <= MAX_BATCH:
         try:
-            return UnreadRows(_cut(first), frames)
+            return UnreadRows(_cut(first), frames, most_weight)
         except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
             return [Malformed("malformed", _no_messagepack(first))]
-    return _unpack_whole(frames)
+    return _unpack_whole(frames, most_weight)
 
 
-def _unpack_whole(frames: Sequence[bytes], *, is_long: bool | None = None) -> list[Message | Malformed] | UnreadRows:
+def _unpack_whole(
+    frames: Sequence[bytes], most_weight: int, *, is_long: bool | None = None
+) -> list[Message | Malformed] | UnreadRows:
     """Unpack all of frame 0 at once. `is_long`: whether it is above SECOND_LOOK_BYTES, or from a batch that is."""
     first = frames[0]
     size = len(first)
     if size > HARMLESS_BYTES and _suspect(first) and not _complete(first):
         return [Malformed("malformed", _no_messagepack(first))]
     try:
-        rows = _unpack(first, _no_extension)
-    except TooManyError:
-        return [Malformed("malformed", TOO_MANY)]
+        rows = _unpack(first, _no_extension, most_weight)
+    except TooManyError as error:
+        return [Malformed("malformed", str(error))]
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
-        return _second_look(frames, is_long=size > SECOND_LOOK_BYTES if is_long is None else is_long)
+        return _second_look(frames, most_weight, is_long=size > SECOND_LOOK_BYTES if is_long is None else is_long)
     if type(rows) is not list or not 1 <= len(rows) <= MAX_BATCH:
         kind = f"an array of {len(rows)}" if type(rows) is list else kind_of(rows)
         text = f"frame 0 is {kind} where an array of 1 to {MAX_BATCH} messages is meant: [[op, field, …], …]"
         return [Malformed("malformed", text)]
-    return UnreadRows(rows, frames)
+    return UnreadRows(rows, frames, most_weight)
 
 
 def _array_length(frame: bytes) -> int:
@@ -369,12 +382,13 @@ def _array_length(frame: bytes) -> int:
     return int.from_bytes(frame[1 : 3 if kind == 0xDC else 5], "big") if kind in (0xDC, 0xDD) else 0
 
 
-def _read_packed(row: bytes, frames: Sequence[bytes]) -> Message | Malformed:
+def _read_packed(row: bytes, frames: Sequence[bytes], most_weight: int) -> Message | Malformed:
     """Read one message of a long batch, as if it were alone."""
-    alone: Any = _unpack_whole([b"\x91" + row, *frames[1:]], is_long=len(frames[0]) > SECOND_LOOK_BYTES)
+    is_long = len(frames[0]) > SECOND_LOOK_BYTES
+    alone: Any = _unpack_whole([b"\x91" + row, *frames[1:]], most_weight, is_long=is_long)
     message: Message | Malformed = alone[:][0]
-    if type(message) is Malformed and message.text == TOO_MANY:
-        return refuse_row(_beginning(row), TOO_MANY)
+    if type(message) is Malformed and message.op is None and has_too_many(message):
+        return refuse_row(_beginning(row), message.text)
     return message
 
 
@@ -389,36 +403,46 @@ def _beginning(row: bytes) -> list[Any]:
 
 
 class TooManyError(ValueError):
-    """Raised above MAX_WEIGHT."""
+    """Raised above the bound on values."""
+
+    def __init__(self, most_weight: int) -> None:
+        super().__init__(f"more than {most_weight:,} {TOO_MANY}")
 
 
 TOO_MANY = (
-    f"more than {MAX_WEIGHT:,} values in a message, or in a frame 0 above {LONG_BYTES >> 20} MiB, "
+    f"values in a message, or in a frame 0 above {LONG_BYTES >> 20} MiB, "
     f"where an array or a map counts as {ARRAY_WEIGHT} more"
 )
+"""End of the text about a message above the bound on values."""
+
+
+def has_too_many(message: Malformed) -> bool:
+    """Return whether a message was refused for its number of values."""
+    return message.text.endswith(TOO_MANY)
 
 
 def _unpack(
     frame: bytes,
     ext_hook: Callable[[int, bytes], Any],
+    most_weight: int,
     map_of: Callable[[list[tuple[Any, Any]]], Any] = dict,
     **options: Any,
 ) -> Any:
     """Unpack a frame 0, within the bounds on arrays, maps and values. `map_of` makes a map of its pairs. Raises
     ValueError, TypeError, OverflowError or UnpackException for what is no sound MessagePack, TooManyError above
-    MAX_WEIGHT."""
+    `most_weight`."""
     options |= {"ext_hook": ext_hook, "timestamp": 1, "max_array_len": min(len(frame), MAX_ITEMS)}
     options["max_map_len"] = min(len(frame), MAX_ITEMS)
     if len(frame) <= LIGHT_BYTES:
         return msgpack.unpackb(frame, object_pairs_hook=None if map_of is dict else map_of, **options)
-    left = MAX_WEIGHT
+    left = most_weight
 
     def weigh(values: Any) -> Any:
         """Count the values of an array, or the pairs of a map."""
         nonlocal left
         left -= len(values) + ARRAY_WEIGHT
         if left < 0:
-            raise TooManyError
+            raise TooManyError(most_weight)
         return values
 
     return msgpack.unpackb(frame, list_hook=weigh, object_pairs_hook=lambda pairs: map_of(weigh(pairs)), **options)
@@ -463,19 +487,20 @@ def _no_messagepack(frame: bytes) -> str:
     return "frame 0 is not MessagePack (strings UTF-8, map keys strings, no extensions)"
 
 
-def _second_look(frames: Sequence[bytes], *, is_long: bool) -> list[Message | Malformed]:
+def _second_look(frames: Sequence[bytes], most_weight: int, *, is_long: bool) -> list[Message | Malformed]:
     """Read a batch that holds values which MessagePack allows and BFP does not, and keep the other messages."""
     refusal = Malformed("malformed", _no_messagepack(frames[0]))
     try:
         rows = _unpack(
             frames[0],
             _marked if is_long else msgpack.ExtType,
+            most_weight,
             _text_keys if is_long else dict,
             unicode_errors="surrogateescape",
             strict_map_key=False,
         )
-    except TooManyError:
-        return [Malformed("malformed", TOO_MANY)]
+    except TooManyError as error:
+        return [Malformed("malformed", str(error))]
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
         return [refusal]
     if type(rows) is not list or not 1 <= len(rows) <= MAX_BATCH:

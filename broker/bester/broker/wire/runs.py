@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, Union
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-from bester.broker.wire.codec import BATCH_BYTES, MAX_ITEMS, UnreadRows, unpack
+from bester.broker.wire.codec import BATCH_BYTES, MAX_ITEMS, MAX_WEIGHT, decode
 from bester.broker.wire.messages import (
     INLINE_BYTES,
     MAX_BATCH,
@@ -165,22 +165,22 @@ def read_deliveries(frames: Sequence[bytes]) -> Sequence[Deliver] | None:
         return None
 
 
-def read(frames: Sequence[bytes]) -> Sequence[Message | Malformed]:
-    """Return the messages of a ZeroMQ message that came to a server, in order: values of the classes in READ_AS where
-    all of them are usual, else the messages of `codec.decode`."""
-    rows: Any = read_part(frames)
-    messages: Sequence[Message | Malformed] = rows[:] if type(rows) is UnreadRows else rows
-    return messages
+def read(frames: Sequence[bytes], most_values: int = MAX_WEIGHT) -> Sequence[Message | Malformed]:
+    """Return the messages of a ZeroMQ message that came to a server, in order: those of `read_usual`, else those of
+    `codec.decode`."""
+    usual = read_usual(frames)
+    return decode(frames, most_values) if usual is None else usual
 
 
-def read_part(frames: Sequence[bytes]) -> Sequence[Message | Malformed] | UnreadRows:
-    """Read a message as `read` does; messages that are not usual stay unread."""
-    if _decode_usual is not None and len(frames) == 1:
-        try:
-            return _decode_usual(frames[0])
-        except (ValueError, RecursionError):
-            pass
-    return unpack(frames)
+def read_usual(frames: Sequence[bytes]) -> Sequence[Any] | None:
+    """Return the messages of a ZeroMQ message that came to a server, in order, as values of the classes in READ_AS;
+    None where `codec` must read the message."""
+    if _decode_usual is None or len(frames) != 1:
+        return None
+    try:
+        return _decode_usual(frames[0])
+    except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
+        return None
 
 
 def write_run(messages: Sequence[Message], most_bytes: int = MAX_FRAME_BYTES) -> list[bytes] | None:
