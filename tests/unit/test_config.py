@@ -325,7 +325,6 @@ MISTAKES = [
     ("[[server]]\nname = 'x'", "is a table; write [server]"),
     ("handlers = 3", "is a table; write [handlers]"),
     ("[handlers]\nchat = 3", "[handlers] chat: is a table; write [handlers.chat]"),
-    ("[server\n", "not TOML"),
     ("[server]\nname = s1", "not TOML"),
     ("a = " + "[" * 5000, "nested too deeply; this is no configuration"),
     ("a = " + "1" * 5000, "a number of too many digits; this is no configuration"),
