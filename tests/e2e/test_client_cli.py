@@ -138,7 +138,7 @@ class TestSend:
             ("refused", "too many", "bad: refused (too many)"),
             ("schema", "data.to[1]: expected a string", "bad: schema (data.to[1]: expected a string)"),
             ("refused", None, "bad: refused (the handler refused the message)"),
-            ("refused", "\x1b[2Jno\n", "bad: refused (\\u001b[2Jno\\u000a)"),
+            ("refused", "\x1b[2Jno\n", "bad: refused (\\u001b[2Jno\\n)"),
             ("made-up", "who knows", "bad: made-up (who knows)"),
         ],
     )
@@ -183,7 +183,7 @@ class TestSend:
         server.on_message = hostile
         terminal = Terminal()
         assert await send(server.address, terminal) == 1
-        assert terminal.out == ['\\u001b[31m "\\u009b2J\\u202e"', "bad: \\u001b[2J\\u000a"]
+        assert terminal.out == ['\\u001b[31m "\\u009b2J\\u202e"', "bad: \\u001b[2J\\n"]
 
     async def test_wrong_use(self, server: FakeServer) -> None:
         for address, text, type_, what in (
