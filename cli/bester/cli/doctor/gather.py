@@ -21,7 +21,7 @@ from bester.broker.config import Config
 from bester.broker.data_dir import LOCK, OURS, is_shared
 from bester.broker.doctor.local import Certificate, File, Local
 from bester.broker.keys import KeyPair, read_pair
-from bester.broker.postgres import reachable
+from bester.broker.postgres_schema import fault as database_fault
 from bester.broker.store.file import examine
 from bester.broker.store.postgres_brokers import namespaces
 from bester.broker.store_brokers import BrokerSeen
@@ -187,7 +187,7 @@ def _unlike(path: Path, pair: KeyPair) -> str | None:
 def _stores(config: Config) -> Iterator[File]:
     path, found = config.store.path, config.store.database
     if found is not None:  # the accounts are there, too
-        yield File("[store] url", found.where, reachable(found), f"{found.where} answers")
+        yield File("[store] url", found.where, database_fault(found), f"{found.where} answers")
         return
     if path is not None:
         made = path.parent != config.server.data_dir or os.path.exists(path.parent)
