@@ -55,6 +55,10 @@ _SECRETS = ("password", "sslpassword", "oauth_client_secret")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _REFUSALS = (
+    ("too many ", "53300"),
+    ("connection slots are reserved", "53300"),
+    ("database system is ", "57P"),
+    ("not currently accepting connections", "55000"),
     ("authentication failed", "28"),
     ("no password supplied", "28"),
     ("role ", "28"),
@@ -77,7 +81,8 @@ _REMEDIES = {
     "42883": "something was removed from the schema: stop the server and restore a backup",
     "25006": "name the primary, for a standby accepts no writes; or see default_transaction_read_only",
     "53100": "make room on the disk of PostgreSQL",
-    "53300": "raise max_connections of PostgreSQL",
+    "53300": "raise max_connections of PostgreSQL, or the CONNECTION LIMIT of the user or the database",
+    "55000": "let the database take connections: ALTER DATABASE … ALLOW_CONNECTIONS true",
     "57P": "it is starting or stopping; the broker connects again by itself",
 }
 
