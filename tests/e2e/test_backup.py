@@ -1,7 +1,10 @@
 """`bester backup`: the files copied, from a running server and from a stopped one, and refusals."""
 
 import errno
+import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +13,7 @@ import pytest
 
 from bester.broker.accounts import FILE, Accounts
 from bester.broker.config import STORE_FILE
+from bester.broker.store import schema
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import Enqueue, Entry, Fetch, mailbox
 from bester.cli import main
@@ -154,6 +158,39 @@ def test_impossible_directory_is_an_error(directory: Path, capsys: pytest.Captur
         (directory / "closed").chmod(0)
         named = "closed: Permission denied; name a directory of your own"
         assert refused(capsys, "backup", "closed") == (2, named)
+
+
+def test_killed_backup_leaves_nothing_that_could_be_taken_for_a_copy(directory: Path) -> None:
+    add_user(directory / "bester-data")
+    keep_one(directory / "bester-data" / STORE_FILE)
+    killed = (
+        "import os, pathlib\n"
+        "from bester.broker.store import backup, schema\n"
+        "schema.rename = lambda db: os._exit(9)\n"
+        "backup.backup(pathlib.Path('bester-data'), pathlib.Path('copy'))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == 9
+    assert not list((directory / "copy").glob("*.db"))
+    assert [path.name[:12] for path in (directory / "copy").iterdir()] == [".unfinished-"]
+
+
+def test_failed_backup_leaves_no_directory(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    add_user(directory / "bester-data")
+    keep_one(directory / "bester-data" / STORE_FILE)
+    monkeypatch.setattr(schema, "rename", fail)
+    (directory / "empty").mkdir()
+    for target in ("copy", "empty"):
+        status, message = refused(capsys, "backup", target)
+        assert (status, message.partition(";")[0]) == (
+            1, f"{directory}/bester-data/store.db to {target}: database or disk is full",
+        )  # fmt: skip
+    assert not (directory / "copy").exists()
+    assert not list((directory / "empty").iterdir()), "a directory that was there stays"
 
 
 def test_a_store_that_is_no_file_is_not_copied(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,7 +138,7 @@ class TestSend:
             ("refused", "too many", "bad: refused (too many)"),
             ("schema", "data.to[1]: expected a string", "bad: schema (data.to[1]: expected a string)"),
             ("refused", None, "bad: refused (the handler refused the message)"),
-            ("refused", "\x1b[2Jno\n", "bad: refused (\\u001b[2Jno\\u000a)"),
+            ("refused", "\x1b[2Jno\n", "bad: refused (\\u001b[2Jno\\n)"),
             ("made-up", "who knows", "bad: made-up (who knows)"),
         ],
     )
@@ -183,10 +183,11 @@ class TestSend:
         server.on_message = hostile
         terminal = Terminal()
         assert await send(server.address, terminal) == 1
-        assert terminal.out == ['\\u001b[31m "\\u009b2J\\u202e"', "bad: \\u001b[2J\\u000a"]
+        assert terminal.out == ['\\u001b[31m "\\u009b2J\\u202e"', "bad: \\u001b[2J\\n"]
 
     async def test_wrong_use(self, server: FakeServer) -> None:
         for address, text, type_, what in (
+            (f"unix:{'x' * 200}", "1", "chat", "a Unix socket's path has 107 bytes at most; name a shorter one"),
             (server.address, "hello", "chat", "not JSON"),
             (server.address, "1", "builtin", "not a type"),
             ("nowhere", "1", "chat", "HOST:PORT"),
@@ -207,6 +208,19 @@ class TestSend:
         assert "does not accept user 'bob'" in password
         assert "may have been delivered or not" in lost
         assert terminal.out == []
+
+    async def test_port_of_a_web_server_is_named_as_such(self) -> None:
+        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+        terminal = Terminal()
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as web:
+            host, port = web.sockets[0].getsockname()
+            assert await send(f"{host}:{port}", terminal) == 1
+        (line,) = terminal.err
+        assert line == f"cannot connect to {host}:{port}: HTTP is spoken there: name the port of a native listener"
 
     @pytest.mark.parametrize(("stage", "doubt"), [("on_login", "no connection"), ("on_message", "no report")])
     async def test_silent_server_is_one_line(self, server: FakeServer, stage: str, doubt: str) -> None:

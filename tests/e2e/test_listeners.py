@@ -134,6 +134,13 @@ class TestUnix:
             await listen_unix("unix", str(directory / ("x" * 108)), asyncio.Protocol)
 
 
+@needs_ipv6
+async def test_address_of_one_link_without_its_interface_is_named_as_such() -> None:
+    address = HostPort("fe80::1", 7)
+    with refused("tcp6 = '[fe80::1]:7': an address of one link needs its interface; write it as '[fe80::1%eth0]:7'"):
+        await listen_tcp("tcp6", address, asyncio.Protocol, family=socket.AF_INET6, insecure=True)
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the descriptors of ZeroMQ are found there")
 async def test_fabric_on_tcp_lets_as_many_connections_wait_as_on_ipc() -> None:
     port = free_port()

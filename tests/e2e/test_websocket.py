@@ -20,7 +20,9 @@ from wsproto import WSConnection
 from bester.bridge import web_stream
 from bester.bridge.standstill import GAP_S
 from bester.bridge.web_stream import Unended, WebStream
+from bester.broker.config_file import load
 from bester.broker.layer_turns import LayerTurns
+from bester.broker.wire.codes import ConfigError
 from tests.authorities import Authority
 from tests.e2e.chromium import browser, needs_chromium
 from tests.live import LiveServer, RawClient, live_server
@@ -254,6 +256,13 @@ async def test_refused_request_is_read_to_its_end() -> None:
     async with asyncio.timeout(DEADLINE_S):
         while not below.closed:  # a peer that does not end
             await asyncio.sleep(0.01)
+
+
+def test_origin_that_no_browser_sends_is_a_mistake_of_the_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "bester.toml"
+    file.write_text('[native]\nwebsocket_origins = ["null", "https://chat.example/"]\n')
+    with pytest.raises(ConfigError, match=r":2: \[native\] websocket_origins: 'https://chat\.example/' is no origin"):
+        load(file)
 
 
 @pytest.mark.parametrize(

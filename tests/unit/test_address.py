@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.broker.wire.address import Endpoint, HostPort, is_host_port, is_loopback, parse_endpoint, parse_host_port
+from bester.broker.wire.address import (
+    Endpoint,
+    HostPort,
+    is_host_port,
+    is_loopback,
+    parse_endpoint,
+    parse_host_port,
+    parse_origin,
+)
 
 hosts = st.from_regex(r"\A[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?\Z") | st.ip_addresses().map(str)
 
@@ -109,3 +117,32 @@ def test_endpoints_that_other_machines_reach(text: str) -> None:
 def test_invalid_endpoint_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not |the port is"):
         parse_endpoint(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "*",
+        "null",
+        "https://chat.example",
+        "http://[::1]:8080",
+        "http://localhost:80800",
+        "chrome-extension://abc",
+        "file://",
+    ],
+)
+def test_origin_as_browsers_send_it(text: str) -> None:
+    assert parse_origin(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "chat.example", "https://chat.example/", "https://Chat.example", "https://chat.example:443", "http://a:80", "",
+        "https://a.example/path", "https://*.example", "https://bücher.example", "https://u@a.example", "https://a b",
+        "NULL",
+    ],
+)  # fmt: skip
+def test_origin_that_no_browser_sends_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r'write "https://chat\.example"'):
+        parse_origin(text)

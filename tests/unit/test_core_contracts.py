@@ -50,6 +50,8 @@ LETTER = {
         (b'{"to": [], "either": [1]}', "data.either[0]: expected null"),
         (b'{"to": ["","","","","",""]}', "data.to: not allowed (max items 5)"),
         (b'{"to": [], "n": 100000000000000000000000}', None),
+        (b'{"to": [], "age": 1%s}' % (b"0" * 5000), None),  # more digits than Python reads: as 1e400
+        (b'{"to": [], "n": -1%s}' % (b"0" * 5000), "data.n: expected an integer or null"),
     ],
 )
 def test_misfits_are_named_by_path_and_sentence(body: bytes, sentence: str | None) -> None:

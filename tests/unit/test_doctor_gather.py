@@ -151,6 +151,19 @@ def program_missing(directory: Path) -> str:
     return '[handlers.x]\ncommand = ["./no-such-program"]\ntypes = ["x"]\n'
 
 
+def socket_in_the_way(directory: Path) -> str:
+    (directory / "here").write_text("mine")
+    return '[native]\nunix = "here"\n'
+
+
+def socket_nowhere(directory: Path) -> str:
+    return '[informer]\nunix = "no/where"\n'
+
+
+def fabric_nowhere(directory: Path) -> str:
+    return '[fabric]\nlisten = ["ipc://no/where"]\n'
+
+
 def peer_away(directory: Path) -> str:
     return '[servers.s2]\nnative = "127.0.0.1:1"\n'
 
@@ -171,6 +184,9 @@ def peer_away(directory: Path) -> str:
         (cut_accounts, "store", "accounts.db: is empty", "put a backup in its place"),
         (clock_behind, "clock", "the clock is behind", "NTP"),
         (program_missing, "handler program", "no program ./no-such-program", "install it"),
+        (socket_in_the_way, "port", "here: is a file, not a socket", "remove it or name another path"),
+        (socket_nowhere, "port", "where: there is no directory", "make it, or name another path"),
+        (fabric_nowhere, "port", "where: there is no directory", "make it, or name another path"),
         (peer_away, "server away", "server s2 is away: Connection refused", "see that it runs"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",

@@ -82,6 +82,7 @@ def test_message_holds_the_meta_of_its_request() -> None:
 
 def test_number_beyond_msgspec_is_decoded() -> None:
     assert message(body=b"1e400").data == float("inf")
+    assert message(body=b"[-1%s]" % (b"0" * 5000)).data == [-float("inf")], "more digits than Python reads"
     assert message(body=b"123456789012345678901234567890").data == 123456789012345678901234567890
 
 

@@ -477,6 +477,14 @@ def test_address_is_shown_without_its_password(url: str, where: str) -> None:
     [
         ('FATAL: role "x" does not exist', "see the user"), ('FATAL: database "x" does not exist', "createdb"),
         ("fe_sendauth: no password supplied", "see the user"), ("Connection refused", "is running"),
+        ('FATAL: too many connections for role "x"', "CONNECTION LIMIT"),
+        ("FATAL: sorry, too many clients already", "max_connections"),
+        ("FATAL: remaining connection slots are reserved for roles with the SUPERUSER attribute", "max_connections"),
+        ("FATAL: the database system is starting up", "connects again"),
+        ('FATAL: database "x" is not currently accepting connections', "ALLOW_CONNECTIONS"),
+        ("failed to resolve host 'db': [Errno -2] Name or service not known", "name server"),
+        ('invalid port number: "99999"', "see [store] url"),
+        ("server does not support SSL, but SSL was required", "sslmode"),
     ],
 )  # fmt: skip
 def test_refused_connection_has_its_remedy(words: str, remedy: str) -> None:

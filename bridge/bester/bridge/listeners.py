@@ -163,7 +163,10 @@ def _why_not(key: str, address: HostPort, error: OSError) -> str:
         return f"{key} = {str(address)!r}: this port needs privileges; choose one above 1023"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{key} = {str(address)!r}: this machine has no such address; use 127.0.0.1 or one of its own"
-    return f"{key} = {str(address)!r}: cannot listen: {error.strerror}"
+    if error.errno == errno.EINVAL and address.host.lower().startswith("fe80:") and "%" not in address.host:
+        interface = address._replace(host=f"{address.host}%eth0")
+        return f"{key} = {str(address)!r}: an address of one link needs its interface; write it as {str(interface)!r}"
+    return f"{key} = {str(address)!r}: cannot listen: {error.strerror}; choose another address"
 
 
 async def listen_unix(key: str, path: str, factory: Factory, *, mode: int | None = None) -> Listener:

@@ -32,7 +32,7 @@ from bester.broker.postgres import SCHEMES as POSTGRES_SCHEMES
 from bester.broker.postgres import Database, schema_fault, url_fault
 from bester.broker.store_requests import Bounds
 from bester.broker.toml_table import NO_HINTS, Source, Table
-from bester.broker.wire.address import HostPort, is_loopback, parse_host_port, parse_network
+from bester.broker.wire.address import HostPort, is_loopback, parse_host_port, parse_network, parse_origin
 from bester.broker.wire.keys import parse_key
 from bester.broker.wire.messages import MAX_BODY_BYTES, type_fault
 
@@ -191,7 +191,9 @@ class _Reader:
                 "websocket",
                 "would take passwords in plain text from other machines; add [native.tls], or use 127.0.0.1",
             )
-        origins = table.texts("websocket_origins") or ()
+        origins = tuple(
+            table.checked("websocket_origins", parse_origin, text) for text in table.texts("websocket_origins") or ()
+        )
         if tcp4 is None and tcp6 is None and unix is None and websocket is None and (tls is None or not tls.listen):
             tcp4 = HostPort("127.0.0.1", 2223)
         limits = {

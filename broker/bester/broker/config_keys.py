@@ -35,7 +35,9 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "max_connections_per_address": Key("1000", "connections from one address at once, except loopback"),
         "messages_per_s": Key("0", "messages a second of one user, twice as many at once; 0: no limit"),
         "websocket": Key("none", "a listener for browsers, as HOST:PORT; with [native.tls] it speaks TLS (wss)"),
-        "websocket_origins": Key("[]", 'the pages that may connect beside those of this host; "*" is every page'),
+        "websocket_origins": Key(
+            "[]", 'pages that may connect beside those of this host, as ["https://chat.example"]; "*" is every page'
+        ),
     },
     "native.tls": {
         "listen": Key("none", 'a listener with TLS, as "0.0.0.0:2224", or a list of them'),

@@ -32,6 +32,22 @@ MIGRATION_MS = 600_000
 """Patience of a start with another process that brings the schema to a new version."""
 TEXT_LIMIT = 300
 """Characters of a fault's text."""
+_SETTINGS = (
+    ("lock_timeout", LOCK_MS),
+    ("idle_in_transaction_session_timeout", ABANDONED_MS),
+    ("statement_timeout", 0),
+    ("tcp_keepalives_idle", 5),
+    ("tcp_keepalives_interval", 2),
+    ("tcp_keepalives_count", 3),
+    ("default_transaction_isolation", "read committed"),
+    ("DateStyle", "ISO"),
+    ("extra_float_digits", 1),
+    ("array_nulls", "on"),
+)
+"""Settings of a session that statements here rely on, whatever a server, database, user or address sets: with other
+ones times cannot be read, or are rounded to years."""
+_NEWER = ("idle_session_timeout", "transaction_timeout")
+"""Settings that PostgreSQL 14 and 17 have brought, and that would end a session at rest, or a migration: 0 is never."""
 NEEDS = 'PostgreSQL needs the library psycopg, which is not installed: pip install "psycopg[binary]>=3.2"'
 SECRET_VARIABLES = ("PGPASSWORD",)
 """Variables of libpq that hold a secret of the server's own."""
@@ -39,24 +55,34 @@ _SECRETS = ("password", "sslpassword", "oauth_client_secret")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _REFUSALS = (
+    ("too many ", "53300"),
+    ("connection slots are reserved", "53300"),
+    ("database system is ", "57P"),
+    ("not currently accepting connections", "55000"),
     ("authentication failed", "28"),
     ("no password supplied", "28"),
     ("role ", "28"),
     ("no pg_hba.conf entry", "28"),
     ("does not exist", "3D"),
+    ("resolve host", "host"),
+    ("invalid port", "url"),
+    ("SSL", "ssl"),
 )
 """Words of a server that refuses a connection, and the code that such an error would have."""
 _REMEDIES = {
     "url": "see [store] url",
+    "host": "see the host in [store] url, and that its name server answers",
+    "ssl": "see sslmode and sslrootcert in [store] url, and ssl of PostgreSQL",
     "08": "see that PostgreSQL is running and reachable",
     "28": "see the user and the password, in the address, in PGPASSWORD or in ~/.pgpass",
     "3D": "make the database with createdb",
-    "42501": "grant the user what the page on PostgreSQL lists",
+    "42501": "let the user own the schema, or grant it CREATE on the database",
     "42P01": "something was removed from the schema: stop the server and restore a backup",
     "42883": "something was removed from the schema: stop the server and restore a backup",
-    "25006": "name the primary: a standby accepts no writes",
+    "25006": "name the primary, for a standby accepts no writes; or see default_transaction_read_only",
     "53100": "make room on the disk of PostgreSQL",
-    "53300": "raise max_connections of PostgreSQL",
+    "53300": "raise max_connections of PostgreSQL, or the CONNECTION LIMIT of the user or the database",
+    "55000": "let the database take connections: ALTER DATABASE … ALLOW_CONNECTIONS true",
     "57P": "it is starting or stopping; the broker connects again by itself",
 }
 
@@ -136,15 +162,10 @@ def connect(database: Database, name: str) -> Connection:
     try:
         with connection.pipeline():
             connection.execute("SELECT set_config('search_path', quote_ident(%s), false)", (database.schema,))
-            for setting, value in (
-                ("lock_timeout", LOCK_MS),
-                ("idle_in_transaction_session_timeout", ABANDONED_MS),
-                ("statement_timeout", 0),
-                ("tcp_keepalives_idle", 5),
-                ("tcp_keepalives_interval", 2),
-                ("tcp_keepalives_count", 3),
-            ):
+            for setting, value in _SETTINGS:
                 connection.execute("SELECT set_config(%s, %s, false)", (setting, str(value)))
+            known = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = ANY(%s)"
+            connection.execute(known, (list(_NEWER),))
     except BaseException:
         connection.close()
         raise
@@ -158,21 +179,6 @@ def require(database: Database) -> None:
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "psycopg"
         raise ConfigError(f"{database.where}: {NEEDS if missing else f'{NEEDS} ({error})'}") from None
-
-
-def reachable(database: Database) -> str | None:
-    """Return why a database cannot be used now, None where it can."""
-    try:
-        require(database)
-        import psycopg
-
-        try:
-            connect(database, "bester check").close()
-        except psycopg.Error as error:
-            return why(database, error)
-    except BesterError as error:
-        return error.text
-    return None
 
 
 def why(database: Database, error: Exception) -> str:

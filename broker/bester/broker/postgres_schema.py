@@ -7,10 +7,12 @@ A schema that a newer Bester has written, or that holds another program's tables
 from __future__ import annotations
 
 import secrets
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from bester.broker import postgres
 from bester.broker.postgres import MIGRATION_MS, Database
-from bester.broker.wire.codes import ConfigError
+from bester.broker.wire.codes import BesterError, ConfigError
 
 if TYPE_CHECKING:
     from bester.broker.postgres import Connection
@@ -244,6 +246,34 @@ def migrate(connection: Connection, database: Database) -> None:
             for statement in step:
                 connection.execute(statement.encode())
         connection.execute("UPDATE version SET number = %s", (len(STEPS),))
+
+
+def fault(database: Database) -> str | None:
+    """Return why a server could not begin with a database now, None where it could. Changes nothing."""
+    try:
+        postgres.require(database)
+        import psycopg
+
+        try:
+            with closing(postgres.connect(database, "bester check")) as connection:
+                if _one(connection, "SHOW transaction_read_only") == "on":
+                    raise psycopg.errors.ReadOnlySqlTransaction("it takes no writes")
+                if not _may_write(connection, database):
+                    raise psycopg.errors.InsufficientPrivilege(f"the user may not write to schema {database.schema}")
+        except psycopg.Error as error:
+            return postgres.why(database, error)
+    except BesterError as error:
+        return error.text
+    return None
+
+
+def _may_write(connection: Connection, database: Database) -> bool:
+    """Return whether the user may change the tables, or make them where they are missing. Raises ConfigError."""
+    if _version(connection, database):
+        return bool(_one(connection, "SELECT has_table_privilege(%s, 'INSERT')", f'"{database.schema}".entry'))
+    if _one(connection, "SELECT to_regnamespace(quote_ident(%s)) IS NULL", database.schema):
+        return bool(_one(connection, "SELECT has_database_privilege(current_database(), 'CREATE')"))
+    return bool(_one(connection, "SELECT has_schema_privilege(%s, 'CREATE')", database.schema))
 
 
 def _version(connection: Connection, database: Database) -> int:

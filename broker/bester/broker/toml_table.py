@@ -50,9 +50,12 @@ class Source:
         """Parse the text as TOML. Raises ConfigError."""
         try:
             return tomllib.loads(self.text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except tomllib.TOMLDecodeError as error:
             hint = "strings stand in quotes, each key once"
             raise ConfigError(f"{self.path}: not TOML: {one_line(str(error))}; {hint}") from None
+        except (ValueError, RecursionError) as error:
+            what = "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
+            raise ConfigError(f"{self.path}: {what}; this is no configuration") from None
 
     def line(self, section: str, key: str | None) -> int | None:
         """Return the line (from 1) of a key, or of the section if `key` is None; None if the line is not found."""

@@ -26,6 +26,8 @@ LOCK_S = 2.0
 """Time to wait for the directory's lock; binding takes well below a millisecond. File systems without locks, and
 unreadable directories, are used without one."""
 LOCK_AGAIN_S = 0.01
+DEAD = ""
+"""Stands for the socket of a server that has ended, which is in nobody's way."""
 
 
 class UnixSocket:
@@ -86,28 +88,52 @@ def listen(where: str, path: str, *, backlog: int, mode: int | None = None) -> U
 
 def _make_way(where: str, path: str) -> None:
     """Remove the socket of a server that has ended. Raises ConfigError if any other file is at the path."""
+    found = _found_at(path)
+    if found == DEAD:
+        os.unlink(path)
+    elif found is not None:
+        raise ConfigError(f"{where}: {found}")
+
+
+def _found_at(path: str) -> str | None:
+    """Return what is in the way at a path, with the remedy; DEAD for the socket of a server that has ended, None where
+    nothing is there. Raises OSError."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
-        return
+        return None
     if not stat.S_ISSOCK(mode):
         movable = stat.S_ISREG(mode) or stat.S_ISLNK(mode)
         help_ = "remove it or name another path" if movable else "name another path"
-        raise ConfigError(f"{where}: is {_kind(mode)}, not a socket; {help_}")
+        return f"is {_kind(mode)}, not a socket; {help_}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(PROBE_S)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
-            return
+            return DEAD
         except PermissionError:
-            raise ConfigError(f"{where}: another user's socket is there; name another path") from None
+            return "another user's socket is there; name another path"
         except OSError as error:
             # A full backlog or a socket of another kind: the path is in use.
             if not isinstance(error, TimeoutError | BlockingIOError) and error.errno != errno.EPROTOTYPE:
                 raise
-    raise ConfigError(f"{where}: another server listens there; stop it or name another path")
+    return "another server listens there; stop it or name another path"
+
+
+def fault(path: str) -> str | None:
+    """Return why no server could begin to listen at a path now, with the remedy; None where one could. Changes
+    nothing."""
+    directory = os.path.dirname(path) or "."
+    try:
+        found = _found_at(path)
+        if not os.path.isdir(directory):
+            raise NotADirectoryError(errno.ENOTDIR, "")
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "")
+    except (OSError, ValueError) as error:
+        return _why(path, error)
+    return found or None
 
 
 def other_kind(path: str) -> str | None:

@@ -15,7 +15,7 @@ import click
 
 from bester.cli import tables
 from bester.cli.options import as_text, config_option, load
-from bester.cli.output import done, err, out
+from bester.cli.output import done, err, out, plain
 
 Row = dict[str, Any]
 Selection = dict[str, str]
@@ -59,7 +59,7 @@ def list_(config_path: Path | None, type_: str | None, limit: int, json_lines: b
         for row in shown:
             out(json.dumps(row))
     elif not shown:
-        err(f"no dead letters{f' of type {_plain(type_)}' if type_ else ''}")
+        err(f"no dead letters{f' of type {type_}' if type_ else ''}")
     else:
         tables.show([_cells(row) for row in shown], COLUMNS)
     if len(rows) > limit:
@@ -79,7 +79,7 @@ def show(config_path: Path | None, json_lines: bool, id_: str) -> None:
         out(json.dumps(row))
         return
     tables.show(_facts(row))
-    out("\n" + _plain(row["body"], kept="\n\t"))
+    out("\n" + plain(row["body"], kept="\n\t"))
 
 
 @dead.command()
@@ -114,7 +114,7 @@ def drop(config_path: Path | None, id_: str | None, type_: str | None, all_: boo
     if not yes and not id_:
         if not sys.stdin.isatty():
             raise click.UsageError("no terminal for a confirmation; --yes confirms")
-        click.confirm(f"Drop all dead letters{f' of type {_plain(type_)}' if type_ else ''}?", abort=True, err=True)
+        click.confirm(f"Drop all dead letters{f' of type {plain(type_)}' if type_ else ''}?", abort=True, err=True)
     count = _done(config_path, "deadDrop", selected, "dropped")
     if count == 0 and selected:
         raise _missing(selected)
@@ -144,7 +144,7 @@ def _asked(config_path: Path | None, question: str, argument: object, *, may_be_
     if may_be_none:
         return None
     if isinstance(answer.value, str):  # the reason of the refusal
-        raise BesterError("not-allowed", _plain(answer.value))
+        raise BesterError("not-allowed", plain(answer.value))
     raise BesterError("unknown-op", f"{config.server.name} does not know {question}; is this program newer?")
 
 
@@ -171,9 +171,9 @@ def _missing(selected: Selection, or_else: str = "") -> Exception:
     from bester.broker.wire.codes import BesterError
 
     missing = (
-        f"no dead letter {_plain(selected['id']) or repr('')}"
+        f"no dead letter {plain(selected['id']) or repr('')}"
         if "id" in selected
-        else f"no dead letter of type {_plain(selected['type'])}"
+        else f"no dead letter of type {plain(selected['type'])}"
     )
     return BesterError("unknown-token", f"{missing}{or_else}; `bester dead list` shows those there are")
 
@@ -190,11 +190,11 @@ def _cells(row: Row) -> tuple[str, ...]:
     type_ = f"{row['type']} to {server}" if server else str(row["type"])
     return (
         _local(row["at_ms"]),
-        _plain(str(row["reason"])),
-        _plain(type_),
+        plain(str(row["reason"])),
+        plain(type_),
         str(row["bytes"]),
         str(row["attempts"]),
-        _plain(str(row["id"])),
+        plain(str(row["id"])),
     )
 
 
@@ -216,7 +216,7 @@ def _facts(row: Row) -> list[tuple[str, str]]:
         ("path", " > ".join(map(str, row.get("path") or ()))),
         ("bytes", row["bytes"]),
     ]
-    return [(name, _plain(str(value))) for name, value in facts if value not in (None, "")]
+    return [(name, plain(str(value))) for name, value in facts if value not in (None, "")]
 
 
 def _sender(row: Row) -> str | None:
@@ -230,8 +230,3 @@ def _sender(row: Row) -> str | None:
 
 def _local(at_ms: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(at_ms / 1000))
-
-
-def _plain(text: str, kept: str = "") -> str:
-    """Return the text with control and invisible characters spelled out as JSON does."""
-    return "".join(char if char.isprintable() or char in kept else json.dumps(char)[1:-1] for char in text)

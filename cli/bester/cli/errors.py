@@ -13,6 +13,8 @@ from bester.cli.start import INTERRUPTED, missing
 
 FAILED = 1
 MISUSED = 2
+LINE_CHARACTERS = 2_000
+"""Longest error: the middle of a longer one, such as a name of a hundred thousand letters, is left out."""
 
 REMEDIES = {
     errno.EADDRINUSE: "stop the program that listens there, or choose another address in bester.toml",
@@ -80,7 +82,11 @@ def describe(error: BaseException) -> tuple[str, int]:
         raise error
     else:
         text = f"internal error, {type(error).__name__}: {error}; BESTER_TRACEBACK=1 shows where"
-    return " ".join(text.split()), status
+    from bester.cli.output import plain
+
+    text = plain(" ".join(text.split()))
+    half = LINE_CHARACTERS // 2
+    return (text if len(text) <= LINE_CHARACTERS else f"{text[:half]} … {text[-half:]}"), status
 
 
 def _usage(error: click.ClickException) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from bester.broker.wire import json_text
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.outcomes import reason_of
+from bester.cli.output import plain
 from bester.client import Client, ClientError, Message, Report
 from bester.client.following import Following, ends_badly
 from bester.client.frames import NO_TERMS, Terms
@@ -38,8 +39,7 @@ def one_line(frame: bytes) -> str:
 
 
 def _shown(text: str | bytes) -> str:
-    text = text if isinstance(text, str) else one_line(text)
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    return plain(text if isinstance(text, str) else one_line(text))
 
 
 def message_line(message: Message) -> str:

@@ -25,6 +25,7 @@ def out(line: str) -> None:
 
 def done(line: str) -> None:
     """Print a line about a completed change; an OutputError then carries the line as a note."""
+    line = plain(line)
     try:
         out(line)
     except OutputError as error:
@@ -34,13 +35,15 @@ def done(line: str) -> None:
 
 def err(line: str) -> None:
     """Print a line on standard error; a failure there cannot be reported."""
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{plain(line)}\n")
 
 
-def plain(text: str) -> str:
-    """Return a text with control and invisible characters spelled out as JSON does: text of strangers must not move a
-    terminal's cursor, nor hide anything."""
-    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+def plain(text: str, kept: str = "") -> str:
+    """Return a text with control and invisible characters spelled out as JSON does, but for those of `kept`: text of
+    strangers, and names of files, must not move a terminal's cursor, nor hide anything."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in kept else json.dumps(char)[1:-1] for char in text)
 
 
 @contextmanager

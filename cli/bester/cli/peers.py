@@ -15,7 +15,7 @@ import click
 
 from bester.cli import tables
 from bester.cli.options import as_text, config_option, load
-from bester.cli.output import done, err, out
+from bester.cli.output import done, err, out, plain
 
 Row = dict[str, Any]
 COLUMNS = ("SERVER", "STATE", "SINCE", "ADDRESS", "QUEUED", "OLDEST", "NEXT", "LAST ERROR")
@@ -52,7 +52,7 @@ def peers(context: click.Context, config_path: Path | None, json_lines: bool) ->
 def retry(context: click.Context, config_path: Path | None, name: str) -> None:
     """Try the messages queued for a server now, without waiting for the back-off."""
     answer = _order(config_path or context.obj, "peerRetry", name)
-    done(f"trying {_messages(answer)} for {_plain(name)} now{_but_held(answer)}")
+    done(f"trying {_messages(answer)} for {name} now{_but_held(answer)}")
 
 
 @peers.command()
@@ -62,7 +62,7 @@ def retry(context: click.Context, config_path: Path | None, name: str) -> None:
 def hold(context: click.Context, config_path: Path | None, name: str) -> None:
     """Send a server nothing until it is released, over restarts too: its messages are queued."""
     answer = _order(config_path or context.obj, "peerHold", name)
-    done(f"holding messages to {_plain(name)}, now {answer['messages']}; `bester peers release` sends them")
+    done(f"holding messages to {name}, now {answer['messages']}; `bester peers release` sends them")
 
 
 @peers.command()
@@ -72,7 +72,7 @@ def hold(context: click.Context, config_path: Path | None, name: str) -> None:
 def release(context: click.Context, config_path: Path | None, name: str) -> None:
     """Send a server its messages again."""
     answer = _order(config_path or context.obj, "peerRelease", name)
-    done(f"released {_messages(answer)} for {_plain(name)}")
+    done(f"released {_messages(answer)} for {name}")
 
 
 @peers.command()
@@ -85,9 +85,9 @@ def drop(context: click.Context, config_path: Path | None, yes: bool, name: str)
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("no terminal for a confirmation; --yes confirms")
-        click.confirm(f"Drop all messages queued for {_plain(name)}?", abort=True, err=True)
+        click.confirm(f"Drop all messages queued for {plain(name)}?", abort=True, err=True)
     answer = _order(config_path or context.obj, "peerDrop", name)
-    done(f"dropping {_messages(answer)} for {_plain(name)}; `bester dead list` shows them")
+    done(f"dropping {_messages(answer)} for {name}; `bester dead list` shows them")
 
 
 def _ask(config_path: Path | None, question: str, argument: object) -> Any:
@@ -109,7 +109,7 @@ def _order(config_path: Path | None, question: str, name: str) -> Row:
     if answer is None:
         from bester.broker.wire.codes import BesterError
 
-        raise BesterError("unknown-token", f"no server {_plain(name)}; `bester peers` shows those there are")
+        raise BesterError("unknown-token", f"no server {plain(name)}; `bester peers` shows those there are")
     return answer
 
 
@@ -121,17 +121,17 @@ def _lines(row: Row) -> list[tuple[str, ...]]:
     ages = [each["oldest_s"] for each in row["outbox"] if each["oldest_s"] is not None]
     queued = sum(each["messages"] for each in row["outbox"]) + row["more_messages"]
     first = (
-        _plain(row["name"]),
+        plain(row["name"]),
         _state(row),
         _local(row["since_ms"]),
-        _plain(str(row["address"] or "not configured")),
+        plain(str(row["address"] or "not configured")),
         str(queued),
         _age(max(ages)) if ages else "",
         _local(row["next_attempt_ms"]),
-        _plain(row["error"] or ""),
+        plain(row["error"] or ""),
     )
     types = [
-        (f"  {_plain(each['type'])}", "", "", "", str(each["messages"]), _age(each["oldest_s"]), "", "")
+        (f"  {plain(each['type'])}", "", "", "", str(each["messages"]), _age(each["oldest_s"]), "", "")
         for each in row["outbox"]
     ]
     more = (f"  {row['more_types']} more types", "", "", "", str(row["more_messages"]), "", "", "")
@@ -162,8 +162,3 @@ def _age(seconds: float | None) -> str:
 
 def _local(at_ms: float | None) -> str:
     return "" if at_ms is None else time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(at_ms / 1000))
-
-
-def _plain(text: str) -> str:
-    """Return the text with control and invisible characters spelled out as JSON does."""
-    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)

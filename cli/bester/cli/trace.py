@@ -49,7 +49,7 @@ def trace(config_path: Path | None, last: bool, as_json: bool, message: str | No
         if found["spans"]:
             tables.show(rows(found["spans"]), HEADER)
         for server, why in found["servers"].items():
-            err(f"bester: {plain(server)} tells nothing of it: {WHY.get(why, plain(why))}")
+            err(f"bester: {server} tells nothing of it: {WHY.get(why, why)}")
     if not found["spans"]:
         raise _unknown(message)
 

@@ -29,6 +29,9 @@ STEADY_S = 5.0
 """A connection that lasted so long resets the back-off; one that is closed at once does not."""
 PATIENCE_S = 15.0
 """A first login that the server defers is retried for at most so long in all."""
+HTTP = int.from_bytes(b"HTTP", "little")
+"""Length of a frame that begins as an answer of HTTP does."""
+WEB = "HTTP is spoken there: name the port of a native listener"
 
 
 class Core:
@@ -218,7 +221,9 @@ class Core:
                 return events
         if self._splitter.refused is not None:
             length = self._splitter.refused
-            events += self.on_disconnected(f"the server announced a frame of {length} bytes", now)
+            is_http = length == HTTP
+            why = WEB if is_http else f"the server announced a frame of {length} bytes"
+            events += self.on_disconnected(why, now, is_there=is_http)
         return events
 
     def on_disconnected(self, why: str, now: float, *, is_there: bool = False) -> list[Event]:

@@ -27,6 +27,8 @@ TLS = "tls://"
 """Beginning of the address of a server that speaks TLS."""
 LOOKUP_SHARE = 0.8
 """Share of the time to connect that the lookup of the server's name may use up."""
+UNIX_BYTES = 107
+"""Longest path of a Unix socket on Linux."""
 
 
 class _Connection(asyncio.Protocol):
@@ -104,6 +106,8 @@ class Link:
         self._tcp = None if self._unix is not None or is_url else parse_host_port(other)
         if is_url or self._unix == "" or (self._tcp is not None and not self._tcp.port):
             raise ValueError(f"{address!r} is not HOST:PORT, [V6]:PORT, tls://HOST:PORT or unix:PATH")
+        if self._unix is not None and len(os.fsencode(self._unix)) > UNIX_BYTES:
+            raise ValueError(f"{address!r}: a Unix socket's path has {UNIX_BYTES} bytes at most; name a shorter one")
         if ca is not None and not address.startswith(TLS):
             raise ValueError(f"a ca is for TLS, and {address!r} is plain text: write {TLS}HOST:PORT")
         self._tls = _context(ca) if address.startswith(TLS) else None

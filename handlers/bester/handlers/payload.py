@@ -86,13 +86,21 @@ text_of: Callable[[Any], bytes] = _stdlib_text if msgspec is None else _msgspec_
 
 
 def value_of(text: bytes) -> Any:
-    """Decode JSON text. Valid JSON beyond msgspec's numbers (1e400) is decoded by the standard library."""
+    """Decode JSON text, beyond msgspec's numbers by the standard library: 1e400, and an integer of more digits than
+    Python reads, are infinite."""
     if msgspec is not None:
         try:
             return msgspec.json.decode(text)
         except msgspec.DecodeError:
             pass
-    return json.loads(text)
+    return json.loads(text, parse_int=_integer)
+
+
+def _integer(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 class Typed(NamedTuple):

@@ -60,14 +60,22 @@ class Contract:
         """Return what is wrong with a payload as one sentence with its path, None where the payload is good."""
         try:
             value = _read(body)
-        except msgspec.DecodeError:  # JSON beyond msgspec's numbers (1e400)
-            value = json.loads(body)
+        except msgspec.DecodeError:  # JSON beyond msgspec's numbers
+            value = json.loads(body, parse_int=_integer)
         try:
             if self._is_valid(value):
                 return None
             return safe_note(_sentence(next(iter(self._errors(value)))))
         except Exception as error:  # noqa: BLE001 (a fault of the library must not cost the message)
             return None if isinstance(error, StopIteration) else safe_note(f"data: cannot be checked: {error}")
+
+
+def _integer(text: str) -> int | float:
+    """Return an integer; one of more digits than Python reads is infinite, as 1e400 is."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def _retrieve_nothing(uri: str) -> Any:

@@ -73,6 +73,7 @@ class Local(NamedTuple):
     now_s: float = 0.0
     data_dir: File | None = None
     ports: tuple[Port, ...] = ()
+    sockets: tuple[File, ...] = ()
     certificates: tuple[Certificate, ...] = ()
     keys: tuple[File, ...] = ()
     stores: tuple[File, ...] = ()
@@ -114,6 +115,7 @@ def _data_dir(facts: Local) -> Iterator[Found]:
 
 
 def _ports(facts: Local) -> Iterator[Found]:
+    yield from _files(facts.sockets)
     for port in facts.ports:
         by = f" by {text_of(port.holder)}" if port.holder else ""
         where = f"{port.key} = {port.address}"
@@ -260,7 +262,7 @@ LOCAL: tuple[Check[Local], ...] = (
     ),
     Check(
         "port",
-        "another program holds a port (named where the system shows it), it is not ours to open, or nobody listens",
+        "another program holds a port (named where the system shows it) or a socket, it is not ours, or nobody listens",
         "stop that program, or choose another port",
         "",
         _ports,

@@ -1,18 +1,23 @@
 """Backups: a whole copy of a server's data, taken while the server serves or not.
 
 A backup never overwrites a file. The copied store gets an epoch of its own: under a shared epoch, other servers would
-take the messages of the copy for duplicates of the original's.
+take the messages of the copy for duplicates of the original's. A copy has its name once all of them are complete: a
+program that is killed meanwhile leaves nothing that could be taken for a copy.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 import stat
-from contextlib import closing
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from bester.broker import new_file
 from bester.broker.config import STORE_FILE
 from bester.broker.database import see_access, see_not_empty, see_nothing_left
 from bester.broker.store import schema
@@ -34,16 +39,41 @@ def backup(data_dir: Path, target: Path, *, store: Path | None = None) -> list[P
     sources = [(source, target / name) for source, name in pairs if _is_there(source)]
     if not sources:
         raise ConfigError(f"{data_dir}: nothing is kept there; name the file of the server with -c")
+    was_there = target.is_dir()
     _prepare(target)
+    named: list[Path] = []
     try:
-        for source, copy in sources:
-            _copy(source, copy)
-    except BaseException:
-        for _, copy in sources:
-            for ending in ("", "-journal", "-wal", "-shm"):
-                copy.with_name(copy.name + ending).unlink(missing_ok=True)
+        with _workshop(target) as workshop:
+            for source, copy in sources:
+                _copy(source, workshop / copy.name)
+            for _, copy in sources:
+                new_file.put(workshop / copy.name, copy)
+                named.append(copy)
+    except BaseException as error:
+        for copy in named:
+            copy.unlink(missing_ok=True)
+        if not was_there:
+            with suppress(OSError):
+                target.rmdir()
+        if isinstance(error, OSError):
+            raise _failed(str(target), error.strerror) from None  # the error's own text names a file that is gone
         raise
-    return [copy for _, copy in sources]
+    return named
+
+
+@contextmanager
+def _workshop(target: Path) -> Iterator[Path]:
+    """Yield a hidden directory for copies that are not complete, and remove it with all that is left in it."""
+    workshop = tempfile.mkdtemp(prefix=".unfinished-", dir=target)
+    try:
+        yield Path(workshop)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _failed(what: str, fault: object) -> BesterError:
+    remedy = "see that both are yours, the disk of the copy has room, and the original is whole"
+    return BesterError("storage-full", f"{what}: {fault}; {remedy}")
 
 
 def _is_there(source: Path) -> bool:
@@ -90,6 +120,7 @@ def _unmade(target: Path, error: OSError) -> str:
 
 
 def _copy(source: Path, copy: Path) -> None:
+    """Copy a database. Raises OSError or BesterError."""
     try:
         os.close(os.open(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with (
@@ -100,9 +131,5 @@ def _copy(source: Path, copy: Path) -> None:
             db.execute("PRAGMA journal_mode = DELETE")  # then the copy is one file, which can be moved
             if db.execute("PRAGMA application_id").fetchone()[0] == schema.APPLICATION:
                 schema.rename(db)
-    except (OSError, sqlite3.Error) as error:
-        remedy = "see that both are yours, the disk of the copy has room, and the original is whole"
-        fault = (
-            error.strerror if isinstance(error, OSError) else error
-        )  # the text of an OSError would name the file again
-        raise BesterError("storage-full", f"{source} to {copy}: {fault}; {remedy}") from None
+    except sqlite3.Error as error:
+        raise _failed(f"{source} to {copy.parent.parent}", error) from None

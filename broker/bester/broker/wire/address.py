@@ -1,4 +1,4 @@
-"""Addresses: `host:port`, `[v6]:port` and ZeroMQ endpoints, and the test for those of this machine."""
+"""Addresses: `host:port`, `[v6]:port` and ZeroMQ endpoints, origins of pages; the test for those of this machine."""
 
 from __future__ import annotations
 
@@ -94,6 +94,21 @@ def parse_network(text: str) -> Network:
         return ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(f"{text!r} is no IP address and no network, as 10.0.0.5 or 10.0.0.0/8") from None
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@*A-Z]*", re.ASCII)
+_DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443", re.ASCII)
+
+
+def parse_origin(text: str) -> str:
+    """Return a page's origin, written as browsers send one, or `*`. Raises ValueError for any other text, which would
+    never equal an origin."""
+    if text in ("*", "null"):
+        return text
+    if not text.isascii() or not _ORIGIN.fullmatch(text) or _DEFAULT_PORT.fullmatch(text):
+        rules = "small letters of ASCII, no path, no final slash, no port 80 or 443 of its own"
+        raise ValueError(f'{text!r} is no origin as browsers send it; write "https://chat.example": {rules}')
+    return text
 
 
 def is_within(address: str, networks: tuple[Network, ...]) -> bool:

@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from bester.bridge.listeners import BACKLOG
-from bester.broker import database
+from bester.broker import database, unix_socket
 from bester.broker.accounts import FILE as ACCOUNTS
 from bester.broker.config import Config
 from bester.broker.data_dir import LOCK, OURS, is_shared
 from bester.broker.doctor.local import Certificate, File, Local
 from bester.broker.keys import KeyPair, read_pair
-from bester.broker.postgres import reachable
+from bester.broker.postgres_schema import fault as database_fault
 from bester.broker.store.file import examine
 from bester.broker.store.postgres_brokers import namespaces
 from bester.broker.store_brokers import BrokerSeen
 from bester.broker.tls_files import Pair, client_context, server_context
+from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codes import BesterError, ConfigError
 from bester.cli.doctor.peers import reached
 from bester.cli.doctor.ports import ports_of
@@ -49,6 +50,7 @@ def gather(config: Config, status: Mapping[str, Any] | None, trouble: str | None
         now_s=now_s,
         data_dir=_data_dir(config.server.data_dir),
         ports=ports_of(config, running=running, linked=status is None or bool(status["peers"].get("bridge"))),
+        sockets=() if running else tuple(_sockets(config)),
         certificates=tuple(_certificates(config, now_s)),
         keys=tuple(keys),
         stores=tuple(_stores(config)),
@@ -68,6 +70,18 @@ def _brokers_of(config: Config) -> tuple[BrokerSeen, ...]:
     """Return the brokers of a server with a shared store, none of one that has a single one, this one."""
     found = [] if config.store.database is None else namespaces(config.store.database)
     return () if all(each.name == config.server.broker for each in found) else tuple(found)
+
+
+def _sockets(config: Config) -> Iterator[File]:
+    """Yield the Unix sockets of a server that does not run, but for those in the data directory, a check of its own."""
+    paths = [("[native] unix", config.native.unix), ("[informer] unix", config.informer)]
+    for endpoint in map(parse_endpoint, config.fabric.listen):
+        paths += [("[fabric] listen", Path(endpoint.path))] if endpoint.tcp is None else []
+    for key, path in paths:
+        if path is None or path.parent == config.server.data_dir:
+            continue
+        fault = unix_socket.fault(str(path))
+        yield File(key, str(path), None if fault is None else f"{path}: {fault}", f"{key}: {path} is free")
 
 
 def owner_of(data_dir: Path) -> int | None:
@@ -187,7 +201,7 @@ def _unlike(path: Path, pair: KeyPair) -> str | None:
 def _stores(config: Config) -> Iterator[File]:
     path, found = config.store.path, config.store.database
     if found is not None:  # the accounts are there, too
-        yield File("[store] url", found.where, reachable(found), f"{found.where} answers")
+        yield File("[store] url", found.where, database_fault(found), f"{found.where} answers")
         return
     if path is not None:
         made = path.parent != config.server.data_dir or os.path.exists(path.parent)
