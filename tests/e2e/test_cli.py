@@ -16,6 +16,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 import pytest
@@ -28,6 +29,7 @@ from bester.cli.commands import COMMANDS, bester
 from bester.cli.errors import describe
 from bester.cli.options import Seconds
 from bester.cli.serve import banner
+from bester.handlers import runner
 from bester.handlers.testing import Tester
 from tests.live import BESTER, Process
 
@@ -94,6 +96,20 @@ def test_every_number_of_seconds_is_finite() -> None:
     numbers = [parameter for _, leaf in leaves() for parameter in leaf.params if isinstance(parameter.type, FLOATS)]
     assert len(numbers) > 5
     assert [each.opts for each in numbers if not isinstance(each.type, Seconds) and each.callback is None] == []
+
+
+def test_handler_is_told_its_types_and_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    def run(app: str, **options: Any) -> int:
+        told.update(options, app=app)
+        return 0
+
+    monkeypatch.setattr(runner, "run", run)
+    assert main(["handler", "m:app", "--fabric", "tcp://127.0.0.1:1", "--types", "a,b", "--name", "mine"]) == 0
+    assert (told["app"], told["types"], told["name"]) == ("m:app", ["a", "b"], "mine")
+    assert main(["handler", "m:app", "--fabric", "tcp://127.0.0.1:1"]) == 0
+    assert (told["types"], told["name"]) == (None, None), "the environment's, or the app's"
 
 
 def test_line_for_a_new_key_can_be_read(directory: Path) -> None:

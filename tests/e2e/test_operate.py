@@ -18,7 +18,8 @@ from bester.broker.config import Config, FabricConfig, defaults
 from bester.broker.keys import new_pair, write_secret
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Answer, Ask, Error
-from bester.cli.operate import ask_all, endpoint_of, knock
+from bester.cli import operate
+from bester.cli.operate import Session, ask_all, endpoint_of, knock
 from tests.e2e.broker_stand_in import StandIn
 from tests.live import BESTER, Process
 
@@ -318,3 +319,16 @@ def test_file_of_one_of_several_brokers_is_about_that_broker() -> None:
     assert endpoint_of(config(("tcp://127.0.0.1:2",), ports)) == "tcp://127.0.0.1:2"
     assert endpoint_of(config(("tcp://127.0.0.1:2", "ipc:///own"), (*paths, *ports))) == "ipc:///own"
     assert endpoint_of(config(("ipc:///of-none",), paths)) == "ipc:///b1", "a bridge's own file"
+
+
+async def test_question_that_cannot_be_sent_is_not_waited_for(
+    directory: Path, broker: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operate, "ANSWER_S", 0.1)
+    async with Session(defaults(directory)) as session:
+        monkeypatch.setattr(session._link, "send", lambda _: False)
+        with pytest.raises(
+            BesterError, match="cannot be asked now: the link to it is lost or full; ask again"
+        ) as refused:
+            await session.ask(("status", None))
+    assert refused.value.code == "unreachable"

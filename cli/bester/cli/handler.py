@@ -21,14 +21,16 @@ from bester.cli.options import config_option, key_option, load, log_level_option
 )
 @key_option
 @server_key_option
+@click.option("--types", metavar="T,T", help="Message types to serve; by default BESTER_TYPES, else all of the app's.")
+@click.option("--name", metavar="NAME", help="Label at the server; by default BESTER_NAME.")
 @click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Processes to run.")
 @click.option("--reload", is_flag=True, help="Start anew when a Python file of the app changes.")
 @log_option
 @log_level_option
 @click.argument("app", metavar="MODULE:APP")
 def handler(
-    config_path: Path | None, fabric: Sequence[str], key: str | None, server_key: str | None, workers: int,
-    reload: bool, log_format: str, log_level: str, app: str,
+    config_path: Path | None, fabric: Sequence[str], key: str | None, server_key: str | None, types: str | None,
+    name: str | None, workers: int, reload: bool, log_format: str, log_level: str, app: str,
 ) -> int:  # fmt: skip
     """Run a Python handler: APP is an attribute of MODULE, which may be a file here."""
     if not fabric and (config_path is not None or not os.environ.get("BESTER_FABRIC")):
@@ -43,6 +45,8 @@ def handler(
         fabric=fabric,
         key=key,
         server_key=server_key,
+        types=types.split(",") if types else None,
+        name=name,
         workers=workers,
         reload=reload,
         log_format=log_format,

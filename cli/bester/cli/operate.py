@@ -148,10 +148,12 @@ class Session:
         loop = asyncio.get_running_loop()
         asked: list[asyncio.Future[Answer]] = []
         for question, argument in questions:
+            if not self._link.send(Ask(self._token, question, argument)):
+                text = f"{self._name} cannot be asked now: the link to it is lost or full; ask again"
+                raise BesterError("unreachable", text)
             future: asyncio.Future[Answer] = loop.create_future()
             self._answers[self._token] = future
             asked.append(future)
-            self._link.send(Ask(self._token, question, argument))
             self._token += 1
         try:
             async with asyncio.timeout(ANSWER_S):
