@@ -20,9 +20,12 @@ from bester.broker.layer import Layer
 from bester.broker.layer_turns import LayerTurns
 from bester.broker.names import connect
 from bester.broker.tls_faults import PLAIN_TEXT, TlsError, fault_of
+from bester.broker.tls_records import MOST_USELESS, Records
 
 RECORD_BYTES = 16 * 1024
 """Longest record of TLS."""
+MOST_ANSWERED = 64 * 1024
+"""Bytes of answers of TLS itself that a peer may leave unread, such as those to requests for new keys."""
 PARTING_S = 1.0
 """Time of a peer to read why the handshake failed, before the connection is closed."""
 _ALERT, _HANDSHAKE = 0x15, 0x16
@@ -53,8 +56,8 @@ class TlsStream(Layer):
     """
 
     __slots__ = (
-        "_above", "_connected", "_failed", "_fault", "_head", "_host", "_in", "_opened", "_out",
-        "_peer_ended", "_phase", "_plain_answer", "_ssl", "_truncated", "_turns", "waiter",
+        "_above", "_answered_bytes", "_connected", "_failed", "_fault", "_head", "_host", "_in", "_opened", "_out",
+        "_peer_ended", "_phase", "_plain_answer", "_records", "_ssl", "_truncated", "_turns", "waiter",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +79,8 @@ class TlsStream(Layer):
         self._opened = opened
         self._failed = failed
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._records = Records()
+        self._answered_bytes = 0  # of TLS itself, since everything had left the transport below
         self._ssl = context.wrap_bio(self._in, self._out, server_side=host is None, server_hostname=host)
         self._phase = Phase.SHAKING
         self._head: bytes | None = b""  # the first bytes of the peer, until there are enough to tell what they are
@@ -106,7 +111,7 @@ class TlsStream(Layer):
     def data_received(self, data: bytes) -> None:
         """Take in bytes of the peer: of the handshake, or encrypted ones of the stream."""
         if self._phase is Phase.OPEN:
-            self._in.write(data)
+            self._records.add(data)
             self._take_turn()
         elif self._phase is Phase.SHAKING:
             if self._head is not None:
@@ -118,7 +123,7 @@ class TlsStream(Layer):
                 if data[0] not in (_ALERT, _HANDSHAKE) or data[1] != 3 or data[2] > 4:
                     self._on_plain_text()
                     return
-            self._in.write(data)
+            self._records.add(data)
             self._take_turn()
 
     def _take_turn(self) -> None:
@@ -181,17 +186,27 @@ class TlsStream(Layer):
         self._connected = True
         self._above.connection_made(self)
 
+    def _feed(self) -> bool:
+        """Hand the next records to TLS; return whether there were any."""
+        taken = self._records.take()
+        self._in.write(taken)
+        return bool(taken)
+
     def _shake(self) -> None:
-        try:
-            self._ssl.do_handshake()
-        except ssl.SSLWantReadError:
-            self._pump()
-            return
-        except ssl.SSLError as error:
-            self._pump()  # the alert that tells the peer why
-            self._fail(fault_of(error, self._host))
-            return
+        while True:
+            try:
+                self._ssl.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self._pump()
+                if not self._feed():
+                    return
+            except ssl.SSLError as error:
+                self._pump()  # the alert that tells the peer why
+                self._fail(fault_of(error, self._host))
+                return
         self._phase = Phase.OPEN
+        self._records.whole = 0
         self._pump()
         if self._host is not None:
             self._connect_above()
@@ -205,19 +220,27 @@ class TlsStream(Layer):
         fault = None
         notified = has_more = False
         read, clock = self._ssl.read, None if self._turns is None else self._turns.clock
-        try:
-            while piece := read(RECORD_BYTES):
-                pieces.append(piece)
-                if clock is not None and clock() >= enough:
-                    has_more = True
+        while True:
+            try:
+                piece = read(RECORD_BYTES)
+            except ssl.SSLWantReadError:
+                if self._records.whole > MOST_USELESS:
+                    fault = TlsError(f"it sends more than {MOST_USELESS} records of TLS in a row without data")
+                if fault is not None or not self._feed():
                     break
+            except ssl.SSLError as error:
+                fault = fault_of(error, self._host)
+                break
             else:
-                notified = True
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLError as error:
-            fault = fault_of(error, self._host)
-        self._pump()
+                if not piece:
+                    notified = True
+                    break
+                pieces.append(piece)
+                self._records.whole = 0
+            if clock is not None and clock() >= enough:
+                has_more = True
+                break
+        fault = self._answer() or fault
         if pieces:
             began = 0.0 if self._turns is None else self._turns.clock()
             self._above.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
@@ -230,6 +253,16 @@ class TlsStream(Layer):
             if not self._above.eof_received():
                 self.close()
         return has_more
+
+    def _answer(self) -> TlsError | None:
+        """Hand the answers of TLS itself to the transport below; return the fault where the peer leaves them unread."""
+        answer_bytes = self._out.pending
+        if answer_bytes and self._below is not None:
+            self._pump()
+            self._answered_bytes = self._answered_bytes + answer_bytes if self._below.get_write_buffer_size() else 0
+            if self._answered_bytes > MOST_ANSWERED:
+                return TlsError("it asks for answers of TLS, and reads none of them")
+        return None
 
     def _pump(self) -> None:
         """Hand encrypted bytes to the transport below."""
