@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import zmq
 import zmq.asyncio
 
-from tests.live import BESTER, RawHandler
+from tests.live import BESTER, DEADLINE_S, RawHandler
 
 
 class Pair(NamedTuple):
@@ -73,6 +73,11 @@ class KeyedParty(RawHandler):
         """Return the end of the first handshake: one of zmq.EVENT_HANDSHAKE_…"""
         event = await self.monitor.recv_multipart()
         return int.from_bytes(event[0][:2], "little")
+
+    def leave(self) -> None:
+        """Close the socket once everything is sent: a machine may be too busy to send it within the usual time."""
+        self.socket.linger = int(DEADLINE_S * 1000)
+        self.close()
 
     def close(self) -> None:
         """Close the socket and its monitor."""

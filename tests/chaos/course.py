@@ -284,6 +284,7 @@ class Course:
         before = [await calm.counts_of(server.configs) for server in self._servers]
         for clients in self._clients:
             clients.start_sending()
+        await _until(self._sends, DRAIN_S, None)  # a busy machine takes longer to start them than they are to send
         await asyncio.sleep(calm.CALM_S)
         for clients in self._clients:
             clients.sending.ask_to_end()
@@ -297,6 +298,12 @@ class Course:
     def _read(self) -> None:
         for journal, record in self._journals.news():
             self._ledger.take(journal, record)
+
+    def _sends(self) -> bool:
+        """Return whether each sender has sent a message."""
+        self._read()
+        journals = {clients.sending_journal for clients in self._clients}
+        return journals <= {entry.journal for entry in self._ledger.entries.values()}
 
     def _flows(self) -> bool:
         """Return whether each sender has a good report, and each server knows that the reporting native server

@@ -166,7 +166,7 @@ async def test_a_handler_that_answers_and_leaves_at_once_has_answered() -> None:
             client.submit("a", {"n": number}, f"m{number}")
             await worker.serve(1, lambda request: [["sendClients", ["alice"], b'"done"']])
             stand.parties.remove(worker)
-            worker.close()
+            worker.leave()
             report, before = await client.until_report(f"m{number}")
             assert report["header"]["status"] == "good" and len(before) == 1, report
         await client.close()
@@ -199,7 +199,7 @@ async def test_long_batches_are_read_in_order_and_whole() -> None:
         assert seen == list(range(2000))
         await worker.say(*emits(2000))
         stand.parties.remove(worker)
-        worker.close()
+        worker.leave()
         assert await received(1000) == list(range(2000, 3000))
         await client.close()
 
