@@ -251,6 +251,39 @@ def test_message_that_waits_when_the_other_broker_has_answered_it_is_given_to_no
     assert two.state.bounds["jobs"][0] == 0
 
 
+def test_message_of_a_type_with_a_contract_that_the_other_broker_has_answered_is_given_to_nobody() -> None:
+    server = Server()
+    answered_at_one(server, "delivered")
+    two = server.two
+    chat, link = two.handler("chat", credit=1, schema={"chat": {"type": "string"}}), two.server("s2")
+    two.relay(link, "chat", b'"0"', id="s2/b/0", lane=["e2", 6, 6])
+    two.relay(link, "chat", b'"1"', id="s2/b/1", lane=["e2", 7, 6], again=True)
+    server.adopt()
+    assert two.answer(chat).body == b'"0"'
+    assert two.heard_of(chat, Request) == []
+    assert two.state.bounds["jobs"][0] == 0
+
+
+@pytest.mark.parametrize(("after_s", "is_stuck"), [(20.0, False), (60.0, True)])
+def test_handler_of_a_message_that_the_other_broker_has_answered_is_stuck_once_its_time_is_over(
+    after_s: float, is_stuck: bool
+) -> None:
+    server = Server()
+    answered_at_one(server, "delivered")
+    two = server.two
+    chat, link = two.handler("chat", credit=1), two.server("s2")
+    two.relay(link, "chat", id="s2/b/1", lane=["e2", 7, 7], again=True)
+    request = two.request(chat)
+    server.adopt()
+    two.wait(after_s)
+    assert bool(two.restarts) is is_stuck
+    assert two.dead() == []
+    assert len(two.heard_of(link, Relayed)) == 1
+    two.reply(chat, request.token)
+    two.relay(link, "chat", b"2", id="s2/b/2", lane=["e2", 8, 8])
+    assert two.request(chat).body == b"2", "it has its credit again"
+
+
 def test_message_answered_by_the_other_broker_that_waits_for_ever_becomes_no_dead_letter() -> None:
     server = Server()
     answered_at_one(server, "delivered")

@@ -531,8 +531,10 @@ class Crews(RuleBasedStateMachine):
             self.stand.alive[link] = None
         for link in [link for link in self.stand.alive if link != self.bridge and link not in self.hands]:
             del self.stand.alive[link]
-        self.stand.wait(seconds)
-        self.listen()
+        while seconds > 0:  # in parts: a request that times out within one would be heard of after its report
+            self.stand.wait(min(seconds, 7.0))
+            self.listen()
+            seconds -= 7.0
         self.patient = False
 
     def teardown(self) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from bester.bridge.judging import JUDGE_S
+from bester.bridge.session import Session
 from bester.broker.wire.messages import Confirm, Deliver
 from tests.unit.bridge_stand import ListConnection, Scene
 
@@ -101,6 +104,22 @@ def test_nobody_is_late_before_what_came_meanwhile_has_been_read() -> None:
     scene.bridge.tick(judge=False)
     scene.turn()
     assert scene.bridge.reached["first_frame_s"] == late < MANY
+
+
+def test_judging_goes_on_after_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = BusyScene()
+    first, second = scene.connect(), scene.connect()
+
+    def fail(session: Session, now: float) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "tick", fail)
+        scene.now += scene.limits.first_frame_s
+        with pytest.raises(ZeroDivisionError):
+            scene.bridge.tick()
+    scene.judge()
+    assert first.lines() == second.lines() == ["bad auth_special timeout"]
 
 
 def _deliver(serial: int, connection: ListConnection) -> Deliver:

@@ -218,6 +218,20 @@ def test_connections_of_one_user_take_turns_where_every_turn_has_frames_for_them
     assert confirms[-1].upto == serial
 
 
+def test_connection_that_an_earlier_turn_has_left_does_not_rest() -> None:
+    scene = Turns(turn_bytes=9 * WRITE_COST)
+    many = scene.crowd("many", 64)
+    for serial in range(1, 61):
+        scene.deliver(serial, many, 100)
+        scene.turn_once()
+    turns = 0
+    while not scene.is_idle:
+        scene.turn_once()
+        turns += 1
+    assert turns <= 16, "each waits once, and a turn has eight writes"
+    assert all(len(each.lines()) == 60 for each in many)
+
+
 def test_connection_does_not_rest_with_much_queued_for_it() -> None:
     scene = Turns()
     many = scene.crowd("many", 40)

@@ -38,11 +38,12 @@ class Judging:
         self._rest = None
 
     def _go_on(self) -> None:
-        if self._rest is None:
+        rest, self._rest = self._rest, None  # where a judge fails, the next look begins anew
+        if rest is None:
             return
         enough = self._clock() + JUDGE_S
-        for _ in self._rest:
+        for _ in rest:
             if self._clock() >= enough:
+                self._rest = rest
                 self._soon(self._go_on)
                 return
-        self._rest = None

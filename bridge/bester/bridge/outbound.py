@@ -222,20 +222,20 @@ class Outbound:
         connection.abort_code = "overloaded"
         connection.abort(why)
 
-    def _end_logs(self) -> list[ClientConnection]:
-        """End all logs. Return the connections that rest in this turn: of a user who has many, and had frames in the
-        turn before as well, all but one part."""
+    def _end_logs(self) -> set[ClientConnection]:
+        """End all logs. Return the connections that may rest in this turn: of a user who has many, and had frames in
+        the turn before as well, all but one part."""
         part = self._part = (self._part + 1) % PARTS
-        resting: list[ClientConnection] = []
+        resting: set[ClientConnection] = set()
         served, self._served = self._served, set(self._groups)
         for first, group in list(self._groups.items()):
             self._close(group)
             if first in served and len(group.followers) >= MANY:
-                resting += [
+                resting.update(
                     each
                     for each in group.followers
                     if each.session.number % PARTS != part and each.out.queued_bytes < self._rest_bytes
-                ]
+                )
         return resting
 
     def touch(self, connection: ClientConnection) -> None:
@@ -248,10 +248,11 @@ class Outbound:
     def flush(self, written: Callable[[ClientConnection], None]) -> bool:
         """Write once to each connection, within the budget of a turn; `written` gets those whose socket did not take
         everything. Return whether there is something to write in the next turn."""
-        resting = self._end_logs() if self._groups or self._served else []
+        resting = self._end_logs() if self._groups or self._served else set()
+        rest: list[ClientConnection] = []  # but for those that an earlier turn has left: they are in a queue already
         if resting:
-            rest = set(resting)
-            self._dirty = deque(each for each in self._dirty if each not in rest)
+            rest = [each for each in self._dirty if each in resting]
+            self._dirty = deque(each for each in self._dirty if each not in resting)
         dirty: deque[ClientConnection] | InTurn = self._dirty
         if self._late.by_sender:  # all of them in turn
             self._late.extend(self._dirty)
@@ -263,7 +264,7 @@ class Outbound:
             self._dirty.clear()
         if self._much.by_sender:
             self._write_much(max(room, self._limits.turn_bytes // MUCH_SHARE), written)
-        self._dirty.extend(resting)
+        self._dirty.extend(rest)
         return bool(self._dirty or self._late.by_sender or self._much.by_sender)
 
     def _write_dirty(self, dirty: deque[ClientConnection] | InTurn, written: Callable[[ClientConnection], None]) -> int:

@@ -179,7 +179,7 @@ class Dispatcher:
             for job in [job for job in jobs if job.is_settled]:
                 jobs.remove(job)
                 self._queues.release_group(job)
-        if self._faults:
+        if self._faults and jobs:
             changed = self._contracts.since.get(jobs[0].type, -math.inf)
             for job in [job for job in jobs if job.since <= changed]:
                 wrong = self._faults[job.type](job.body)
@@ -269,8 +269,11 @@ class Dispatcher:
             if worker.grant is not None:
                 self._out.send(worker.link, Heartbeat({"exclusive": worker.grant.asked}))
 
-    def on_late_answer(self, worker: Worker) -> None:
+    def on_late_answer(self, worker: Worker, job: Job) -> None:
         """Take in the answer to a settled message: the worker has credit again."""
+        if job in worker.answered:
+            worker.answered.remove(job)
+            return
         worker.overdue -= 1
         if worker.stuck:
             self._workers.resume(worker)
@@ -304,7 +307,7 @@ class Dispatcher:
         handler answers to one of the others no longer counts."""
         for worker in workers:
             held = [job for job in worker.inflight.values() if job.case in answers and not job.is_settled]
-            worker.overdue += len(held)
+            worker.answered.update(held)
             self._take_over(held, answers, now)
         waiting = [job for job in self._workers.waiting(workers) if job.case in answers and not job.is_settled]
         self._answered_waiting = self._answered_waiting or bool(waiting)

@@ -75,16 +75,20 @@ class Overdue:
         return "overloaded" if self._workers.serves(job.type) else "no-handler"
 
     def _late(self, worker: Worker, now: float) -> Iterator[tuple[Job, str]]:
-        """Yield messages that a worker was given too long ago. They occupy its credit until they are answered, but no
-        memory."""
+        """Yield messages that a worker was given too long ago, but for those that another broker has answered. All of
+        them occupy its credit until they are answered, but no memory."""
         timeouts = self._timeouts
         usual_s, configured, shortest_s = timeouts.usual_s(worker.lease_s), timeouts.configured, timeouts.shortest_s
         for job in worker.inflight.values():
             if job.since > now - shortest_s:
                 break
-            if job.is_settled or job.since > now - configured.get(job.type, usual_s):
+            is_answered = job.is_settled and job in worker.answered
+            if (job.is_settled and not is_answered) or job.since > now - configured.get(job.type, usual_s):
                 continue
-            self._dead_letters.bury(job, "timeout", now)
-            yield job, "timeout"
+            if is_answered:
+                worker.answered.remove(job)
+            else:
+                self._dead_letters.bury(job, "timeout", now)
+                yield job, "timeout"
             job.body = b""
             worker.overdue += 1

@@ -32,12 +32,13 @@ class Worker:
     `commands` are those that the worker's key grants, None for every one; a worker that is `limited` may not use every
     command on every type that it serves.
 
-    `overdue` counts the messages in flight that were settled without an answer (they took too long, or another broker
-    has answered them). Since `full_since`
-    such messages hold all credit; a `stuck` worker is passed over until it answers one.
+    `overdue` counts the messages in flight that took too long, and were settled without an answer. Since `full_since`
+    such messages hold all credit; a `stuck` worker is passed over until it answers one. `answered` are those in flight
+    that another broker has answered, as long as the worker may still take for them: it works, and is not stuck.
     """
 
     __slots__ = (
+        "answered",
         "availability",
         "commands",
         "credit",
@@ -74,6 +75,7 @@ class Worker:
         self.groups: dict[MessageGroup, None] = {}
         self.groups_next = False
         self.overdue = 0
+        self.answered: set[Job] = set()
         self.full_since: float | None = None
         self.stuck = False
 

@@ -110,7 +110,7 @@ class Replies:
         self._workers.free(worker, 1)
         self._queues.leave_group(job)
         if job.is_settled:
-            self._dispatcher.on_late_answer(worker)
+            self._dispatcher.on_late_answer(worker, job)
             return None
         self._dispatcher.let_go(job)
         for observe in self._observers.get(job.type, ()) if self._observers else ():
@@ -162,7 +162,7 @@ class Replies:
         if job is None:
             return None
         if job.is_settled:
-            self._dispatcher.on_late_answer(worker)
+            self._dispatcher.on_late_answer(worker, job)
         else:
             self._dispatcher.let_go(job)
         return job

@@ -95,7 +95,7 @@ class WorkerChanges:
             job.handed_back += 1
             if job.is_settled:
                 self._queues.leave_group(job)
-                self._dispatcher.on_late_answer(worker)
+                self._dispatcher.on_late_answer(worker, job)
             elif job.handed_back > MOST_HANDED_BACK:
                 self._queues.leave_group(job)
                 self._dispatcher.let_go(job)
