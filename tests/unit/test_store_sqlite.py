@@ -187,7 +187,7 @@ def test_failed_step_leaves_the_older_file_whole(path: Path, monkeypatch: pytest
 def test_newer_file_is_refused(store: SqliteStore, path: Path) -> None:
     store.close()
     make(path, "PRAGMA user_version = 99")
-    assert "newer Bester (version 99 of the store, this one reads up to 6)" in refusal(path)
+    assert "newer Bester (version 99 of the store, this one reads up to 7)" in refusal(path)
 
 
 @pytest.mark.parametrize("script", ["CREATE TABLE cat (name)", "PRAGMA application_id = 7", "PRAGMA user_version = 1"])

@@ -223,7 +223,10 @@ _ADOPTIONS = (
     """,
 )
 
-STEPS: tuple[tuple[str, ...], ...] = ((*_TABLES, *_VIEWS), _SAVED_AT, _ADOPTIONS)
+# A lane has the outcomes of several epochs, which an older version cannot read.
+_EPOCHS = ()
+
+STEPS: tuple[tuple[str, ...], ...] = ((*_TABLES, *_VIEWS), _SAVED_AT, _ADOPTIONS, _EPOCHS)
 """Step n makes version n + 1 of version n. A released step is never changed: steps are only added."""
 
 

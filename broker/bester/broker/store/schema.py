@@ -102,7 +102,10 @@ _FEDERATION = (
     "CREATE INDEX entry_remote ON entry (box, number) WHERE outcome = 'queued'",
 )
 
-STEPS: tuple[tuple[str, ...], ...] = (_WAITING, _DEAD_LETTERS, _REMEMBERED, _SERVER, _SHARED, _FEDERATION)
+# A lane has the outcomes of several epochs, which an older version cannot read.
+_EPOCHS = ()
+
+STEPS: tuple[tuple[str, ...], ...] = (_WAITING, _DEAD_LETTERS, _REMEMBERED, _SERVER, _SHARED, _FEDERATION, _EPOCHS)
 """Step n makes version n + 1 of version n. A released step is never changed: steps are only added."""
 
 
