@@ -55,6 +55,34 @@ async def test_faulty_handler_fails_the_case_for_its_fault(tmp_path: Path) -> No
     assert states == {how: {101: "pass", 302: "pass", number: "fail"} for how, (number, _) in BROKEN.items()}
 
 
+@pytest.mark.parametrize(
+    ("last_words", "times", "state"),
+    [
+        ("socket.linger = 1000", 1, "pass"),  # gone before the WELCOME is sent
+        ("socket.poll()", 1, "pass"),  # gone while the WELCOME is on its way
+        ("socket.poll()", 9, "fail"),  # this is a habit
+    ],
+)
+async def test_a_link_given_up_when_the_broker_returns_may_be_greeted_again(
+    tmp_path: Path, last_words: str, times: int, state: str
+) -> None:
+    program, greeting = published(), "        socket, quiet = connect(), 0"
+    assert greeting in program
+    program = program.replace(
+        greeting,
+        f"""\
+        for _ in range({times}):
+            socket = connect()
+            {last_words}
+            socket.close()
+        socket, quiet = connect(), 0""",
+    )
+    (tmp_path / "hasty.py").write_text(program)
+    cases = [case for case in load("handler") if case.number == 609]
+    results = await tried([sys.executable, str(tmp_path / "hasty.py")], cases, CAUGHT_WITHIN_S)
+    assert [result.state for result in results] == [state], failures(results)
+
+
 async def test_any_other_handler_is_tried_with_its_own_data() -> None:
     numbers = (105, 201, 303, 308, 411, 412, 413, 704)
     cases = [case for case in load("handler") if case.number in numbers]

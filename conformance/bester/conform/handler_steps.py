@@ -23,6 +23,12 @@ from bester.conform.result import Unseen
 from bester.conform.written import filled, hex_bytes
 
 FIRST_TOKEN = 901
+GREETED_AGAIN = 3
+"""Greetings that a program may repeat by a new link, after a restart of the broker, before its first REPLY. A program
+opens a new link while nothing answers, so the broker may return just when the program gives up the link of its HELLO.
+"""
+REPEATED = ("welcome", "request", "answered", "fence")
+"""Steps that are repeated then, from the `hear` of the HELLO on."""
 TEXT = '"CONFORM"'
 """The JSON of a request whose text is of no importance."""
 
@@ -58,15 +64,42 @@ class Stand:
         self._tokens = itertools.count(FIRST_TOKEN)
         self.reusable = True
         """True while the next case may use this program: no step has changed the program for good."""
+        self._greetings = 0
+        """Greetings that the program may still repeat."""
 
     async def play(self, case: Case) -> None:
         """Play a case's steps. Raises Unseen."""
-        for step in case.steps:
+        position = greeting = replies = 0
+        while position < len(case.steps):
+            step = case.steps[position]
             verb = verb_of(step)
-            await STEPS[verb](self, step)
+            if verb == "restart_s":
+                self._greetings, greeting, replies = GREETED_AGAIN, position + 1, self.broker.replies
+            elif self.broker.replies > replies:
+                self._greetings = 0
+            try:
+                await STEPS[verb](self, step)
+            except Unseen:
+                if verb not in REPEATED or not await self._greets_again():
+                    raise
+                self._greetings -= 1
+                self.broker.forget()
+                position = greeting
+                continue
             self._look(step)
+            position += 1
         if self.broker.wrong is not None:
             raise self.broker.wrong
+
+    def _another_hello(self) -> bool:
+        """Return true where the program, after a restart of the broker, has begun anew by another link."""
+        return self._greetings > 0 and any(
+            heard.name == "HELLO" and heard.link != self.broker.link for heard in self.broker.inbox
+        )
+
+    async def _greets_again(self) -> bool:
+        """Wait for a HELLO by another link, where the program may repeat its greeting."""
+        return self._greetings > 0 and await self.broker.until(self._another_hello, self.within_s)
 
     def _look(self, step: Step) -> None:
         """Check that no message has come for which no step has waited."""
@@ -282,7 +315,9 @@ class Stand:
         out = self.broker.out
         total = len(out)
         try:
-            await self._until(lambda: not out, step, "a REPLY")
+            await self._until(lambda: not out or self._another_hello(), step, "a REPLY")
+            if out:
+                raise Unseen("a REPLY did not come: the program greeted again by another link")
         except Unseen as unseen:
             if not out or not str(unseen).startswith("a REPLY did not come"):
                 raise
