@@ -31,7 +31,7 @@ def blame() -> None:
             job.suspicion.open = False
             self._queues.enqueue(job, first=True)
         self._dispatcher.share_out(now)
-        for keeper in [keeper for job in again if (keeper := self._queues.bound_worker(job)) is not None]:
+        for keeper in self._queues.bound_workers(again):
             self._dispatcher.feed(keeper, now)
 
     broken: Any = WorkerChanges

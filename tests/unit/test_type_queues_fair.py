@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
+import pytest
+
 from bester.broker.core.fair_queue import QUANTUM
 from bester.broker.core.jobs import Job
+from bester.broker.core.suspects import Suspicion
 from bester.broker.core.type_queues import MOST_EMPTY
 from tests.unit.test_core_workers import Crew, job
 
@@ -60,3 +65,37 @@ def test_queues_that_are_kept_are_few() -> None:
         crew.finish(worker)
     queues = crew.workers.queues
     assert len(queues._empty) <= MOST_EMPTY
+
+
+def jobs_of_a_lost_worker(chance: Random) -> list[Job]:
+    """Return jobs of several types and users, some of them suspects."""
+    jobs = []
+    for number in range(chance.randrange(40)):
+        each = job(chance.choice("abc"), chance.choice(["u", "v", None]), f"m{number}")
+        each.since = chance.random()
+        each.suspicion = chance.choice([None, Suspicion()])
+        jobs.append(each)
+    return jobs
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_jobs_that_are_queued_together_before_all_others_wait_as_if_each_were_queued_alone(seed: int) -> None:
+    """One of three types is ordered."""
+    said = []
+    for together in (True, False):
+        chance = Random(seed)
+        crew = Crew(0, types="a b c", ordered="c")
+        queues = crew.workers.queues
+        for each in jobs_of_a_lost_worker(chance):
+            queues.enqueue(each)
+        lost = jobs_of_a_lost_worker(chance)
+        if together:
+            queues.enqueue_first(lost)
+        else:
+            for each in reversed(lost):
+                queues.enqueue(each, first=True)
+        kinds = {
+            type_: [(each.id, each.user, each.since) for each in queues.jobs() if each.type == type_] for type_ in "abc"
+        }
+        said.append((kinds, queues.counts(), set(queues.requeued), set(queues.suspects.types()), queues.by_sender()))
+    assert said[0] == said[1]

@@ -101,8 +101,9 @@ class FairQueue(Generic[T]):
 
     def extendleft(self, items: Iterable[T]) -> None:
         """Add items at the head, the last one first, as a deque does."""
-        for item in items:
-            self.appendleft(item)
+        before = len(self._head)
+        self._head.extendleft(items)
+        self._count += len(self._head) - before
 
     def popleft(self) -> T:
         """Take the next item. Raises IndexError where there is none."""

@@ -16,7 +16,7 @@ however many messages of this broker it holds.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,14 +60,23 @@ class Suspects:
     def put(self, type_: str, item: QueueItem, since: float, *, first: bool) -> None:
         """Queue an item at the end, or in front. The item must be suspected, a message group by its first message, and
         waits `since` then."""
-        queue = self._queues.get(type_)
-        if queue is None:
-            queue = self._queues[type_] = deque()
-        self._since[type_] = min(since, self._since.get(type_, since))
+        queue = self._queue(type_, since)
         if first:
             queue.appendleft(item)
         else:
             queue.append(item)
+
+    def put_first(self, type_: str, items: Iterable[QueueItem], since: float) -> None:
+        """Queue items in front, the last one first; the oldest of them waits `since` then."""
+        self._queue(type_, since).extendleft(items)
+
+    def _queue(self, type_: str, since: float) -> deque[QueueItem]:
+        """Return the queue of a type that gets an item which waits `since` then."""
+        queue = self._queues.get(type_)
+        if queue is None:
+            queue = self._queues[type_] = deque()
+        self._since[type_] = min(since, self._since.get(type_, since))
+        return queue
 
     def remove(self, type_: str, item: QueueItem) -> None:
         """Take out an item."""

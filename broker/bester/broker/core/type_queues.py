@@ -67,6 +67,28 @@ class TypeQueues:
             item.waiting.append(job)
         self._put(type_, item, first=first)
 
+    def enqueue_first(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs in their order, before all others of their types: they had their turn, and their worker died. Jobs
+        of types without an order are queued together: one worker may leave tens of thousands."""
+        latest_first: dict[str, list[Job]] = {}
+        for job in reversed(jobs):
+            if job.type in self.ordered:
+                self.enqueue(job, first=True)
+            else:
+                latest_first.setdefault(job.type, []).append(job)
+        for type_, of_type in latest_first.items():
+            self._waits[type_] = self._waits.get(type_, 0) + len(of_type)
+            self._wait_bytes[type_] = self._wait_bytes.get(type_, 0) + sum([len(job.body) for job in of_type])
+            self.requeued[type_] = None
+            suspects: list[QueueItem] = [job for job in of_type if job.suspected]
+            others: list[QueueItem] = (
+                [job for job in of_type if not job.suspected] if len(suspects) < len(of_type) else []
+            )
+            if suspects:
+                self.suspects.put_first(type_, suspects, min([oldest(each).since for each in suspects]))
+            if others:
+                self._queue(type_).extendleft(others)
+
     def _put(self, type_: str, item: QueueItem, *, first: bool) -> None:
         """Put an item into the queue of its type or of its suspects, at the end or in front."""
         if item.suspected:
@@ -224,10 +246,14 @@ class TypeQueues:
         self._put(group.key[0], group, first=first)
         self.requeued[group.key[0]] = None
 
-    def bound_worker(self, job: Job) -> Worker | None:
-        """Return the worker to which the message group of a waiting job is bound, if any."""
-        group = self.groups.get((job.type, job.user)) if job.user is not None else None
-        return group.worker if group is not None else None
+    def bound_workers(self, jobs: Iterable[Job]) -> list[Worker]:
+        """Return the workers to which the message groups of waiting jobs are bound: for each job its own, if any."""
+        bound: list[Worker] = []
+        for job in jobs if self.groups else ():
+            group = self.groups.get((job.type, job.user)) if job.user is not None else None
+            if group is not None and group.worker is not None:
+                bound.append(group.worker)
+        return bound
 
     def put_in_order(self, type_: str, served: frozenset[str]) -> None:
         """Make a type ordered from now on, and form message groups of its waiting jobs; `served` are types about to be

@@ -108,8 +108,7 @@ class WorkerChanges:
             self._queues.leave_group(job, first=True)
             job.attempt -= 1
             job.since = now
-        for job in reversed(again):
-            self._queues.enqueue(job, first=True)
+        self._queues.enqueue_first(again)
         self._dispatcher.share_out(now)
 
     # --- leaving and dying ---
@@ -148,7 +147,8 @@ class WorkerChanges:
         worker of several brokers has held a message alone if it was given under a grant."""
         lost = self._workers.lose(worker)
         self._known_types.on_left(worker.pool.types, now)
-        begun = [job for job in lost if job not in self._unsent]
+        unsent = self._unsent
+        begun = [job for job in lost if job not in unsent] if unsent else lost
         if len(begun) == 1 and (worker.grant is None or worker.grant.suspect is begun[0]):
             suspects = self._died_over(begun[0], now)
             self._queues.clear()
@@ -158,17 +158,18 @@ class WorkerChanges:
             for job in suspects:
                 if len(suspects) > 1 or not job.suspected:  # beside messages that are over it keeps its deaths
                     job.suspicion = group
-        wanted = {*suspects, *(job for job in self._unsent if not job.is_settled)}
-        again = [job for job in lost if job in wanted]  # in the order in which they were assigned
-        self._unsent.clear()
+        again = suspects
+        if unsent:
+            wanted = {*suspects, *(job for job in unsent if not job.is_settled)}
+            again = [job for job in lost if job in wanted]  # in the order in which they were assigned
+            unsent.clear()
         for job in again:
             job.since = now
-        for job in reversed(again):
-            self._queues.enqueue(job, first=True)
+        self._queues.enqueue_first(again)
         if len(suspects) > 1:
             self._out.notice("suspected", messages=len(suspects), types=sorted({job.type for job in suspects}))
         self._dispatcher.share_out(now)
-        for worker in [bound for job in again if (bound := self._queues.bound_worker(job)) is not None]:
+        for worker in self._queues.bound_workers(again):
             self._dispatcher.feed(worker, now)
 
     def _died_over(self, job: Job, now: float) -> list[Job]:

@@ -115,7 +115,8 @@ class Workers:
         lost = list(worker.inflight.values())
         worker.inflight.clear()
         for job in lost:
-            self.queues.leave_group(job, first=True)
+            if job.group is not None:
+                self.queues.leave_group(job, first=True)
         return lost
 
     def serves(self, type_: str) -> bool:
