@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from bester.broker.connections import ConnectionNumbers
 from bester.broker.curve import CurveSocket, Zap
 from bester.broker.fabric_socket import RECEIVED_AT_ONCE, Frames
 from bester.broker.keys import KeyPair
@@ -46,10 +47,11 @@ class Door:
         self.gone: list[tuple[bytes, bytes]] = []
         known = {PAIRS["honest"].public, PAIRS["endless"].public}
         longs, links = longs or LongMessages(), LinkCounts()
-        self.zap = Zap(context, known, lambda *refused: self.refused.append(refused), longs, links)
+        numbers = ConnectionNumbers()
+        self.zap = Zap(context, known, lambda *refused: self.refused.append(refused), numbers, longs, links)
         self.socket = CurveSocket(
             context, KeyPair(*PAIRS["server"]), on_frames or self.read.append, lambda *link: self.gone.append(link),
-            lambda *refused: self.refused.append(refused), long_messages=longs, links=links,
+            lambda *refused: self.refused.append(refused), numbers, long_messages=longs, links=links,
         )  # fmt: skip
         self.port = free_port()
         self.socket.socket.bind(f"tcp://127.0.0.1:{self.port}")

@@ -5,13 +5,12 @@ socket is read on the loop. (`zmq.auth` is not used: none of its hooks sees addr
 and it answers in a coroutine or a thread of its own.)
 
 A routing id is no identity. Once a party has left, another known party may take its routing id, and would be sent what
-was meant for the first. So the key of each message is read (ZAP's `User-Id`), a routing id whose key changes is another
-link, and nothing is sent to a routing id whose connection has ended.
+was meant for the first. So the connection of each message is read (ZAP's `User-Id`: the party's key, and a number), a
+routing id whose connection changes is another link, and nothing is sent to a routing id whose connection has ended.
 """
 
 from __future__ import annotations
 
-import socket as sockets
 import time
 from collections.abc import Callable, Container, Sequence
 from typing import Any
@@ -20,13 +19,14 @@ import zmq
 from zmq.utils import z85
 
 from bester.broker import link_counts
+from bester.broker.connections import Connection, ConnectionNumbers
 from bester.broker.fabric_socket import RECEIVED_AT_ONCE, FabricSocket, Frames
 from bester.broker.keys import KeyPair
 from bester.broker.link_counts import LinkCounts
 from bester.broker.long_messages import HELD_OFF, SHORT_FRAMES, WHY, LongMessages
 from bester.broker.share import PART, Share
 from bester.broker.turn import Turn
-from bester.broker.unread import Unread
+from bester.broker.unread import UNSEEN, Unread
 from bester.broker.wire.messages import MAX_FRAMES
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
@@ -40,10 +40,6 @@ SILENT_MS = 10_000
 """Time of a connection for its answer to a PING, or anything else: longer than the patience of the fabric (6 s), which
 gives up links, not connections. The connections of a machine that is gone would count among those of its key for
 good."""
-MAX_ADDRESSES = 20_000
-"""Connections whose address is remembered for the log; above the bound new ones are logged without."""
-UNSEEN = "unseen"
-"""Stands for the address of a party that had left before it was looked at; it is seen at one of its next attempts."""
 MADE_UP_S = 0.008
 """Most of a turn's time of reading that is made up for: a machine that stood still is no costly message."""
 READ_S = 0.001
@@ -78,19 +74,21 @@ OnRefused = Callable[[str, str, str], None]
 
 class Zap:
     """ZAP handler of one context: lets in the keys of `known`, unless `long_messages` hold them off, or they have as
-    many `links` as they may. Make it before any socket of the context binds."""
+    many `links` as they may. Each connection has one of `numbers`. Make it before any socket of the context binds."""
 
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         known: Container[str],
         on_refused: OnRefused,
+        numbers: ConnectionNumbers,
         long_messages: LongMessages | None = None,
         links: LinkCounts | None = None,
     ) -> None:
         self._known = known
         self._long = long_messages or LongMessages()
         self._links = links or LinkCounts()
+        self._numbers = numbers
         self._on_refused = on_refused
         self._socket = FabricSocket(context, zmq.REP, self._answer, drain_s=READ_S)
         self._socket.socket.bind(ZAP_ENDPOINT)
@@ -100,6 +98,8 @@ class Zap:
         reply, refused = zap_reply(frames, self._known, self._why_later)
         if refused is not None:
             self._on_refused(*refused, reply[3].decode() if reply[2] == LATER else "the key is not known here")
+        else:
+            reply[4] = self._numbers.next_name(reply[4])
         self._socket.send(reply)
         self._socket.look_again()
 
@@ -148,6 +148,7 @@ class CurveSocket(FabricSocket):
         on_frames: Callable[[Frames], None],
         on_gone: Callable[[bytes, bytes], None],
         on_refused: OnRefused,
+        numbers: ConnectionNumbers,
         turn: Turn | None = None,
         long_messages: LongMessages | None = None,
         links: LinkCounts | None = None,
@@ -169,29 +170,27 @@ class CurveSocket(FabricSocket):
         self._clock = CLOCK
         self._looked = self._clock()  # when the turn of reading before began
         self._receive = self._receive_keyed
-        self._begun: tuple[Frames, tuple[bytes, int]] | None = None  # a message whose rest comes, and who sends it
-        self._holders: dict[bytes, tuple[bytes, int]] = {}  # key and descriptor of the connection, by routing id
-        self._open: set[int] = set()  # descriptors of connections
-        self._connections: dict[int, tuple[bytes, bytes]] = {}  # routing id and key, by descriptor, of open ones
+        self._begun: tuple[Frames, Connection] | None = None  # a message whose rest comes, and how it comes
+        self._holders: dict[bytes, Connection] = {}  # by routing id
+        self._numbers = numbers
+        self._open: dict[int, int] = {}  # by descriptor of an accepted connection: its own number is a higher one
+        self._connections: dict[int, Connection] = {}  # those that have sent a message and are open, by descriptor
         self._links = links or LinkCounts()
-        self._ended: dict[bytes, tuple[bytes, int]] = {}  # connections that have ended, until all messages are read
-        self._addresses: dict[int, str] = {}  # by descriptor
+        self._ended: dict[bytes, Connection] = {}  # those that have ended, by routing id, until all messages are read
         self._long = long_messages or LongMessages()
-        self._dropped: dict[
-            tuple[bytes, tuple[bytes, int]], bool
-        ] = {}  # links that were cut: has the connection ended?
+        self._dropped: dict[Connection, bool] = {}  # those that were cut: has the connection ended?
         self.unread = Unread()
         self._failed: tuple[int, int] | None = None  # event and value of a handshake; its descriptor comes next
         self.watch(_EVENTS, self._on_event)
+        self._numbers.looks.append(self._take_in_events)
 
     def send_to(self, identity: bytes, party: str, frames: Frames) -> None:
         """Send to a party, if the connection of its routing id is its own. Raises as `send` does."""
         self._was_used = True
         self.socket.getsockopt(zmq.EVENTS)  # ends the pipes of connections that have ended ...
-        if self._monitor is not None:
-            self._monitor.read()  # ... whose ends are in the monitor before
+        self._take_in_events()  # ... whose ends are in the monitor before
         holder = self._holders.get(identity)
-        if holder is None or holder[0] != party.encode() or self._ended.get(identity) == holder:
+        if holder is None or holder.key != party.encode() or self._ended.get(identity) == holder:
             raise zmq.ZMQError(zmq.EHOSTUNREACH)
         self.send([identity, *frames])
 
@@ -205,101 +204,106 @@ class CurveSocket(FabricSocket):
                 (frames, came_by), self._begun = self._begun, None
             else:
                 first = self.socket.recv(flags, copy=False)
-                key = str(first.get("User-Id")).encode()
-                came_by = (key, int(first.get(zmq.SRCFD)))
-                frames = [first.bytes, key]
-                if (first.bytes, came_by) in self._dropped:
+                came_by = self._connection_of(first)
+                frames = [came_by.identity, came_by.key]
+                if came_by in self._dropped:
                     self._skipping = True
                     return []
             before = len(frames)
             is_whole = self._receive_some(frames, flags)
             if len(frames) > SHORT_FRAMES and not self._allow(frames, len(frames) - before):
-                self._hold_off(frames[0], came_by)
+                self._hold_off(came_by)
                 self._skipping = self._skipping or not is_whole  # also behind a cut
                 return []
             if not is_whole:
                 self._begun = frames, came_by
                 return []
-            identity, key = frames[:2]
-            self.unread.count(came_by, frames[2:])
-            holder = self._holders.get(identity)
+            if self._is_open(came_by):
+                self.unread.count((came_by.key, came_by.descriptor), frames[2:])
+            holder = self._holders.get(came_by.identity)
             if holder == came_by:
                 return frames
-            if self._monitor is not None:  # the end of an earlier connection with this descriptor comes first
-                self._monitor.read()
-            if holder is not None and self._ended.get(identity) == came_by:
+            self._take_in_events()
+            if holder is not None and came_by.number < holder.number:
                 continue  # late, of a connection whose routing id has passed on: its link is gone
-            if (identity, came_by) in self._dropped:  # while the rest of the message came
+            if came_by in self._dropped:  # while the rest of the message came
                 return []
             if holder is not None:
-                self._leave(holder[1], identity)
-                self._on_gone(identity, holder[0])
-                del self._holders[identity]
-            if not self._enter(identity, came_by):
-                self._drop(identity, came_by, link_counts.WHY)
+                self._leave(holder)
+                self._on_gone(holder.identity, holder.key)
+                del self._holders[holder.identity]
+            if not self._enter(came_by):
+                self._drop(came_by, link_counts.WHY)
                 return []
-            if self._long.is_held_off(key.decode(), time.monotonic()):  # its handshake was over before
-                self._hold_off(identity, came_by)
+            if self._long.is_held_off(came_by.key.decode(), time.monotonic()):  # its handshake was over before
+                self._hold_off(came_by)
                 return []
             return frames
+
+    def _connection_of(self, first: Any) -> Connection:
+        """Return the connection over which a message has come, of its first frame: the routing id."""
+        identity, name = first.bytes, str(first.get("User-Id"))
+        holder = self._holders.get(identity)
+        if holder is not None and holder.name == name:
+            return holder
+        return Connection(name, identity, int(first.get(zmq.SRCFD)))
+
+    def _is_open(self, connection: Connection) -> bool:
+        """Return whether a connection has not ended, as far as its door has taken in: its descriptor may be another's
+        by now."""
+        before = self._open.get(connection.descriptor)
+        return before is not None and connection.number > before
+
+    def _take_in_events(self) -> None:
+        if self._monitor is not None:
+            self._monitor.read()
 
     def _allow(self, frames: Frames, received: int) -> bool:
         """Count the frames that were received of a long message; return whether its party may have sent them."""
         return self._long.allow(frames[1].decode(), received, time.monotonic())
 
-    def _hold_off(self, identity: bytes, came_by: tuple[bytes, int]) -> None:
+    def _hold_off(self, came_by: Connection) -> None:
         """End all links of the party of this connection, and pass on no message of theirs."""
-        key = came_by[0]
-        links = {each: holder for each, holder in self._holders.items() if holder[0] == key}
-        self._drop(identity, came_by, WHY)
-        for each, holder in links.items():
-            self._end(each, holder)
-            del self._holders[each]
-            self._leave(holder[1], each)
-            self._on_gone(each, key)
+        links = [holder for holder in self._holders.values() if holder.key == came_by.key]
+        self._drop(came_by, WHY)
+        for each in links:
+            self._end(each)
+            del self._holders[each.identity]
+            self._leave(each)
+            self._on_gone(each.identity, each.key)
 
-    def _drop(self, identity: bytes, came_by: tuple[bytes, int], why: str) -> None:
+    def _drop(self, came_by: Connection, why: str) -> None:
         """End a connection, with a line in the log, and pass on none of its messages."""
-        address = self._addresses.get(came_by[1], UNSEEN)
-        self._on_refused(address if self._end(identity, came_by) else UNSEEN, came_by[0].decode(), why)
+        address = self.unread.address(came_by.descriptor)
+        self._on_refused(address if self._end(came_by) else UNSEEN, came_by.key.decode(), why)
 
-    def _end(self, identity: bytes, came_by: tuple[bytes, int]) -> bool:
+    def _end(self, connection: Connection) -> bool:
         """Pass on no more messages of a connection, and shut the connection down. Return False for one that has ended
         before: its descriptor may be another party's by now."""
-        key, descriptor = came_by
-        own = identity, key
-        has_ended = self._ended.get(identity) == came_by or self._connections.get(descriptor, own) != own
-        self._dropped[identity, came_by] = has_ended
-        if not has_ended:
-            self.unread.cut(descriptor)
-        return not has_ended
+        is_open = self._is_open(connection)
+        self._dropped[connection] = not is_open
+        if is_open:
+            self.unread.cut(connection.descriptor)
+        return is_open
 
-    def _enter(self, identity: bytes, came_by: tuple[bytes, int]) -> bool:
+    def _enter(self, connection: Connection) -> bool:
         """Take in the first message of a connection; return False where its key has no room for another link. A
         connection that has ended before its message is read ends behind it."""
-        key, descriptor = came_by
-        before = self._leave(descriptor)  # a former one with this descriptor, of which a late message was read
-        if before is not None:
-            self._ended[before[0]] = self._holders[before[0]]
-        if descriptor not in self._open:
-            self._ended[identity] = came_by
-        elif not self._links.has_room(key):
+        if not self._is_open(connection):
+            self._ended[connection.identity] = connection
+        elif not self._links.has_room(connection.key):
             return False
         else:
-            self._connections[descriptor] = identity, key
-            self._links.begin(key)
-        self._holders[identity] = came_by
+            self._connections[connection.descriptor] = connection
+            self._links.begin(connection.key)
+        self._holders[connection.identity] = connection
         return True
 
-    def _leave(self, descriptor: int, identity: bytes | None = None) -> tuple[bytes, bytes] | None:
-        """Count a connection out, and return its routing id and key; None where it has sent no message, or is not that
-        of `identity`, where this is given: the descriptor is another's by now."""
-        found = self._connections.get(descriptor)
-        if found is None or identity not in (None, found[0]):
-            return None
-        del self._connections[descriptor]
-        self._links.end(found[1])
-        return found
+    def _leave(self, connection: Connection) -> None:
+        """Count a connection out, where it has not left before."""
+        if self._connections.get(connection.descriptor) == connection:
+            del self._connections[connection.descriptor]
+            self._links.end(connection.key)
 
     def _receive_some(self, frames: Frames, flags: int) -> bool:
         """Receive some more frames of a message, of which one follows at least. Return whether it is whole, or cut."""
@@ -317,17 +321,19 @@ class CurveSocket(FabricSocket):
     def cut_endless(self, *, drained: bool) -> None:
         """End connections on which more has come that was not read than an honest party has under way."""
         for descriptor, key, size_bytes in self.unread.look(drained=drained):
-            address = self._addresses.get(descriptor, UNSEEN)
+            address = self.unread.address(descriptor)
             if self.unread.cut(descriptor):
                 why = f"it sent {size_bytes >> 20} MiB ahead of what was read, or of a message that does not end"
                 self._on_refused(address, key.decode(), why)
 
     def cut(self, identity: bytes, party: str, why: str) -> None:
         """End the connection of a party's routing id, with a line in the log."""
-        key, descriptor = self._holders.get(identity, (b"", -1))
-        address = self._addresses.get(descriptor, UNSEEN)
-        is_open = self._connections.get(descriptor) == (identity, key)  # or the descriptor is another's by now
-        if key == party.encode() and is_open and self.unread.cut(descriptor):
+        self._take_in_events()
+        holder = self._holders.get(identity)
+        if holder is None or holder.key != party.encode() or not self._is_open(holder):
+            return
+        address = self.unread.address(holder.descriptor)
+        if self.unread.cut(holder.descriptor):
             self._on_refused(address, party, why)
 
     def _drain(self) -> None:
@@ -344,37 +350,37 @@ class CurveSocket(FabricSocket):
         super()._drain()
         self._share.end(self._drained_s, self._drain_s)
         if (self._ended or self._dropped) and self._loop is not None and not self.has_unread():
-            self._dropped = {link: False for link, has_ended in self._dropped.items() if not has_ended}
+            self._dropped = {each: False for each, has_ended in self._dropped.items() if not has_ended}
             ended, self._ended = self._ended, {}
             for identity, connection in ended.items():
                 if self._holders.get(identity) == connection:
                     del self._holders[identity]
-                    self._on_gone(identity, connection[0])
+                    self._on_gone(identity, connection.key)
 
     def _on_event(self, event: int, value: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
-            self._open.add(value)
+            self._open[value] = self._numbers.last
             self.unread.begin(value)
-            for link in [link for link in self._dropped if link[1][1] == value]:  # a former connection's
-                del self._dropped[link]
-            if len(self._addresses) < MAX_ADDRESSES:
-                self._addresses[value] = _address_of(value)
         elif event in _FAILED:
             self._failed = (event, value)
         elif event == zmq.EVENT_DISCONNECTED:
-            self._open.discard(value)
-            self.unread.end(value)
-            address = self._addresses.pop(value, UNSEEN)
-            failed, self._failed = self._failed, None
-            if failed is not None:
-                self._on_refused(address, "", _reason(*failed))
-            for link in self._dropped:
-                self._dropped[link] |= link[1][1] == value
-            left = self._leave(value)
-            if left is not None:
-                self._ended[left[0]] = self._holders[left[0]]
-                if self._loop is not None and self._again is None:  # the last messages first
-                    self._again = self._loop.call_soon(self._drain)
+            self._on_disconnected(value)
+
+    def _on_disconnected(self, descriptor: int) -> None:
+        address = self.unread.address(descriptor)
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            self._on_refused(address, "", _reason(*failed))
+        for each in self._dropped:
+            self._dropped[each] |= each.descriptor == descriptor
+        self._open.pop(descriptor, None)
+        self.unread.end(descriptor)
+        left = self._connections.get(descriptor)
+        if left is not None:
+            self._leave(left)
+            self._ended[left.identity] = left
+            if self._loop is not None and self._again is None:  # the last messages first
+                self._again = self._loop.call_soon(self._drain)
 
 
 def as_bytes(frames: Sequence[bytes]) -> Sequence[bytes]:
@@ -393,12 +399,3 @@ def _reason(event: int, value: int) -> str:
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
         return "it does not encrypt, or does not speak the fabric protocol"
     return "it ended in the handshake: it does not encrypt, or is no Bester"
-
-
-def _address_of(descriptor: int) -> str:
-    """Return the address at the other end of a connection; UNSEEN where it has ended meanwhile."""
-    try:
-        with sockets.fromfd(descriptor, sockets.AF_INET, sockets.SOCK_STREAM) as connection:
-            return str(connection.getpeername()[0]).removeprefix("::ffff:")
-    except (OSError, IndexError, TypeError):
-        return UNSEEN

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from bester.broker import unix_socket
+from bester.broker.connections import ConnectionNumbers
 from bester.broker.core.effects import Link
 from bester.broker.curve import CLOCK, CurveSocket, OnRefused, Zap, as_bytes
 from bester.broker.fabric_socket import FabricSocket, Frames, new_context
@@ -70,6 +71,7 @@ class FabricListeners:
         self._zap: Zap | None = None
         self._long = LongMessages()
         self._links = LinkCounts()
+        self._numbers = ConnectionNumbers()
         self._reading: list[ReadUntil] = []
         self._bound: list[UnixSocket] = []
         self.sockets: list[FabricSocket] = []
@@ -113,7 +115,7 @@ class FabricListeners:
         if self._pair is None:
             raise ConfigError("[fabric] listen: an encrypted listener needs this server's key; set [fabric] key")
         if self._zap is None:
-            self._zap = Zap(self._context, known, receivers.refused, self._long, self._links)
+            self._zap = Zap(self._context, known, receivers.refused, self._numbers, self._long, self._links)
 
         def received(frames: Frames) -> None:
             identity, key, *rest = frames
@@ -131,8 +133,9 @@ class FabricListeners:
             return unpack(copied, receivers.most_values(link)) if usual is None else usual
 
         socket = CurveSocket(
-            self._context, self._pair, received, gone, receivers.refused, self._turn, self._long, self._links
-        )
+            self._context, self._pair, received, gone, receivers.refused, self._numbers, self._turn, self._long,
+            self._links,
+        )  # fmt: skip
         soon = asyncio.get_running_loop().call_soon
         slices = Slices(
             read,

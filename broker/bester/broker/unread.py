@@ -12,12 +12,15 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 from bester.broker.wire.messages import MAX_FRAME_BYTES
 
 MOST_BYTES = 5 * MAX_FRAME_BYTES
 """Bytes that were not read yet, over all connections of one party: as many as may wait when they are read (`slices`).
 Memory."""
+UNSEEN = "unseen"
+"""Stands for the address of a party that had left before it was looked at; it is seen at one of its next attempts."""
 LOOKED_AT_ONCE = 256
 """Connections of one look, about a millisecond; with more of them each is looked at less often."""
 FRAME_BYTES = 35
@@ -37,7 +40,7 @@ class _Connection:
 
     __slots__ = ("base", "held", "party", "peer", "read")
 
-    def __init__(self, peer: object) -> None:
+    def __init__(self, peer: Any) -> None:
         self.peer = peer
         self.party = b""
         self.base = self.held = self.read = 0
@@ -60,6 +63,11 @@ class Unread:
             if connection is not None:
                 with contextlib.suppress(OSError):
                     self._connections[descriptor] = _Connection(connection.getpeername())
+
+    def address(self, descriptor: int) -> str:
+        """Return the address of the party at a connection; UNSEEN where it had left before it was looked at."""
+        connection = self._connections.get(descriptor)
+        return UNSEEN if connection is None else str(connection.peer[0]).removeprefix("::ffff:")
 
     def end(self, descriptor: int) -> None:
         """Forget a connection that has ended."""
