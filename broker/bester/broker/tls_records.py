@@ -31,9 +31,10 @@ class Records:
         self._came = self._came[self._at :] + data if self._came else data
         self._at = 0
 
-    def take(self) -> bytes:
-        """Return the bytes of the next records, AT_ONCE at most; empty where none has come, or too little of one."""
-        came, rest, at, left = self._came, self._rest, self._at, AT_ONCE
+    def take(self, most: int = AT_ONCE) -> bytes:
+        """Return the bytes of the next records, `most` of them at most; empty where none has come, or too little of
+        one."""
+        came, rest, at, left = self._came, self._rest, self._at, most
         first, end = at, len(came)
         while left and at < end:
             if not rest:
@@ -46,7 +47,7 @@ class Records:
             if not rest:
                 left -= 1
         self._rest = rest
-        self.whole += AT_ONCE - left
+        self.whole += most - left
         if at == end:
             self._came, self._at = b"", 0
             return came[first:]

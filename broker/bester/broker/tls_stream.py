@@ -20,10 +20,13 @@ from bester.broker.layer import Layer
 from bester.broker.layer_turns import LayerTurns
 from bester.broker.names import connect
 from bester.broker.tls_faults import PLAIN_TEXT, TlsError, fault_of
-from bester.broker.tls_records import MOST_USELESS, Records
+from bester.broker.tls_records import AT_ONCE, MOST_USELESS, Records
 
 RECORD_BYTES = 16 * 1024
 """Longest record of TLS."""
+MOST_SHAKEN = 16 * 1024
+"""Bytes of a client's handshake: OpenSSL takes a chain of certificates apart in one call, which takes six milliseconds
+for as many bytes of the smallest ones. A server's chain of three certificates has some thousands."""
 MOST_ANSWERED = 64 * 1024
 """Bytes of answers of TLS itself that a peer may leave unread, such as those to requests for new keys."""
 PARTING_S = 1.0
@@ -57,7 +60,7 @@ class TlsStream(Layer):
 
     __slots__ = (
         "_above", "_answered_bytes", "_connected", "_failed", "_fault", "_head", "_host", "_in", "_opened", "_out",
-        "_peer_ended", "_phase", "_plain_answer", "_records", "_ssl", "_truncated", "_turns", "waiter",
+        "_peer_ended", "_phase", "_plain_answer", "_records", "_shaken_bytes", "_ssl", "_truncated", "_turns", "waiter",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +83,7 @@ class TlsStream(Layer):
         self._failed = failed
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._records = Records()
+        self._shaken_bytes = 0  # of the handshake, which were handed to TLS
         self._answered_bytes = 0  # of TLS itself, since everything had left the transport below
         self._ssl = context.wrap_bio(self._in, self._out, server_side=host is None, server_hostname=host)
         self._phase = Phase.SHAKING
@@ -186,11 +190,11 @@ class TlsStream(Layer):
         self._connected = True
         self._above.connection_made(self)
 
-    def _feed(self) -> bool:
-        """Hand the next records to TLS; return whether there were any."""
-        taken = self._records.take()
+    def _feed(self, most: int = AT_ONCE) -> int:
+        """Hand the next records to TLS, `most` of them at most; return how many bytes these were."""
+        taken = self._records.take(most)
         self._in.write(taken)
-        return bool(taken)
+        return len(taken)
 
     def _shake(self) -> None:
         while True:
@@ -199,8 +203,13 @@ class TlsStream(Layer):
                 break
             except ssl.SSLWantReadError:
                 self._pump()
-                if not self._feed():
+                if self._host is None and self._shaken_bytes > MOST_SHAKEN:
+                    self._fail(TlsError(f"its handshake has more than {MOST_SHAKEN >> 10} KiB"))
                     return
+                fed_bytes = self._feed(1)
+                if not fed_bytes:
+                    return
+                self._shaken_bytes += fed_bytes
             except ssl.SSLError as error:
                 self._pump()  # the alert that tells the peer why
                 self._fail(fault_of(error, self._host))
