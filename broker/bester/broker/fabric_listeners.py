@@ -27,10 +27,9 @@ from bester.broker.slices import Slices
 from bester.broker.turn import Turn
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import Endpoint, parse_endpoint
-from bester.broker.wire.codec import unpack
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.messages import Malformed, Message
-from bester.broker.wire.runs import read_usual
+from bester.broker.wire.runs import read_in_parts
 from bester.broker.wire.silence import ReadUntil
 
 IO_THREADS = 2
@@ -128,9 +127,7 @@ class FabricListeners:
             socket.cut(link.key.removeprefix(door), link.party, why)
 
         def read(link: Link, frames: Sequence[bytes]) -> Any:
-            copied = as_bytes(frames)
-            usual = read_usual(copied)
-            return unpack(copied, receivers.most_values(link)) if usual is None else usual
+            return read_in_parts(as_bytes(frames), receivers.most_values(link))
 
         socket = CurveSocket(
             self._context, self._pair, received, gone, receivers.refused, self._numbers, self._turn, self._long,

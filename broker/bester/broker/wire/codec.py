@@ -63,6 +63,10 @@ HARMLESS_BYTES = 512
 SUSPECTS = 16
 """Bytes in a frame 0 above HARMLESS_BYTES that could announce a long array; with more of them the frame is walked
 through first, as a few kilobytes of nested announcements would cost 100 MB and a tenth of a second."""
+PARTS_BYTES = 8 * 1024 * 1024
+"""The same where a party on another machine chooses what its message costs: to unpack as many short values as are read
+at all takes as long as to cut so many bytes of them. Several messages of more are those of no program that attaches
+long bodies."""
 SECOND_LOOK_BYTES = 64 * 1024
 """Longest frame 0 whose unreadable values are searched one by one, which is slow, and named. In a longer one they are
 only marked, so that their messages cannot be written again."""
@@ -74,6 +78,8 @@ _cut = None if msgspec is None else msgspec.msgpack.Decoder(list[msgspec.Raw]).d
 _PACKED = None if msgspec is None else msgspec.Raw
 _MARK = object()  # in place of a value that BFP does not allow; no Packer takes it
 
+ReadUsual = Callable[[Sequence[bytes]], Sequence[Any] | None]
+"""Function that reads a batch of usual messages in one piece; None where the batch holds others."""
 OnUnsendable = Callable[[Message, WireError], Message | None]
 """Callback for a message that cannot be sent, with the reason; returns the message to send in its place, or None."""
 
@@ -290,15 +296,19 @@ def fault(message: Message, most_bytes: int = MAX_FRAME_BYTES) -> WireError | No
 
 class UnreadRows:
     """Rows of a batch that become messages part by part: `[:n]` returns the first n messages, `[n:]` the rest, unread.
-    Rows of a long batch are MessagePack until then."""
+    Rows of a long batch are MessagePack until then; `usual(frames)` returns the messages of a part of them, None where
+    each must be read alone."""
 
-    __slots__ = ("_at", "_frames", "_most_weight", "_rows")
+    __slots__ = ("_at", "_frames", "_most_weight", "_rows", "_usual")
 
-    def __init__(self, rows: list[Any], frames: Sequence[bytes], most_weight: int, at: int = 0) -> None:
+    def __init__(
+        self, rows: Any, frames: Sequence[bytes], most_weight: int, at: int = 0, usual: ReadUsual | None = None
+    ) -> None:
         self._rows = rows
         self._frames = frames
         self._most_weight = most_weight
         self._at = at
+        self._usual = usual
 
     def __len__(self) -> int:
         return len(self._rows) - self._at
@@ -306,10 +316,15 @@ class UnreadRows:
     def __getitem__(self, part: slice) -> Any:
         start, stop, _ = part.indices(len(self))
         if part.stop is None and start:
-            return UnreadRows(self._rows, self._frames, self._most_weight, self._at + start)
+            return UnreadRows(self._rows, self._frames, self._most_weight, self._at + start, self._usual)
         frames = self._frames
         messages: list[Message | Malformed] = []
-        for row in self._rows[self._at + start : self._at + stop]:
+        rows = self._rows[self._at + start : self._at + stop]
+        if self._usual is not None and len(frames) == 1:
+            usual = self._usual([b"\xdc" + len(rows).to_bytes(2, "big") + b"".join(map(bytes, rows))])
+            if usual is not None:
+                return usual
+        for row in rows:
             if type(row) is _PACKED:
                 messages.append(_read_packed(bytes(row), frames, self._most_weight))
                 continue
@@ -351,6 +366,20 @@ def unpack(frames: Sequence[bytes], most_weight: int = MAX_WEIGHT) -> list[Messa
         except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
             return [Malformed("malformed", _no_messagepack(first))]
     return _unpack_whole(frames, most_weight)
+
+
+def unpack_in_parts(
+    frames: Sequence[bytes], most_weight: int, usual: ReadUsual
+) -> list[Message | Malformed] | UnreadRows:
+    """Decode as `unpack` does, but cut a frame 0 up to PARTS_BYTES, of which the values of each message are counted.
+    `usual` is that of UnreadRows."""
+    first = frames[0] if frames and len(frames) <= MAX_FRAMES else b""
+    if _cut is None or not LIGHT_BYTES < len(first) <= PARTS_BYTES or not 1 < _array_length(first) <= MAX_BATCH:
+        return unpack(frames, most_weight)
+    try:
+        return UnreadRows(_cut(first), frames, most_weight, usual=usual)
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        return [Malformed("malformed", _no_messagepack(first))]
 
 
 def _unpack_whole(

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, Union
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-from bester.broker.wire.codec import BATCH_BYTES, MAX_ITEMS, MAX_WEIGHT, decode
+from bester.broker.wire.codec import BATCH_BYTES, MAX_ITEMS, MAX_WEIGHT, decode, unpack_in_parts
 from bester.broker.wire.messages import (
     INLINE_BYTES,
     MAX_BATCH,
@@ -50,6 +50,8 @@ piece holds few values for its length, whoever has sent it: a batch of empty com
 FEW_COMMANDS = 4
 FEW_KEYS = 16
 """Keys of a meta, and texts of each."""
+SHORT_BYTES = 16 * 1024
+"""Longest ZeroMQ message that is read at once: in a longer one there may be milliseconds of empty commands."""
 FEW_NUMBERS = 512
 """Serials in a CONFIRM, beside those that it ends by their order."""
 
@@ -170,6 +172,14 @@ def read(frames: Sequence[bytes], most_values: int = MAX_WEIGHT) -> Sequence[Mes
     `codec.decode`."""
     usual = read_usual(frames)
     return decode(frames, most_values) if usual is None else usual
+
+
+def read_in_parts(frames: Sequence[bytes], most_values: int) -> Sequence[Any]:
+    """Return the messages of a ZeroMQ message that came to a server as those of `read` are, to be taken part by part:
+    a short one is read at once, and of any other the parts that are taken."""
+    usual = read_usual(frames) if sum(map(len, frames)) <= SHORT_BYTES else None
+    rows: Any = unpack_in_parts(frames, most_values, read_usual) if usual is None else usual
+    return rows  # type: ignore[no-any-return]  # UnreadRows has what is used of a sequence
 
 
 def read_usual(frames: Sequence[bytes]) -> Sequence[Any] | None:
