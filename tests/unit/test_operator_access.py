@@ -15,6 +15,7 @@ from bester.broker.operator.access import Access, name_in_certificate
 from bester.broker.wire.address import HostPort
 from bester.broker.wire.codes import ConfigError
 from tests.authorities import DAY, Authority
+from tests.pipes import fed
 
 HERE = HostPort("127.0.0.1", 0)
 
@@ -45,6 +46,17 @@ def test_changed_token_is_taken_in_and_a_faulty_one_changes_nothing(
         assert (access.token, len(changes)) == ("a-second-secret-22", 1)
     refused = [each for each in caplog.records if "were not read again" in each.getMessage()]
     assert len(refused) == 3, "once for each change"
+
+
+def test_pipe_in_place_of_the_token_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = secret_file(tmp_path, "the-first-secret-1")
+    access = Access(OperatorConfig(HERE, path))
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    with fed(path):
+        access.look()
+    assert access.token == "the-first-secret-1"
+    assert "cannot be read: It is a pipe or a device, and no file" in caplog.text
 
 
 def test_renewed_certificate_is_taken_in_and_its_end_is_told_of_once_a_day(

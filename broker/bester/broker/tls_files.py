@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from bester.broker import plain_file
 from bester.broker.wire.codes import ConfigError
 
 ALPN = "bester/1"
@@ -141,8 +142,7 @@ def _validity_of(what: str, path: Path, now: float) -> Validity:
 
 def _read(what: str, path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            text = file.read(FILE_BYTES + 1)
+        text = plain_file.read(path, FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError(
             f"{what}: cannot read it: {error.strerror}; name the file, or let this user read it"

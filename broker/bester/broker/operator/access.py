@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from bester.broker import plain_file
 from bester.broker.config import OperatorConfig
 from bester.broker.descriptors import is_scarce
 from bester.broker.logs import facts
@@ -23,6 +24,8 @@ from bester.broker.wire.codes import ConfigError
 SECTION = "[operator]"
 PROTOCOL = "http/1.1"
 """Name of the protocol inside TLS."""
+TOKEN_BYTES = 64 * 1024
+"""Longest file of a token; more than any header that could carry it."""
 OPERATOR = "an operator"
 """Name of somebody whose certificate has none."""
 
@@ -109,7 +112,7 @@ def read_token(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        mode, text = path.stat().st_mode, path.read_text().strip()
+        text, mode = plain_file.read(path, TOKEN_BYTES).decode().strip(), path.stat().st_mode
     except OSError as error:
         remedy = f"make it: (umask 077; openssl rand -hex 24 > {path})" if isinstance(error, FileNotFoundError) else ""
         why = f"{error.strerror}; {remedy or 'name the file, or let this user read it'}"
