@@ -29,6 +29,9 @@ class BrokerPort(Protocol):
     def send_all(self, messages: Sequence[Message]) -> int:
         """Take messages in their order; return how many were taken, the others finding no room now."""
 
+    def give_up(self) -> None:
+        """Lose the link, in the next turn of the loop: the broker does not read."""
+
 
 class BrokerLink:
     """The link to the one broker. `tokens` numbers questions; `notice` gets texts for the log."""
@@ -77,11 +80,15 @@ class BrokerLink:
             return
         if not self._backlog and self.port.send(message):
             return
-        if len(self._backlog) < self._limits.link_backlog:
+        room = self._limits.link_room
+        if len(self._backlog) < room:
             self._backlog.append(message)
-        else:
+            if len(self._backlog) < room:
+                return
+            # Without one of them the broker would have wrong sessions. What comes until the link is lost is void.
             self._reached["link_backlog"] += 1
-            self._notice(f"the link to the broker is full; {type(message).__name__} dropped")
+            self._notice(f"{room} messages wait for room on the link to the broker; it is given up")
+            self.port.give_up()
 
     def flush(self) -> bool:
         """Send the waiting messages, as far as there is room; return whether none is left."""
