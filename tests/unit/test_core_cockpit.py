@@ -61,6 +61,17 @@ def test_servers_before_anything_is_known(office: Office) -> None:
     assert office.rows()["s3"]["state"] == "unknown"
 
 
+def test_reasons_of_a_lost_server_that_take_turns_are_logged_once_a_minute(office: Office) -> None:
+    """As of a name server that hangs: a lookup fails, or has no answer yet."""
+    stand = office.stand
+    for number in range(8):
+        why = "the name server did not answer" if number % 2 else "failure in name resolution"
+        stand.take(stand.router.on_server_lost("s2", why, stand.now))
+        assert office.rows()["s2"]["error"] == why
+        stand.wait(10.0)
+    assert [each.event for each in stand.notices].count("server-lost") == 4
+
+
 def test_state_and_last_error_of_a_fabric_server(office: Office) -> None:
     stand = office.stand
     stand.take(stand.router.on_server_lost("s2", "the name s2.example cannot be looked up", stand.now))

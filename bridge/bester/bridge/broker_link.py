@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from bester.bridge.limits import Limits
 from bester.broker.wire.messages import Ask, Login, Message, Submit
+from bester.broker.wire.trouble import Told
 
 Answered = Callable[[int, Any], None]
 """Called with the status (0 is good) and the value of an answer."""
@@ -47,7 +48,7 @@ class BrokerLink:
         self._tokens = tokens
         self._notice = notice
         self._was_lost = False
-        self._why = ""
+        self._told = Told()
         self._backlog: deque[Message] = deque()  # messages that wait for room on the link
         self._asks: dict[int, Answered] = {}
 
@@ -56,13 +57,14 @@ class BrokerLink:
         if self._was_lost:
             self._was_lost = False
             self._notice("the broker is back")
+        self._told.clear()
         self.is_ready = True
 
     def on_link_lost(self, why: str) -> None:
         """Discard what waited for room on the lost link, and answer every question with UNANSWERED."""
-        if self.is_ready or not self._was_lost or why != self._why:
+        if self._told.is_due(why):
             self._notice(f"link to the broker lost: {why}")
-        self._was_lost, self._why = True, why
+        self._was_lost = True
         self.is_ready = False
         self._backlog.clear()
         asks, self._asks = self._asks, {}

@@ -29,6 +29,7 @@ from bester.broker.wire.messages import (
 from bester.broker.wire.messages import Message as WireMessage
 from bester.broker.wire.notes import class_name
 from bester.broker.wire.runs import read_requests, write_replies
+from bester.broker.wire.trouble import Told
 from bester.handlers.app import App, Runs
 from bester.handlers.calls import PendingCalls
 from bester.handlers.emits import Emits, Unsure
@@ -112,8 +113,7 @@ class Worker:
         self.requests = Requests(self._link, self._routes, self.name, share.number, share.of, self._on_useless)
         """Requests of this worker's broker."""
         self._exclusive: Exclusive | None = None
-        self._logged_away_at = float("-inf")
-        self._logged_why = ""
+        self._told = Told(AWAY_AGAIN_S)
 
     async def prepare(self) -> None:
         """Run the app's start hooks; to be awaited before `start`. An exception of a hook passes through."""
@@ -214,7 +214,7 @@ class Worker:
         server = client.server or self.endpoint
         fields = facts("handler-serves", name=self.name, types=list(self._routes), server=server)
         log.info("%s serves %s at %s%s", self.name, ", ".join(self._routes), server, again, extra=fields)
-        self._logged_away_at = float("-inf")
+        self._told.clear()
         self._calls.set_ready()
         self._ready.set()
         self.requests.is_linked = True
@@ -228,8 +228,7 @@ class Worker:
         self._abandon(why)
         if self._exclusive is not None:
             self._exclusive.on_lost(self.requests)
-        if self.loop.time() >= self._logged_away_at + AWAY_AGAIN_S or why != self._logged_why:
-            self._logged_away_at, self._logged_why = self.loop.time(), why
+        if self._told.is_due(why, self.loop.time()):
             fields = facts("broker-away", name=self.name, broker=self.endpoint, why=why)
             log.warning(
                 "%s: no link to the broker at %s (%s); trying again", self.name, self.endpoint, why, extra=fields
