@@ -87,6 +87,8 @@ def test_state_and_last_error_of_a_fabric_server(office: Office) -> None:
     assert row["error"] == "overloaded: a queue is full; send less, or later"
     assert row["next_attempt_ms"] > after["error_ms"]
     assert [each["messages"] for each in row["outbox"]] == [1]
+    office.order("peerHold", "s2")
+    assert office.rows()["s2"]["next_attempt_ms"] is None  # nothing is tried while its operator holds messages back
 
 
 def test_state_of_a_native_server(office: Office) -> None:
