@@ -83,6 +83,21 @@ def test_renewed_certificate_is_taken_in_and_its_end_is_told_of_once_a_day(
     assert "were read again" in caplog.messages[-1]
 
 
+def test_certificate_that_was_not_valid_yet_is_taken_in_once_it_is(tmp_path: Path) -> None:
+    """One of another machine's, made while the clock here is behind."""
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("127.0.0.1", end=20 * DAY)
+    now = time.time()
+    access = Access(OperatorConfig(HERE, None, cert, key, authority.ca), lambda: now)
+    first = access.context
+    authority.issue("127.0.0.1", begin=2 * DAY, end=90 * DAY)
+    access.look()
+    assert access.context is first
+    now += 3 * 86400
+    access.look()
+    assert access.context is not first
+
+
 def test_faults_name_the_section_of_the_page(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     cert, key = authority.issue("127.0.0.1")

@@ -33,6 +33,10 @@ class Pair(NamedTuple):
     key: Path
 
 
+class NotYetValidError(ConfigError):
+    """The certificate begins later, by this machine's clock: the same file can be used then."""
+
+
 class Validity(NamedTuple):
     """Time in which a certificate is valid, in seconds since 1970."""
 
@@ -136,7 +140,7 @@ def _validity_of(what: str, path: Path, now: float) -> Validity:
         raise ConfigError(f"{what}: the certificate has expired on {day(validity.end)}; have it renewed")
     if now < validity.begin:
         when = f"is not valid before {day(validity.begin)}, and the clock shows {day(now)}"
-        raise ConfigError(f"{what}: the certificate {when}; set the clock, or wait")
+        raise NotYetValidError(f"{what}: the certificate {when}; set the clock, or wait")
     return validity
 
 

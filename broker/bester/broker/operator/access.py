@@ -18,7 +18,7 @@ from bester.broker.config import OperatorConfig
 from bester.broker.descriptors import is_scarce
 from bester.broker.logs import facts
 from bester.broker.renewal import Reminder, signature
-from bester.broker.tls_files import Pair, Validity, server_context
+from bester.broker.tls_files import NotYetValidError, Pair, Validity, server_context
 from bester.broker.wire.codes import ConfigError
 
 SECTION = "[operator]"
@@ -75,7 +75,7 @@ class Access:
         except ConfigError as error:
             text = "the files of the operator's page were not read again, and those before stay in use: %s"
             log.error(text, error, extra=facts("operator-files-refused", why=str(error)))
-            if is_scarce(error):
+            if is_scarce(error) or isinstance(error, NotYetValidError):
                 self._seen = ()  # the next look tries again
             return
         if self._files():
