@@ -30,7 +30,7 @@ from bester.broker.wire.messages import Message as WireMessage
 from bester.broker.wire.notes import class_name
 from bester.broker.wire.runs import read_requests, write_replies
 from bester.broker.wire.trouble import Told
-from bester.handlers.app import App, Runs
+from bester.handlers.app import App
 from bester.handlers.calls import PendingCalls
 from bester.handlers.emits import Emits, Unsure
 from bester.handlers.exclusive import Exclusive
@@ -41,8 +41,6 @@ from bester.handlers.runtime import Outcome
 from bester.handlers.timers import Timers
 
 log = logging.getLogger("bester.handlers")
-_LOOP, _INLINE = Runs.LOOP, Runs.INLINE
-_new = tuple.__new__  # makes a message in half the time of its class
 
 DRAIN_S = 10.0
 """Seconds that outstanding requests may take when the worker is stopped; then they go to another worker."""
