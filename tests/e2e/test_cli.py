@@ -156,6 +156,11 @@ def test_line_for_a_new_key_can_be_read(directory: Path) -> None:
         (["top", "--every", "nan"], 2, "'--every': nan is no number of seconds; see"),
         (["record", "--type", "t", "--seconds", "inf", "f"], 2, "'--seconds': inf is no number of seconds; see"),
         (["handler", "nosuch:app"], 2, "there is no module 'nosuch'"),
+        (["handler", "bester.handlers.stock.echo:app", "--types", ""], 2, "--types (or BESTER_TYPES) names no type"),
+        (["handler", "bester.handlers.stock.echo:app", "--fabric", ""], 2, "--fabric is empty; leave it out, or give"),
+        (["bridge", "--fabric", ""], 2, "--fabric is empty; leave it out, or give it a value"),
+        (["bridge", "--key", ""], 2, "--key is empty; leave it out, or give it a value"),
+        (["bridge", "--server-key", ""], 2, "--server-key is empty; leave it out, or give it a value"),
         (["handler", "nosuch:app", "--workers", "x"], 2, "'x' is not a valid integer"),
     ],
 )

@@ -239,7 +239,7 @@ async def test_fault_of_the_worker_over_one_message_spares_the_batch(
 
     real = MessageGroups.enter
     monkeypatch.setattr(MessageGroups, "enter", enter)
-    monkeypatch.setattr("bester.handlers.worker.verdict_on", verdict_on)
+    monkeypatch.setattr("bester.handlers.requests.verdict_on", verdict_on)
     async with running(app, endpoint) as broker:
         broker.send(*(request(token, b"%d" % token, "x", user=f"u{token}") for token in (1, 2, 3)))
         replies = await broker.replies(3)

@@ -13,7 +13,8 @@ import pytest
 
 from bester.broker.wire.messages import Command, Hello
 from bester.handlers.legacy import legacy_app
-from bester.handlers.worker import TOO_LONG, Worker
+from bester.handlers.requests import TOO_LONG
+from bester.handlers.worker import Worker
 from tests.e2e.broker_stand_in import PATIENCE_S, StandIn, request
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[None]]

@@ -18,7 +18,8 @@ import pytest
 from bester.broker.wire.messages import Command, Error, Goodbye, Hello, Reply
 from bester.handlers import App, Message
 from bester.handlers.hello import LEASE_MS, hello_options
-from bester.handlers.worker import NOT_BEGUN, TOO_LONG, Worker
+from bester.handlers.requests import NOT_BEGUN, TOO_LONG
+from bester.handlers.worker import Worker
 from tests.e2e.broker_stand_in import PATIENCE_S, StandIn, request
 
 LIMIT_MS = 100

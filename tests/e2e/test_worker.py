@@ -111,7 +111,7 @@ async def test_replies_and_grants_are_sent_on_a_link_that_takes_no_more_emits(
         monkeypatch.setattr(fabric, "MAX_QUEUED", 0)
         with pytest.raises(BesterError, match="no link"):
             await app.emit("echo", [], timeout_s=5.0)
-        worker.tell({"exclusive": 3})
+        worker.requests.tell({"exclusive": 3})
         assert await asyncio.wait_for(broker.signals.get(), PATIENCE_S) == {"exclusive": 3}
         broker.send(request(1, b"1"), request(2, b"0"), request(3, b"1"), request(4, b"1", "other"))
         replies = await broker.replies(4)

@@ -161,6 +161,10 @@ class World:
         self.said += messages
         return len(messages)
 
+    def give_up(self) -> None:
+        """Lose the link in the next turn."""
+        self.soon.append(self.lose)
+
     def forward(self, message: Forward) -> None:
         """Fail: no message is forwarded here."""
         raise AssertionError(f"the broker of this world forwards nothing: {message}")

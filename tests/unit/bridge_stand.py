@@ -101,6 +101,7 @@ class Scene:
     def __init__(self, **limits: Any) -> None:
         self.now = 0.0
         self.full = False
+        self.given_up = 0
         self.sent: list[Message] = []
         self.notices: list[str] = []
         self.ended: list[tuple[int, str]] = []
@@ -130,6 +131,9 @@ class Scene:
 
     def send_all(self, messages: Sequence[Message]) -> int:
         return sum(self.send(message) for message in messages)
+
+    def give_up(self) -> None:
+        self.given_up += 1
 
     def turn(self) -> None:
         """Run the loop until nothing is left to do."""

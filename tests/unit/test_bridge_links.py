@@ -40,6 +40,12 @@ class TestLinks:
         assert connection.session.state is State.OPEN
         assert scene.start_login("carol").lines() == ["bad auth_special unreachable"]
 
+    def test_reasons_of_a_lost_link_that_take_turns_are_logged_once_each(self) -> None:
+        scene = Scene()
+        for why in ("no answer", "lookup failed") * 3:
+            scene.bridge.on_link_lost(why)
+        assert scene.notices == ["link to the broker lost: no answer", "link to the broker lost: lookup failed"]
+
     @pytest.mark.parametrize("lost_first", [True, False])
     def test_sessions_are_announced_to_the_next_broker(self, lost_first: bool) -> None:
         scene = Scene()

@@ -129,6 +129,19 @@ def test_files_that_found_no_descriptor_are_read_at_the_next_look(
     assert certificates.listener is not before
 
 
+def test_certificate_that_was_not_valid_yet_is_taken_in_once_it_is(tmp_path: Path, config: Config) -> None:
+    """One of another machine's, made while the clock here is behind."""
+    now = time.time()
+    certificates = Certificates(config, lambda: now)
+    first = certificates.listener
+    Authority(tmp_path, "later").issue("s1.example", begin=2 * DAY, end=90 * DAY)
+    certificates.look()
+    assert certificates.listener is first
+    now += 3 * 86400
+    certificates.look()
+    assert certificates.listener is not first
+
+
 def test_server_that_speaks_tls_no_more_has_no_context(tmp_path: Path, config: Config) -> None:
     certificates = Certificates(config)
     (tmp_path / "server.key").chmod(0o644)  # so that the files are not read anew

@@ -61,6 +61,17 @@ def test_servers_before_anything_is_known(office: Office) -> None:
     assert office.rows()["s3"]["state"] == "unknown"
 
 
+def test_reasons_of_a_lost_server_that_take_turns_are_logged_once_a_minute(office: Office) -> None:
+    """As of a name server that hangs: a lookup fails, or has no answer yet."""
+    stand = office.stand
+    for number in range(8):
+        why = "the name server did not answer" if number % 2 else "failure in name resolution"
+        stand.take(stand.router.on_server_lost("s2", why, stand.now))
+        assert office.rows()["s2"]["error"] == why
+        stand.wait(10.0)
+    assert [each.event for each in stand.notices].count("server-lost") == 4
+
+
 def test_state_and_last_error_of_a_fabric_server(office: Office) -> None:
     stand = office.stand
     stand.take(stand.router.on_server_lost("s2", "the name s2.example cannot be looked up", stand.now))
@@ -76,6 +87,8 @@ def test_state_and_last_error_of_a_fabric_server(office: Office) -> None:
     assert row["error"] == "overloaded: a queue is full; send less, or later"
     assert row["next_attempt_ms"] > after["error_ms"]
     assert [each["messages"] for each in row["outbox"]] == [1]
+    office.order("peerHold", "s2")
+    assert office.rows()["s2"]["next_attempt_ms"] is None  # nothing is tried while its operator holds messages back
 
 
 def test_state_of_a_native_server(office: Office) -> None:

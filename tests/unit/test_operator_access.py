@@ -15,6 +15,7 @@ from bester.broker.operator.access import Access, name_in_certificate
 from bester.broker.wire.address import HostPort
 from bester.broker.wire.codes import ConfigError
 from tests.authorities import DAY, Authority
+from tests.pipes import fed
 
 HERE = HostPort("127.0.0.1", 0)
 
@@ -47,6 +48,17 @@ def test_changed_token_is_taken_in_and_a_faulty_one_changes_nothing(
     assert len(refused) == 3, "once for each change"
 
 
+def test_pipe_in_place_of_the_token_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = secret_file(tmp_path, "the-first-secret-1")
+    access = Access(OperatorConfig(HERE, path))
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    with fed(path):
+        access.look()
+    assert access.token == "the-first-secret-1"
+    assert "cannot be read: It is a pipe or a device, and no file" in caplog.text
+
+
 def test_renewed_certificate_is_taken_in_and_its_end_is_told_of_once_a_day(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -69,6 +81,21 @@ def test_renewed_certificate_is_taken_in_and_its_end_is_told_of_once_a_day(
         access.look()
     assert access.context is not first
     assert "were read again" in caplog.messages[-1]
+
+
+def test_certificate_that_was_not_valid_yet_is_taken_in_once_it_is(tmp_path: Path) -> None:
+    """One of another machine's, made while the clock here is behind."""
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("127.0.0.1", end=20 * DAY)
+    now = time.time()
+    access = Access(OperatorConfig(HERE, None, cert, key, authority.ca), lambda: now)
+    first = access.context
+    authority.issue("127.0.0.1", begin=2 * DAY, end=90 * DAY)
+    access.look()
+    assert access.context is first
+    now += 3 * 86400
+    access.look()
+    assert access.context is not first
 
 
 def test_faults_name_the_section_of_the_page(tmp_path: Path) -> None:

@@ -48,6 +48,18 @@ def test_odd_setting_changes_nothing_that_is_kept(cluster: Cluster, setting: str
         accounts.close()
 
 
+def test_time_for_statements_is_without_a_bound_before_the_first_that_takes_any(cluster: Cluster) -> None:
+    """A function of the user's, as slow as a catalog that is read for the first time on a busy machine."""
+    slow = cluster.schema()
+    with connect(cluster.database(), "a test") as other:
+        other.execute(f"CREATE SCHEMA {slow}".encode())
+        body = "SELECT pg_sleep(1.5); SELECT pg_catalog.quote_ident($1)"
+        other.execute(f"CREATE FUNCTION {slow}.quote_ident(text) RETURNS text LANGUAGE sql AS $${body}$$".encode())
+    options = quote(f"-c statement_timeout=500 -c search_path={slow},pg_catalog")
+    with connect(Database(f"{cluster.url()}&options={options}", cluster.schema()), "a test") as session:
+        assert session.execute("SHOW statement_timeout").fetchone() == ("0",)
+
+
 def test_session_at_rest_is_not_ended(cluster: Cluster) -> None:
     with connect(cluster.database(), "a test") as session:
         if session.info.server_version < 140_000:

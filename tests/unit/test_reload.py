@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from bester.broker.config import Config, defaults
+from bester.broker.config_file import load
 from bester.broker.reload import Prepare, Reloader, changes
 from bester.broker.wire.codes import ConfigError
+from tests.pipes import fed
 
 
 def config(tmp_path: Path) -> Config:
@@ -109,3 +111,41 @@ async def test_want_of_room_is_tried_again_at_the_next_look_and_a_mistake_is_not
     finally:
         reloader.close()
     assert len(tried) == tries
+
+
+def test_file_that_is_gone_empty_or_a_pipe_leaves_everything_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file of the working directory, which nobody named: without it the defaults would be read."""
+    monkeypatch.chdir(tmp_path)
+    file = Path("bester.toml")
+    lines = '[server]\nname = "s1"\n[servers.s2]\nnative = "127.0.0.1:9"\n'
+    file.write_text(lines)
+    reloader = Reloader(load(), load)
+    applied: list[Config] = []
+
+    def prepare(new: Config, opened: ExitStack) -> Callable[[], None]:
+        return lambda: applied.append(new)
+
+    reloader.add(["servers"], prepare)
+
+    def why() -> str:
+        caplog.clear()
+        assert not reloader.reload()
+        return caplog.text
+
+    file.unlink()
+    assert "stays as it was: bester.toml: is not there any more; put it back" in why()
+    file.touch()
+    assert "stays as it was: bester.toml: is empty; put its lines back" in why()
+    file.unlink()
+    os.mkfifo(file)
+    with fed(file):
+        assert "stays as it was: bester.toml: is no file any more, but a pipe" in why()
+    file.unlink()
+    file.mkdir()
+    assert "stays as it was: bester.toml: cannot read it: Is a directory" in why()
+    file.rmdir()
+    assert applied == []
+    file.write_text(lines.replace("s2", "s3"))
+    assert reloader.reload() and list(applied[0].servers) == ["s3"]

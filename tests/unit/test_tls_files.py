@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from bester.broker.hosts import is_named
 from bester.broker.tls_files import Pair, client_context, server_context, validity_of
 from bester.broker.wire.codes import ConfigError
 from tests.authorities import DAY, Authority, pem
+from tests.pipes import fed
 
 
 @pytest.fixture
@@ -84,6 +86,11 @@ def test_files_that_are_something_else(tmp_path: Path, pair: Pair) -> None:
         assert words in fault(Pair(pair.cert, odd))
     assert "cannot read it: No such file" in fault(Pair(tmp_path / "none", pair.key))
     assert "cannot read it: Is a directory" in fault(Pair(pair.cert, tmp_path))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    for given, authorities in ((Pair(pipe, pair.key), None), (Pair(pair.cert, pipe), None), (pair, pipe)):
+        with fed(pipe):
+            assert "cannot read it: It is a pipe or a device, and no file" in fault(given, authorities)
     assert "client_ca = " in fault(pair, pair.key)
     with pytest.raises(ConfigError, match=r"\[servers.b\] ca = .*is a private key"):
         client_context("[servers.b] ca", pair.key)

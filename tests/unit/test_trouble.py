@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.wire.trouble import FINAL, FINDINGS, Attempt, Event, Found
+from bester.broker.wire.trouble import FINAL, FINDINGS, MOST_TOLD, Attempt, Event, Found, Told
 
 
 def attempt(*events: Event, keys: bool = True) -> Attempt:
@@ -60,3 +60,18 @@ def test_only_news_of_a_final_finding_end_the_wait() -> None:
     tried = attempt("connected")
     assert tried.take("auth") and not tried.take("auth")
     assert not any(before in FINAL for before, _ in FINDINGS)
+
+
+def test_reason_is_told_once_in_its_time_though_others_come_in_between() -> None:
+    told = Told(60.0)
+    assert [told.is_due("no answer" if at % 2 else "failure", at * 10.0) for at in range(8)] == [
+        True, True, False, False, False, False, True, True,
+    ]  # fmt: skip
+    told.clear()
+    assert told.is_due("failure", 80.0)
+
+
+def test_reasons_that_are_remembered_have_a_bound() -> None:
+    told = Told()
+    assert all(told.is_due(str(number)) for number in range(MOST_TOLD + 1))
+    assert told.is_due("0")

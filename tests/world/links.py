@@ -75,6 +75,10 @@ class SimLink:
         self.party.on_sent(self.world.now)
         return len(messages)
 
+    def give_up(self) -> None:
+        """Lose the link in the next turn: its messages find no room."""
+        self.world.after(0.0, lambda: self._do(self.party.on_unread(self.world.now)))
+
     # --- faults ---
 
     def crash(self, down_s: float, party: LinkClient | None = None) -> None:

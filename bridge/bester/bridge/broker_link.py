@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from bester.bridge.limits import Limits
 from bester.broker.wire.messages import Ask, Login, Message, Submit
+from bester.broker.wire.trouble import Told
 
 Answered = Callable[[int, Any], None]
 """Called with the status (0 is good) and the value of an answer."""
@@ -29,6 +30,9 @@ class BrokerPort(Protocol):
     def send_all(self, messages: Sequence[Message]) -> int:
         """Take messages in their order; return how many were taken, the others finding no room now."""
 
+    def give_up(self) -> None:
+        """Lose the link, in the next turn of the loop: the broker does not read."""
+
 
 class BrokerLink:
     """The link to the one broker. `tokens` numbers questions; `notice` gets texts for the log."""
@@ -44,7 +48,7 @@ class BrokerLink:
         self._tokens = tokens
         self._notice = notice
         self._was_lost = False
-        self._why = ""
+        self._told = Told()
         self._backlog: deque[Message] = deque()  # messages that wait for room on the link
         self._asks: dict[int, Answered] = {}
 
@@ -53,13 +57,14 @@ class BrokerLink:
         if self._was_lost:
             self._was_lost = False
             self._notice("the broker is back")
+        self._told.clear()
         self.is_ready = True
 
     def on_link_lost(self, why: str) -> None:
         """Discard what waited for room on the lost link, and answer every question with UNANSWERED."""
-        if self.is_ready or not self._was_lost or why != self._why:
+        if self._told.is_due(why):
             self._notice(f"link to the broker lost: {why}")
-        self._was_lost, self._why = True, why
+        self._was_lost = True
         self.is_ready = False
         self._backlog.clear()
         asks, self._asks = self._asks, {}
@@ -77,11 +82,15 @@ class BrokerLink:
             return
         if not self._backlog and self.port.send(message):
             return
-        if len(self._backlog) < self._limits.link_backlog:
+        room = self._limits.link_room
+        if len(self._backlog) < room:
             self._backlog.append(message)
-        else:
+            if len(self._backlog) < room:
+                return
+            # Without one of them the broker would have wrong sessions. What comes until the link is lost is void.
             self._reached["link_backlog"] += 1
-            self._notice(f"the link to the broker is full; {type(message).__name__} dropped")
+            self._notice(f"{room} messages wait for room on the link to the broker; it is given up")
+            self.port.give_up()
 
     def flush(self) -> bool:
         """Send the waiting messages, as far as there is room; return whether none is left."""

@@ -20,7 +20,7 @@ from bester.broker.descriptors import is_scarce
 from bester.broker.logs import facts
 from bester.broker.renewal import LOOK_S, Reminder, signature
 from bester.broker.tls_faults import TlsError
-from bester.broker.tls_files import Pair, Validity, client_context, day, server_context
+from bester.broker.tls_files import NotYetValidError, Pair, Validity, client_context, day, server_context
 from bester.broker.wire.address import canonical
 from bester.broker.wire.codes import ConfigError
 
@@ -105,7 +105,7 @@ class Certificates:
         except ConfigError as error:
             text = "the certificates were not read again, and those before stay in use: %s"
             log.error(text, error, extra=facts("certificates-refused", why=str(error)))
-            if is_scarce(error):
+            if is_scarce(error) or isinstance(error, NotYetValidError):
                 self._seen = ()  # the next look tries again
             return False
         self._use(contexts)

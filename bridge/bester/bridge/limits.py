@@ -148,13 +148,18 @@ class Limits:
     informer_frame: int = 64 * KIB
     """A question is a name at most."""
     link_backlog: int = 65_536
-    """Messages that the broker must get (sessions, deliveries) and that wait for room on the link; a link with more
-    waiting is no link."""
+    """Messages that the broker must get (sessions, deliveries) and that wait for room on the link, beside two for each
+    connection that there may be; a link with more waiting is given up, and the broker told all sessions anew."""
 
     @property
     def fair_bytes(self) -> int:
         """Fair share of one connection, were there as many connections as allowed."""
         return self.held_bytes // self.max_connections
+
+    @property
+    def link_room(self) -> int:
+        """Messages that wait for room on the link to a broker before the link is given up."""
+        return self.link_backlog + 2 * self.max_connections
 
     @property
     def stranger_places(self) -> int:

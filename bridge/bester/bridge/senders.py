@@ -22,6 +22,10 @@ FAN_LEFT = 0.99
 """Part of a sender's `fan` that is left after another message with fewer copies."""
 MOST_FAN = 64
 """Bound of a sender's `fan` for each copy of a message."""
+FREE_COPIES = 8 * 1024
+"""Bytes that the copies of one body may cost beside the body itself, uncharged: of small bodies the number of messages
+is the bound. With their copies charged, a user with 80 connections had room for one batch at a time, and the server
+waited for the handler between any two."""
 MOST_CHARGED = 1024 * 1024
 """Bound in bytes of what a body counts by its sender's `fan`: one message must not fill the room of all."""
 

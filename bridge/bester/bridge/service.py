@@ -67,6 +67,9 @@ class _Direct:
         """Take a message; False where there is no room for it now."""
         return self.send_all((message,)) == 1
 
+    def give_up(self) -> None:
+        """Do nothing: a broker in this process takes every message."""
+
 
 class _Ticker:
     """Clock of the core: calls `tick`, and that of `standstill`."""

@@ -18,7 +18,7 @@ from bester.bridge.builtin_commands import CLOSE, carry_out
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.bridge.meter import Meter
-from bester.bridge.senders import MOST_CHARGED
+from bester.bridge.senders import FREE_COPIES, MOST_CHARGED
 from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, Event, State
 from bester.bridge.steps import Doubted, SpokeTls, Step, guesser, nothing, refusal
 from bester.bridge.submissions import Submission
@@ -488,7 +488,7 @@ class Session:
             submit = Submit(token, number, type_, data, sent.meta)
             size = len(data)
             if fan > 1 and size < MOST_CHARGED:  # what its copies will cost
-                size = min(int(size * fan), MOST_CHARGED)
+                size = max(min(int(size * fan) - FREE_COPIES, MOST_CHARGED), size)
             size += len(id_) + len(type_) + OVERHEAD_BYTES
             table[token] = Submission(submit, id_, size, now, number)
             order.append(token)

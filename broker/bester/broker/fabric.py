@@ -184,11 +184,16 @@ class FabricLink:
         if self._socket is None or self.link_client.state in _NOT_YET:
             return
         if len(self._queue) + len(messages) > MAX_QUEUED + MAX_ANSWERS:
-            self._loop.call_soon(self._on_unread, self._socket)
+            self.give_up()
             return
         self._queue += messages
         if not self._flushes and not self._is_reading:
             self._flush_soon()
+
+    def give_up(self) -> None:
+        """Lose the link, in the next turn of the loop, and begin another: the broker does not read."""
+        if self._socket is not None:
+            self._loop.call_soon(self._on_unread, self._socket)
 
     def _on_unread(self, socket: FabricSocket) -> None:
         if socket is self._socket:

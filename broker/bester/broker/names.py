@@ -28,6 +28,8 @@ MAX_THREADS = 128
 TICK_S = 0.25
 """Interval at which lookups are checked while any is under way or followed."""
 NUMERIC_REMEMBERED = 4096
+NO_NAME = "it is no host name, in which each part between dots has 1 to 63 characters"
+"""Fault of a name that DNS cannot hold."""
 STAGGER_S = 0.25
 """Time of an address to accept before the next one is tried, too (RFC 8305, section 8)."""
 KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3))
@@ -64,8 +66,8 @@ def _look_up(host: str) -> Found:
         return _addresses(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)) or OSError("it has no address")
     except OSError as error:
         return error
-    except ValueError as error:  # not a name that DNS can hold
-        return OSError(f"it is no host name: {error}")
+    except ValueError:  # not a name that DNS can hold
+        return OSError(NO_NAME)
 
 
 def reason(error: OSError) -> str:

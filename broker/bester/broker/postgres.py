@@ -35,7 +35,6 @@ TEXT_LIMIT = 300
 _SETTINGS = (
     ("lock_timeout", LOCK_MS),
     ("idle_in_transaction_session_timeout", ABANDONED_MS),
-    ("statement_timeout", 0),
     ("tcp_keepalives_idle", 5),
     ("tcp_keepalives_interval", 2),
     ("tcp_keepalives_count", 3),
@@ -161,6 +160,7 @@ def connect(database: Database, name: str) -> Connection:
     )
     try:
         with connection.pipeline():
+            connection.execute("SET statement_timeout = 0")  # first: a new session's first query takes milliseconds
             connection.execute("SELECT set_config('search_path', quote_ident(%s), false)", (database.schema,))
             for setting, value in _SETTINGS:
                 connection.execute("SELECT set_config(%s, %s, false)", (setting, str(value)))

@@ -1,7 +1,8 @@
 """Reads the configuration again at SIGHUP, or once it has changed, and applies the parts that can change live.
 
 Each part checks its piece of the new configuration first, and opens the descriptors that the piece needs; nothing is
-applied before all have: a mistake, or a system that has no descriptor left, keeps everything as it is, and is logged.
+applied before all have: a mistake, a file that is gone or empty, or a system that has no descriptor left, keeps
+everything as it is, and is logged.
 What failed for want of room alone is tried again at the next look.
 What no part applies is named in the log.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import stat
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
@@ -20,7 +22,7 @@ from bester.broker.config import Config
 from bester.broker.descriptors import is_scarce
 from bester.broker.logs import facts
 from bester.broker.terminals import hung_up
-from bester.broker.wire.codes import BesterError
+from bester.broker.wire.codes import BesterError, ConfigError
 
 LOOK_S = 60.0
 """Time between two looks at whether the file has changed: soon enough for who forgets the signal, and little work."""
@@ -76,6 +78,8 @@ class Reloader:
         assert self._read is not None
         self._seen = self._signature()
         try:
+            if self.config.path is not None:
+                _require_file(self.config.path)
             new = self._read()
             with ExitStack() as opened:
                 steps = [prepare(new, opened) for prepare in self._parts]
@@ -119,6 +123,21 @@ class Reloader:
             except OSError:
                 seen.append(None)
         return tuple(seen)
+
+
+def _require_file(path: Path) -> None:
+    """Raise ConfigError where the file of the running configuration is missing or empty, which would be read as the
+    defaults, or is a pipe or a device, whose reader would wait."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: is not there any more; put it back, or restart without it") from None
+    if stat.S_ISDIR(status.st_mode):
+        return  # its reader says so
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(f"{path}: is no file any more, but a pipe or a device; put the file back")
+    if not status.st_size:
+        raise ConfigError(f"{path}: is empty; put its lines back, or write a comment there for the defaults")
 
 
 def _words(error: OSError) -> str:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from bester.broker import plain_file
 from bester.broker.wire.codes import ConfigError
 
 ALPN = "bester/1"
@@ -30,6 +31,10 @@ class Pair(NamedTuple):
 
     cert: Path
     key: Path
+
+
+class NotYetValidError(ConfigError):
+    """The certificate begins later, by this machine's clock: the same file can be used then."""
 
 
 class Validity(NamedTuple):
@@ -135,14 +140,13 @@ def _validity_of(what: str, path: Path, now: float) -> Validity:
         raise ConfigError(f"{what}: the certificate has expired on {day(validity.end)}; have it renewed")
     if now < validity.begin:
         when = f"is not valid before {day(validity.begin)}, and the clock shows {day(now)}"
-        raise ConfigError(f"{what}: the certificate {when}; set the clock, or wait")
+        raise NotYetValidError(f"{what}: the certificate {when}; set the clock, or wait")
     return validity
 
 
 def _read(what: str, path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            text = file.read(FILE_BYTES + 1)
+        text = plain_file.read(path, FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError(
             f"{what}: cannot read it: {error.strerror}; name the file, or let this user read it"

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from bester.broker.names import NO_NAME
 from bester.cli.options import PASSWORD_VARIABLE, Seconds, config_option, is_text
 from bester.cli.options import load as load_config
 from bester.cli.output import err, out
@@ -226,6 +227,10 @@ def _address(text: str) -> tuple[str, int]:
         host, port = text, str(DEFAULT_PORT)
     if not port.isdecimal() or not 1 <= int(port) <= 65535 or not host:
         raise click.UsageError(f"{text!r} is no HOST:PORT; write it as 127.0.0.1:2223")
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise click.UsageError(f"{text!r}: {NO_NAME}; write it as 127.0.0.1:2223") from None
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 

@@ -45,7 +45,7 @@ def handler(
         fabric=fabric,
         key=key,
         server_key=server_key,
-        types=types.split(",") if types else None,
+        types=None if types is None else types.split(","),
         name=name,
         workers=workers,
         reload=reload,

@@ -172,6 +172,11 @@ def _elsewhere(config: Config, fabric: Sequence[str], key: str | None, server_ke
     from bester.broker.wire.address import parse_endpoint, split_endpoints
     from bester.broker.wire.codes import ConfigError
 
+    for option, value in (("--key", key), ("--server-key", server_key)):
+        if value == "":
+            raise ConfigError(f"{option} is empty; leave it out, or give it a value")
+    if "" in fabric:
+        raise ConfigError("--fabric is empty; leave it out, or give it a value")
     fabric = fabric or [each for each in split_endpoints(os.environ.get("BESTER_FABRIC", "")) if each]
     key = key or os.environ.get("BESTER_KEY")
     server_key = server_key or os.environ.get("BESTER_SERVER_KEY") or config.fabric.server_key

@@ -59,7 +59,7 @@ class Cluster:
             Worker(app, endpoint, name=name, types=types, keys=keys, shadow=shadow, share=share)
             for (endpoint, keys), share in zip(links, shares, strict=True)
         ]
-        self._exclusive = Exclusive(self.workers)
+        self._exclusive = Exclusive([worker.requests for worker in self.workers])
         if shared is not None:
             for worker in self.workers:
                 worker.take_turns(self._exclusive)
@@ -79,7 +79,8 @@ class Cluster:
     def start(self) -> None:
         """Connect to all brokers on the running loop, and serve each once it answers."""
         self.loop = asyncio.get_running_loop()
-        self._executor = Executor(self.app, self._routes, self.name, joined([worker.ends for worker in self.workers]))
+        ends = [worker.requests.ends for worker in self.workers]
+        self._executor = Executor(self.app, self._routes, self.name, joined(ends))
         self._executor.overtime.on_hung = self._on_hung
         self._executor.overtime.on_looked = self._exclusive.check
         self.app.attach(self)

@@ -23,7 +23,8 @@ class LoadError(Exception):
 def load(spec: str) -> App:
     """Import `MODULE:APP`, from the working directory too. Raises LoadError."""
     module_name, colon, attribute = spec.partition(":")
-    if not colon or not module_name or not attribute:
+    is_file = "/" in module_name or module_name.endswith(".py")
+    if not colon or not attribute or is_file or not all(module_name.split(".")):
         raise LoadError(f"{spec!r} is not MODULE:APP, as in mychat:app (module mychat, which holds app = App())")
     try:
         here = os.getcwd()

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fabric=options.fabric or (),
         key=options.key,
         server_key=options.server_key,
-        types=options.types.split(",") if options.types else None,
+        types=None if options.types is None else options.types.split(","),
         name=options.name,
         workers=options.workers,
         reload=options.reload,
@@ -114,20 +114,22 @@ def run(
 ) -> int:
     """Run the app that `spec` (MODULE:APP) names, or a reference handler at `socket`, until SIGTERM or SIGINT.
 
-    `order` is one of ORDERS and holds for the handler at `socket`; None: the first of ORDERS. `fabric` (one endpoint a
-    broker), `types` and `name` default to the environment: BESTER_FABRIC, BESTER_TYPES (both comma-separated),
+    `order` is one of ORDERS and holds for the handler at `socket`; None: the first of ORDERS. `fabric` (one endpoint
+    a broker), `types` and `name` default to the environment: BESTER_FABRIC, BESTER_TYPES (both comma-separated),
     BESTER_NAME; so do `key` (the file of the own secret key) and `server_key`, which encrypt the link: BESTER_KEY,
-    BESTER_SERVER_KEY. With BESTER_SHADOW (any text but 0) the handler is a shadow: it gets copies, and its commands are
-    never carried out. `workers` above 1 runs so many processes, restarted when they die. `reload`: the processes are
-    drained and started anew when a Python file of the app changes. `child`: number of this process among them, which
-    ends with its standard input; number 0 alone runs timers and tasks. `log_format` is one of `logs.FORMATS`,
-    `log_level` one of `logs.LEVELS`. Returns the exit status.
+    BESTER_SERVER_KEY. With BESTER_SHADOW (any text but 0) the handler is a shadow: it gets copies, and its commands
+    are never carried out. An empty variable counts as none, and an empty argument is a mistake. `workers` above 1
+    runs so many processes, restarted when they die. `reload`: the processes are drained and started anew when a
+    Python file of the app changes. `child`: number of this process among them, which ends with its standard input;
+    number 0 alone runs timers and tasks. `log_format` is one of `logs.FORMATS`, `log_level` one of `logs.LEVELS`.
+    Returns the exit status.
     """
     _prepare(log_format, log_level)
-    name = name or environ.get("BESTER_NAME")
-    key, server_key = key or environ.get("BESTER_KEY"), server_key or environ.get("BESTER_SERVER_KEY")
     shadow = environ.get("BESTER_SHADOW", "") not in ("", "0")
     try:
+        _check_filled({"--fabric": fabric, "--key": (key,), "--server-key": (server_key,), "--name": (name,)})
+        name = name or environ.get("BESTER_NAME")
+        key, server_key = key or environ.get("BESTER_KEY"), server_key or environ.get("BESTER_SERVER_KEY")
         served = _served_types(types, environ)
         endpoints = _endpoints(fabric, environ)
         if reload:
@@ -150,12 +152,23 @@ def run(
     return _on_loop(lambda: supervise(command, name or worker.name, workers, watched))
 
 
+def _check_filled(options: Mapping[str, Sequence[str | None]]) -> None:
+    """Raise LoadError for an option that was given without a value, as by a variable of a script that is not set."""
+    for option, values in options.items():
+        if "" in values:
+            raise LoadError(f"{option} is empty; leave it out, or give it a value")
+
+
 def _served_types(types: Sequence[str] | None, environ: Mapping[str, str]) -> list[str] | None:
     """Return the types to serve; None for all of the app's. Raises LoadError for one that is misspelled."""
     if types is None and environ.get("BESTER_TYPES"):
         types = environ["BESTER_TYPES"].split(",")
-    served = [type_.strip() for type_ in types if type_.strip()] if types else None
-    for type_ in served or ():
+    if types is None:
+        return None
+    served = [type_.strip() for type_ in types if type_.strip()]
+    if not served:
+        raise LoadError("--types (or BESTER_TYPES) names no type; leave it out for all of the app's, or name some")
+    for type_ in served:
         if fault := spelling_fault(type_):
             raise LoadError(f"--types (or BESTER_TYPES): {fault}")
     return served
@@ -163,7 +176,7 @@ def _served_types(types: Sequence[str] | None, environ: Mapping[str, str]) -> li
 
 def _endpoints(fabric: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     """Return the endpoints of the server's brokers, each once. Raises LoadError for one that cannot be read."""
-    named = [text for text in fabric if text] or [environ.get("BESTER_FABRIC") or DEFAULT_FABRIC]
+    named = list(fabric) or [environ.get("BESTER_FABRIC") or DEFAULT_FABRIC]
     endpoints = list(dict.fromkeys(endpoint for text in named for endpoint in split_endpoints(text)))
     try:
         for endpoint in endpoints:

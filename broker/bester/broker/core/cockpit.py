@@ -105,7 +105,8 @@ class Cockpit:
         server, lanes = self._standing.of(name, now), self._queues.lanes_to(name)
         up = Link("server", name.encode()) in self._relays.links
         state = "up" if up else "down" if route.fabric is not None else server.state
-        retries = [queue.retry_at for queue in lanes if queue.ready and queue.retry_at > now]
+        is_held = name in self._standing.held
+        retries = [queue.retry_at for queue in lanes if queue.ready and queue.retry_at > now and not is_held]
         lanes.sort(key=lambda queue: -queue.messages)
         rest = lanes[MAX_ROWS:]
         return {
@@ -113,7 +114,7 @@ class Cockpit:
             "protocol": "fabric" if route.fabric else "native" if route.native else None,
             "address": route.fabric or route.native,
             "key": getattr(route, "key", None),
-            "state": "held" if name in self._standing.held else state,
+            "state": "held" if is_held else state,
             "reachable": state,
             "since_ms": self._ms(server.since),
             "linked_here": name in linked,

@@ -45,6 +45,7 @@ from bester.broker.wire.messages import (
     Relay,
 )
 from bester.broker.wire.outcomes import failed
+from bester.broker.wire.trouble import Told
 
 NOTHING_KEPT = Snapshot()
 FOLD_S = 1.0
@@ -104,7 +105,7 @@ class Router:
         self._answers = units.answers
         self._reports = units.reports
         self._fold_at = now + FOLD_S
-        self._missing: dict[str, tuple[str, float]] = {}  # servers without a link: why, and when it was logged
+        self._missing: dict[str, tuple[str, Told]] = {}  # servers without a link: why, and what was logged
         self._refused = Refused(self._out)
         self._inquiries = Inquiries(self.settings, self._out, units, self._clock, self._refused, now)
         if snapshot.queues or snapshot.dead:
@@ -259,9 +260,9 @@ class Router:
         self._relays.on_link_lost(link, now)
         self._units.following.on_link_lost(link)
         self._units.standing.on_lost(name, why, now)
-        before, logged_at = self._missing.get(name, ("", now))
-        if before != why or now - logged_at >= LOG_AGAIN_S:
-            self._missing[name] = (why, now)
+        told = self._missing[name][1] if name in self._missing else Told(LOG_AGAIN_S)
+        self._missing[name] = (why, told)
+        if told.is_due(why, now):
             self._out.notice("server-lost", server=name, why=why)
         return self._take()
 

@@ -13,16 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from bester.broker import plain_file
 from bester.broker.config import OperatorConfig
 from bester.broker.descriptors import is_scarce
 from bester.broker.logs import facts
 from bester.broker.renewal import Reminder, signature
-from bester.broker.tls_files import Pair, Validity, server_context
+from bester.broker.tls_files import NotYetValidError, Pair, Validity, server_context
 from bester.broker.wire.codes import ConfigError
 
 SECTION = "[operator]"
 PROTOCOL = "http/1.1"
 """Name of the protocol inside TLS."""
+TOKEN_BYTES = 64 * 1024
+"""Longest file of a token; more than any header that could carry it."""
 OPERATOR = "an operator"
 """Name of somebody whose certificate has none."""
 
@@ -72,7 +75,7 @@ class Access:
         except ConfigError as error:
             text = "the files of the operator's page were not read again, and those before stay in use: %s"
             log.error(text, error, extra=facts("operator-files-refused", why=str(error)))
-            if is_scarce(error):
+            if is_scarce(error) or isinstance(error, NotYetValidError):
                 self._seen = ()  # the next look tries again
             return
         if self._files():
@@ -109,7 +112,7 @@ def read_token(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        mode, text = path.stat().st_mode, path.read_text().strip()
+        text, mode = plain_file.read(path, TOKEN_BYTES).decode().strip(), path.stat().st_mode
     except OSError as error:
         remedy = f"make it: (umask 077; openssl rand -hex 24 > {path})" if isinstance(error, FileNotFoundError) else ""
         why = f"{error.strerror}; {remedy or 'name the file, or let this user read it'}"

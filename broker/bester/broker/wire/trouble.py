@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import Literal
 
@@ -9,12 +10,36 @@ UNKNOWN_THERE = "does not know our key"
 OTHER_THAN_LISTED = "that is not the key of"
 CUT_SHORT = "is ended in the handshake"
 """Words of a reason that may be a wrong key: a later attempt tells."""
+MOST_TOLD = 16
+"""Reasons remembered of one link; attempts that fail for more reasons than these in turn are told of more often."""
 
 
 def is_of_keys(why: str) -> bool:
     """Return whether a reason for which there is no link is a wrong key, of either side."""
     refused = why.startswith("refused: ") and " key " in why
     return UNKNOWN_THERE in why or OTHER_THAN_LISTED in why or refused
+
+
+class Told:
+    """Reasons for which one link is lost that are in the log already. A reason is logged again after `again_s`, and not
+    where others came in between: a name server that hangs gives two reasons in turn."""
+
+    def __init__(self, again_s: float = math.inf) -> None:
+        self._again_s = again_s
+        self._at: dict[str, float] = {}
+
+    def is_due(self, why: str, now: float = 0.0) -> bool:
+        """Return whether a reason is to be logged, and count it as logged then."""
+        if why in self._at and now - self._at[why] < self._again_s:
+            return False
+        if len(self._at) >= MOST_TOLD:
+            self._at.clear()
+        self._at[why] = now
+        return True
+
+    def clear(self) -> None:
+        """Forget all reasons: there is a link."""
+        self._at.clear()
 
 
 class Found(Enum):
