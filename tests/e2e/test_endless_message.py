@@ -23,6 +23,7 @@ from bester.broker.link_counts import WHY as MANY
 from bester.broker.long_messages import HELD_OFF, MOST_FRAMES, SHORT_FRAMES, WHY, LongMessages
 from bester.broker.monitor import Monitor, OnEvent
 from bester.broker.wire.messages import MAX_FRAMES
+from tests.ipv6 import needs_ipv6
 from tests.keyed import KeyedParty, Pair, free_port, new_pair
 from tests.live import DEADLINE_S
 
@@ -41,6 +42,7 @@ class Door:
         context: zmq.Context[zmq.Socket[bytes]],
         on_frames: Callable[[Frames], None] | None = None,
         longs: LongMessages | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.read: list[Frames] = []
         self.refused: list[tuple[str, str, str]] = []
@@ -54,7 +56,8 @@ class Door:
             lambda *refused: self.refused.append(refused), numbers, long_messages=longs, links=links,
         )  # fmt: skip
         self.port = free_port()
-        self.socket.socket.bind(f"tcp://127.0.0.1:{self.port}")
+        self.socket.socket.ipv6 = "[" in host
+        self.socket.socket.bind(f"tcp://{host}:{self.port}")
         self.socket.register()
 
     def has_read(self, count: int) -> bool:
@@ -72,10 +75,10 @@ class Door:
 
 @asynccontextmanager
 async def door(
-    on_frames: Callable[[Frames], None] | None = None, longs: LongMessages | None = None
+    on_frames: Callable[[Frames], None] | None = None, longs: LongMessages | None = None, host: str = "127.0.0.1"
 ) -> AsyncIterator[Door]:
     with zmq.Context() as context:
-        opened = Door(context, on_frames, longs)
+        opened = Door(context, on_frames, longs, host)
         try:
             yield opened
         finally:
@@ -119,8 +122,9 @@ def party(port: int, pair: Pair) -> KeyedParty:
     return KeyedParty(f"tcp://127.0.0.1:{port}", pair, PAIRS["server"].public)
 
 
-async def test_message_without_an_end_ends_its_connection_alone() -> None:
-    async with door() as here, passing_on(here.port, 6 * MIB) as (port, ended):
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::]", marks=needs_ipv6)])
+async def test_message_without_an_end_ends_its_connection_alone(host: str) -> None:
+    async with door(host=host) as here, passing_on(here.port, 6 * MIB) as (port, ended):
         here.socket.unread.most_bytes = 4 * MIB
         honest, endless = party(here.port, PAIRS["honest"]), party(port, PAIRS["endless"])
         try:

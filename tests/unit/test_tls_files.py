@@ -112,3 +112,14 @@ def test_files_that_are_something_else(tmp_path: Path, pair: Pair) -> None:
 )
 def test_names_of_a_server(host: str, names: list[str], named: bool) -> None:
     assert is_named(host, names) is named
+
+
+def test_directory_in_place_of_a_file_leaves_no_descriptor_open(tmp_path: Path, pair: Pair) -> None:
+    """It would be one more at each look at the files."""
+    fault(Pair(pair.cert, tmp_path))
+    before = os.open(os.devnull, os.O_RDONLY)  # the lowest that is free
+    os.close(before)
+    assert "Is a directory" in fault(Pair(pair.cert, tmp_path))
+    after = os.open(os.devnull, os.O_RDONLY)
+    os.close(after)
+    assert after == before

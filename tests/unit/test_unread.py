@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from bester.broker.unread import FRAME_BYTES, LONG_BYTES, MORE_BYTES, Unread
+from bester.broker.unread import FRAME_BYTES, LONG_BYTES, MORE_BYTES, UNSEEN, Unread
+from tests.ipv6 import needs_ipv6
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel must count the bytes of a connection")
 PARTY = b"party"
@@ -90,3 +91,24 @@ def test_looks_at_a_socket_that_was_drained_forget_what_was_not_counted() -> Non
             assert one.cut(drained=True) == []
         one.bring(2000)
         assert one.cut(drained=True) == [2000]  # of a message that has not ended
+
+
+@needs_ipv6
+@pytest.mark.parametrize(("to", "address"), [("::1", "::1"), ("127.0.0.1", "127.0.0.1")])
+def test_connection_at_a_door_for_ipv6_has_its_address_and_is_cut(to: str, address: str) -> None:
+    unread = Unread()
+    listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    with listener, socket.create_connection((to, listener.getsockname()[1])) as there, listener.accept()[0] as here:
+        unread.begin(here.fileno())
+        assert unread.address(here.fileno()) == address
+        assert unread.cut(here.fileno())
+        assert there.recv(1) == b""
+
+
+def test_descriptor_of_an_ended_connection_that_a_unix_socket_has_is_of_nobody() -> None:
+    unread = Unread()
+    here, there = socket.socketpair()
+    with here, there:
+        unread.begin(here.fileno())
+        assert unread.address(here.fileno()) == UNSEEN
+        assert not unread.cut(here.fileno())

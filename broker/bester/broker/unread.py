@@ -32,6 +32,9 @@ MORE_BYTES = 7
 _RECEIVED_AT = 128
 """Offset of `tcpi_bytes_received`, 64 bits, in Linux's `struct tcp_info`."""
 _RECEIVED = struct.Struct("=Q")
+_FAMILY = socket.AF_INET6
+"""Family of the sockets for connections of any family: its addresses are longest. As one of AF_INET a socket would have
+half of an IPv6 address, and what is in memory behind, which is another at each look."""
 
 
 class _Connection:
@@ -40,7 +43,7 @@ class _Connection:
 
     __slots__ = ("base", "held", "party", "peer", "read")
 
-    def __init__(self, peer: Any) -> None:
+    def __init__(self, peer: tuple[Any, ...]) -> None:
         self.peer = peer
         self.party = b""
         self.base = self.held = self.read = 0
@@ -59,9 +62,11 @@ class Unread:
 
     def begin(self, descriptor: int) -> None:
         """Watch a new connection."""
-        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
+        connection = socket.socket(_FAMILY, socket.SOCK_STREAM, 0, descriptor)
         try:
-            self._connections[descriptor] = _Connection(connection.getpeername())
+            peer = connection.getpeername()
+            if type(peer) is tuple:  # or it has ended, and the descriptor is that of a Unix socket by now
+                self._connections[descriptor] = _Connection(peer)
         except OSError:  # it has ended meanwhile
             pass
         finally:  # one look, in one call: a duplicate of the descriptor would take three times as long
@@ -138,7 +143,7 @@ class Unread:
 def _duplicate(descriptor: int) -> Iterator[socket.socket | None]:
     """Yield a socket of its own for a descriptor that libzmq may close at any moment, None where it has done so."""
     try:
-        found = socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM)
+        found = socket.fromfd(descriptor, _FAMILY, socket.SOCK_STREAM)
     except OSError:
         yield None
         return
