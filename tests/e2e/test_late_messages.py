@@ -21,6 +21,8 @@ from tests.live import DEADLINE_S
 
 SERVER, ONE, OTHER = new_pair(), new_pair(), new_pair()
 LOOK_S = 0.005
+TRIES = 20
+"""Times that the scene is played until it tries something; one in four does not where the machine is busy."""
 
 
 class Held(CurveSocket):
@@ -114,24 +116,32 @@ def the_next_accepted(descriptor: int) -> Iterator[None]:
             os.close(each)
 
 
-async def test_late_message_of_an_earlier_connection_does_not_end_the_one_that_has_its_descriptor(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """ZeroMQ passes over a link of which nothing waits to the one that came last, past those before it."""
-    events: list[tuple[int, int]] = []
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Events of the doors' connections, as they are taken in."""
+    noted: list[tuple[int, int]] = []
 
     class Noting(Monitor):
         def __init__(self, socket: zmq.Socket[bytes], wanted: int, on_event: OnEvent) -> None:
             def note(event: int, value: int) -> None:
-                events.append((event, value))
+                noted.append((event, value))
                 on_event(event, value)
 
             super().__init__(socket, wanted, note)
 
+    monkeypatch.setattr("bester.broker.fabric_socket.Monitor", Noting)
+    return noted
+
+
+async def is_read_late(events: list[tuple[int, int]]) -> bool:
+    """Play the scene; return False where the early one's message was read before the late one's, so that nothing was
+    tried. ZeroMQ passes over a link of which nothing waits to the one that came last, past those before it; where all
+    that wait stand at that time depends on how its thread was served."""
+
     def accepted() -> list[int]:
         return [descriptor for event, descriptor in events if event == zmq.EVENT_ACCEPTED]
 
-    monkeypatch.setattr("bester.broker.fabric_socket.Monitor", Noting)
+    events.clear()
     with contexts() as (context, there):
         door = Door(context, turn_of=6)
         beside = [Party(there, door, ONE) for _ in range(3)]
@@ -160,10 +170,21 @@ async def test_late_message_of_an_earlier_connection_does_not_end_the_one_that_h
             await others[1].connect()  # behind that message
             door.socket.release()
             await until(lambda: door.gone)
-            assert door.read[-2:] == [b"of the late one", b"of the early one"], "or nothing is tried here"
+            if door.read[-2:] != [b"of the late one", b"of the early one"]:
+                return False
             late.socket.send(b"again")
             await until(lambda: door.read[-1] == b"again")
             assert door.gone == [ONE.public.encode()], "the early one, behind its message"
+            return True
         finally:
             door.socket.close()
             door.zap.close()
+
+
+async def test_late_message_of_an_earlier_connection_does_not_end_the_one_that_has_its_descriptor(
+    events: list[tuple[int, int]],
+) -> None:
+    for _ in range(TRIES):
+        if await is_read_late(events):
+            return
+    pytest.fail("nothing was tried here")
