@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from bester.broker.unread import FRAME_BYTES, LONG_BYTES, MORE_BYTES, Unread
+from bester.broker.unread import FRAME_BYTES, LONG_BYTES, MORE_BYTES, UNSEEN, Unread
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel must count the bytes of a connection")
 PARTY = b"party"
@@ -90,3 +91,24 @@ def test_looks_at_a_socket_that_was_drained_forget_what_was_not_counted() -> Non
             assert one.cut(drained=True) == []
         one.bring(2000)
         assert one.cut(drained=True) == [2000]  # of a message that has not ended
+
+
+def test_connection_that_ends_before_it_is_looked_at_has_no_address() -> None:
+    """Its descriptor is nobody's by then, or that of no connection."""
+    unread = Unread()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        there = socket.create_connection(listener.getsockname())
+        here = listener.accept()[0]
+        unread.begin(here.fileno())
+        assert unread.address(here.fileno()) == "127.0.0.1"
+        descriptor = here.detach()
+        unread.end(descriptor)
+        os.close(descriptor)
+        there.close()
+        unread.begin(descriptor)
+        assert (unread.address(descriptor), unread.cut(descriptor)) == (UNSEEN, False)
+        os.dup2(listener.fileno(), descriptor)  # no connection
+        unread.begin(descriptor)
+        assert (unread.address(descriptor), unread.cut(descriptor)) == (UNSEEN, False)
+        os.fstat(descriptor)  # it is open still
+        os.close(descriptor)

@@ -59,13 +59,8 @@ class Unread:
 
     def begin(self, descriptor: int) -> None:
         """Watch a new connection."""
-        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
-        try:
-            self._connections[descriptor] = _Connection(connection.getpeername())
-        except OSError:  # it has ended meanwhile
-            pass
-        finally:  # one look, in one call: a duplicate of the descriptor would take three times as long
-            connection.detach()
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            self._connections[descriptor] = _Connection(_peer_of(descriptor))
 
     def address(self, descriptor: int) -> str:
         """Return the address of the party at a connection; UNSEEN where it had left before it was looked at."""
@@ -144,6 +139,16 @@ def _duplicate(descriptor: int) -> Iterator[socket.socket | None]:
         return
     with found:
         yield found
+
+
+def _peer_of(descriptor: int) -> Any:
+    """Return the address at the other end of a connection, looked at once: a duplicate of the descriptor would take
+    three times as long. Raises OSError for one that has ended."""
+    connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
+    try:
+        return connection.getpeername()
+    finally:
+        connection.detach()
 
 
 def _received(descriptor: int) -> int:
