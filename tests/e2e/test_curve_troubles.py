@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import zmq
@@ -17,6 +17,8 @@ from tests.keyed import free_port, new_pair
 
 OWN, SERVER, WRONG = new_pair(), new_pair(), new_pair()
 DEADLINE_S = 30.0
+TURNS_OF_ACCEPTED = 5
+"""Turns of the loop after which a connection that was accepted has its writer."""
 
 
 async def trouble_at(endpoint: str, server: str | None) -> str:
@@ -87,9 +89,16 @@ async def program(talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], A
     try:
         yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
+        # A connection that was accepted before the server closes, and begins behind that, would be left open.
+        for listening in server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        for _ in range(TURNS_OF_ACCEPTED):
+            await asyncio.sleep(0)
         server.close()
         for writer in writers:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
         await server.wait_closed()
 
 

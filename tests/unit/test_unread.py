@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -112,3 +113,24 @@ def test_descriptor_of_an_ended_connection_that_a_unix_socket_has_is_of_nobody()
         unread.begin(here.fileno())
         assert unread.address(here.fileno()) == UNSEEN
         assert not unread.cut(here.fileno())
+
+
+def test_connection_that_ends_before_it_is_looked_at_has_no_address() -> None:
+    """Its descriptor is nobody's by then, or that of no connection."""
+    unread = Unread()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        there = socket.create_connection(listener.getsockname())
+        here = listener.accept()[0]
+        unread.begin(here.fileno())
+        assert unread.address(here.fileno()) == "127.0.0.1"
+        descriptor = here.detach()
+        unread.end(descriptor)
+        os.close(descriptor)
+        there.close()
+        unread.begin(descriptor)
+        assert (unread.address(descriptor), unread.cut(descriptor)) == (UNSEEN, False)
+        os.dup2(listener.fileno(), descriptor)  # no connection
+        unread.begin(descriptor)
+        assert (unread.address(descriptor), unread.cut(descriptor)) == (UNSEEN, False)
+        os.fstat(descriptor)  # it is open still
+        os.close(descriptor)

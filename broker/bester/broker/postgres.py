@@ -31,6 +31,8 @@ ABANDONED_MS = 10_000
 MIGRATION_MS = 600_000
 """Patience of a start with another process that brings the schema to a new version."""
 TEXT_LIMIT = 300
+BOUND_TRIES = 20
+"""Attempts to lift a bound of a statement's time within that bound."""
 """Characters of a fault's text."""
 _SETTINGS = (
     ("lock_timeout", LOCK_MS),
@@ -159,8 +161,8 @@ def connect(database: Database, name: str) -> Connection:
         client_encoding="UTF8",
     )
     try:
+        _lift_bound(connection)  # first: a new session's first query takes milliseconds
         with connection.pipeline():
-            connection.execute("SET statement_timeout = 0")  # first: a new session's first query takes milliseconds
             connection.execute("SELECT set_config('search_path', quote_ident(%s), false)", (database.schema,))
             for setting, value in _SETTINGS:
                 connection.execute("SELECT set_config(%s, %s, false)", (setting, str(value)))
@@ -170,6 +172,20 @@ def connect(database: Database, name: str) -> Connection:
         connection.close()
         raise
     return connection
+
+
+def _lift_bound(connection: Connection) -> None:
+    """Lift the role's bound of a statement's time, which holds for this statement as well: a busy machine may need more
+    than a millisecond for it."""
+    import psycopg
+
+    for left in reversed(range(BOUND_TRIES)):
+        try:
+            connection.execute("SET statement_timeout = 0")
+            return
+        except psycopg.errors.QueryCanceled:
+            if not left:
+                raise
 
 
 def require(database: Database) -> None:

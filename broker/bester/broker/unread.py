@@ -62,15 +62,10 @@ class Unread:
 
     def begin(self, descriptor: int) -> None:
         """Watch a new connection."""
-        connection = socket.socket(_FAMILY, socket.SOCK_STREAM, 0, descriptor)
-        try:
-            peer = connection.getpeername()
-            if type(peer) is tuple:  # or it has ended, and the descriptor is that of a Unix socket by now
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            peer = _peer_of(descriptor)
+            if type(peer) is tuple:  # or the descriptor is that of a Unix socket by now
                 self._connections[descriptor] = _Connection(peer)
-        except OSError:  # it has ended meanwhile
-            pass
-        finally:  # one look, in one call: a duplicate of the descriptor would take three times as long
-            connection.detach()
 
     def address(self, descriptor: int) -> str:
         """Return the address of the party at a connection; UNSEEN where it had left before it was looked at."""
@@ -149,6 +144,16 @@ def _duplicate(descriptor: int) -> Iterator[socket.socket | None]:
         return
     with found:
         yield found
+
+
+def _peer_of(descriptor: int) -> Any:
+    """Return the address at the other end of a connection, looked at once: a duplicate of the descriptor would take
+    three times as long. Raises OSError for one that has ended."""
+    connection = socket.socket(_FAMILY, socket.SOCK_STREAM, 0, descriptor)
+    try:
+        return connection.getpeername()
+    finally:
+        connection.detach()
 
 
 def _received(descriptor: int) -> int:
