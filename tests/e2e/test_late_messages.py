@@ -165,7 +165,8 @@ async def is_read_late(events: list[tuple[int, int]]) -> bool:
             await until(lambda: (zmq.EVENT_DISCONNECTED, descriptor) in events)
             with the_next_accepted(descriptor):
                 await late.connect()
-            assert accepted()[-1] == descriptor
+            if accepted()[-1] != descriptor:  # a thread of ZeroMQ has opened one meanwhile
+                return False
             late.socket.send(b"of the late one")
             await others[1].connect()  # behind that message
             door.socket.release()

@@ -15,6 +15,7 @@ import pytest
 from bester.broker.config import Config, defaults
 from bester.broker.config_file import load
 from bester.broker.reload import Prepare, Reloader, changes
+from bester.broker.tls_files import NotYetValidError
 from bester.broker.wire.codes import ConfigError
 from tests.pipes import fed
 
@@ -83,9 +84,12 @@ def test_what_no_part_applies_is_named_each_time(tmp_path: Path, caplog: pytest.
         assert released == []  # what was opened is in use
 
 
-@pytest.mark.parametrize(("number", "tries"), [(errno.EMFILE, 2), (errno.ENOENT, 1)])
-async def test_want_of_room_is_tried_again_at_the_next_look_and_a_mistake_is_not(
-    tmp_path: Path, number: int, tries: int
+@pytest.mark.parametrize(
+    ("number", "kind", "tries"),
+    [(errno.EMFILE, ConfigError, 2), (errno.ENOENT, NotYetValidError, 2), (errno.ENOENT, ConfigError, 1)],
+)
+async def test_what_passes_by_itself_is_tried_again_at_the_next_look_and_a_mistake_is_not(
+    tmp_path: Path, number: int, kind: type[ConfigError], tries: int
 ) -> None:
     file = tmp_path / "bester.toml"
     file.touch()
@@ -97,7 +101,7 @@ async def test_want_of_room_is_tried_again_at_the_next_look_and_a_mistake_is_not
             try:
                 raise OSError(number, os.strerror(number))
             except OSError as error:
-                raise ConfigError(f"cannot read it: {error.strerror}") from None
+                raise kind(f"cannot read it: {error.strerror}") from None
         return lambda: None
 
     base = replace(config(tmp_path), path=file)

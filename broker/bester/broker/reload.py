@@ -3,7 +3,7 @@
 Each part checks its piece of the new configuration first, and opens the descriptors that the piece needs; nothing is
 applied before all have: a mistake, a file that is gone or empty, or a system that has no descriptor left, keeps
 everything as it is, and is logged.
-What failed for want of room alone is tried again at the next look.
+What failed for want of room alone, or for a certificate that is not valid yet, is tried again at the next look.
 What no part applies is named in the log.
 """
 
@@ -22,6 +22,7 @@ from bester.broker.config import Config
 from bester.broker.descriptors import is_scarce
 from bester.broker.logs import facts
 from bester.broker.terminals import hung_up
+from bester.broker.tls_files import NotYetValidError
 from bester.broker.wire.codes import BesterError, ConfigError
 
 LOOK_S = 60.0
@@ -88,7 +89,7 @@ class Reloader:
             why = error.text if isinstance(error, BesterError) else _words(error)
             fields_ = facts("not-reloaded", why=why)
             log.error("the configuration is not reloaded, and stays as it was: %s", why, extra=fields_)
-            if is_scarce(error):
+            if is_scarce(error) or isinstance(error, NotYetValidError):
                 self._seen = ()
             return False
         for apply in steps:
