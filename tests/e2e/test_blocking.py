@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 
@@ -22,6 +24,15 @@ async def server() -> AsyncIterator[FakeServer]:
 
 def our_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("bester client")]
+
+
+async def ended(program: str) -> tuple[str, str]:
+    """Run a program with all warnings; return what it said, and what it said on standard error."""
+    argv = (sys.executable, "-W", "default", "-c", program)
+    process = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode(), err.decode()
 
 
 async def test_send_receive_ping_and_iterate(server: FakeServer) -> None:
@@ -45,6 +56,53 @@ async def test_send_receive_ping_and_iterate(server: FakeServer) -> None:
         return seen
 
     assert await within(asyncio.to_thread(program)) == ["welcome", "again"]
+
+
+async def test_client_in_a_fork(server: FakeServer) -> None:
+    program = f"""
+import os
+from bester.client.blocking import Client
+
+with Client({server.address!r}, user="bob", password="secret") as client:
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            client.close()
+            client.send("chat", "from the fork")
+        except RuntimeError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.wait()
+    print(os.read(reader, 1000).decode())
+    print(client.send("chat", "from the parent").good)
+"""
+    said = await within(ended(program))
+    assert said == (
+        "the client belongs to the process that started it, of which this one is a fork: make another\nTrue\n", ""
+    )  # fmt: skip
+    assert (await (await server.peer()).payload())["data"] == "from the parent"
+
+
+async def test_second_start(server: FakeServer) -> None:
+    def program() -> None:
+        with Client(server.address, user="bob", password="secret") as client:
+            with pytest.raises(RuntimeError, match="a client is started once; make a new one"):
+                client.start()
+            assert client.send("chat", 1).good
+
+    await within(asyncio.to_thread(program))
+
+
+async def test_client_that_is_never_closed_is_warned_of(server: FakeServer) -> None:
+    made = (
+        f"from bester.client.blocking import Client; client = Client({server.address!r}, user='bob', password='secret')"
+    )
+    server.on_message = lambda peer, payload: None
+    _, warned = await within(ended(f"{made}; client.start(); client.submit('chat', 1)"))
+    assert "ResourceWarning: the client of" in warned
+    assert "was never closed; messages without a report: 1" in warned
+    for ended_well in ("client.start(); client.close()", ""):
+        assert await within(ended(f"{made}; {ended_well}")) == ("", "")
 
 
 async def test_submit_waits_for_room(server: FakeServer) -> None:

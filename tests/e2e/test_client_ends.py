@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import pytest
 import uvloop
@@ -77,6 +78,50 @@ class TestRefusal:
             peer.transport.abort()
             with pytest.raises(AuthenticationFailed):
                 await within(client.receive())
+
+
+class TestMisuse:
+    """A call that could never return raises at once, and leaves no message behind."""
+
+    def test_arguments_of_another_type(self) -> None:
+        for wrong in ({"password": None}, {"user": 5}, {"address": None}, {"on_link": "on_link"}, {"on_outcome": 5}):
+            options: dict[str, Any] = {"address": "127.0.0.1:2223", "user": "bob", "password": "secret", **wrong}
+            with pytest.raises(TypeError, match=f"^{next(iter(wrong))} is a "):
+                Client(**options)
+
+    async def test_client_that_is_not_started(self, server: FakeServer) -> None:
+        client = client_of(server)
+        for work in (
+            lambda: client.send("chat", 1),
+            client.receive,
+            client.room,
+            client.ping,
+            lambda: client.outcome("a"),
+        ):
+            with pytest.raises(RuntimeError, match="the client is not started: use it inside `async with`"):
+                await within(work())
+        with pytest.raises(RuntimeError, match="the client is not started"):
+            _ = client.submit("chat", 1)
+        assert client.unreported == 0
+        await within(client.close())
+        with pytest.raises(ClientClosed):
+            await within(client.send("chat", 1))
+
+    async def test_raw_of_another_type(self, server: FakeServer) -> None:
+        async with client_of(server) as client:
+            with pytest.raises(TypeError, match="raw is JSON text, as bytes or a string, not a int"):
+                await within(client.send("chat", raw=cast(Any, 5)))
+
+    async def test_call_from_a_thread(self, server: FakeServer) -> None:
+        async with client_of(server, ack=True) as client:
+            for work in (client.receive, client.close, client.ping, lambda: client.send("chat", 1)):
+                with pytest.raises(RuntimeError, match="belongs to the event loop that started it"):
+                    await within(asyncio.to_thread(asyncio.run, work()))
+            with pytest.raises(RuntimeError, match="no event loop runs in this thread"):
+                await within(asyncio.to_thread(client.submit, "chat", 1))
+            assert client.unreported == 0
+            assert (await within(client.send("chat", 2))).good
+            assert (await (await server.peer()).payload())["data"] == 2
 
 
 class TestClosing:

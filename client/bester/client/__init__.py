@@ -94,6 +94,8 @@ class Client:
     called with the later outcomes of messages submitted with `outcome=True`; without `on_outcome` these are received as
     messages of type `bester.outcome`. `random` (0 to 1) and `clock` (seconds, monotonic) are there to be replaced in
     tests.
+
+    A client belongs to the event loop that started it; anywhere else its methods raise RuntimeError.
     """
 
     def __init__(
@@ -115,6 +117,12 @@ class Client:
     ) -> None:
         if manual_ack and not ack:
             raise ValueError("manual_ack needs acknowledgements: ask for them with ack=True")
+        for name, text in (("address", address), ("user", user), ("password", password)):
+            if not isinstance(text, str):  # as None of an environment's variable that is not set
+                raise TypeError(f"{name} is a string, not a {type(text).__name__}")
+        for name, function in (("on_link", on_link), ("on_outcome", on_outcome)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} is a function, not a {type(function).__name__}")
         self.address = address
         self._acks = ack
         self._manual_ack = manual_ack
@@ -167,6 +175,8 @@ class Client:
 
         0: do not wait, and acknowledge nothing, as after an error.
         """
+        if self._link.started:
+            self._link.own_loop()
         if timeout_s > 0:
             self._acknowledge_taken()
         self._link.act(self._core.leave(self._link.now(), timeout_s))
@@ -215,10 +225,12 @@ class Client:
         The future fails with ConnectionLost when no report can come any more, and with MessageTooLarge where the server
         after a reconnect accepts less; cancelling the future drops an unsent message, and keeps a sent one from being
         sent again.
-        Raises WindowFull (`await room()`), ClientClosed, MessageTooLarge, TypeError, ValueError.
+        Raises WindowFull (`await room()`), ClientClosed, MessageTooLarge, TypeError, ValueError, and RuntimeError
+        outside of the event loop that started the client.
         """
+        loop = self._link.own_loop()
         id_ = self._core.submit(type_, text_of(data, raw), Terms(dedup, ttl_s, outcome))
-        future: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Report] = loop.create_future()
         self._reports[id_] = future
         future.add_done_callback(lambda done: self._withdraw(id_) if done.cancelled() else None)
         self._link.wake()
@@ -240,10 +252,12 @@ class Client:
 
     async def room(self) -> None:
         """Wait until a message may be submitted. The longest waiting task goes first."""
+        self._link.own_loop()
         await self._send_queue.wait_turn()
 
     async def ping(self) -> float:
         """Return the seconds that the server took to answer. Raises ConnectionLost, also without a connection."""
+        self._link.own_loop()
         began = self._link.now()
         answered: float = await self._answer(self._core.ping())
         return answered - began
@@ -255,6 +269,7 @@ class Client:
         another user sent it. Raises ConnectionLost, also without a connection, ServerRefused where the server
         does not know the question, and ValueError for an impossible id.
         """
+        self._link.own_loop()
         recipients: dict[str, str] | None = await self._answer(self._core.outcome(message))
         return recipients
 
@@ -278,6 +293,7 @@ class Client:
 
         With `ack=True` each call acknowledges the messages received before, unless `manual_ack`.
         """
+        self._link.own_loop()
         self._acknowledge_taken()
         while (message := self._received.pop()) is None:
             if self._core.state is State.OVER:
@@ -296,6 +312,7 @@ class Client:
         """
         if not self._acks:
             raise RuntimeError("this client does not acknowledge: make it with ack=True")
+        self._link.own_loop()
         self._acknowledge(message)
 
     def _acknowledge(self, message: Message) -> None:

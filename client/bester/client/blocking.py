@@ -11,14 +11,20 @@ threads, some tens of microseconds: for many thousand messages a second use `bes
 The methods may be called from several threads; where several threads receive and acknowledge, use `manual_ack=True`.
 Later outcomes of messages sent with `outcome=True` are received like any message, as its `Message.outcome`.
 
+A client belongs to the process that started it: in a fork of that process its methods raise RuntimeError, and `close`
+does nothing.
+
 The client's thread never runs code of the caller.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
+import os
 import threading
+import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,6 +75,7 @@ class Client:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open = False
+        self._process = os.getpid()
         self._gate = threading.Lock()  # held to hand work to the loop, so that none comes after the loop's stop
         self._thread = threading.Thread(target=self._serve, name=f"bester client of {address}", daemon=True)
         self._serving = threading.Event()
@@ -82,6 +89,10 @@ class Client:
 
     def start(self) -> None:
         """Connect and log in; `with` does it. Raises ConnectFailed, AuthenticationFailed, ServerRefused."""
+        if self._thread.ident is not None:
+            raise RuntimeError("a client is started once; make a new one")
+        self._process = os.getpid()
+        atexit.register(self._warn_unclosed)
         self._thread.start()
         self._serving.wait()
         self._open = True
@@ -94,9 +105,11 @@ class Client:
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Wait for unreported messages, at most `timeout_s`, hang up, and end the thread.
 
+        A program that ends without it loses what was not sent; Python warns (ResourceWarning).
+
         0: do not wait, and acknowledge nothing, as after an error.
         """
-        if not self._open:
+        if not self._open or self._process != os.getpid():
             return
         try:
             self._do(lambda: self._client.close(timeout_s))
@@ -177,6 +190,10 @@ class Client:
             async with asyncio.timeout(timeout_s):
                 return await work()
 
+        if self._process != os.getpid():  # a fork has no thread of the client, and waits for ever
+            raise RuntimeError(
+                "the client belongs to the process that started it, of which this one is a fork: make another"
+            )
         with self._gate:
             if not self._open or self._loop is None:
                 raise ClientClosed("not-connected", "the client is not open: use it inside `with`")
@@ -194,6 +211,13 @@ class Client:
             if self._open and self._loop is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
             self._open = False
+        atexit.unregister(self._warn_unclosed)
+
+    def _warn_unclosed(self) -> None:
+        if self._process == os.getpid():  # the program may have failed: a close would acknowledge what it holds
+            client = self._client
+            text = f"the client of {client.address} was never closed; messages without a report: {client.unreported}"
+            warnings.warn(text, ResourceWarning, stacklevel=1, source=self)
 
     def _serve(self) -> None:
         with asyncio.Runner() as runner:

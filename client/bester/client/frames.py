@@ -270,6 +270,8 @@ def text_of(data: Any, raw: bytes | str | None) -> bytes:
         return written
     if data is not None:
         raise TypeError("give either data or raw, not both")
+    if not isinstance(raw, str | bytes):
+        raise TypeError(f"raw is JSON text, as bytes or a string, not a {type(raw).__name__}")
     text = raw.encode() if isinstance(raw, str) else raw
     fault = json_text.fault(text)
     if fault is not None:

@@ -17,7 +17,7 @@ from bester.broker.names import connect, find
 from bester.broker.tls_faults import TlsError
 from bester.broker.tls_files import client_context
 from bester.broker.tls_stream import connect_tls
-from bester.broker.wire.address import parse_host_port
+from bester.broker.wire.address import PATH_BYTES, parse_host_port
 from bester.broker.wire.codes import ConfigError
 from bester.client.core import Core
 from bester.client.events import Ended, Event, Lost
@@ -27,8 +27,12 @@ TLS = "tls://"
 """Beginning of the address of a server that speaks TLS."""
 LOOKUP_SHARE = 0.8
 """Share of the time to connect that the lookup of the server's name may use up."""
-UNIX_BYTES = 107
-"""Longest path of a Unix socket on Linux."""
+NO_LOOP = "no event loop runs in this thread: call the client in a coroutine, or use bester.client.blocking"
+NOT_STARTED = "the client is not started: use it inside `async with`, or await its start() first"
+OTHER_LOOP = (
+    "the client belongs to the event loop that started it, and a different one runs here: make a client in each loop, "
+    "or use bester.client.blocking, which several threads may share"
+)
 
 
 class _Connection(asyncio.Protocol):
@@ -106,8 +110,8 @@ class Link:
         self._tcp = None if self._unix is not None or is_url else parse_host_port(other)
         if is_url or self._unix == "" or (self._tcp is not None and not self._tcp.port):
             raise ValueError(f"{address!r} is not HOST:PORT, [V6]:PORT, tls://HOST:PORT or unix:PATH")
-        if self._unix is not None and len(os.fsencode(self._unix)) > UNIX_BYTES:
-            raise ValueError(f"{address!r}: a Unix socket's path has {UNIX_BYTES} bytes at most; name a shorter one")
+        if self._unix is not None and len(os.fsencode(self._unix)) > PATH_BYTES:
+            raise ValueError(f"{address!r}: a Unix socket's path has {PATH_BYTES} bytes at most; name a shorter one")
         if ca is not None and not address.startswith(TLS):
             raise ValueError(f"a ca is for TLS, and {address!r} is plain text: write {TLS}HOST:PORT")
         self._tls = _context(ca) if address.startswith(TLS) else None
@@ -117,6 +121,7 @@ class Link:
         self._clock = clock
         self._connection: _Connection | None = None
         self._runner: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._flushing = False
@@ -131,7 +136,19 @@ class Link:
 
     def start(self) -> None:
         """Begin to connect."""
-        self._runner = asyncio.get_running_loop().create_task(self._run(), name=f"bester client of {self._name}")
+        self._loop = asyncio.get_running_loop()
+        self._runner = self._loop.create_task(self._run(), name=f"bester client of {self._name}")
+
+    def own_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the running loop. Raises RuntimeError where none runs, or one that did not start this link, whose
+        sockets and futures would wait there for ever. A link that is over needs no loop of its own."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(NO_LOOP) from None
+        if loop is not self._loop and self._core.state is not State.OVER:
+            raise RuntimeError(NOT_STARTED if self._loop is None else OTHER_LOOP)
+        return loop
 
     async def finished(self) -> None:
         """Wait until the core is over and the last socket closed."""
