@@ -112,6 +112,18 @@ def test_handler_is_told_its_types_and_its_name(monkeypatch: pytest.MonkeyPatch)
     assert (told["types"], told["name"]) == (None, None), "the environment's, or the app's"
 
 
+async def test_bridge_is_told_its_brokers(directory: Path) -> None:
+    (directory / "bester.toml").write_text(OPEN)
+    for arguments, environment in (
+        (["--fabric", "ipc://a,ipc://b", "--fabric", "ipc://a"], {}), ([], {"BESTER_FABRIC": "ipc://a,ipc://b"})
+    ):  # fmt: skip
+        bridge = await Process.start(BESTER, "bridge", *arguments, cwd=directory, env=environment)
+        try:
+            assert (await bridge.says("broker at ")).endswith(", broker at ipc://a, ipc://b")
+        finally:
+            assert await bridge.end() == 0
+
+
 def test_line_for_a_new_key_can_be_read(directory: Path) -> None:
     for file, name in (("k.key", "k"), ("a b.key", "NAME"), ('"].key', "NAME"), (b"k\xff.key", "NAME")):
         ended = subprocess.run([BESTER, "keys", "new", file], capture_output=True, text=True, check=True)
@@ -158,7 +170,14 @@ def test_line_for_a_new_key_can_be_read(directory: Path) -> None:
         (["handler", "nosuch:app"], 2, "there is no module 'nosuch'"),
         (["handler", "bester.handlers.stock.echo:app", "--types", ""], 2, "--types (or BESTER_TYPES) names no type"),
         (["handler", "bester.handlers.stock.echo:app", "--fabric", ""], 2, "--fabric is empty; leave it out, or give"),
+        (["handler", "bester.handlers.stock.echo:app", "--fabric", f"ipc://{'x' * 108}"], 2, "path has 107 at most"),
         (["bridge", "--fabric", ""], 2, "--fabric is empty; leave it out, or give it a value"),
+        (
+            ["bridge", "--fabric", "ipc://a,tcp://h:0"],
+            2,
+            "'tcp://h:0': port 0 is no port to connect to; write the port",
+        ),
+        (["bridge", "--fabric", f"ipc://{'x' * 108}"], 2, "108 bytes, and a Unix socket's path has 107 at most"),
         (["bridge", "--key", ""], 2, "--key is empty; leave it out, or give it a value"),
         (["bridge", "--server-key", ""], 2, "--server-key is empty; leave it out, or give it a value"),
         (["handler", "nosuch:app", "--workers", "x"], 2, "'x' is not a valid integer"),

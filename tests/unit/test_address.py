@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bester.broker.wire.address import (
+    PATH_BYTES,
     Endpoint,
     HostPort,
+    endpoints_to,
     is_host_port,
     is_loopback,
     parse_endpoint,
@@ -117,6 +119,26 @@ def test_endpoints_that_other_machines_reach(text: str) -> None:
 def test_invalid_endpoint_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not |the port is"):
         parse_endpoint(text)
+
+
+def test_endpoints_to_connect_to_are_separated_by_commas_and_named_once() -> None:
+    texts = ["tcp://h1:1, tcp://h2:2,ipc:///a,b", "ipc:///a,b"]
+    assert endpoints_to(texts) == ["tcp://h1:1", "tcp://h2:2", "ipc:///a,b"]
+    assert endpoints_to(["ipc://" + "x" * PATH_BYTES])
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("tcp://h1:1,tcp://h2:0", "'tcp://h2:0': port 0 is no port to connect to"),
+        ("ipc://" + "ä" * 54, "108 bytes, and a Unix socket's path has 107 at most"),
+        ("tcp://h1:1,", "the port is"),
+        ("", "is not ipc://PATH or tcp://HOST:PORT"),
+    ],
+)
+def test_endpoint_that_nobody_can_connect_to_is_refused(text: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        endpoints_to([text])
 
 
 @pytest.mark.parametrize(

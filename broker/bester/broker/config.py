@@ -15,8 +15,7 @@ from typing import Any
 
 from bester.broker.postgres import Database
 from bester.broker.store_requests import Bounds
-from bester.broker.unix_socket import PATH_BYTES
-from bester.broker.wire.address import HostPort, Network, is_loopback
+from bester.broker.wire.address import PATH_BYTES, HostPort, Network, is_loopback
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.messages import AUTH_TYPE
 

@@ -16,10 +16,9 @@ import stat
 import time
 from collections.abc import Iterator
 
+from bester.broker.wire.address import PATH_BYTES
 from bester.broker.wire.codes import ConfigError
 
-PATH_BYTES = 107
-"""Longest path of a Unix socket on Linux."""
 PROBE_S = 1.0
 """Time for the connection to a listening server; the system accepts for it, so only a stopped machine takes long."""
 LOCK_S = 2.0

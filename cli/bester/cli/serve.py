@@ -169,7 +169,7 @@ def bridge(
 
 def _elsewhere(config: Config, fabric: Sequence[str], key: str | None, server_key: str | None) -> Config:
     """Return the configuration with the brokers and the keys that options or the environment name."""
-    from bester.broker.wire.address import parse_endpoint, split_endpoints
+    from bester.broker.wire.address import endpoints_to
     from bester.broker.wire.codes import ConfigError
 
     for option, value in (("--key", key), ("--server-key", server_key)):
@@ -177,17 +177,16 @@ def _elsewhere(config: Config, fabric: Sequence[str], key: str | None, server_ke
             raise ConfigError(f"{option} is empty; leave it out, or give it a value")
     if "" in fabric:
         raise ConfigError("--fabric is empty; leave it out, or give it a value")
-    fabric = fabric or [each for each in split_endpoints(os.environ.get("BESTER_FABRIC", "")) if each]
+    named = fabric or [each for each in (os.environ.get("BESTER_FABRIC"),) if each]
     key = key or os.environ.get("BESTER_KEY")
     server_key = server_key or os.environ.get("BESTER_SERVER_KEY") or config.fabric.server_key
-    for endpoint in fabric:
-        try:
-            parse_endpoint(endpoint)
-        except ValueError as error:
-            raise ConfigError(f"--fabric (or BESTER_FABRIC): {error}") from None
+    try:
+        connect = tuple(endpoints_to(named))
+    except ValueError as error:
+        raise ConfigError(f"--fabric (or BESTER_FABRIC): {error}") from None
     parts = replace(
         config.fabric,
-        connect=tuple(fabric) or config.fabric.connect,
+        connect=connect or config.fabric.connect,
         key=Path(key) if key else config.fabric.key,
         server_key=server_key,
     )

@@ -28,7 +28,7 @@ from bester.broker import descriptors, heap, logs
 from bester.broker.keys import LinkKeys, link_keys
 from bester.broker.streams import forgive, secure
 from bester.broker.terminals import outlive_terminals
-from bester.broker.wire.address import parse_endpoint, split_endpoints
+from bester.broker.wire.address import endpoints_to
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.messages import spelling_fault
 from bester.broker.wire.notes import describe
@@ -177,13 +177,10 @@ def _served_types(types: Sequence[str] | None, environ: Mapping[str, str]) -> li
 def _endpoints(fabric: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     """Return the endpoints of the server's brokers, each once. Raises LoadError for one that cannot be read."""
     named = list(fabric) or [environ.get("BESTER_FABRIC") or DEFAULT_FABRIC]
-    endpoints = list(dict.fromkeys(endpoint for text in named for endpoint in split_endpoints(text)))
     try:
-        for endpoint in endpoints:
-            parse_endpoint(endpoint)
+        return endpoints_to(named)
     except ValueError as error:
         raise LoadError(f"--fabric (or BESTER_FABRIC): {error}") from None
-    return endpoints
 
 
 def _check_reload(spec: str | None) -> None:

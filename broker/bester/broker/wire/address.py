@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -151,12 +153,23 @@ class Endpoint(NamedTuple):
         return self.tcp is None or is_loopback(self.tcp.host)
 
 
+PATH_BYTES = 107
+"""Longest path of a Unix socket on Linux."""
 _BETWEEN_ENDPOINTS = re.compile(r",\s*(?=[a-z]+://)")
 
 
-def split_endpoints(text: str) -> list[str]:
-    """Return the endpoints in a text, which commas separate. A comma inside of a path separates nothing."""
-    return [part.strip() for part in _BETWEEN_ENDPOINTS.split(text)]
+def endpoints_to(texts: Iterable[str]) -> list[str]:
+    """Return the endpoints to connect to that texts name, each once. Commas separate those in one text; a comma inside
+    of a path separates nothing. Raises ValueError with the fault."""
+    endpoints = list(dict.fromkeys(part.strip() for text in texts for part in _BETWEEN_ENDPOINTS.split(text)))
+    for text in endpoints:
+        endpoint = parse_endpoint(text)
+        if endpoint.tcp is not None and endpoint.tcp.port == 0:
+            raise ValueError(f"{text!r}: port 0 is no port to connect to; write the port the broker listens on")
+        length = len(os.fsencode(endpoint.path))
+        if length > PATH_BYTES:
+            raise ValueError(f"{text!r}: {length} bytes, and a Unix socket's path has {PATH_BYTES} at most")
+    return endpoints
 
 
 def parse_endpoint(text: str) -> Endpoint:
