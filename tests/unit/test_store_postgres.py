@@ -481,6 +481,7 @@ def test_address_is_shown_without_its_password(url: str, where: str) -> None:
         ("FATAL: sorry, too many clients already", "max_connections"),
         ("FATAL: remaining connection slots are reserved for roles with the SUPERUSER attribute", "max_connections"),
         ("FATAL: the database system is starting up", "connects again"),
+        ('FATAL: cannot connect to invalid database "x"', "DROP DATABASE was interrupted"),
         ('FATAL: database "x" is not currently accepting connections', "ALLOW_CONNECTIONS"),
         ("failed to resolve host 'db': [Errno -2] Name or service not known", "name server"),
         ('invalid port number: "99999"', "see [store] url"),

@@ -31,9 +31,9 @@ ABANDONED_MS = 10_000
 MIGRATION_MS = 600_000
 """Patience of a start with another process that brings the schema to a new version."""
 TEXT_LIMIT = 300
+"""Characters of a fault's text."""
 BOUND_TRIES = 20
 """Attempts to lift a bound of a statement's time within that bound."""
-"""Characters of a fault's text."""
 _SETTINGS = (
     ("lock_timeout", LOCK_MS),
     ("idle_in_transaction_session_timeout", ABANDONED_MS),
@@ -56,6 +56,7 @@ _SECRETS = ("password", "sslpassword", "oauth_client_secret")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _REFUSALS = (
+    ("invalid database ", "invalid"),
     ("too many ", "53300"),
     ("connection slots are reserved", "53300"),
     ("database system is ", "57P"),
@@ -72,6 +73,7 @@ _REFUSALS = (
 """Words of a server that refuses a connection, and the code that such an error would have."""
 _REMEDIES = {
     "url": "see [store] url",
+    "invalid": "a DROP DATABASE was interrupted: end it with another one, then restore a backup into a new database",
     "host": "see the host in [store] url, and that its name server answers",
     "ssl": "see sslmode and sslrootcert in [store] url, and ssl of PostgreSQL",
     "08": "see that PostgreSQL is running and reachable",

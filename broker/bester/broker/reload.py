@@ -136,7 +136,9 @@ def _require_file(path: Path) -> None:
     if stat.S_ISDIR(status.st_mode):
         return  # its reader says so
     if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(f"{path}: is no file any more, but a pipe or a device; put the file back")
+        raise ConfigError(
+            f"{path}: is a pipe or a device, which is read at the start alone; put a file there to reload it"
+        )
     if not status.st_size:
         raise ConfigError(f"{path}: is empty; put its lines back, or write a comment there for the defaults")
 
