@@ -124,6 +124,21 @@ async def test_bridge_is_told_its_brokers(directory: Path) -> None:
             assert await bridge.end() == 0
 
 
+async def test_broker_alone_declares_no_stock_handlers(directory: Path) -> None:
+    """Nobody would start them, and `bester check` would miss them."""
+    for text, declared in ((None, []), (OPEN, ["echo"])):
+        if text is not None:
+            (directory / "bester.toml").write_text(text)
+        broker = await Process.start(BESTER, "broker", cwd=directory)
+        try:
+            await broker.says(" on ipc://")
+            told = await client(directory, "status", "--json")
+            assert json.loads(await told.says('"declared"'))["declared"] == declared
+            assert await told.process.wait() == 0
+        finally:
+            assert await broker.end() == 0
+
+
 def test_line_for_a_new_key_can_be_read(directory: Path) -> None:
     for file, name in (("k.key", "k"), ("a b.key", "NAME"), ('"].key', "NAME"), (b"k\xff.key", "NAME")):
         ended = subprocess.run([BESTER, "keys", "new", file], capture_output=True, text=True, check=True)

@@ -98,7 +98,11 @@ def _show_page(url: str, token: Path | None) -> None:
 def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
     """Serve the fabric alone; bridges and handlers connect to it."""
     _begin(log_format, log_level)
-    config = load(config_path)
+
+    def read() -> Config:
+        return _without_stock(load(config_path))
+
+    config = read()
     _print_notices(config)
     from bester.broker.service import run_broker
 
@@ -106,8 +110,14 @@ def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
     return run_broker(
         config,
         on_ready=lambda: service_manager().ready(f"broker {config.server.name} on {listen}"),
-        read=partial(load, config_path),
+        read=read,
     )
+
+
+def _without_stock(config: Config) -> Config:
+    """Return the configuration of a program that runs no handlers: where there is no file, `bester up` alone runs the
+    stock handlers, and nobody else declares them."""
+    return config if config.path is not None else replace(config, handlers=())
 
 
 @click.command()
@@ -133,7 +143,7 @@ def bridge(
     _begin(log_format, log_level)
 
     def read_file() -> Config:
-        return _elsewhere(load(config_path), fabric, key, server_key)
+        return _elsewhere(_without_stock(load(config_path)), fabric, key, server_key)
 
     def read() -> Config:
         if child is None:
