@@ -25,6 +25,7 @@ from bester.broker.wire.trouble import Attempt
 from tests.e2e.broker_stand_in import StandIn
 from tests.e2e.name_server import name_server, until
 from tests.live import short_directory
+from tests.plain_user import plain_user
 
 LIMIT = 100
 ROUNDS = 100
@@ -166,6 +167,24 @@ async def test_link_ends_while_the_name_server_hangs(monkeypatch: pytest.MonkeyP
         resolver.release()
         await until(lambda: resolver.under_way == 0)
         assert link.over.is_set()
+
+
+async def test_socket_that_this_user_may_not_open_is_named_as_such() -> None:
+    lost: asyncio.Queue[str] = asyncio.Queue()
+    welcomed = asyncio.Event()
+    async with short_directory() as directory, StandIn(f"ipc://{directory}/f"), asyncio.timeout(20):
+        (directory / "f").chmod(0)
+        party = LinkClient("handler", "h", {"types": ["t"], "credit": 1})
+        link = FabricLink(
+            f"ipc://{directory}/f", party, on_messages=print, on_ready=welcomed.set, on_lost=lost.put_nowait
+        )
+        with plain_user(directory):
+            link.start()
+            why = f"this user may not open ipc://{directory}/f; run as the user whom the server runs as"
+            assert await lost.get() == why
+        (directory / "f").chmod(0o777)
+        await welcomed.wait()
+        await link.close(0)
 
 
 @pytest.mark.parametrize("shared", [False, True])

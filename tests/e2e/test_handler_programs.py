@@ -311,6 +311,49 @@ async def test_supervised_worker_with_a_hanging_loop_is_restarted(folder: Path) 
     assert "this process ends, to be restarted" in errors
 
 
+async def test_stop_signal_ends_a_start_hook_that_waits(folder: Path) -> None:
+    hook = "@app.on_start\nasync def wait():\n    print('waits', flush=True)\n    await asyncio.Event().wait()\n"
+    (folder / "waits.py").write_text(f"{APP}\n{hook}")
+    process = await start(folder, "waits:app", "--fabric", f"ipc://{folder}/f.sock")
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), PATIENCE_S) == b"waits\n"
+    process.terminate()
+    status, errors = await ended(process)
+    assert status == 0, errors
+    assert "mine: ended while a start hook ran" in errors
+    assert errors.count("\n") == 1
+
+
+FORK = """
+import os
+from bester.handlers import App
+from bester.handlers.testing import Tester
+
+app = App()
+
+@app.handler("fork")
+def fork(message):
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            app.blocking.is_client("g")
+        except RuntimeError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.wait()
+    return message.reply([os.read(reader, 1000).decode(), app.blocking.is_client("u")])
+
+print(Tester(app, clients=["u"]).run("fork", {}, user="u").commands[0].data)
+"""
+
+
+async def test_fork_of_an_app_asks_nothing(folder: Path) -> None:
+    process = await start(folder, "-c", FORK)
+    out, errors = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+    said = "this process is a fork of the one that runs the app, which alone may emit and ask"
+    assert (out.decode(), process.returncode) == (f"['{said}', True]\n", 0), errors.decode()
+
+
 async def test_slow_import_is_logged(folder: Path) -> None:
     (folder / "heavy.py").write_text("import sys\n" + APP + "\nsys.stdin.readline()\n")
     endpoint = f"ipc://{folder}/f.sock"
@@ -348,6 +391,7 @@ async def test_refusal_is_one_line_and_status_1(folder: Path) -> None:
         (("mine:other",), "module 'mine' has no 'other'; did you mean mine:app?"),
         (("mine:asyncio",), "mine:asyncio is a module, not an App of bester.handlers; did you mean mine:app?"),
         (("broken:app",), "broken.py, line 1: "),
+        (("number:app",), "number.py, line 3: TypeError: 5 is not a callable object"),
         (("needy:app",), "needy.py, line 1 needs the module 'nowhere', which is not installed: pip install nowhere"),
         (("fails:app",), "fails.py, line 2: ZeroDivisionError: division by zero"),
         (("empty:app",), 'empty:app: the app has no handlers: put @app.handler("TYPE") above a function'),
@@ -359,7 +403,7 @@ async def test_refusal_is_one_line_and_status_1(folder: Path) -> None:
         (("mine:app", "--types", "x" * 129), "a type is 1 to 128 printable characters without commas"),
         (("commas:app",), "ValueError: 'a,b': a type is 1 to 128 printable characters without commas"),
         (("mine:app", "--fabric", "nonsense"), "'nonsense' is not ipc://PATH or tcp://HOST:PORT"),
-        (("mine:app", "--fabric", "ipc://" + "x" * 200), "cannot connect to ipc://xxx"),
+        (("mine:app", "--fabric", "ipc://" + "x" * 200), "200 bytes, and a Unix socket's path has 107 at most"),
         (("mine:app", "--fabric", ""), "--fabric is empty; leave it out, or give it a value"),
         (("mine:app", "--key", ""), "--key is empty; leave it out"),
         (("mine:app", "--server-key", ""), "--server-key is empty; leave it out"),
@@ -374,6 +418,7 @@ async def test_mistakes_are_one_line_with_the_remedy_and_status_2(
     folder: Path, arguments: tuple[str, ...], text: str
 ) -> None:
     (folder / "broken.py").write_text("def (:\n")
+    (folder / "number.py").write_text("from bester.handlers import App\napp = App()\napp.handler('a')(5)\n")
     (folder / "needy.py").write_text("import nowhere\n")
     (folder / "fails.py").write_text("\nx = 1 / 0\n")
     (folder / "empty.py").write_text("from bester.handlers import App\napp = App()\n")

@@ -52,6 +52,19 @@ async def test_failure_has_a_note_and_the_error() -> None:
         await tester.send("absent", {})
 
 
+def test_question_in_another_loop_than_the_app_s_raises() -> None:
+    app = App()
+
+    @app.handler("a")
+    def a(message: Message) -> Command:
+        for work in (app.ask.is_client("g"), app.ask.list_clients(), app.ask.server_info(), app.emit("a", [])):
+            with pytest.raises(RuntimeError, match=r"in a thread use app\.blocking"):
+                asyncio.run(work)
+        return message.reply(app.blocking.is_client("g"))
+
+    assert Tester(app, clients=["g"]).run("a", user="t").commands == [Sent("sendClients", ["t"], True)]
+
+
 def test_run_without_a_loop_and_in_a_thread() -> None:
     tester = Tester(make_app(), clients=["g"])
     result = tester.run("threaded", None, user="t", attempt=2)

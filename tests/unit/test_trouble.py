@@ -19,6 +19,9 @@ def attempt(*events: Event, keys: bool = True) -> Attempt:
     [
         ((), Found.SILENT, "no answer from tcp://h:1"),
         (("refused", "refused"), Found.REFUSED, "nothing listens at tcp://h:1"),
+        (("refused", "forbidden"), Found.FORBIDDEN, "may not open tcp://h:1; run as the user whom s2 runs as"),
+        (("forbidden", "refused"), Found.REFUSED, "nothing listens at tcp://h:1"),
+        (("forbidden", "connected"), Found.OPEN, "does not answer"),
         (("refused", "connected"), Found.OPEN, "does not answer"),
         (("connected", "auth"), Found.UNKNOWN_KEY, "does not know our key OWN"),
         (("connected", "held off"), Found.HELD_OFF, "lets us in later"),

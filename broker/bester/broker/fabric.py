@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -338,9 +339,10 @@ class FabricLink:
 
     def _on_event(self, attempt: Attempt, endpoint: str, event: int, value: int) -> None:
         """Take in what happened to the connection; after a handshake that failed wait no longer for an answer."""
-        if attempt.take(event_of(event, value)):
+        happened = event_of(event, value)
+        if attempt.take("forbidden" if happened == "refused" and _is_forbidden(endpoint) else happened):
             self._do(self.link_client.on_handshake_failed(self._loop.time()))
-        elif attempt.found is Found.REFUSED:
+        elif attempt.found in (Found.REFUSED, Found.FORBIDDEN):
             self.link_client.on_nobody_there()
             self._set_timer(self.link_client.next_timer())
         elif attempt.in_doubt and self._probe is None and (tcp := _tcp_of(endpoint)) is not None:
@@ -493,6 +495,18 @@ class FabricLink:
         while self._stuck:
             self._socket.send(self._stuck[0])
             self._stuck.popleft()
+
+
+def _is_forbidden(endpoint: str) -> bool:
+    """Return whether this user may not open the file of an ipc endpoint: ZeroMQ says only that nothing is connected."""
+    transport, _, path = endpoint.partition("://")
+    if transport != "ipc":
+        return False
+    try:
+        os.stat(path)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _tcp_of(endpoint: str) -> HostPort | None:

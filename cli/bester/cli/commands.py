@@ -82,7 +82,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     try:
         status = bester.main(arguments, prog_name="bester", standalone_mode=False)
-        sys.stdout.flush()
+        if not sys.stdout.closed:  # as by a handler's own code
+            sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (any error becomes one line)
         return report(error)

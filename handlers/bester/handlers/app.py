@@ -6,6 +6,7 @@ Nothing runs here. A worker (or a test) takes the table of routes and runs them.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -16,7 +17,7 @@ from bester.handlers.middleware import Hooks, Middleware
 from bester.handlers.payload import typed
 from bester.handlers.reply import commands_of
 from bester.handlers.retrying import MAX_RETRIES, retried
-from bester.handlers.runtime import PATIENCE_S, Ask, Blocking, Outcome, Runtime
+from bester.handlers.runtime import PATIENCE_S, Ask, Blocking, Outcome, Runtime, on_its_loop
 from bester.handlers.states import States
 
 DEFAULT_CREDIT = 256
@@ -98,6 +99,7 @@ class App:
         self.ask = Ask(self)
         self.blocking = Blocking(self, self.ask)
         self._runtime: Runtime | None = None
+        self._process: int | None = None
 
     # --- registration ---
 
@@ -232,6 +234,8 @@ class App:
     @property
     def runtime(self) -> Runtime:
         """Runtime of the app. Raises RuntimeError while the app is not running."""
+        if self._process not in (None, os.getpid()):
+            raise RuntimeError("this process is a fork of the one that runs the app, which alone may emit and ask")
         if self._runtime is None:
             raise RuntimeError("the app is not running: emit and ask work inside handlers, timers and tasks")
         return self._runtime
@@ -241,6 +245,7 @@ class App:
         if self._runtime is not None:
             raise RuntimeError("the app is running already")
         self._runtime = runtime
+        self._process = os.getpid()
 
     def detach(self) -> None:
         """Clear the runtime."""
@@ -258,9 +263,11 @@ class App:
         `id` makes a retry after an error safe: one id is carried out once. Raises BesterError where the broker is away,
         refuses, or does not answer in time; ValueError for a message that cannot be sent, and for an invalid id.
         """
+        if id is not None and not isinstance(id, str):
+            raise TypeError(f"an emit's id is a string, not a {type(id).__name__}")
         if id is not None and not 0 < len(id) <= MAX_ID:
             raise ValueError(f"an emit's id has 1 to {MAX_ID} characters, not {len(id)}")
-        return await self.runtime.emit(type_, commands_of(commands), id, timeout_s)
+        return await on_its_loop(self.runtime).emit(type_, commands_of(commands), id, timeout_s)
 
 
 def _route(function: Callable[..., Any], inline: bool, by_user: bool) -> Route:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import sysconfig
 import traceback
+from collections.abc import Callable
 from types import ModuleType
 
 from bester.handlers.app import App
@@ -57,7 +59,7 @@ def _import(name: str) -> ModuleType:
     except Exception as error:  # noqa: BLE001 (importing runs the user's code)
         # An interpreter's error is the file's fault; another library's (no database) and the system's may pass.
         own = type(error).__module__ == "builtins" and not isinstance(error, OSError)
-        text = f"{_where(error)}: {type(error).__name__}: {_text_of(error)}"
+        text = f"{_where(error, _is_others)}: {type(error).__name__}: {_text_of(error)}"
         raise LoadError(text, 2 if own else 1) from None
 
 
@@ -69,10 +71,17 @@ def _text_of(error: Exception) -> str:
         return "an exception without a text"
 
 
-def _where(error: BaseException) -> str:
-    """Return the user's line at which an import failed: the last one outside the import machinery."""
+def _where(error: BaseException, passed_over: Callable[[str], bool] = lambda filename: False) -> str:
+    """Return the line at which an import failed: the last one outside the import machinery, in a file that is not
+    `passed_over` where there is one."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
+    frames = [frame for frame in frames if not passed_over(frame.filename)] or frames
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else "the module"
+
+
+def _is_others(filename: str) -> bool:
+    """Return whether a file is of Python, or of an installed package: the user can mend others."""
+    return filename.startswith(tuple(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "purelib")))
 
 
 def _is_ours(filename: str) -> bool:

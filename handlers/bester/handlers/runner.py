@@ -375,7 +375,8 @@ async def _serve(worker: Worker | Cluster, is_child: bool) -> int:
         if is_child:
             worker.on_hung(lambda: _end_hung(worker.name))
         try:
-            await worker.prepare()
+            if not await _prepared(worker, stop):
+                return 0
         except Exception as error:
             log.exception("%s: a start hook failed", worker.name, extra=logs.facts("start-hook-failed"))
             return _fail(f"a start hook failed: {describe(error)}", 1)
@@ -397,6 +398,30 @@ async def _serve(worker: Worker | Cluster, is_child: bool) -> int:
     status = 0 if refusal is None and worker.failure is None else 1
     last.end_within(EXIT_S, status)
     return status
+
+
+async def _prepared(worker: Worker | Cluster, stop: asyncio.Event) -> bool:
+    """Run the start hooks; return whether they ended. A stop signal cancels the hook that waits."""
+    task, stopping, is_over = asyncio.current_task(), asyncio.ensure_future(stop.wait()), False
+
+    def cancel(_: object) -> None:
+        if task is not None and not is_over:
+            task.cancel()
+
+    stopping.add_done_callback(cancel)
+    try:
+        await worker.prepare()
+    except asyncio.CancelledError:
+        if task is None or not stop.is_set():
+            raise
+        task.uncancel()
+        text = "%s: ended while a start hook ran"
+        log.info(text, worker.name, extra=logs.facts("ended-in-start-hook", name=worker.name))
+        return False
+    finally:
+        is_over = True
+        stopping.cancel()
+    return True
 
 
 class _Lifeline(asyncio.Protocol):

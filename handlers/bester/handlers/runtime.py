@@ -40,6 +40,13 @@ class Runtime(Protocol):
         ...
 
 
+def on_its_loop(runtime: Runtime) -> Runtime:
+    """Return a runtime. Raises RuntimeError in any other loop than its own, where an answer would never be awaited."""
+    if asyncio.get_running_loop() is not runtime.loop:
+        raise RuntimeError("emit and ask are for the loop that runs the app; in a thread use app.blocking")
+    return runtime
+
+
 class Holder(Protocol):
     """An app, as this module sees it: with a runtime while it runs."""
 
@@ -67,15 +74,17 @@ class Ask:
 
     async def is_client(self, name: str, timeout_s: float = PATIENCE_S) -> bool:
         """Return whether this user has a connection to the server now."""
-        return bool(await self._app.runtime.ask("isClient", name, timeout_s))
+        if not isinstance(name, str):
+            raise TypeError(f"is_client takes a user's name, a string, not a {type(name).__name__}")
+        return bool(await on_its_loop(self._app.runtime).ask("isClient", name, timeout_s))
 
     async def list_clients(self, timeout_s: float = PATIENCE_S) -> list[str]:
         """Return the users connected now."""
-        return list(await self._app.runtime.ask("listClients", None, timeout_s))
+        return list(await on_its_loop(self._app.runtime).ask("listClients", None, timeout_s))
 
     async def server_info(self, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """Return the server's description of itself."""
-        return dict(await self._app.runtime.ask("serverInfo", None, timeout_s))
+        return dict(await on_its_loop(self._app.runtime).ask("serverInfo", None, timeout_s))
 
 
 class Blocking:

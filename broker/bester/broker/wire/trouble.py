@@ -45,6 +45,7 @@ class Told:
 class Found(Enum):
     SILENT = "silent"  # no answer at all to the attempt to connect
     REFUSED = "refused"  # no program listens there
+    FORBIDDEN = "forbidden"  # the socket's file is not for this user
     OPEN = "open"  # connected; no handshake yet
     SECURED = "secured"  # the handshake is complete
     CUT = "cut"  # the other side has ended the connection in the handshake
@@ -56,13 +57,25 @@ class Found(Enum):
 
 
 Event = Literal[
-    "connected", "refused", "secured", "ended", "cut", "auth", "held off", "mechanism", "protocol", "curve", "foreign"
+    "connected",
+    "refused",
+    "forbidden",
+    "secured",
+    "ended",
+    "cut",
+    "auth",
+    "held off",
+    "mechanism",
+    "protocol",
+    "curve",
+    "foreign",
 ]
 
 # State of knowledge after an event. An event that is not listed changes nothing.
 #
 #   event      connected  the transport is connected
 #              refused    nothing listens there
+#              forbidden  this user may not open the socket's file
 #              secured    the handshake is complete
 #              ended      the connection has ended after the handshake, or before any
 #              cut        the connection was ended within the handshake
@@ -75,9 +88,14 @@ Event = Literal[
 FINDINGS: dict[tuple[Found, Event], Found] = {
     (Found.SILENT, "connected"): Found.OPEN,
     (Found.REFUSED, "connected"): Found.OPEN,
+    (Found.FORBIDDEN, "connected"): Found.OPEN,
     (Found.CUT, "connected"): Found.CUT,
     (Found.SILENT, "refused"): Found.REFUSED,
     (Found.CUT, "refused"): Found.REFUSED,
+    (Found.FORBIDDEN, "refused"): Found.REFUSED,
+    (Found.SILENT, "forbidden"): Found.FORBIDDEN,
+    (Found.REFUSED, "forbidden"): Found.FORBIDDEN,
+    (Found.CUT, "forbidden"): Found.FORBIDDEN,
     (Found.OPEN, "secured"): Found.SECURED,
     (Found.CUT, "secured"): Found.SECURED,
     (Found.OPEN, "ended"): Found.FOREIGN,
@@ -153,6 +171,7 @@ class Attempt:
         texts = {
             Found.HELD_OFF: f"{called} at {where} has cut our links for what they sent, or has {enough}",
             Found.REFUSED: f"nothing listens at {where}",
+            Found.FORBIDDEN: f"this user may not open {where}; run as the user whom {called} runs as",
             Found.OPEN: f"something listens at {where} and does not answer: {stopped}",
             Found.CUT: f"the connection to {where} {CUT_SHORT}",
             Found.SILENT: f"no answer from {where}: {silent}",
