@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -322,6 +323,23 @@ async def test_stop_signal_ends_a_start_hook_that_waits(folder: Path) -> None:
     assert status == 0, errors
     assert "mine: ended while a start hook ran" in errors
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "code", ["asyncio.get_running_loop().stop()", "[task.cancel() for task in asyncio.all_tasks()]"]
+)
+async def test_program_whose_loop_is_stopped_by_its_handler_says_so(folder: Path, code: str) -> None:
+    (folder / "stops.py").write_text(f"{APP}\n@app.handler('stop')\nasync def stop(message):\n    {code}\n")
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint) as broker:
+        process = await start(folder, "stops:app", "--fabric", endpoint, "--log", "json")
+        await broker.expect(Hello)
+        broker.send(request(1, b"1", "stop"))
+        status, errors = await ended(process)
+    records = [json.loads(line) for line in errors.splitlines()]
+    assert status == 1
+    assert records[-1]["event"] == "ended-by-code"
+    assert "stopped the event loop, or cancelled the tasks of this program" in records[-1]["text"]
 
 
 FORK = """

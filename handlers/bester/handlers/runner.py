@@ -304,7 +304,7 @@ def _on_loop(work: Callable[[], Any]) -> int:
     """Run `work` to its end; return the exit status.
 
     SystemExit in a task or callback of a handler escapes from the loop itself, and counts as a SIGTERM: requests in
-    hand are finished first.
+    hand are finished first. They are not where such code has stopped the loop or cancelled all tasks.
     """
     try:
         descriptors.require(descriptors.LEAST)
@@ -317,6 +317,12 @@ def _on_loop(work: Callable[[], Any]) -> int:
         while True:
             try:
                 return loop.run_until_complete(main) or status
+            except (asyncio.CancelledError, RuntimeError):
+                if main.done() and not main.cancelled():
+                    raise
+                text = "code of a handler stopped the event loop, or cancelled the tasks of this program, which ends"
+                log.exception(text, extra=logs.facts("ended-by-code"))
+                return 1
             except (SystemExit, KeyboardInterrupt) as error:
                 if main.done():
                     raise
