@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 
 import pytest
 
@@ -39,7 +38,8 @@ def test_equal_shares_of_the_time_whatever_a_request_takes(seed: int) -> None:
     chance = random.Random(seed)
     costs_s = {f"u{number}": chance.choice((0.0001, 0.001, 0.01, 0.1)) for number in range(5)}
     turns = Turns()
-    number, used, last = 0, Counter[str](), dict.fromkeys(costs_s, -1)
+    number, last = 0, dict.fromkeys(costs_s, -1)
+    used = dict.fromkeys(costs_s, 0.0)
     for user in costs_s:
         turns.append(job(number := number + 1, user))
         turns.append(job(number := number + 1, user))
