@@ -121,6 +121,12 @@ def test_invalid_endpoint_is_refused(text: str) -> None:
         parse_endpoint(text)
 
 
+@pytest.mark.parametrize("text", ["ipc://a,ipc://b", "tcp://h1:1, tcp://h2:2"])
+def test_several_endpoints_in_the_place_of_one_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is several endpoints, and not one; write each by itself"):
+        parse_endpoint(text)
+
+
 def test_endpoints_to_connect_to_are_separated_by_commas_and_named_once() -> None:
     texts = ["tcp://h1:1, tcp://h2:2,ipc:///a,b", "ipc:///a,b"]
     assert endpoints_to(texts) == ["tcp://h1:1", "tcp://h2:2", "ipc:///a,b"]

@@ -175,6 +175,8 @@ def endpoints_to(texts: Iterable[str]) -> list[str]:
 def parse_endpoint(text: str) -> Endpoint:
     """Parse `ipc://PATH` or `tcp://HOST:PORT`. Raises ValueError with the fault."""
     transport, separator, rest = text.partition("://")
+    if _BETWEEN_ENDPOINTS.search(text):
+        raise ValueError(f"{text!r} is several endpoints, and not one; write each by itself")
     if separator and rest:
         if transport == "ipc":
             return Endpoint("ipc", rest, None)
