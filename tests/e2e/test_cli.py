@@ -193,6 +193,7 @@ def test_line_for_a_new_key_can_be_read(directory: Path) -> None:
             "'tcp://h:0': port 0 is no port to connect to; write the port",
         ),
         (["bridge", "--fabric", f"ipc://{'x' * 108}"], 2, "108 bytes, and a Unix socket's path has 107 at most"),
+        (["bridge", "-c", "/dev/stdin", "--workers", "2"], 2, "/dev/stdin: is a pipe, and each of the --workers reads"),
         (["bridge", "--key", ""], 2, "--key is empty; leave it out, or give it a value"),
         (["bridge", "--server-key", ""], 2, "--server-key is empty; leave it out, or give it a value"),
         (["handler", "nosuch:app", "--workers", "x"], 2, "'x' is not a valid integer"),

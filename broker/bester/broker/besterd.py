@@ -24,6 +24,7 @@ from bester.broker.config import (
     socket_path_fault,
 )
 from bester.broker.config_file import read
+from bester.broker.config_paths import directory_of
 from bester.broker.toml_table import Source, nearest, one_line
 from bester.broker.wire.address import HostPort, parse_host_port
 from bester.broker.wire.codes import ConfigError
@@ -62,7 +63,7 @@ def load(path: Path) -> Config:
 class _Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.directory = path.absolute().parent
+        self.directory = directory_of(path)
         self._notices: list[str] = []
         text = Source(path).text
         try:

@@ -27,7 +27,7 @@ from bester.broker.config import (
     name_fault,
 )
 from bester.broker.config_keys import HINTS, KEYS, Key
-from bester.broker.config_paths import Paths
+from bester.broker.config_paths import Paths, directory_of
 from bester.broker.postgres import SCHEMES as POSTGRES_SCHEMES
 from bester.broker.postgres import Database, schema_fault, url_fault
 from bester.broker.store_requests import Bounds
@@ -74,7 +74,7 @@ class _Reader:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._paths = Paths(source.path.absolute().parent)
+        self._paths = Paths(directory_of(source.path))
         sections = {name.partition(".")[0] for name in KEYS}  # parties are a table inside of [fabric]
         self._top = Table(source, "", source.tables(), sections, HINTS[""])
 

@@ -13,6 +13,12 @@ from bester.broker.toml_table import Table
 from bester.broker.wire.address import HostPort, is_numeric, parse_endpoint
 
 
+def directory_of(path: Path) -> Path:
+    """Return the directory where the relative paths in a file start: its own, and the working directory for a pipe or a
+    device, as /dev/stdin and a shell's `<(…)` are: their own is /dev."""
+    return Path.cwd() if path.is_fifo() or path.is_char_device() else path.absolute().parent
+
+
 class Paths(NamedTuple):
     """Start of every path of one file: the file's directory, and the data directory, for which DATA_DIR stands; None
     where DATA_DIR stands for nothing. Every method raises ConfigError for an unusable value."""

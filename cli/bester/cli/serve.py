@@ -165,6 +165,10 @@ def bridge(
         service_manager().ready(banner(config, addresses)[0])
 
     if workers != 1:
+        if config.path is not None and config.path.is_fifo():
+            from bester.broker.wire.codes import ConfigError
+
+            raise ConfigError(f"{config.path}: is a pipe, and each of the --workers reads it again; name a file")
         from bester.bridge.workers import run_workers
 
         options = {"--config": config_path, "--key": key, "--server-key": server_key, "--log": log_format}
