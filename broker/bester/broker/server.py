@@ -43,7 +43,7 @@ from bester.broker.fabric_listeners import FabricListeners, Receivers
 from bester.broker.fabric_socket import Frames
 from bester.broker.hosts import Hosts
 from bester.broker.keys import KeyPair
-from bester.broker.leaving import SENT_AT_ONCE, split
+from bester.broker.leaving import MOST_BEHIND, SENT_AT_ONCE, split
 from bester.broker.log_limits import PACED, WARNINGS, LogLimits
 from bester.broker.login_checks import LoginChecks, may_open
 from bester.broker.logs import bare_facts, facts, with_facts
@@ -160,6 +160,7 @@ class Broker:
         self._direct: dict[Link, Receiver] = {}
         self._outgoing: dict[Link, list[Message]] = {}
         self._left: set[Link] = set()  # links of which the first messages there were left to this turn
+        self._held_back: set[Link] = set()  # links of which a batch was halfway through at the end of the last turn
         self._flushes = False  # at the end of this turn
         self.sending = Sending(self._listeners.sockets, self._cannot_send, self._lose, self._leave)
         self._tick_handle: asyncio.TimerHandle | None = None
@@ -173,7 +174,9 @@ class Broker:
         self._loop = asyncio.get_running_loop()
         await self._group.__aenter__()
         most_values = partial(policy.most_values, self.router.settings)
-        receivers = Receivers(self._reader, self._take, self._on_link_ended, most_values, self._on_refused)
+        receivers = Receivers(
+            self._reader, self._take, self._on_link_ended, most_values, self._may_begin, self._on_refused
+        )
         try:
             for endpoint in self._listen:
                 self._listeners.open(endpoint, self.router.settings.grants, receivers)
@@ -272,6 +275,13 @@ class Broker:
         self._carry_out(self.router.receive_all(link, messages, time.monotonic()))
         if link in self._outgoing:  # perhaps held back until now
             self._flush_soon()
+
+    def _may_begin(self, party: str) -> bool:
+        """Return whether a message of a party may be begun: not before what was held back for an earlier one has left,
+        nor while much waits for the party."""
+        if any(link.party == party and link in self._outgoing for link in self._held_back):
+            return False
+        return sum(len(self._outgoing.get(link, ())) for link in self._left if link.party == party) < MOST_BEHIND
 
     def _on_link_ended(self, link: Link) -> None:
         """Take in the end of a link of an encrypted socket."""
@@ -384,6 +394,7 @@ class Broker:
             self._retry_later()
         outgoing, self._outgoing = self._outgoing, {}
         before, self._left = self._left, set()
+        self._held_back.clear()
         if self._listeners.slices:
             self._hold_back(outgoing, before)
             for link, messages in split(outgoing, sent_at_once).items():
@@ -426,6 +437,7 @@ class Broker:
             for link in slices.halfway:
                 if link in outgoing:
                     self._outgoing[link] = outgoing.pop(link)
+                    self._held_back.add(link)
                     if link in left:
                         self._left.add(link)
 
