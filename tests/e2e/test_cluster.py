@@ -280,4 +280,4 @@ async def test_endpoint_that_leads_to_the_same_broker_is_left_out(cluster: Clust
             await client.close()
         finally:
             statuses = [await process.end() for process in (bridge, broker)]
-        assert statuses == [0, 0]
+        assert statuses == [0, 0], "\n".join(line for process in (bridge, broker) for line in process.lines)

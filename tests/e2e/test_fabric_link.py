@@ -63,6 +63,25 @@ async def test_queue_for_a_broker_that_does_not_read_is_bounded_and_ordered(monk
             await link.close(0)
 
 
+async def test_link_that_is_closed_twice_at_once_ends_once() -> None:
+    """A bridge that leaves one of two links to the same broker may be stopped meanwhile."""
+    welcomed = asyncio.Event()
+    async with short_directory() as directory:
+        endpoint = f"ipc://{directory}/f"
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as broker:
+            broker.linger = 0
+            broker.bind(endpoint)
+            party = LinkClient("handler", "h", {})
+            link = FabricLink(endpoint, party, on_messages=print, on_ready=welcomed.set, on_lost=pytest.fail)
+            link.start()
+            peer, _ = await asyncio.to_thread(broker.recv_multipart)
+            broker.send_multipart([peer, *encode([Welcome(1, "s1", {"heartbeat_ms": 60_000})])])
+            await welcomed.wait()
+            await asyncio.gather(link.close(0.1), link.close(0.1))  # the broker does not answer its GOODBYE
+            assert party.state is State.LEAVING  # its GOODBYE was not answered
+            await link.close(0.1)
+
+
 @asynccontextmanager
 async def unread(monkeypatch: pytest.MonkeyPatch, lost: list[str]) -> AsyncIterator[tuple[FabricLink, Any]]:
     """Yield a link that is full, and the function that reads the next messages of its broker's socket."""

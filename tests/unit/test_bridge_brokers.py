@@ -364,6 +364,37 @@ class TestBrokerIsBack:
         assert len(scene.submitted("b1")) == 2
         assert scene.submitted(new) == []
 
+    def test_user_whose_login_was_under_way_when_a_broker_came_goes_home(self) -> None:
+        scene = Cluster()
+        user = scene.user("b1")
+        new = home_of(user, ("b2", "b3"))
+        scene.go("b1")
+        client = scene.start_login(user)
+        assert scene.taken(new, Login)
+        scene.come("b1")
+        scene.tell(new, LoggedIn(client.session.number, 0))
+        assert client.lines() == ["good auth_special"]
+        scene.write(client, "a")
+        assert len(scene.submitted("b1")) == 1
+        assert scene.submitted(new) == []
+
+    def test_user_who_logged_in_where_the_earlier_messages_were_goes_home_after_them(self) -> None:
+        scene = Cluster()
+        user = scene.user("b1")
+        new = home_of(user, ("b2", "b3"))
+        scene.go("b1")
+        gone = scene.enter(user)
+        scene.write(gone, "a")
+        ((a, _),) = scene.submitted(new)
+        scene.bridge.on_connection_lost(gone)
+        scene.come("b1")
+        again = scene.start_login(user)
+        scene.tell(new, LoggedIn(again.session.number, 0))
+        scene.tell(new, *good(a))
+        scene.bridge.tick()
+        scene.write(again, "b")
+        assert len(scene.submitted("b1")) == 1
+
     def test_login_goes_where_the_user_has_unreported_messages(self) -> None:
         scene = Cluster()
         user = scene.user("b1")

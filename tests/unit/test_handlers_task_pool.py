@@ -13,7 +13,8 @@ import pytest
 
 from bester.broker.wire.messages import Request
 from bester.handlers import App, Message
-from bester.handlers.task_pool import OVERDUE, End, Job, NotBegunError, TaskPool
+from bester.handlers.task_pool import OVERDUE, End, NotBegunError, TaskPool
+from bester.handlers.turns import Job
 
 colour: contextvars.ContextVar[int] = contextvars.ContextVar("colour", default=-1)
 PATIENCE_S = 20.0

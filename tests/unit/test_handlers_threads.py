@@ -14,8 +14,8 @@ from bester.broker.wire.messages import Meta, Request
 from bester.handlers.app import Route, Runs
 from bester.handlers.message import Message
 from bester.handlers.payload import QuietError
-from bester.handlers.task_pool import Job
 from bester.handlers.threads import NO_THREAD, Threads
+from bester.handlers.turns import Job
 
 PATIENCE_S = 20.0
 Ends = asyncio.Queue[tuple[int, Any]]
@@ -129,6 +129,27 @@ async def test_senders_take_turns_whatever_one_has_in_hand() -> None:
         threads.add(job(token, lambda message: True, user, peer))
     gate.set()
     begun = [(await next_of(ends))[0] for _ in range(104)]
-    assert begun[:8] == [0, 1, 100, 102, 103, 2, 101, 3]
-    assert begun[8:] == list(range(4, 100))
+    assert begun[:4] == [0, 100, 102, 103]  # whose requests have taken least
+    assert [token for token in begun if token < 100] == list(range(100))
+    assert begun.index(101) < begun.index(20)
+    threads.close()
+
+
+async def test_senders_have_equal_shares_of_the_time_and_not_of_the_requests() -> None:
+    gate, begun_one, ends = threading.Event(), threading.Event(), Ends()
+
+    def hold(message: Message) -> bool:
+        begun_one.set()
+        return gate.wait(PATIENCE_S)
+
+    threads = threads_of(1, ends)
+    threads.add(job(0, hold, "x"))
+    assert begun_one.wait(PATIENCE_S)
+    for token in range(1, 21):
+        threads.add(job(token, lambda message: time.sleep(0.02), "eve"))
+    for token in range(100, 150):
+        threads.add(job(token, lambda message: True, "alice"))
+    gate.set()
+    begun = [(await next_of(ends))[0] for _ in range(71)]
+    assert max(map(begun.index, range(100, 150))) < begun.index(10)
     threads.close()

@@ -97,6 +97,13 @@ class Homes:
         self.tick()
         return opens
 
+    def on_user_joined(self, sender: Sender) -> None:
+        """Let a user's sender that is not at home move there: a broker may have come, or may have been asked for the
+        user's earlier messages, while the login was under way."""
+        if self._brokers.are_several and sender.submissions is not self._home(sender).submissions:
+            self._strays[sender] = None
+            self.tick()
+
     def tick(self) -> None:
         """Move senders to their homes of which nothing is unreported."""
         if not self._strays:

@@ -102,6 +102,7 @@ class FabricLink:
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._closing = asyncio.Lock()
         self._socket: FabricSocket | None = None
         self._attempt = Attempt(endpoint, called)
         self._probe: asyncio.Task[None] | None = None
@@ -236,9 +237,12 @@ class FabricLink:
             await asyncio.wait_for(self._over.wait(), timeout_s)
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        """Leave, unless already done, send queued messages and close the socket."""
-        if self._context is None:
-            return
+        """Leave, unless already done, send queued messages and close the socket. A second call waits for the first."""
+        async with self._closing:
+            if self._context is not None:
+                await self._close(self._context, timeout_s)
+
+    async def _close(self, context: zmq.Context[zmq.Socket[bytes]], timeout_s: float) -> None:
         if not self._over.is_set():
             await self.leave(timeout_s)
         if self._socket is not None:
@@ -250,7 +254,7 @@ class FabricLink:
                 task.cancel()
         if self._timer is not None:
             self._timer.cancel()
-        context, self._context = self._context, None
+        self._context = None
         try:
             await asyncio.to_thread(context.term)
         except RuntimeError:  # the system has no thread for it; then the loop waits, as long as the socket lingers

@@ -25,6 +25,7 @@ from bester.broker.brief import LITTLE, Brief
 from bester.broker.core.effects import Link
 from bester.broker.party_line import SLICE, Batch, Line
 from bester.broker.share import Share
+from bester.broker.wire.codec import UnreadRows
 from bester.broker.wire.messages import Confirm, Heartbeat, Malformed
 from bester.broker.wire.runs import READ_AS
 
@@ -116,7 +117,7 @@ class Slices:
             if not makes_up or not self._was_costly(link.party):
                 began = self._cost_clock()
                 rows = self._read(link, frames)
-                if len(rows) <= SLICE:
+                if len(rows) <= _in_step(rows, SLICE):
                     messages = rows[:]
                     self._note_little(link.party, messages)
                     self._had_s = self._before(link.party)
@@ -325,7 +326,7 @@ class Slices:
                 self._shed(batch.link)
                 raise
             line.let_go_of_frames()
-        size = line.slice
+        size = _in_step(rows, line.slice)
         rest = () if rows is None else rows[size:]
         comes_alone = line.rows is None and not rest and line.count == 1
         line.rows = rest or None
@@ -342,3 +343,8 @@ class Slices:
             if comes_alone:
                 self._note_little(party, messages)
             self._take(batch.link, messages)
+
+
+def _in_step(rows: Any, most: int) -> int:
+    """Return how many rows to handle at once, at most so many: fewer where they are long."""
+    return rows.within(most) if type(rows) is UnreadRows else most

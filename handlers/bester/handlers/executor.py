@@ -14,8 +14,9 @@ from bester.broker.wire.messages import HEARTBEAT_MS
 from bester.handlers.app import App, Route
 from bester.handlers.message_groups import MessageGroups
 from bester.handlers.overtime import Overtime
-from bester.handlers.task_pool import End, Job, TaskPool
+from bester.handlers.task_pool import End, TaskPool
 from bester.handlers.threads import Threads
+from bester.handlers.turns import Job
 from bester.handlers.watch import Watch
 
 log = logging.getLogger("bester.handlers")

@@ -12,7 +12,7 @@ import traceback
 from bester.broker.logs import facts
 from bester.broker.wire.messages import AUTH_TYPE, REFUSED
 from bester.broker.wire.notes import class_name, describe
-from bester.handlers.task_pool import Job
+from bester.handlers.turns import Job
 
 log = logging.getLogger("bester.handlers")
 

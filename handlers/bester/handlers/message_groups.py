@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable
 
 from bester.handlers.app import Runs
-from bester.handlers.task_pool import Job
+from bester.handlers.turns import Job
 
 
 class MessageGroups:
     """Message groups of one worker. Requests without a user have no order and always begin at once; inline requests end
-    before the next one is read, and need no group."""
+    before the next one of their sender begins, and need no group."""
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, str], deque[Job]] = {}

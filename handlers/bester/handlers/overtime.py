@@ -22,8 +22,9 @@ from bester.handlers.app import Route
 from bester.handlers.deadlines import USELESS_S, Deadlines
 from bester.handlers.message_groups import MessageGroups
 from bester.handlers.stacks import Position
-from bester.handlers.task_pool import OVERDUE, STUBBORN_S, Job, TaskPool
+from bester.handlers.task_pool import OVERDUE, STUBBORN_S, TaskPool
 from bester.handlers.threads import Threads
+from bester.handlers.turns import Job
 
 log = logging.getLogger("bester.handlers")
 

@@ -26,7 +26,8 @@ from bester.handlers.failures import log_failure
 from bester.handlers.message import Message
 from bester.handlers.overtime import was_cancelled
 from bester.handlers.reply import ReplyError, commands_of, verdict_on
-from bester.handlers.task_pool import End, Job, NotBegunError
+from bester.handlers.task_pool import SLICE_S, End, NotBegunError
+from bester.handlers.turns import Job
 
 log = logging.getLogger("bester.handlers")
 _LOOP, _INLINE = Runs.LOOP, Runs.INLINE
@@ -98,32 +99,35 @@ class Requests:
         if self._is_barred:
             self._unbegun += requests
             return
-        start, count = 0, len(requests)
+        start, count, now = 0, len(requests), time.monotonic()
         if count == 1:
-            self._begin_run(requests[0].type, requests)
+            self._begin_run(requests[0].type, requests, now)
             start = 1
         while start < count:
             type_ = requests[start].type
             end = start + 1
             while end < count and requests[end].type == type_:
                 end += 1
-            self._begin_run(type_, requests if end - start == count else requests[start:end])
+            self._begin_run(type_, requests if end - start == count else requests[start:end], now)
             start = end
         self._pool.wake()
 
-    def _begin_run(self, type_: str, requests: Sequence[Received]) -> None:
-        """Begin requests of one type."""
-        route, life, now = self._routes.get(type_), self._life, time.monotonic()
+    def _begin_run(self, type_: str, requests: Sequence[Received], now: float) -> None:
+        """Begin requests of one type that came at a time."""
+        route, life = self._routes.get(type_), self._life
         if route is None:
             why = f"this worker does not serve {type_!r}"
             self._link.answer(*[Reply(request.token, FAILED, [], why) for request in requests])
             return
         if route.runs is _INLINE:
-            self._call_inline(route, requests, life, now)
-            return
+            requests = self._call_inline(route, requests, life, now)
+            if not requests:
+                return
         self._outstanding += len(requests)
         jobs: list[Job] = [(request, route, life, now) for request in requests]
-        if route.by_user:
+        if route.runs is _INLINE:
+            self._pool.add_all(jobs)
+        elif route.by_user:
             self._each(self._enter_group, jobs)
         elif route.runs is _LOOP:
             self._pool.add_all(jobs)
@@ -137,12 +141,16 @@ class Requests:
             except Exception as error:  # noqa: BLE001 (as in `_on_messages`)
                 self.on_fault("Request", job, error)
 
-    def _call_inline(self, route: Route, requests: Sequence[Received], life: int, now: float) -> None:
+    def _call_inline(self, route: Route, requests: Sequence[Received], life: int, now: float) -> Sequence[Received]:
         """Call a function of microseconds for each request, and queue the replies together. No request is outstanding
-        meanwhile: nothing else runs."""
-        call = route.call
+        meanwhile: nothing else runs. Return the requests that are left where the function takes longer, or others
+        have."""
+        if self._pool.takes_turns:
+            return requests
+        call, until, monotonic = route.call, now + SLICE_S, time.monotonic
         replies: list[WireMessage] = []
-        for request in requests:
+        left: Sequence[Received] = ()
+        for number, request in enumerate(requests):
             try:
                 result = call(Message(request))
             except BaseException as error:  # noqa: BLE001 (any exception of the user's function is its failure)
@@ -156,7 +164,12 @@ class Requests:
                     self._send_all(replies)
                     self._outstanding += 1
                     self._each(partial(self._done, result=result), [(request, route, life, now)])
+            if monotonic() > until:
+                self._pool.rest()
+                left = requests[number + 1 :]
+                break
         self._send_all(replies)
+        return left
 
     def _send_all(self, replies: list[WireMessage]) -> None:
         """Queue replies, and clear the list."""

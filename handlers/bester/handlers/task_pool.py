@@ -8,6 +8,10 @@ before, the more members. So every handler runs in a real task of its own while 
 and cancellation behave as everywhere else. A member whose handler changed a context variable, or was cancelled, is not
 used again: nothing passes from one message to the next.
 
+Handlers that compute for long hold the loop, and with the loop all requests that are not read yet. After SLICE_S the
+loop runs before the next handler begins, and from then on, until the queue is empty, senders take turns: whose requests
+take long waits for them, and nobody else. Inline functions that are left over by then are called here, too.
+
 A handler that waits beyond its request's deadline is cancelled. A handler that holds the loop cannot be; but
 `hold_back`, called from another thread, lets the loop run before the next handler begins.
 """
@@ -23,19 +27,22 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bester.broker.wire.runs import Received
-from bester.handlers.app import Route
+from bester.handlers.app import Runs
 from bester.handlers.message import Message
 from bester.handlers.stacks import waits_at
+from bester.handlers.turns import Job, Turns
 
-Job = tuple[Received, Route, int, float]
-"""A request, its route, the number of the link that delivered it, and the time of receipt (monotonic seconds)."""
 End = tuple[Job, Any]
 """A request whose handler has returned, and the result."""
+SLICE_S = 0.01
+"""Seconds for which handlers are begun in one turn of the loop: many times what a batch of quick ones takes."""
+TURNS_S = 1.0
+"""Seconds for which senders take turns at least: what each has had is remembered meanwhile."""
 SPARE_MEMBERS = 256
 """Members kept while idle; more are made as handlers wait, at most one for each request in hand."""
 MAX_WAVE = 64
 """Members woken at once."""
+_INLINE = Runs.INLINE  # a member costs a call where it is looked up in its class
 OVERDUE = "the deadline has passed"
 """Argument of the CancelledError in a handler that took too long."""
 STUBBORN_S = 5.0
@@ -68,7 +75,10 @@ class TaskPool:
         self._due = due
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._queue: deque[Job] = deque()
+        self._queue: deque[Job] | Turns = deque()  # turns after a slice that was used up, until the queue is empty
+        self._turns_until = 0.0
+        self._until = 0.0  # when this turn's slice is used up; 0: nothing has begun
+        self._rests = False  # nothing begins until the loop has run
         self._members: set[asyncio.Task[None]] = set()
         self._waiting: dict[asyncio.Task[None], list[Any]] = {}  # the job, and its deadline once looked up
         self._cancelled: dict[asyncio.Task[None], tuple[Job, float]] = {}  # the job, and the time of cancellation
@@ -90,9 +100,29 @@ class TaskPool:
         """Queue requests as `add` does."""
         self._queue.extend(jobs)
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether requests have taken long, and others wait behind them."""
+        return type(self._queue) is Turns
+
+    def rest(self) -> None:
+        """Let the loop run before the next handler begins, and senders take turns: a request has taken long."""
+        self._turns_until = time.monotonic() + TURNS_S
+        with self._hold_lock:
+            if type(self._queue) is not Turns:
+                self._queue = Turns(self._queue)
+        if not self._rests:
+            self._rests = True
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._rests = False
+        self._until = 0.0
+        self.wake()
+
     def wake(self) -> None:
         """Wake members to work off the queue."""
-        if not self._queue or self._woken or self._leader is not None or self._closing:
+        if not self._queue or self._woken or self._leader is not None or self._closing or self._rests:
             return
         for _ in range(min(self._wave, len(self._queue))):
             self._woken += 1
@@ -208,7 +238,7 @@ class TaskPool:
             self._woken -= 1
             if not self._queue:
                 self._wave = max(1, self._wave // 2)  # woken in vain
-            elif await self._work(me):
+            elif not self._rests and await self._work(me):
                 return
             if len(self._idle) >= SPARE_MEMBERS:
                 return
@@ -224,16 +254,24 @@ class TaskPool:
 
     async def _work(self, me: asyncio.Task[None]) -> bool:
         """Work off the queue as its leader; return whether this member must not be used again."""
-        queue, snapshot, untouched = self._queue, contextvars.copy_context, self._context
+        snapshot, untouched, now = contextvars.copy_context, self._context, time.monotonic
         self._lead(me)
         is_spent = False
-        while queue and not is_spent:
+        while (queue := self._queue) and not is_spent:
+            began = now()
+            if began > self._until:
+                self.rest()
+                break
             try:
                 job = self._job = queue.popleft()
             except IndexError:  # `hold_back` was quicker
                 break
             try:
-                result = await job[1].call(Message(job[0]))
+                if type(queue) is Turns and self._due(job) <= began:
+                    raise NotBegunError
+                result = job[1].call(Message(job[0]))
+                if job[1].runs is not _INLINE:
+                    result = await result
             except BaseException as error:
                 if self._ends_member(error, me):
                     raise
@@ -243,23 +281,37 @@ class TaskPool:
                 self._ended.append((job, result))
                 if job[1].by_user:
                     self._end()  # which queues the next request of its group
+            if type(queue) is Turns and self._leader is me:  # one that waits leaves the loop to others
+                queue.charge(job, now() - began)
             is_spent = snapshot() != untouched or bool(me.cancelling())
-            if self._leader is not me:  # the handler waited
-                self._end()
-                self._waiting.pop(me, None)
-                if self._cancelled:
-                    self._cancelled.pop(me, None)
-                if is_spent or not queue:
+            if self._leader is not me:
+                self._on_waited(me)
+                if is_spent or not self._queue or self._rests:
                     self.wake()
                     return is_spent
                 self._lead(me)
         self._leader = None
         self._end()
-        if queue:
+        if self._queue:
             self.wake()  # a leader that is not used again may leave requests
         else:
+            self._queue_in_order()
             self._on_idle()
         return is_spent
+
+    def _on_waited(self, me: asyncio.Task[None]) -> None:
+        """Report a handler that has waited, and others have led meanwhile."""
+        self._end()
+        self._waiting.pop(me, None)
+        if self._cancelled:
+            self._cancelled.pop(me, None)
+
+    def _queue_in_order(self) -> None:
+        """Queue requests as they come again, where the queue is empty, and none has taken long of late."""
+        if type(self._queue) is Turns and time.monotonic() > self._turns_until:
+            with self._hold_lock:
+                if not self._held_back:
+                    self._queue = deque()
 
     def _ends_member(self, error: BaseException, me: asyncio.Task[None]) -> bool:
         """Return whether the error ends the member itself, rather than the handler in which it was raised."""
@@ -269,6 +321,8 @@ class TaskPool:
         return issubclass(kind, GeneratorExit) and asyncio.current_task(self._loop) is not me  # the loop was dropped
 
     def _lead(self, me: asyncio.Task[None]) -> None:
+        if not self._until:
+            self._until = time.monotonic() + SLICE_S
         if self._leader is None:
             self._loop.call_soon(self._look)
         else:
@@ -283,6 +337,8 @@ class TaskPool:
 
     def _look(self) -> None:
         """Note that the leader's handler waits, where the member that began to lead in this turn still leads."""
+        if not self._rests:
+            self._until = 0.0
         if self._leader is None:
             return
         self._end()

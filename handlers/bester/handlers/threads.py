@@ -14,14 +14,15 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from bester.handlers.message import Message
 from bester.handlers.payload import QuietError
 from bester.handlers.stacks import position_of
-from bester.handlers.task_pool import Job, NotBegunError
+from bester.handlers.task_pool import NotBegunError
+from bester.handlers.turns import Job, Turns
 
 NO_THREAD = "the system has no thread for it: too many run, or memory is short"
 """Fault of a request for which no thread can be started."""
@@ -47,38 +48,6 @@ class Overdue(NamedTuple):
     running: list[tuple[Job, str]]
 
 
-class _Turns:
-    """Requests that wait for a thread: senders take turns, each with its oldest request.
-
-    The requests in hand may all be one sender's, as many as the credit. Another's request waits for those that run, and
-    not for all of them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._queues: dict[Hashable, deque[Job]] = {}  # by sender, the next one first
-
-    def put(self, job: Job) -> None:
-        """Queue a request."""
-        request = job[0]
-        sender = request.user if request.user is not None else ("server", request.meta.get("peer"))
-        with self._lock:
-            queue = self._queues.get(sender)
-            if queue is None:
-                self._queues[sender] = deque((job,))
-            else:
-                queue.append(job)
-
-    def get(self) -> Job:
-        """Take the next request; one must be there."""
-        with self._lock:
-            sender = next(iter(self._queues))
-            queue = self._queues.pop(sender)
-            job = queue.popleft()
-            if queue:
-                self._queues[sender] = queue
-            return job
-
-
 class Threads:
     """Threads of one worker. `done(job, result)` and `failed(job, error)` are called on the loop. The queue is bounded
     by the credit. `due(job)` returns the deadline of a request (monotonic seconds).
@@ -99,7 +68,7 @@ class Threads:
         self._due = due
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._turns = _Turns()
+        self._turns = Turns()
         self._calls: SimpleQueue[bool] = SimpleQueue()  # True for each request in `_turns`; False ends a thread
         self._waiting: dict[int, Job] = {}  # by id; a thread or `overdue` owns the job that it removes
         self._running: dict[int, Job] = {}  # by thread
@@ -128,7 +97,7 @@ class Threads:
             self._has_ended(job, None, QuietError(NO_THREAD))
             return
         self._waiting[id(job)] = job
-        self._turns.put(job)
+        self._turns.append(job)
         self._calls.put(True)
 
     def _start(self) -> bool:
@@ -198,17 +167,20 @@ class Threads:
     def _work(self) -> None:
         me = threading.get_ident()
         while self._calls.get():
-            job = self._turns.get()
+            job = self._turns.popleft()
             if self._waiting.pop(id(job), None) is None:  # given up before it was begun
                 continue
             result: Any = None
             failure: BaseException | None = None
-            if (self._late or "deadline_ms" in job[0].meta) and self._due(job) <= time.monotonic():
+            began = time.monotonic()
+            if (self._late or "deadline_ms" in job[0].meta) and self._due(job) <= began:
                 failure = NotBegunError()
             elif self._is_wanted(job):  # otherwise its link was lost while it was queued
                 self._running[me] = job
                 result, failure = outcome_of(self._context.copy().run, job[1].call, Message(job[0]))
-                self._latest = job[1].name, time.monotonic()
+                ended = time.monotonic()
+                self._turns.charge(job, ended - began)
+                self._latest = job[1].name, ended
                 del self._running[me]
             self._has_ended(job, result, failure)
 

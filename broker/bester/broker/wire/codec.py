@@ -313,6 +313,18 @@ class UnreadRows:
     def __len__(self) -> int:
         return len(self._rows) - self._at
 
+    def within(self, most: int) -> int:
+        """Return how many of the next rows to read in one step, at most so many: together LIGHT_BYTES, or one."""
+        rows = self._rows[self._at : self._at + most]
+        left = LIGHT_BYTES
+        for number, row in enumerate(rows):
+            if type(row) is not _PACKED:
+                break
+            left -= len(row)
+            if left < 0:
+                return max(number, 1)
+        return most
+
     def __getitem__(self, part: slice) -> Any:
         start, stop, _ = part.indices(len(self))
         if part.stop is None and start:
@@ -462,7 +474,7 @@ def _unpack(
     `most_weight`."""
     options |= {"ext_hook": ext_hook, "timestamp": 1, "max_array_len": min(len(frame), MAX_ITEMS)}
     options["max_map_len"] = min(len(frame), MAX_ITEMS)
-    if len(frame) <= LIGHT_BYTES:
+    if len(frame) <= LIGHT_BYTES or len(frame) * (1 + ARRAY_WEIGHT) <= most_weight:  # each value has a byte at least
         return msgpack.unpackb(frame, object_pairs_hook=None if map_of is dict else map_of, **options)
     left = most_weight
 

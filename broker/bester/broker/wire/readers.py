@@ -58,11 +58,11 @@ _new = tuple.__new__
 def too_deep(value: Any) -> bool:
     """Return whether lists and maps nest deeper than VALUE_DEPTH; without recursion."""
     level = [value]
-    for _ in range(VALUE_DEPTH):
-        level = [inner for outer in level for inner in _items(outer) if type(inner) in _CONTAINERS]
+    for _ in range(VALUE_DEPTH - 1):
+        level = [inner for outer in level for inner in _items(outer) if type(inner) in _CONTAINERS and inner]
         if not level:
             return False
-    return True
+    return any(type(inner) in _CONTAINERS for outer in level for inner in _items(outer))
 
 
 def _items(value: Any) -> Iterable[Any]:

@@ -1,0 +1,119 @@
+"""Requests that wait for their handlers, in the order in which senders take turns: whose requests have taken least time
+is next.
+
+The requests in hand may all be one sender's, as many as the credit, and each may take long. Another's requests wait for
+those that run, and not for all of them. A sender that comes has a turn before those that always wait, who have equal
+shares of the time. (This is start-time fair queueing, whose virtual time grows by a small part of the time of all
+requests, too, so that an endless row of newcomers is not always first.)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
+from heapq import heappop, heappush
+from itertools import count
+
+from bester.broker.wire.runs import Received
+from bester.handlers.app import Route
+
+Job = tuple[Received, Route, int, float]
+"""A request, its route, the number of the link that delivered it, and the time of receipt (monotonic seconds)."""
+
+LEAST_S = 20e-6
+"""Seconds that every request counts, before it is known how long the request takes."""
+NEWCOMERS = 128
+"""Divisor: those who always wait have a turn after so many times its length for newcomers at the latest."""
+REMEMBERED = 64
+"""Least number of senders to be looked through for those that need not be remembered."""
+
+
+def sender_of(job: Job) -> Hashable:
+    """Return the sender of a request: a user, or another server."""
+    request = job[0]
+    return request.user if request.user is not None else ("server", request.meta.get("peer"))
+
+
+class Turns:
+    """Queue of requests with the methods of a deque, for any thread. The requests of one sender keep their order.
+    `charge` says how long a request has taken that was in the queue."""
+
+    def __init__(self, jobs: Iterable[Job] = ()) -> None:
+        self._lock = threading.Lock()
+        self.clear()
+        self.extend(jobs)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Job]:
+        with self._lock:
+            return iter([job for queue in self._queues.values() for job in queue])
+
+    def clear(self) -> None:
+        """Drop all requests."""
+        with self._lock:
+            self._queues: dict[Hashable, deque[Job]] = {}  # by sender, the next one first
+            self._count = 0
+            self._order: list[tuple[float, int, Hashable]] = []  # a heap: seconds used at least, number, sender
+            self._number = count()
+            self._used: dict[Hashable, float] = {}  # seconds by sender, also of some without requests here
+            self._most_used = REMEMBERED
+            self._virtual = 0.0  # seconds used of a sender that always waits
+
+    def append(self, job: Job) -> None:
+        """Queue a request."""
+        with self._lock:
+            self._append(job)
+
+    def extend(self, jobs: Iterable[Job]) -> None:
+        """Queue requests in their order."""
+        with self._lock:
+            for job in jobs:
+                self._append(job)
+
+    def _append(self, job: Job) -> None:
+        sender = sender_of(job)
+        self._count += 1
+        queue = self._queues.get(sender)
+        if queue is not None:
+            queue.append(job)
+            return
+        self._queues[sender] = deque((job,))
+        used = self._used[sender] = max(self._used.get(sender, 0.0), self._virtual)
+        heappush(self._order, (used, next(self._number), sender))
+
+    def popleft(self) -> Job:
+        """Take the next request. Raises IndexError where there is none."""
+        with self._lock:
+            used, _, sender = heappop(self._order)
+            while used < (charged := self._used[sender]):
+                heappush(self._order, (charged, next(self._number), sender))
+                used, _, sender = heappop(self._order)
+            self._virtual = max(self._virtual, used)
+            self._used[sender] = used = used + LEAST_S
+            queue = self._queues[sender]
+            job = queue.popleft()
+            self._count -= 1
+            if queue:
+                heappush(self._order, (used, next(self._number), sender))
+            else:
+                del self._queues[sender]
+                self._forget()
+            return job
+
+    def charge(self, job: Job, took_s: float) -> None:
+        """Count the time that a request has taken against its sender."""
+        with self._lock:
+            sender = sender_of(job)
+            if sender in self._used:
+                self._used[sender] += took_s
+                self._virtual += took_s / NEWCOMERS
+
+    def _forget(self) -> None:
+        """Forget senders that have no requests here, and have had no more time than those who wait."""
+        if len(self._used) > self._most_used:
+            least, queues = self._virtual, self._queues
+            self._used = {sender: used for sender, used in self._used.items() if used > least or sender in queues}
+            self._most_used = max(2 * len(self._used), REMEMBERED)
