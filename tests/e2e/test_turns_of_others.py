@@ -21,7 +21,8 @@ from bester.broker.core.settings import Limits, Settings
 from bester.broker.curve import CLOCK, LARGE_BYTES, MADE_UP_S, MOST_READ_S, READ_S, as_bytes
 from bester.broker.fabric_socket import Frames
 from bester.broker.log_limits import PER_SECOND
-from bester.broker.server import LOST_AT_ONCE, LOST_S, Broker
+from bester.broker.sending import LOST_AT_ONCE, LOST_S
+from bester.broker.server import Broker
 from bester.broker.share import PART
 from bester.broker.store.memory import MemoryStore
 from tests.e2e.test_endless_message import PAIRS, door, party

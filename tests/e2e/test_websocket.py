@@ -7,7 +7,7 @@ import json
 import ssl
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -171,10 +171,10 @@ def turns_of_loop() -> LayerTurns:
     return LayerTurns(lambda: 0.0, asyncio.get_running_loop().call_soon)
 
 
-def opened(unended: Unended) -> tuple[WebStream, Below]:
+def opened(unended: Unended, refused: Callable[[str], None] = lambda why: None) -> tuple[WebStream, Below]:
     """Return a stream whose handshake is done, over a list."""
     below = Below()
-    stream = WebStream(asyncio.Protocol(), unended=unended, turns=turns_of_loop(), max_frame=1000)
+    stream = WebStream(asyncio.Protocol(), unended=unended, turns=turns_of_loop(), max_frame=1000, refused=refused)
     stream.connection_made(below)  # type: ignore[arg-type]  # as much of a transport as the stream needs
     stream.data_received(HANDSHAKE)
     assert b" 101 " in below.written
@@ -241,6 +241,19 @@ async def test_pings_of_a_peer_that_does_not_read_are_not_answered_without_end()
     for _ in range(1000):
         stream.data_received(part(b"b", 9))
     assert below.written == b"\x8a\x01a"
+
+
+@pytest.mark.parametrize("more", [part(b"x" * 900, 1) * 30, part(b"\nHost: " + b"x" * 300, 1)], ids=["much", "a host"])
+async def test_what_comes_behind_the_end_of_a_stream_is_no_request(more: bytes) -> None:
+    """The server has ended the stream, over a frame that is too long, and the peer goes on: it is told nothing else."""
+    told: list[str] = []
+    stream, below = opened(Unended(1500, 60.0), told.append)
+    stream.close()
+    assert below.written == b"\x88\x02\x03\xe8"
+    for _ in range(3):
+        stream.data_received(more)
+    assert below.written == b"\x88\x02\x03\xe8"
+    assert told == []
 
 
 async def test_refused_request_is_read_to_its_end() -> None:

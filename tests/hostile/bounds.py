@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from bester.bridge.limits import Limits as BridgeLimits
 from bester.broker.core.settings import Limits as BrokerLimits
+from bester.broker.full_links import MOST_BYTES as FULL_BYTES
 from bester.broker.slices import MOST_BYTES as AHEAD_BYTES
 from bester.broker.unread import MOST_BYTES
 
@@ -44,6 +45,7 @@ BOUNDS: dict[str, tuple[Bound, ...]] = {
         Bound("max_waiting", BROKER.max_waiting * MESSAGE_BYTES),
         Bound("bytes that were not read", MOST_BYTES),
         Bound("messages read ahead", AHEAD_BYTES),
+        Bound("messages without room", FULL_BYTES),
         Bound("half of held_bytes", BRIDGE.held_bytes // 2),
         *_KEPT,
     ),
@@ -52,6 +54,7 @@ BOUNDS: dict[str, tuple[Bound, ...]] = {
         Bound("max_relayed", BROKER.max_relayed * REMEMBERED_BYTES),
         Bound("bytes that were not read", MOST_BYTES),
         Bound("messages read ahead", AHEAD_BYTES),
+        Bound("messages without room", FULL_BYTES),
         *_KEPT,
     ),
 }

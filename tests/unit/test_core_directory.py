@@ -91,3 +91,16 @@ def test_a_session_that_changes_hands_is_no_target_of_the_first_user() -> None:
     directory.open(LINKS[0], 1, "bob")
     assert directory.places("alice") is None
     assert directory.places("bob") == {LINKS[0]: {1: None}}
+
+
+def test_list_of_users_is_made_once_until_a_user_comes_or_goes() -> None:
+    directory, link = Directory(), LINKS[0]
+    directory.open(link, 1, "bob")
+    first = directory.users()
+    directory.open(link, 2, "bob")
+    directory.close(link, 1)
+    assert directory.users() is first
+    directory.open(link, 3, "alice")
+    assert (first, directory.users()) == (["bob"], ["alice", "bob"])
+    directory.drop(link)
+    assert directory.users() == []

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from bester.broker.core.effects import Link
-from bester.broker.leaving import split
-from bester.broker.wire.messages import Message, Request
+from bester.broker.leaving import ELEMENTS, split
+from bester.broker.wire.messages import Answer, Message, Outcome, Request
 
 MOST = 10
 
@@ -44,3 +44,15 @@ def test_links_of_this_machine_and_of_servers_have_no_bound() -> None:
     before = dict(waits)
     assert split(waits, MOST) == {}
     assert waits == before
+
+
+def test_answers_with_thousands_of_elements_count_as_many_messages() -> None:
+    users = ["user"] * (4 * ELEMENTS)
+    answers: list[Message] = [Answer(1, 0, users), Outcome(2, 1, dict.fromkeys(map(str, range(3 * ELEMENTS)), "sent"))]
+    waits = {link("eve"): [*answers, *requests(5)]}
+    assert split(waits, MOST) == {link("eve"): requests(5)[1:]}
+    assert waits == {link("eve"): [*answers, *requests(1)]}
+    huge: list[Message] = [Answer(1, 0, users * MOST), Answer(2, 0, users)]
+    waits = {link("eve"): huge, link("eve", 1): requests(1)}
+    assert split(waits, MOST) == {link("eve"): huge[1:], link("eve", 1): requests(1)}
+    assert waits == {link("eve"): huge[:1]}, "one leaves, however large"

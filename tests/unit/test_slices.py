@@ -250,6 +250,31 @@ def test_link_is_halfway_until_its_message_is_handled() -> None:
     assert door.slices.halfway == []
 
 
+def test_party_that_must_take_what_waits_for_it_is_passed_over_between_its_messages() -> None:
+    behind: set[str] = set()
+    door = Door(0.001, may_begin=lambda party: party not in behind)
+    door.read(ONE, *range(20))
+    door.read(ONE, 20)
+    assert door.slices.halfway == [ONE]
+    behind.add(ONE.party)
+    while door.slices.halfway:
+        door.turn()
+    assert door.of(ONE) == list(range(20)), "the message that was begun goes on"
+    for number in range(3):
+        door.read(OTHER, number)
+        door.turn()
+    assert (door.of(OTHER), door.of(ONE)) == ([0, 1, 2], list(range(20)))
+    behind.clear()
+    door.run()
+    assert door.of(ONE) == list(range(21))
+    behind.add(ONE.party)
+    door.read(ONE, 21)
+    assert door.of(ONE) == list(range(21)), "nor is a message alone"
+    behind.clear()
+    door.run()
+    assert door.of(ONE) == list(range(22))
+
+
 def test_end_of_a_link_comes_behind_its_messages() -> None:
     door = Door(0.001)
     door.read(ONE, *range(100))

@@ -94,7 +94,7 @@ class WebStream(Layer):
         self._over = False  # the rest of a message that is too long is dropped
         self._open = False
         self._parting = False  # refused: what still comes is dropped
-        self._head = bytearray()  # the request
+        self._head: bytearray | None = bytearray()  # the request, until it is accepted
 
     # --- from the transport below -------------------------------------------------------------------------------
 
@@ -106,7 +106,7 @@ class WebStream(Layer):
         """Take in bytes of the request, or of messages."""
         if self._below is None or self._below.is_closing() or self._parting:
             return
-        if not self._open:
+        if self._head is not None:
             self._head += data
             if len(self._head) > MAX_HEAD_BYTES:
                 self._refuse("its request is too long")
@@ -201,7 +201,7 @@ class WebStream(Layer):
             return
         self._send(AcceptConnection())
         self._open = True
-        self._head.clear()
+        self._head = None
 
     def _may_connect(self, origin: str, host: str) -> bool:
         """Return whether a page may connect: one of this host, or a listed one. A program has no origin."""

@@ -47,14 +47,15 @@ class Receivers(NamedTuple):
 
     `reader(transport, door)` returns the function that gets the frames of a plain socket. `take(link, messages)` gets
     messages of an encrypted one, `end(link)` the end of a link there; `most_values(link)` returns the bound on the
-    values of one. `refused` gets address and key of a party that
-    was refused, and the reason.
+    values of one, `may_begin(party)` whether one of this party may be begun. `refused` gets address and key of a party
+    that was refused, and the reason.
     """
 
     reader: Callable[[str, bytes], Callable[[Frames], None]]
     take: Callable[[Link, Sequence[Message | Malformed]], None]
     end: Callable[[Link], None]
     most_values: Callable[[Link], int]
+    may_begin: Callable[[str], bool]
     refused: OnRefused
 
 
@@ -143,6 +144,7 @@ class FabricListeners:
             cost_clock=CLOCK,
             soon=soon,
             brief=self._turn.brief,
+            may_begin=receivers.may_begin,
         )
         self.slices[door] = slices
         return socket

@@ -6,11 +6,20 @@ hold everybody up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bester.broker.core.effects import Link
-from bester.broker.wire.messages import Message
+from bester.broker.wire.messages import Answer, Message, Outcome, Report, Traced
 
 SENT_AT_ONCE = 256
 """Messages to one party that are written in one turn, about a millisecond."""
+MOST_BEHIND = 4 * SENT_AT_ONCE
+"""Messages that wait for one party, above which nothing more of it is handled: a party could ask for ever more than
+leaves to it."""
+ELEMENTS = 64
+"""Elements of a list or a map that take as long to write as another message: an answer may name all users."""
+_SIZED = {Answer: 2, Outcome: 2, Report: 4, Traced: 1}
+"""Kinds of messages that may hold thousands of elements, and the field that holds them."""
 
 
 def split(outgoing: dict[Link, list[Message]], most: int = SENT_AT_ONCE) -> dict[Link, list[Message]]:
@@ -23,11 +32,26 @@ def split(outgoing: dict[Link, list[Message]], most: int = SENT_AT_ONCE) -> dict
         if link.door != "curve":
             continue
         room = rooms.get(link.party, most)
-        rooms[link.party] = room - min(room, len(messages))
         if not room:
             later[link] = messages
-        elif len(messages) > room:
-            outgoing[link], rests[link] = messages[:room], messages[room:]
+            continue
+        count, rooms[link.party] = _fitting(messages, room)
+        if count < len(messages):
+            outgoing[link], rests[link] = messages[:count], messages[count:]
     for link in later:
         del outgoing[link]
     return later | rests
+
+
+def _fitting(messages: Sequence[Message], room: int) -> tuple[int, int]:
+    """Return how many messages have room, at least one, and the room that is left."""
+    for index, message in enumerate(messages):
+        if room <= 0:
+            return index, 0
+        room -= 1
+        field = _SIZED.get(type(message))
+        if field is not None:
+            value = message[field]
+            if type(value) is list or type(value) is dict:
+                room -= len(value) // ELEMENTS
+    return len(messages), max(room, 0)

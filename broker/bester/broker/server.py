@@ -21,8 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-import zmq
-
 from bester.broker.accounts import Logins
 from bester.broker.clocks import boot_id, both_clocks
 from bester.broker.core import policy
@@ -45,12 +43,13 @@ from bester.broker.fabric_listeners import FabricListeners, Receivers
 from bester.broker.fabric_socket import Frames
 from bester.broker.hosts import Hosts
 from bester.broker.keys import KeyPair
-from bester.broker.leaving import SENT_AT_ONCE, split
+from bester.broker.leaving import MOST_BEHIND, SENT_AT_ONCE, split
 from bester.broker.log_limits import PACED, WARNINGS, LogLimits
 from bester.broker.login_checks import LoginChecks, may_open
 from bester.broker.logs import bare_facts, facts, with_facts
 from bester.broker.processes import exists, is_stopped
 from bester.broker.removed_accounts import RemovedAccounts
+from bester.broker.sending import Sending
 from bester.broker.server_links import ServerLinks
 from bester.broker.store import Store
 from bester.broker.store_driver import RETRY_S, StoreDriver
@@ -58,22 +57,15 @@ from bester.broker.store_requests import Snapshot
 from bester.broker.store_size import StoreSize
 from bester.broker.store_thread import StoreThread
 from bester.broker.turn import Turn
-from bester.broker.wire.codec import batches
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.messages import Error, Goodbye, Malformed, Message
-from bester.broker.wire.runs import read, write_run
+from bester.broker.wire.runs import read
 from bester.broker.wire.unsendable import expected_answer, substitute
 
 TICK_S = 0.1
 """Interval at which the core is given the time."""
 MAX_LINKS = 20_000
 """Links of one socket that are remembered by their routing ids; above the bound all are made anew. Memory."""
-LOST_AT_ONCE = 16
-"""Links that are lost in one turn because they cannot be sent to; others are tried again in the next. A party may let
-a hundred links go at once."""
-LOST_S = 0.001
-"""Time in one turn for which that goes on: each link may hold messages that go to other handlers, hundreds of which
-take some milliseconds."""
 LAST_WORDS = {Goodbye, Error}
 """Kinds of messages that are sent to a link that was lost."""
 
@@ -168,9 +160,9 @@ class Broker:
         self._direct: dict[Link, Receiver] = {}
         self._outgoing: dict[Link, list[Message]] = {}
         self._left: set[Link] = set()  # links of which the first messages there were left to this turn
+        self._held_back: set[Link] = set()  # links of which a batch was halfway through at the end of the last turn
         self._flushes = False  # at the end of this turn
-        self._lost = 0  # links of this turn that could not be sent to
-        self._lost_s = 0.0  # time that their loss took
+        self.sending = Sending(self._listeners.sockets, self._cannot_send, self._lose, self._leave)
         self._tick_handle: asyncio.TimerHandle | None = None
         self._silent_handle: asyncio.Handle | None = None  # of silent links that a tick has left to later turns
         self._notices = LogLimits()
@@ -182,7 +174,9 @@ class Broker:
         self._loop = asyncio.get_running_loop()
         await self._group.__aenter__()
         most_values = partial(policy.most_values, self.router.settings)
-        receivers = Receivers(self._reader, self._take, self._on_link_ended, most_values, self._on_refused)
+        receivers = Receivers(
+            self._reader, self._take, self._on_link_ended, most_values, self._may_begin, self._on_refused
+        )
         try:
             for endpoint in self._listen:
                 self._listeners.open(endpoint, self.router.settings.grants, receivers)
@@ -202,6 +196,7 @@ class Broker:
         self._driver.finish()
         self._turn.forget(self._flush)
         self._flush(sent_at_once=sys.maxsize)
+        self.sending.close()
         for handle in (self._tick_handle, self._silent_handle):
             if handle is not None:
                 handle.cancel()
@@ -281,9 +276,16 @@ class Broker:
         if link in self._outgoing:  # perhaps held back until now
             self._flush_soon()
 
+    def _may_begin(self, party: str) -> bool:
+        """Return whether a message of a party may be begun: not before what was held back for an earlier one has left,
+        nor while much waits for the party."""
+        if any(link.party == party and link in self._outgoing for link in self._held_back):
+            return False
+        return sum(len(self._outgoing.get(link, ())) for link in self._left if link.party == party) < MOST_BEHIND
+
     def _on_link_ended(self, link: Link) -> None:
         """Take in the end of a link of an encrypted socket."""
-        unsent, now = self._outgoing.pop(link, None), time.monotonic()
+        unsent, now = [*self.sending.take(link), *self._outgoing.pop(link, ())], time.monotonic()
         if unsent:
             self._carry_out(self.router.on_undeliverable(link, unsent[0], now, unsent[1:]))
         else:
@@ -386,12 +388,13 @@ class Broker:
     def _flush(self, sent_at_once: int = SENT_AT_ONCE) -> None:
         """Write and read, then send the messages of this turn of the loop, one batch a destination."""
         self._flushes = False
-        self._lost, self._lost_s = 0, 0.0
+        self.sending.begin()
         if self._driver.due:
             self._driver.run()
             self._retry_later()
         outgoing, self._outgoing = self._outgoing, {}
         before, self._left = self._left, set()
+        self._held_back.clear()
         if self._listeners.slices:
             self._hold_back(outgoing, before)
             for link, messages in split(outgoing, sent_at_once).items():
@@ -402,7 +405,7 @@ class Broker:
             elif link.door == "server":
                 self._servers.send(link, messages)
             else:
-                self._send(link, messages)
+                self.sending.send(link, messages)
         for socket in self._listeners.sockets:
             socket.look_after_sending()
         if self._driver.due:
@@ -415,12 +418,13 @@ class Broker:
         self._flush_soon()
 
     def _take_unsent(self, link: Link) -> Sequence[Message]:
-        """Return the messages for a link that was lost, of which the first were left to a later turn, and send them no
-        more. A last word is sent."""
-        if link not in self._left:
+        """Return the messages for a link that was lost, of which the first were left to a later turn or had no room,
+        and send them no more. A last word is sent."""
+        full = self.sending.take(link)
+        if link not in self._left and not full:
             return ()
         self._left.discard(link)
-        messages = self._outgoing.pop(link, [])
+        messages = [*full, *self._outgoing.pop(link, ())]
         last = [message for message in messages if type(message) in LAST_WORDS]
         if last:
             self._outgoing[link] = last
@@ -433,6 +437,7 @@ class Broker:
             for link in slices.halfway:
                 if link in outgoing:
                     self._outgoing[link] = outgoing.pop(link)
+                    self._held_back.add(link)
                     if link in left:
                         self._left.add(link)
 
@@ -455,25 +460,11 @@ class Broker:
             self._flush_soon()
         self._retry_later()
 
-    def _send(self, link: Link, messages: list[Message]) -> None:
-        index, _, identity = link.key.partition(b":")
-        socket = self._listeners.sockets[int(index)]
-        sent = False
-        try:
-            run = write_run(messages)
-            for frames in batches(messages, partial(self._cannot_send, link)) if run is None else (run,):
-                socket.send_to(identity, link.party, frames)
-                sent = True
-        except zmq.ZMQError:  # EHOSTUNREACH: the peer has gone; EAGAIN: the peer does not read
-            if not sent and (self._lost >= LOST_AT_ONCE or self._lost_s >= LOST_S):
-                self._leave(link, messages)
-                return
-            began = time.monotonic()
-            self._lost += 1
-            first, *rest = messages[-1:] if sent else messages  # after a batch that was sent, the last surely was not
-            waiting = (*rest, *self._outgoing.pop(link, ()))
-            self._carry_out(self.router.on_undeliverable(link, first, began, waiting))
-            self._lost_s += time.monotonic() - began
+    def _lose(self, link: Link, unsent: Sequence[Message]) -> None:
+        """Give up a link that cannot be sent to: its peer has gone, or does not read."""
+        first, *rest = unsent
+        waiting = (*rest, *self._outgoing.pop(link, ()))
+        self._carry_out(self.router.on_undeliverable(link, first, time.monotonic(), waiting))
 
     def _cannot_send(self, link: Link, message: Message, error: WireError) -> Message | None:
         """Answer a message that cannot be sent as if its receiver had refused the message; return its substitute, if

@@ -68,6 +68,7 @@ class Slices:
     """Messages of one door. `read(link, frames)` returns the rows of a message, whose parts are read as they are taken
     by `rows[:n]`, of `rows[n:]` the next ones; `take(link, rows)` handles rows, `end(link)` the end of a link;
     `cut(link, why)` closes the connection of a link. `soon` calls a function in the next turn.
+    `may_begin(party)` returns False while a party must take what waits for it first; no message of it is begun then.
     `cost_clock` measures what a step costs: where the system has one for each thread, a time without a processor is no
     costly step."""
 
@@ -75,7 +76,8 @@ class Slices:
         self, read: Callable[[Link, Sequence[bytes]], Any], take: Callable[[Link, Sequence[Any]], None], *,
         end: Callable[[Link], None], cut: Callable[[Link, str], None], clock: Callable[[], float],
         cost_clock: Callable[[], float], soon: Callable[[Callable[[], None]], object], brief: Brief | None = None,
-        most_bytes: int = MOST_BYTES, most_count: int = MOST_COUNT,
+        may_begin: Callable[[str], bool] = lambda party: True, most_bytes: int = MOST_BYTES,
+        most_count: int = MOST_COUNT,
     ) -> None:  # fmt: skip
         self._read = read
         self._take = take
@@ -85,6 +87,7 @@ class Slices:
         self._cost_clock = cost_clock
         self._soon = soon
         self._brief = brief or Brief()
+        self._may_begin = may_begin
         self._most_bytes = most_bytes
         self._most_count = most_count
         self._lines: dict[str, Line] = {}  # by party
@@ -108,7 +111,7 @@ class Slices:
             return
         size_bytes = sum(map(len, frames)) + FRAME_BYTES * len(frames)
         line = self._lines.get(link.party)
-        if line is None and not self._is_due and size_bytes <= SHORT_BYTES:
+        if line is None and not self._is_due and size_bytes <= SHORT_BYTES and self._may_begin(link.party):
             turn_s = self._turn_s()
             makes_up = not self._share.begin(turn_s=turn_s)
             if not makes_up or not self._was_costly(link.party):
@@ -274,7 +277,7 @@ class Slices:
             line = self._lines.get(party)
             if line is None or line.place != number:
                 continue
-            if makes_up and self._was_costly(party):
+            if (makes_up and self._was_costly(party)) or (line.rows is None and not self._may_begin(party)):
                 passed_over.append(entry)
             else:
                 found = party

@@ -21,6 +21,7 @@ class Directory:
         self.places: Callable[[str], dict[Link, dict[int, None]] | None] = self._places.get
         """Function that returns a user's sessions by bridge, oldest first, None where there is none."""
         self._sessions: dict[Link, dict[int, str]] = {}
+        self._users: list[str] | None = None  # sorted; None where a user has come or gone since
         self._homes: dict[str, Home] = {}
         self.known_home: Callable[[str], Home | None] = self._homes.get
         """Function that returns what `home` has returned for a user, None where any session has come or gone since."""
@@ -40,6 +41,8 @@ class Directory:
             return False
         sessions[session] = user
         self._homes.pop(user, None)
+        if user not in self._places:
+            self._users = None
         self._places.setdefault(user, {}).setdefault(link, {})[session] = None
         return True
 
@@ -58,6 +61,7 @@ class Directory:
             del places[link]
             if not places:
                 del self._places[user]
+                self._users = None
 
     def drop(self, link: Link) -> None:
         """Remove every session of a bridge."""
@@ -98,5 +102,8 @@ class Directory:
         return sum(map(len, self._sessions.values()))
 
     def users(self) -> list[str]:
-        """Return the users with at least one connection, sorted."""
-        return sorted(self._places)
+        """Return the users with at least one connection, sorted: the same list until a user comes or goes, which nobody
+        may change. A handler may ask for it a thousand times at once."""
+        if self._users is None:
+            self._users = sorted(self._places)
+        return self._users

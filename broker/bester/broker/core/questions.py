@@ -71,6 +71,6 @@ class Questions:
         return {
             "server": self._settings.name,
             "adminInfo": self._settings.admin_info,
-            "clientCount": str(len(self._directory.users())),
+            "clientCount": str(self._directory.user_count),
             "listeners": {f"listener{number}": {"address": url} for number, url in enumerate(listeners)},
         }
