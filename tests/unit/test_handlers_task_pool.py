@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bester.broker.wire.messages import Request
-from bester.handlers import App, Message
+from bester.handlers import App, Message, task_pool
 from bester.handlers.task_pool import OVERDUE, End, NotBegunError, TaskPool
 from bester.handlers.turns import Job
 
@@ -301,3 +301,24 @@ async def test_ends_are_reported_together_in_order_and_in_the_turn_of_a_wait() -
         while reported[-1] != [6]:
             await asyncio.sleep(0)
     await hand.pool.close()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_turns_end_when_no_request_has_taken_long_of_late(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_pool, "TURNS_S", -1.0)
+    hand = Hand()
+
+    @hand.app.handler("x")
+    async def handle(message: Message) -> None:
+        if waits:
+            await asyncio.sleep(0)
+
+    hand.pool.rest()
+    began = hand.pool.takes_turns
+    assert began
+    hand.give(range(3))
+    async with asyncio.timeout(PATIENCE_S):
+        await hand.all_done.wait()
+        while hand.pool.takes_turns:
+            await asyncio.sleep(0)
+    assert await hand.pool.close()

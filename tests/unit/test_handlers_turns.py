@@ -68,14 +68,40 @@ def test_endless_newcomers_do_not_keep_out_one_who_always_waits() -> None:
     assert NEWCOMERS / 2 < number <= NEWCOMERS + 1
 
 
-def test_senders_that_are_gone_are_forgotten() -> None:
-    turns = Turns()
-    for number in range(20 * REMEMBERED):
+@pytest.mark.parametrize("took_s", [0.001, None])
+def test_senders_that_are_gone_are_forgotten(took_s: float | None) -> None:
+    turns = Turns([job(0, "u0")])
+    for number in range(1, 50 * REMEMBERED):
         turns.append(job(number, f"u{number}"))
-        turns.charge(turns.popleft(), 0.001)
+        taken = turns.popleft()
+        if took_s is not None:
+            turns.charge(taken, took_s)
     assert len(turns._used) < 4 * NEWCOMERS  # those who have had more than the others, and those not looked at yet
+    turns.popleft()
+    assert not turns._used  # nobody waits
     with pytest.raises(IndexError):
         turns.popleft()
+
+
+def test_a_request_of_long_ago_keeps_its_sender_back_no_more() -> None:
+    turns = Turns([job(0, "alice")])
+    turns.charge(turns.popleft(), 60.0)
+    for number in range(10):  # nobody waits for anybody
+        turns.append(job(number, "bob"))
+        turns.charge(turns.popleft(), 0.001)
+    turns.extend(job(number, "bob") for number in range(20, 25))
+    turns.append(job(30, "alice"))
+    first = turns.popleft()
+    turns.charge(first, 0.1)
+    assert 30 in (first[0].token, turns.popleft()[0].token)
+
+
+def test_a_request_that_runs_while_nobody_waits_counts() -> None:
+    turns = Turns([job(0, "eve")])
+    running = turns.popleft()
+    turns.extend([job(1, "eve"), job(2, "alice"), job(3, "alice")])
+    turns.charge(running, 1.0)
+    assert [turns.popleft()[0].token for _ in range(3)] == [2, 3, 1]
 
 
 def test_a_queue_that_is_cleared_is_empty() -> None:

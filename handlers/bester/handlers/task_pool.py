@@ -287,6 +287,7 @@ class TaskPool:
             if self._leader is not me:
                 self._on_waited(me)
                 if is_spent or not self._queue or self._rests:
+                    self._queue_in_order()  # where all handlers wait, the queue is empty here alone
                     self.wake()
                     return is_spent
                 self._lead(me)
@@ -308,7 +309,7 @@ class TaskPool:
 
     def _queue_in_order(self) -> None:
         """Queue requests as they come again, where the queue is empty, and none has taken long of late."""
-        if type(self._queue) is Turns and time.monotonic() > self._turns_until:
+        if type(self._queue) is Turns and not self._queue and time.monotonic() > self._turns_until:
             with self._hold_lock:
                 if not self._held_back:
                     self._queue = deque()

@@ -3,8 +3,9 @@ is next.
 
 The requests in hand may all be one sender's, as many as the credit, and each may take long. Another's requests wait for
 those that run, and not for all of them. A sender that comes has a turn before those that always wait, who have equal
-shares of the time. (This is start-time fair queueing, whose virtual time grows by a small part of the time of all
-requests, too, so that an endless row of newcomers is not always first.)
+shares of the time. What each has had counts as long as anybody waits: with nobody kept waiting, nobody owes anything.
+(This is start-time fair queueing, whose virtual time grows by a small part of the time of all requests, too, so that an
+endless row of newcomers is not always first.)
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Turns:
             self._used: dict[Hashable, float] = {}  # seconds by sender, also of some without requests here
             self._most_used = REMEMBERED
             self._virtual = 0.0  # seconds used of a sender that always waits
+            self._base = 0.0  # the same when nobody waited last: of those who were forgotten then
 
     def append(self, job: Job) -> None:
         """Queue a request."""
@@ -91,7 +93,7 @@ class Turns:
             while used < (charged := self._used[sender]):
                 heappush(self._order, (charged, next(self._number), sender))
                 used, _, sender = heappop(self._order)
-            self._virtual = max(self._virtual, used)
+            self._virtual = max(self._virtual, used) + LEAST_S / NEWCOMERS
             self._used[sender] = used = used + LEAST_S
             queue = self._queues[sender]
             job = queue.popleft()
@@ -107,13 +109,16 @@ class Turns:
         """Count the time that a request has taken against its sender."""
         with self._lock:
             sender = sender_of(job)
-            if sender in self._used:
-                self._used[sender] += took_s
-                self._virtual += took_s / NEWCOMERS
+            self._used[sender] = self._used.get(sender, self._base) + took_s
+            self._virtual += took_s / NEWCOMERS
 
     def _forget(self) -> None:
-        """Forget senders that have no requests here, and have had no more time than those who wait."""
-        if len(self._used) > self._most_used:
+        """Forget senders that have no requests here, and have had no more time than those who wait; all where nobody
+        waits, so that a request of long ago, however long it took, keeps nobody back."""
+        if not self._queues:
+            self._used.clear()
+            self._base = self._virtual
+        elif len(self._used) > self._most_used:
             least, queues = self._virtual, self._queues
             self._used = {sender: used for sender, used in self._used.items() if used > least or sender in queues}
             self._most_used = max(2 * len(self._used), REMEMBERED)
