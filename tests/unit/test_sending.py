@@ -208,3 +208,13 @@ def test_of_what_has_begun_to_leave_only_the_last_surely_has_not() -> None:
         full.send(LINK, Room(1).send, 0.0)
     assert tokens(full.take(LINK)) == [2, 3, 4]
     assert not full
+
+
+def test_a_link_to_which_nothing_could_be_written_counts_for_nothing() -> None:
+    full = FullLinks()
+    full.add(LINK, [], [request(1)], 0.0)
+    add(full, OTHER, request(2))
+    assert tokens(full.take(OTHER)) == [2]
+    assert not full.is_over(LINK, 0.0)
+    assert tokens(full.take(LINK)) == [1]
+    assert not full

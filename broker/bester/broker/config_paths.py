@@ -5,6 +5,7 @@ This module opens no socket and no file.
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +15,16 @@ from bester.broker.wire.address import HostPort, is_numeric, parse_endpoint
 
 
 def directory_of(path: Path) -> Path:
-    """Return the directory where the relative paths in a file start: its own, and the working directory for a pipe or a
-    device, as /dev/stdin and a shell's `<(…)` are: their own is /dev."""
-    return Path.cwd() if path.is_fifo() or path.is_char_device() else path.absolute().parent
+    """Return the directory where the relative paths in a file start: its own, and the working directory for a pipe, a
+    device or a descriptor, as /dev/stdin and a shell's `<(…)` are, also where these are files: their own is /dev."""
+    directory = path.absolute().parent
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # its reader says why
+        return directory
+    real = directory.resolve()
+    is_descriptor = real == Path("/dev") or real.is_relative_to("/proc")
+    return Path.cwd() if is_descriptor or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) else directory
 
 
 class Paths(NamedTuple):

@@ -76,7 +76,7 @@ class FullLinks:
 
     def is_over(self, link: Link, now: float) -> bool:
         """Return whether a full link is to be given up."""
-        return now > self._waiting[link].since + PATIENCE_S or self._sizes[link.party or link] > MOST_BYTES
+        return now > self._waiting[link].since + PATIENCE_S or self._sizes.get(link.party or link, 0) > MOST_BYTES
 
     def send(self, link: Link, send: Callable[[Frames], None], now: float) -> None:
         """Send what waits for a link, as far as there is room; the link is full no more once all is sent. Raises as
@@ -107,9 +107,9 @@ class FullLinks:
 
     def _forget(self, link: Link) -> None:
         waiting, party = self._waiting.pop(link), link.party or link
-        self._sizes[party] -= waiting.size_bytes
-        if not any((other.party or other) == party for other in self._waiting):
-            del self._sizes[party]
+        left = self._sizes.pop(party, 0) - waiting.size_bytes
+        if left:
+            self._sizes[party] = left
 
 
 def _size(frames: Frames) -> int:
