@@ -92,8 +92,8 @@ class Client:
         if self._thread.ident is not None:
             raise RuntimeError("a client is started once; make a new one")
         self._process = os.getpid()
-        atexit.register(self._warn_unclosed)
         self._thread.start()
+        atexit.register(self._warn_unclosed)
         self._serving.wait()
         self._open = True
         try:
