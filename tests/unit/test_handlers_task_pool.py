@@ -200,6 +200,22 @@ async def test_hold_back_lets_the_loop_run_and_keeps_the_order() -> None:
     await hand.pool.close()
 
 
+@pytest.mark.parametrize("takes_turns", [False, True])
+async def test_jobs_held_back_begin_before_those_that_came_since(takes_turns: bool) -> None:
+    hand = Hand()
+    seen: list[Any] = []
+    hand.app.handler("x", inline=True)(lambda message: seen.append(message.data))
+    if takes_turns:
+        hand.pool.rest()
+    hand.give(range(4))
+    hand.pool.hold_back()  # the loop has read the next ones before it runs what was called from another thread
+    hand.give(range(4, 8))
+    async with asyncio.timeout(PATIENCE_S):
+        await hand.all_done.wait()
+    assert seen == list(range(8))
+    await hand.pool.close()
+
+
 async def test_held_back_jobs_fail_when_overdue_and_are_returned_when_cancelled() -> None:
     hand = Hand()
     hand.due[2] = 0.0

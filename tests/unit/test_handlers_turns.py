@@ -113,3 +113,15 @@ def test_a_queue_that_is_cleared_is_empty() -> None:
     turns.charge(job(0, "eve"), 1.0)  # of a request that was taken before
     turns.append(job(5, "eve"))
     assert turns.popleft()[0].token == 5
+
+
+def test_what_is_taken_and_comes_back_keeps_its_order_and_what_its_senders_have_had() -> None:
+    turns = Turns(job(number, "eve") for number in range(4))
+    turns.charge(turns.popleft(), 1.0)
+    turns.append(job(4, "alice"))
+    taken = turns.take_all()
+    assert not turns
+    turns.append(job(5, "eve"))
+    turns.append(job(6, "alice"))
+    turns.extendleft(reversed(taken))
+    assert [turns.popleft()[0].token for _ in range(len(turns))] == [4, 6, 1, 2, 3, 5]

@@ -19,6 +19,7 @@ A handler that waits beyond its request's deadline is cancelled. A handler that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import math
 import threading
@@ -209,24 +210,26 @@ class TaskPool:
         with self._hold_lock:
             if self._held_back:
                 return
-            try:
-                while True:
-                    self._held_back.append(self._queue.popleft())
-            except IndexError:
-                pass
+            queue = self._queue
+            if type(queue) is Turns:
+                self._held_back += queue.take_all()
+            else:
+                with contextlib.suppress(IndexError):
+                    while True:
+                        self._held_back.append(queue.popleft())
             if self._held_back:
                 self._loop.call_soon_threadsafe(self._resume)
 
     def _resume(self) -> None:
-        """Requeue the requests held back, once the loop has run; fail those that are overdue by now."""
+        """Requeue the requests held back, once the loop has run, before those that have come since; fail those that are
+        overdue by now."""
         with self._hold_lock:
             held_back, self._held_back = self._held_back, []
-        now = time.monotonic()
-        for job in held_back:
-            if self._due(job) > now:
-                self._queue.append(job)
-            else:
-                self._failed(job, NotBegunError())
+            now = time.monotonic()
+            overdue = [job for job in held_back if self._due(job) <= now]
+            self._queue.extendleft(job for job in reversed(held_back) if self._due(job) > now)
+        for job in overdue:
+            self._failed(job, NotBegunError())
         self.wake()
 
     # --- members ---
@@ -238,7 +241,7 @@ class TaskPool:
             self._woken -= 1
             if not self._queue:
                 self._wave = max(1, self._wave // 2)  # woken in vain
-            elif not self._rests and await self._work(me):
+            elif not (self._rests or self._held_back) and await self._work(me):
                 return
             if len(self._idle) >= SPARE_MEMBERS:
                 return
@@ -257,7 +260,7 @@ class TaskPool:
         snapshot, untouched, now = contextvars.copy_context, self._context, time.monotonic
         self._lead(me)
         is_spent = False
-        while (queue := self._queue) and not is_spent:
+        while (queue := self._queue) and not (is_spent or self._held_back):
             began = now()
             if began > self._until:
                 self.rest()

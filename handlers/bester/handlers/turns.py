@@ -42,6 +42,12 @@ class Turns:
 
     def __init__(self, jobs: Iterable[Job] = ()) -> None:
         self._lock = threading.Lock()
+        self._number = count()
+        self._count = 0
+        self._used: dict[Hashable, float] = {}  # seconds by sender, also of some without requests here
+        self._most_used = REMEMBERED
+        self._virtual = 0.0  # seconds used of a sender that always waits
+        self._base = 0.0  # the same when nobody waited last: of those who were forgotten then
         self.clear()
         self.extend(jobs)
 
@@ -53,16 +59,17 @@ class Turns:
             return iter([job for queue in self._queues.values() for job in queue])
 
     def clear(self) -> None:
-        """Drop all requests."""
+        """Drop all requests; what each sender has had is remembered."""
+        self.take_all()
+
+    def take_all(self) -> list[Job]:
+        """Take all requests, which come back: what each sender has had is remembered."""
         with self._lock:
+            taken = [job for queue in self._queues.values() for job in queue] if self._count else []
             self._queues: dict[Hashable, deque[Job]] = {}  # by sender, the next one first
             self._count = 0
             self._order: list[tuple[float, int, Hashable]] = []  # a heap: seconds used at least, number, sender
-            self._number = count()
-            self._used: dict[Hashable, float] = {}  # seconds by sender, also of some without requests here
-            self._most_used = REMEMBERED
-            self._virtual = 0.0  # seconds used of a sender that always waits
-            self._base = 0.0  # the same when nobody waited last: of those who were forgotten then
+            return taken
 
     def append(self, job: Job) -> None:
         """Queue a request."""
@@ -74,6 +81,17 @@ class Turns:
         with self._lock:
             for job in jobs:
                 self._append(job)
+
+    def extendleft(self, jobs: Iterable[Job]) -> None:
+        """Queue each request before the others of its sender: the last one is the first then, as in a deque."""
+        with self._lock:
+            for job in jobs:
+                queue = self._queues.get(sender_of(job))
+                if queue is None:
+                    self._append(job)
+                else:
+                    self._count += 1
+                    queue.appendleft(job)
 
     def _append(self, job: Job) -> None:
         sender = sender_of(job)
