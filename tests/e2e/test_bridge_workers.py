@@ -108,7 +108,7 @@ async def test_workers_end_with_their_parent() -> None:
         (["--workers", "0"], TOML, "--workers is a number from 1 to 64, not 0"),
         (["--workers", "65"], TOML, "--workers is a number from 1 to 64, not 65"),
         (["--workers", "2"], TOML.replace('tcp4 = "127.0.0.1:0"', ""), "--workers shares TCP ports"),
-        (["--fabric", "ipc:///a", "--fabric", "ipc:///a"], TOML, "names a broker twice"),
+        ([], TOML + '[fabric]\nconnect = ["ipc:///a", "ipc:///a"]\n', "'ipc:///a' is named twice"),
         ([f"--fabric=ipc:///{number}" for number in range(65)], TOML, "linked to at most 64"),
     ],
 )

@@ -170,9 +170,9 @@ async def test_emit_outside_a_running_app_raises() -> None:
         await app.emit("x", [])
     with pytest.raises(RuntimeError, match="the app is not running"):
         await app.ask.is_client("g")
-    with pytest.raises(TypeError, match="is_client takes a user's name, a string, not a int"):
+    with pytest.raises(ValueError, match="is_client takes a user's name, a string, not a int"):
         await app.ask.is_client(cast(Any, 5))
-    with pytest.raises(TypeError, match="an emit's id is a string, not a int"):
+    with pytest.raises(ValueError, match="an emit's id is a string, not a int"):
         await app.emit("x", [], id=cast(Any, 5))
     for id_ in ("", "x" * 513):
         with pytest.raises(ValueError, match=f"1 to 512 characters, not {len(id_)}"):

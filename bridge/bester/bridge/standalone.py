@@ -32,8 +32,6 @@ def run_bridge(
     `lifeline` this process is one of several at the same addresses. Raises ConfigError.
     """
     endpoints = config.fabric.connect
-    if len(set(endpoints)) < len(endpoints):
-        raise ConfigError("[fabric] connect names a broker twice; each of the server's brokers stands there once")
     if len(endpoints) > MAX_BROKERS:
         raise ConfigError(
             f"[fabric] connect names {len(endpoints)} brokers; a bridge is linked to at most {MAX_BROKERS}"

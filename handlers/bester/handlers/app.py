@@ -264,7 +264,7 @@ class App:
         refuses, or does not answer in time; ValueError for a message that cannot be sent, and for an invalid id.
         """
         if id is not None and not isinstance(id, str):
-            raise TypeError(f"an emit's id is a string, not a {type(id).__name__}")
+            raise ValueError(f"an emit's id is a string, not a {type(id).__name__}")
         if id is not None and not 0 < len(id) <= MAX_ID:
             raise ValueError(f"an emit's id has 1 to {MAX_ID} characters, not {len(id)}")
         return await on_its_loop(self.runtime).emit(type_, commands_of(commands), id, timeout_s)

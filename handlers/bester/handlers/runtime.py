@@ -75,7 +75,7 @@ class Ask:
     async def is_client(self, name: str, timeout_s: float = PATIENCE_S) -> bool:
         """Return whether this user has a connection to the server now."""
         if not isinstance(name, str):
-            raise TypeError(f"is_client takes a user's name, a string, not a {type(name).__name__}")
+            raise ValueError(f"is_client takes a user's name, a string, not a {type(name).__name__}")
         return bool(await on_its_loop(self._app.runtime).ask("isClient", name, timeout_s))
 
     async def list_clients(self, timeout_s: float = PATIENCE_S) -> list[str]:
