@@ -110,7 +110,7 @@ class Admission:
         window.sender = sender = self._join(("user", connection.session.user or ""), window.submissions)
         if window.submissions is not sender.submissions:
             window.move(sender.submissions)
-        self._homes.on_user_joined(sender)
+        self._homes.on_user_joined(window)
 
     def _join(self, key: Key, submissions: Submissions) -> Sender:
         """Return the sender of another connection; a new one sends to the broker with these messages."""

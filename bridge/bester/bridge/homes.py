@@ -97,12 +97,23 @@ class Homes:
         self.tick()
         return opens
 
-    def on_user_joined(self, sender: Sender) -> None:
-        """Let a user's sender that is not at home move there: a broker may have come, or may have been asked for the
-        user's earlier messages, while the login was under way."""
-        if self._brokers.are_several and sender.submissions is not self._home(sender).submissions:
+    def on_user_joined(self, window: Window) -> None:
+        """Let the sender of a user who has logged in move home where it is not there: a broker may have come, or may
+        have been asked for the user's earlier messages, while the login was under way. Nobody else is looked at: many
+        may log in at once, and many may be on their way."""
+        sender = window.sender
+        if not self._brokers.are_several or sender.submissions is self._home(sender).submissions:
+            return
+        if sender.connections == 1 and self._may_go(sender):
+            sender.submissions = self._home(sender).submissions
+            window.move(sender.submissions)
+        else:
             self._strays[sender] = None
-            self.tick()
+
+    @staticmethod
+    def _may_go(sender: Sender) -> bool:
+        """Return whether nothing of a user is unreported where the user's sender is."""
+        return not sender.count and not sender.submissions.departed_of[sender.key[1]]
 
     def tick(self) -> None:
         """Move senders to their homes of which nothing is unreported."""
@@ -112,7 +123,7 @@ class Homes:
         for sender in list(self._strays):
             if not sender.connections or sender.submissions is self._home(sender).submissions:
                 del self._strays[sender]
-            elif not sender.count and not sender.submissions.departed_of[sender.key[1]]:
+            elif self._may_go(sender):
                 del self._strays[sender]
                 going[sender] = []
         if not going:
