@@ -204,6 +204,19 @@ class TestClosing:
         await within(lost.wait())
         await within(client.close(3600))
 
+    async def test_a_second_close_in_another_loop_does_nothing(self, server: FakeServer) -> None:
+        def program() -> None:
+            client = client_of(server)
+
+            async def use() -> None:
+                async with client:
+                    assert (await client.send("chat", 1)).good
+
+            asyncio.run(use())
+            asyncio.run(client.close())
+
+        await within(asyncio.to_thread(program))
+
     async def test_cancelled_start(self, server: FakeServer) -> None:
         logins: asyncio.Queue[Peer] = asyncio.Queue()
         server.on_login = lambda peer, _: logins.put_nowait(peer)

@@ -152,7 +152,7 @@ class Link:
 
     async def finished(self) -> None:
         """Wait until the core is over and the last socket closed."""
-        if self._runner is not None:
+        if self._runner is not None and not self._runner.done():  # its loop may have ended, too
             await asyncio.wait([self._runner])
 
     def wake(self) -> None:
