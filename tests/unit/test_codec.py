@@ -339,3 +339,26 @@ def test_batch_with_a_large_frame_0_is_halved() -> None:
 def test_no_messages_make_no_batch() -> None:
     assert list(batches([])) == []
     assert isinstance(decode([])[0], Malformed)
+
+
+def test_long_rows_of_a_batch_are_read_few_at_a_time() -> None:
+    dense: list[Any] = [20, 1, "evil", [], {"m": [[]] * 10_000}]
+    short: list[Any] = [20, 1, "evil", [], {}]
+    rows: Any = codec.unpack_in_parts([msgpack.packb([dense, dense, *[short] * 40, dense])], 2**18, lambda frames: None)
+    taken = []
+    while rows:
+        count = rows.within(16)
+        taken.append(len(rows[:count]))
+        rows = rows[count:]
+    assert taken == [1, 16, 16, 10]
+    rows = codec.unpack_in_parts([msgpack.packb([short] * 5 + [dense] * 2)], 2**18, lambda frames: None)
+    assert [rows.within(most) for most in (1, 4, 16)] == [1, 4, 6]
+
+
+@pytest.mark.parametrize("inner", [[], {}, [1], {"a": 1}])
+def test_depth_is_that_of_the_innermost_array_or_map_empty_or_not(inner: Any) -> None:
+    value = inner
+    for _ in range(readers.VALUE_DEPTH - 1):
+        value = [[], value, {}]
+    assert not readers.too_deep(value)
+    assert readers.too_deep([value])
