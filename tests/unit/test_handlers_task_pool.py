@@ -7,6 +7,7 @@ import contextvars
 import math
 import random
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -338,3 +339,35 @@ async def test_turns_end_when_no_request_has_taken_long_of_late(waits: bool, mon
         while hand.pool.takes_turns:
             await asyncio.sleep(0)
     assert await hand.pool.close()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_many_quick_requests_are_handled_in_their_order_and_the_loop_runs_between(
+    monkeypatch: pytest.MonkeyPatch, *, waits: bool
+) -> None:
+    """However many the credit lets come: a slice that is used up by many of them is no sign of a slow one."""
+    monkeypatch.setattr(task_pool, "SLICE_S", 0.001)
+    monkeypatch.setattr(task_pool, "QUICK", 0)
+    hand, seen, runs = Hand(), list[int](), 0
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> None:
+        seen.append(message.data)
+        time.sleep(0.0005)
+        if waits:
+            await asyncio.sleep(0)
+
+    def run() -> None:
+        nonlocal runs
+        runs += 1
+        if not hand.all_done.is_set():
+            asyncio.get_running_loop().call_soon(run)
+
+    run()
+    hand.give(range(200))
+    async with asyncio.timeout(PATIENCE_S):
+        await hand.all_done.wait()
+    assert seen == list(range(200))
+    assert not hand.pool.takes_turns
+    assert runs > 20
+    await hand.pool.close()

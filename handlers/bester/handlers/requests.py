@@ -26,7 +26,7 @@ from bester.handlers.failures import log_failure
 from bester.handlers.message import Message
 from bester.handlers.overtime import was_cancelled
 from bester.handlers.reply import ReplyError, commands_of, verdict_on
-from bester.handlers.task_pool import SLICE_S, End, NotBegunError
+from bester.handlers.task_pool import QUICK, SLICE_S, End, NotBegunError
 from bester.handlers.turns import Job
 
 log = logging.getLogger("bester.handlers")
@@ -150,6 +150,7 @@ class Requests:
         call, until, monotonic = route.call, now + SLICE_S, time.monotonic
         replies: list[WireMessage] = []
         left: Sequence[Received] = ()
+        enough = QUICK
         for number, request in enumerate(requests):
             try:
                 result = call(Message(request))
@@ -165,9 +166,11 @@ class Requests:
                     self._outstanding += 1
                     self._each(partial(self._done, result=result), [(request, route, life, now)])
             if monotonic() > until:
-                self._pool.rest()
-                left = requests[number + 1 :]
-                break
+                if number < enough:
+                    self._pool.rest()
+                    left = requests[number + 1 :]
+                    break
+                until, enough = monotonic() + SLICE_S, number + QUICK
         self._send_all(replies)
         return left
 

@@ -9,8 +9,9 @@ and cancellation behave as everywhere else. A member whose handler changed a con
 used again: nothing passes from one message to the next.
 
 Handlers that compute for long hold the loop, and with the loop all requests that are not read yet. After SLICE_S the
-loop runs before the next handler begins, and from then on, until the queue is empty, senders take turns: whose requests
-take long waits for them, and nobody else. Inline functions that are left over by then are called here, too.
+loop runs before the next handler begins. Unless they were many quick ones, senders take turns from then on, until the
+queue is empty: whose requests take long waits for them, and nobody else. Inline functions that are left over by then
+are called here, too.
 
 A handler that waits beyond its request's deadline is cancelled. A handler that holds the loop cannot be; but
 `hold_back`, called from another thread, lets the loop run before the next handler begins.
@@ -37,6 +38,9 @@ End = tuple[Job, Any]
 """A request whose handler has returned, and the result."""
 SLICE_S = 0.01
 """Seconds for which handlers are begun in one turn of the loop: many times what a batch of quick ones takes."""
+QUICK = 100
+"""Requests in such a time that are quick ones: a batch of them is handled in the order in which it came, however many
+the credit lets come."""
 TURNS_S = 1.0
 """Seconds for which senders take turns at least: what each has had is remembered meanwhile."""
 SPARE_MEMBERS = 256
@@ -79,6 +83,7 @@ class TaskPool:
         self._queue: deque[Job] | Turns = deque()  # turns after a slice that was used up, until the queue is empty
         self._turns_until = 0.0
         self._until = 0.0  # when this turn's slice is used up; 0: nothing has begun
+        self._begun = 0  # requests of this slice
         self._rests = False  # nothing begins until the loop has run
         self._members: set[asyncio.Task[None]] = set()
         self._waiting: dict[asyncio.Task[None], list[Any]] = {}  # the job, and its deadline once looked up
@@ -106,12 +111,14 @@ class TaskPool:
         """Whether requests have taken long, and others wait behind them."""
         return type(self._queue) is Turns
 
-    def rest(self) -> None:
-        """Let the loop run before the next handler begins, and senders take turns: a request has taken long."""
-        self._turns_until = time.monotonic() + TURNS_S
-        with self._hold_lock:
-            if type(self._queue) is not Turns:
-                self._queue = Turns(self._queue)
+    def rest(self, *, in_order: bool = False) -> None:
+        """Let the loop run before the next handler begins, and senders take turns: a request has taken long. With
+        `in_order` there were many, and each was quick."""
+        if not in_order:
+            self._turns_until = time.monotonic() + TURNS_S
+            with self._hold_lock:
+                if type(self._queue) is not Turns:
+                    self._queue = Turns(self._queue)
         if not self._rests:
             self._rests = True
             self._loop.call_soon(self._go_on)
@@ -263,8 +270,9 @@ class TaskPool:
         while (queue := self._queue) and not (is_spent or self._held_back):
             began = now()
             if began > self._until:
-                self.rest()
+                self.rest(in_order=self._begun >= QUICK)
                 break
+            self._begun += 1
             try:
                 job = self._job = queue.popleft()
             except IndexError:  # `hold_back` was quicker
@@ -326,7 +334,7 @@ class TaskPool:
 
     def _lead(self, me: asyncio.Task[None]) -> None:
         if not self._until:
-            self._until = time.monotonic() + SLICE_S
+            self._until, self._begun = time.monotonic() + SLICE_S, 0
         if self._leader is None:
             self._loop.call_soon(self._look)
         else:
