@@ -28,7 +28,7 @@ from tests.chaos.machine import Machine
 from tests.chaos.processes import BESTER, LOOK_S, Part, Parts
 from tests.chaos.remains import may_wait
 from tests.chaos.sender import PASSWORD
-from tests.chaos.servers import CONFIG, QUICK, TTL_S, Program, Server, free_port
+from tests.chaos.servers import CONFIG, QUICK, TTL_S, USER_MESSAGES, Program, Server, free_port
 from tests.chaos.traffic import ATTEMPTS, FLOODER, SENDERS, SERVERS
 from tests.postgres_server import Cluster
 
@@ -94,7 +94,7 @@ class ServerCluster:
         for number, broker in enumerate(BROKERS):
             text = CONFIG.format(
                 name=NAME, peer="s1", tcp=self.tcp[number], peer_fabric=peer_data, ttl_s=TTL_S,
-                attempts=ATTEMPTS, natives=natives, quick=json.dumps(QUICK),
+                user_messages=USER_MESSAGES, attempts=ATTEMPTS, natives=natives, quick=json.dumps(QUICK),
                 unix=f"[fabric]\nconnect = {json.dumps(fabrics)}",
             )  # fmt: skip
             text = text.replace('data_dir = "data"', f'data_dir = "{own}/{broker}"\nbroker = "{broker}"')

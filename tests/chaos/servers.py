@@ -23,6 +23,9 @@ from tests.chaos.traffic import ATTEMPTS, FLOODER, SENDERS, SERVERS
 QUICK = ("talk", "pipe", "far", "both", "line", "out", "flood")
 TTL_S = 24 * 3600
 """No message expires during a run unless its sender said so: queued messages must arrive."""
+USER_MESSAGES = 100_000
+"""Room in a mailbox: its sender, who has a tenth of it, sends some ten messages a second to a hermit, who is away for
+minutes where the receiving process is killed again and again."""
 PORTS = range(20_000, 32_000)
 """Ports below the kernel's range for outgoing connections: none of those takes a port while its server is dead."""
 CONFIG = """
@@ -34,6 +37,7 @@ tcp4 = "{tcp}"
 {unix}
 [store]
 ttl_s = {ttl_s}
+user_messages = {user_messages}
 [handlers.quick]
 app = "tests.chaos.handlers:quick"
 types = {quick}
@@ -157,7 +161,8 @@ def _configure(directory: Path, name: str, peer: str, tcp: str, natives: str, *,
     own, fabric = directory / name, directory / peer / ("data" if apart else "b1")
     own.mkdir()
     text = CONFIG.format(
-        name=name, peer=peer, tcp=tcp, peer_fabric=fabric, ttl_s=TTL_S, attempts=ATTEMPTS, natives=natives,
+        name=name, peer=peer, tcp=tcp, peer_fabric=fabric, ttl_s=TTL_S,
+        user_messages=USER_MESSAGES, attempts=ATTEMPTS, natives=natives,
         quick=json.dumps(QUICK), unix='unix = "native"' if name == "s2" else "",
     )  # fmt: skip
     (own / "bester.toml").write_text(text)
