@@ -112,6 +112,21 @@ def home_of(user: str, names: Sequence[str]) -> str:
     return max(names, key=lambda name: weight(name, user))
 
 
+def left_behind() -> tuple[Cluster, str, str, int]:
+    """Return a scene in which a user of `b1`, which was lost and is back, has gone and left a message unreported at
+    another broker: the scene, the user, that broker, and the message's token there."""
+    scene = Cluster()
+    user = scene.user("b1")
+    new = home_of(user, ("b2", "b3"))
+    scene.go("b1")
+    gone = scene.enter(user)
+    scene.write(gone, "a")
+    ((token, _),) = scene.submitted(new)
+    scene.bridge.on_connection_lost(gone)
+    scene.come("b1")
+    return scene, user, new, token
+
+
 def good(*tokens: int) -> list[Report]:
     return [Report(token, 0, None, f"s/{token}", {}) for token in tokens]
 
@@ -379,15 +394,7 @@ class TestBrokerIsBack:
         assert scene.submitted(new) == []
 
     def test_user_who_logged_in_where_the_earlier_messages_were_goes_home_after_them(self) -> None:
-        scene = Cluster()
-        user = scene.user("b1")
-        new = home_of(user, ("b2", "b3"))
-        scene.go("b1")
-        gone = scene.enter(user)
-        scene.write(gone, "a")
-        ((a, _),) = scene.submitted(new)
-        scene.bridge.on_connection_lost(gone)
-        scene.come("b1")
+        scene, user, new, a = left_behind()
         again = scene.start_login(user)
         scene.tell(new, LoggedIn(again.session.number, 0))
         scene.tell(new, *good(a))
@@ -396,15 +403,7 @@ class TestBrokerIsBack:
         assert len(scene.submitted("b1")) == 1
 
     def test_login_goes_where_the_user_has_unreported_messages(self) -> None:
-        scene = Cluster()
-        user = scene.user("b1")
-        new = home_of(user, ("b2", "b3"))
-        scene.go("b1")
-        gone = scene.enter(user)
-        scene.write(gone, "a")
-        ((a, _),) = scene.submitted(new)
-        scene.bridge.on_connection_lost(gone)
-        scene.come("b1")
+        scene, user, new, a = left_behind()
         again = scene.start_login(user)
         assert [name for name in NAMES if scene.taken(name, Login)] == [new]
         scene.tell(new, LoggedIn(again.session.number, 0))
