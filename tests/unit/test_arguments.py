@@ -160,7 +160,7 @@ def test_a_name_is_one_that_a_broker_takes() -> None:
     ("call", "text"),
     [
         (lambda: Client(**ME, ack="no"), "ack is True or False, not a str"),  # type: ignore[arg-type]  # tested here
-        (lambda: Client(**ME, give_up_s=0), "give_up_s is a number of seconds above 0, not 0"),
+        (lambda: Client(**ME, give_up_s=math.nan), "give_up_s is a number of seconds, not nan"),
         (lambda: Client(**ME, limits=Limits(window=0)), "limits.window is at least 1, not 0"),
         (lambda: Client(**ME | {"user": "\ud800"}), "user has half a surrogate pair"),
         (lambda: submit(type_=5), "a message's type is a string, not an int"),

@@ -46,7 +46,6 @@ from bester.broker.wire.arguments import (
     check_flag,
     check_function,
     check_kind,
-    check_seconds,
     check_text,
     check_wait,
 )
@@ -124,7 +123,8 @@ class Client:
         random: Callable[[], float] = random.random,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        for name, text in (("address", address), ("user", user), ("password", password)):
+        check_kind("address", address, str, "a string")  # the path of a socket may be any bytes
+        for name, text in (("user", user), ("password", password)):
             check_text(name, text)  # as None of an environment's variable that is not set
         for name, flag in (("resend", resend), ("ack", ack), ("manual_ack", manual_ack)):
             check_flag(name, flag)
@@ -136,7 +136,7 @@ class Client:
         if ca is not None and not isinstance(ca, str | os.PathLike):
             raise TypeError(f"ca is the path of a file, not a {type(ca).__name__}")
         if give_up_s is not None:
-            check_seconds("give_up_s", give_up_s)
+            check_wait("give_up_s", give_up_s)
         check_kind("limits", limits, Limits, "a Limits of bester.client")
         limits.check()
         self.address = address
