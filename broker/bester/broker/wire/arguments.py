@@ -26,7 +26,7 @@ def check_text(name: str, value: object, most: int | None = None) -> None:
 
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
     """Check a whole number from `least` to `most`; None: without an upper bound."""
-    if type(value) is not int:
+    if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is a whole number, not {_kind(value)}")
     if value < least or (most is not None and value > most):
         bounds = f"at least {least}" if most is None else f"{least} to {most}"
@@ -42,7 +42,7 @@ def check_seconds(name: str, value: object, most: float = math.inf) -> None:
 
 def check_wait(name: str, value: object) -> float:
     """Check the seconds that a call may wait, and return them; at 0 and below the time is over already."""
-    if type(value) is not int and not isinstance(value, float):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is a number of seconds, not {_kind(value)}")
     if value != value:  # nan; math.isnan takes no int of 400 digits
         raise ValueError(f"{name} is a number of seconds, not {value}")
