@@ -15,6 +15,7 @@ from bester.broker.core.clock import Clock
 from bester.broker.core.effects import Effects, Link, Notice, Verify
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Budget, Limits, Route, Settings
+from bester.broker.core.symptoms import MAX_RECENT
 from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_requests import Bounds
@@ -68,6 +69,7 @@ SMALL = 200
 """Entries that a table may have when all is over: more than any of the limits above."""
 MOST = {
     "_peers.resumes[]._cases": 5_000,  # tidied when more comes
+    "_units.figures.recent_dead._letters": MAX_RECENT,  # whatever the limits
     "_peers.resumes[]._sent[][][] (length)": 5_000,  # from a bridge that does not count its reports
     "_peers.resumes[]._unacked[][][] (length)": 5_000,
 }
