@@ -8,12 +8,12 @@ import asyncio
 import pytest
 
 from bester.broker import fabric_socket, server
-from bester.broker.accounts import OpenAccounts
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Settings
 from bester.broker.leaving import MOST_BEHIND, split
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import OpenAccounts
 from bester.broker.wire.messages import Message
 from tests.e2e.test_values import broker as keyed_broker
 from tests.live import DEADLINE_S, RawHandler, raw_handler, short_directory

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from bester.broker import fabric
-from bester.broker.accounts import OpenAccounts
 from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.names import find
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import OpenAccounts
 from tests.e2e.name_server import name_server, until
 from tests.live import RawHandler, raw_handler, short_directory
 

@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from bester.broker.accounts import Logins
 from bester.broker.clocks import boot_id, both_clocks
 from bester.broker.core import policy
 from bester.broker.core.effects import (
@@ -57,6 +56,7 @@ from bester.broker.store_requests import Snapshot
 from bester.broker.store_size import StoreSize
 from bester.broker.store_thread import StoreThread
 from bester.broker.turn import Turn
+from bester.broker.users import Logins
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.messages import Error, Goodbye, Malformed, Message
 from bester.broker.wire.runs import read
