@@ -25,7 +25,8 @@ from bester.broker.monitor import CONNECTING, event_of, greet
 from bester.broker.names import find, numeric, reason
 from bester.broker.turn import Turn
 from bester.broker.wire.address import HostPort, parse_endpoint
-from bester.broker.wire.codec import batches, decode, decode_together, fault
+from bester.broker.wire.batches import batches, fault
+from bester.broker.wire.codec import decode, decode_together
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step, StepEvent
 from bester.broker.wire.messages import MAX_FRAME_BYTES, Heartbeat, Malformed, Message

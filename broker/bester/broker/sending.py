@@ -16,7 +16,7 @@ import zmq
 from bester.broker.core.effects import Link
 from bester.broker.fabric_socket import FabricSocket
 from bester.broker.full_links import FullLinks
-from bester.broker.wire.codec import batches
+from bester.broker.wire.batches import batches
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.messages import Message
 from bester.broker.wire.runs import write_run

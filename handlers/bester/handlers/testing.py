@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
-from bester.broker.wire.codec import fault
+from bester.broker.wire.batches import fault
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import (
     DONE,

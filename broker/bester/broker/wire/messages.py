@@ -20,6 +20,9 @@ SILENT_HEARTBEATS = 3
 REQUEST_MS = 30_000
 """Default time of a handler for one message, without a configured one for the type or a lease."""
 MAX_BATCH = 1024
+BATCH_BYTES = 1024 * 1024
+"""Size of bodies at which a batch is closed; a batch whose frame 0 exceeds twice as much is halved. So no message
+delays a link, and frame 0 stays below the limit of receivers."""
 INLINE_BYTES = 16 * 1024
 """Largest inlined body; a larger one is attached, as inlining a large body costs more than twice as much."""
 MAX_BODY_BYTES = 16 * 1024 * 1024
