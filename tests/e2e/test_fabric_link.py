@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 import zmq
 
-from bester.broker import fabric, fabric_socket
-from bester.broker.fabric import FIRST_RECONNECT_MS, LAST_RECONNECT_MS, FabricLink
+from bester.broker import fabric, fabric_dialer, fabric_socket
+from bester.broker.fabric import FabricLink
+from bester.broker.fabric_dialer import FIRST_RECONNECT_MS, LAST_RECONNECT_MS, Dialer
+from bester.broker.fabric_socket import FabricSocket
 from bester.broker.monitor import CONNECTING
 from bester.broker.names import find
+from bester.broker.turn import Turn
 from bester.broker.wire import link_client as party_module
 from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.link_client import LinkClient, State
@@ -140,7 +143,7 @@ async def test_link_whose_answers_are_not_read_is_given_up(monkeypatch: pytest.M
 
 async def test_name_in_an_endpoint_is_looked_up_outside_zeromq(monkeypatch: pytest.MonkeyPatch) -> None:
     with name_server() as resolver, zmq.Context() as context, context.socket(zmq.ROUTER) as broker:
-        monkeypatch.setattr(fabric, "find", partial(find, threads=resolver.lookers))
+        monkeypatch.setattr(fabric_dialer, "find", partial(find, threads=resolver.lookers))
         broker.linger = 0
         port = broker.bind_to_random_port("tcp://127.0.0.1")
         lost: list[str] = []
@@ -164,8 +167,8 @@ async def test_name_in_an_endpoint_is_looked_up_outside_zeromq(monkeypatch: pyte
 
 async def test_link_ends_while_the_name_server_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     with name_server() as resolver:
-        monkeypatch.setattr(fabric, "find", partial(find, threads=resolver.lookers))
-        monkeypatch.setattr(fabric, "PATIENCE_S", 0.05)
+        monkeypatch.setattr(fabric_dialer, "find", partial(find, threads=resolver.lookers))
+        monkeypatch.setattr(fabric_dialer, "PATIENCE_S", 0.05)
         resolver.hangs.add("s2.example")
         lost: list[str] = []
         link = FabricLink(
@@ -278,8 +281,8 @@ async def test_message_whose_callback_raises_costs_no_other_message_and_no_answe
             await link.close(0)
 
 
-class Retrying(FabricLink):
-    """A link that notes for how many ms ZeroMQ waits before each of its next attempts to connect."""
+class Retrying(Dialer):
+    """A dialer that notes for how many ms ZeroMQ waits before each of its next attempts to connect."""
 
     waits_ms: asyncio.Queue[int]
 
@@ -292,17 +295,23 @@ class Retrying(FabricLink):
 
 async def test_connection_that_is_refused_is_tried_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker that has died is found out by the refusal of the next connection: its users wait for that."""
-    monkeypatch.setattr(fabric, "CONNECTING", CONNECTING | zmq.EVENT_CONNECT_RETRIED)
+    monkeypatch.setattr(fabric_dialer, "CONNECTING", CONNECTING | zmq.EVENT_CONNECT_RETRIED)
+    made: list[FabricSocket] = []
     with sockets.socket() as nobody:  # bound, so that nobody else listens there
         nobody.bind(("127.0.0.1", 0))
-        endpoint = "tcp://{}:{}".format(*nobody.getsockname())
-        party = LinkClient("handler", "h", {})
-        link = Retrying(endpoint, party, on_messages=print, on_ready=pytest.fail, on_lost=lambda why: None)
-        link.waits_ms = asyncio.Queue()
-        link.start()
+        dialer = Retrying(
+            "tcp://{}:{}".format(*nobody.getsockname()),
+            lambda context: FabricSocket(context, zmq.DEALER, print, Turn()),
+            made.append, pytest.fail, pytest.fail, lambda: None,
+            is_wanted=lambda: True, keys=None, called="the server",
+        )  # fmt: skip
+        dialer.waits_ms = asyncio.Queue()
+        dialer.dial()
+        made[0].register()
         async with asyncio.timeout(20):
-            first_ms = await link.waits_ms.get()
-            later_ms = [await link.waits_ms.get() for _ in range(4)]
-        await link.close(0)
+            first_ms = await dialer.waits_ms.get()
+            later_ms = [await dialer.waits_ms.get() for _ in range(4)]
+        made[0].close()
+        await dialer.close()
     assert FIRST_RECONNECT_MS <= first_ms < 2 * FIRST_RECONNECT_MS, "ZeroMQ adds up to as much by chance"
     assert 2 * FIRST_RECONNECT_MS < max(later_ms) <= LAST_RECONNECT_MS
