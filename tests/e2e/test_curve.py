@@ -238,7 +238,7 @@ async def test_key_that_is_revoked_gets_no_more_of_what_waits_to_leave(monkeypat
             waits.set()
         return later
 
-    monkeypatch.setattr("bester.broker.server.split", watched)
+    monkeypatch.setattr("bester.broker.leaving.split", watched)
     keys = new_pair()
     port, count = free_port(), 901
     fabric = f"tcp://127.0.0.1:{port}"
