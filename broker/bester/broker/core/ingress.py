@@ -6,7 +6,7 @@ A message gets its id and its identity here: its sender is known by link, sessio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
@@ -50,6 +50,21 @@ from bester.broker.wire.messages import (
 from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, failed, reason_of
 
 _SUBMIT = Kind.SUBMIT
+
+
+class _Came(NamedTuple):
+    """Message of another server, and the way it came: `id` is the id that it gets here, `shown` the server's name for
+    people, `listed` its name if it is configured."""
+
+    kind: Kind
+    link: Link
+    token: int
+    type: str
+    body: bytes
+    meta: Meta
+    id: str
+    shown: str
+    listed: str | None
 
 
 class Ingress:
@@ -230,9 +245,9 @@ class Ingress:
         host, claimed = _text(meta.get("address")) or "", _text(meta.get("server"))
         certificate = _texts(meta.get("certificate"))
         name = policy.native_peer(self._settings, self._hosts, host, claimed, submit.type, certificate)
-        case = self._from_server(
-            Kind.SUBMIT, link, token, submit.type, submit.body, meta, f"{prefix}{token}", name or host, name, now
-        )
+        id_ = f"{prefix}{token}"
+        came = _Came(Kind.SUBMIT, link, token, submit.type, submit.body, meta, id_, name or host, name)
+        case = self._from_server(came, now)
         if resume is not None and case is not None and case.pending:
             resume.add(token, case)
         return case
@@ -262,9 +277,8 @@ class Ingress:
         if wrong is not None:
             self._reports.refuse(Case(Kind.RELAY, peer.link, relay.token, id_, id_), wrong)
             return
-        self._from_server(
-            Kind.RELAY, peer.link, relay.token, relay.type, relay.body, relay.meta, id_, shown, listed, now
-        )
+        came = _Came(Kind.RELAY, peer.link, relay.token, relay.type, relay.body, relay.meta, id_, shown, listed)
+        self._from_server(came, now)
 
     def emit(self, peer: Peer, emit: Emit, now: float) -> Error | None:
         """Enter the commands of a handler that acts on its own initiative. Returns the ERROR that answers the handler
@@ -297,53 +311,45 @@ class Ingress:
         self._replies.emit(case, emit.type, emit.commands, now, repeated=emit.meta.get("again") is True)
         return None
 
-    def _from_server(
-        self, kind: Kind, link: Link, token: int, type_: str, body: bytes, meta: Meta, id_: str,
-        shown: str, listed: str | None, now: float,
-    ) -> Case | None:  # fmt: skip
+    def _from_server(self, came: _Came, now: float) -> Case | None:
         """Enter a server's message; returns its case, None for a duplicate.
 
         Only a listed server's ids, origin and lanes are taken over; the path counts for every server.
         """
-        root = origin = position = claimed = earlier = None
+        listed, type_, meta, id_ = came.listed, came.type, came.meta, came.id
+        root = origin = claimed = None
         if listed is not None:
             claimed = _text(meta.get("id"))
             id_ = self._not_ours(claimed, listed) if claimed is not None else id_
             root, origin = _text(meta.get("root")), _text(meta.get("origin"))
             self._relays.on_contact(listed, now)
-        case = Case(kind, link, token, id_, root or id_)
-        case.resubmitted = kind is Kind.SUBMIT and attempt_of(meta) > 1
+        case = Case(came.kind, came.link, came.token, id_, root or id_)
+        case.resubmitted = came.kind is Kind.SUBMIT and attempt_of(meta) > 1
         code = "overloaded" if self.draining else policy.may_enter(self._settings, listed, type_)
         if code is None and len(type_) > MAX_TYPE:  # no handler can serve the type, and no table shall remember it
             code = "unknown-type"
         if code is not None:
-            self._out.notice("message-refused", server=shown, type=type_, code=code)
+            self._out.notice("message-refused", server=came.shown, type=type_, code=code)
             self._reports.refuse(case, code)
             return case
         if listed is not None:
-            case.peer = listed
-            case.claimed_id = claimed
-            if type_ == OUTCOME_TYPE or self._known_types.knows(
-                type_
-            ):  # a type that nobody serves is refused each time
-                earlier, position = self._inbound_lanes.find(listed, type_, meta)
+            case.peer, case.claimed_id = listed, claimed
+            earlier, position = self._earlier(listed, type_, meta, case, now)
             if earlier == NOT_NOW:
                 self._reports.refuse(case, "overloaded")
                 return case
-            if earlier is None and claimed is not None:
-                earlier = self._by_id((listed, type_, claimed), case, position, now)
             if earlier is not None:
-                self._answer_duplicate(kind, earlier, link, token, id_)
+                self._answer_duplicate(came.kind, earlier, came.link, came.token, id_)
                 return None
             if position is not None:
                 self._inbound_lanes.add(position, case)
         if type_ == OUTCOME_TYPE:
-            self._receive_outcome(case, shown, body)
+            self._receive_outcome(case, came.shown, came.body)
             return case
-        self._trace.add((now, case.root, id_, ENTERED, shown, 0.0))
+        self._trace.add((now, case.root, id_, ENTERED, came.shown, 0.0))
         case.expires = _expiry(meta, now)
         job = Job(
-            case, id_, case.root, type_, body, "server", origin or shown, peer=shown, path=_path(meta),
+            case, id_, case.root, type_, came.body, "server", origin or came.shown, peer=came.shown, path=_path(meta),
             repeated=attempt_of(meta) > 1 or meta.get("again") is True,  # unlisted servers may say so, too
         )  # fmt: skip
         if listed is not None and (parent := traceparent.sound(meta.get("traceparent"))) is not None:
@@ -351,6 +357,20 @@ class Ingress:
         case.pending += 1
         self._dispatcher.enter((job,), now)
         return case
+
+    def _earlier(
+        self, peer: str, type_: str, meta: Meta, case: Case, now: float
+    ) -> tuple[Case | str | None, LanePosition | None]:
+        """Return the case or outcome of the earlier message of which a listed server's message is a duplicate, by its
+        number in its lane or by its id, NOT_NOW where that cannot be told, None where there is none; and its position
+        in the lane."""
+        earlier: Case | str | None = None
+        position: LanePosition | None = None
+        if type_ == OUTCOME_TYPE or self._known_types.knows(type_):  # a type that nobody serves is refused each time
+            earlier, position = self._inbound_lanes.find(peer, type_, meta)
+        if earlier is None and case.claimed_id is not None:
+            earlier = self._by_id((peer, type_, case.claimed_id), case, position, now)
+        return earlier, position
 
     def _by_id(self, key: Key, case: Case, position: LanePosition | None, now: float) -> Case | None:
         """Return the case of an earlier message with the same id, None where there is none: a server that died gives a
