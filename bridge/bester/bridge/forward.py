@@ -235,15 +235,9 @@ class Forwarder:
                 return refused
             done: asyncio.Future[Outcome] = loop.create_future()
             make = partial(Conversation, self._limits.forward_report, done, through)
-            patience_s = min(queued.connect_by - began_s, openings.patience_s)
-            context = self._tls(str(canonical(to)), queued.message.meta.get("tls") is True)
-            if context is None:
-                conversation = await connect(make, addresses, to.port, patience_s)
-            else:
-                shake_s = queued.connect_by - began_s
-                conversation = await connect_tls(
-                    make, addresses, to.port, patience_s, context, to.host, shake_s, self._turns
-                )
+            left_s = queued.connect_by - began_s
+            tls = queued.message.meta.get("tls") is True
+            conversation = await self._connect(make, to, addresses, min(left_s, openings.patience_s), left_s, tls=tls)
             conversation.begin(self._marked(queued) or frame)
             async with asyncio.timeout_at(queued.deadline):
                 outcome = await done
@@ -267,6 +261,17 @@ class Forwarder:
                 openings.failed()
             if conversation is not None:
                 conversation.close()
+
+    async def _connect(
+        self, make: Callable[[], Conversation], to: HostPort, addresses: tuple[str, ...], patience_s: float,
+        shake_s: float, *, tls: bool,
+    ) -> Conversation:  # fmt: skip
+        """Connect to one of these addresses of a server: by TLS where `tls` or the configuration asks for it, with
+        `shake_s` for the handshake. Raises OSError."""
+        context = self._tls(str(canonical(to)), tls)
+        if context is None:
+            return await connect(make, addresses, to.port, patience_s)
+        return await connect_tls(make, addresses, to.port, patience_s, context, to.host, shake_s, self._turns)
 
     def _marked(self, queued: _Queued) -> bytes | None:
         """Return the frame of a message that the other end may have had meanwhile from another bridge of this server,
