@@ -21,7 +21,7 @@ from bester.broker.fabric_socket import FabricSocket
 from bester.broker.monitor import CONNECTING
 from bester.broker.names import find
 from bester.broker.turn import Turn
-from bester.broker.wire import link_client as party_module
+from bester.broker.wire import link_client
 from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.link_client import LinkClient, State
 from bester.broker.wire.messages import Heartbeat, Hello, Malformed, Message, Reply, Request, Welcome
@@ -68,9 +68,9 @@ async def welcomed(
             broker.linger = 0
             broker.rcvtimeo = 60_000
             broker.bind(endpoint)
-            party = LinkClient("handler", "h", {})
+            side = LinkClient("handler", "h", {})
             link = FabricLink(
-                endpoint, party, on_messages=on_messages, on_ready=ready.set, on_lost=on_lost, shared=shared
+                endpoint, side, on_messages=on_messages, on_ready=ready.set, on_lost=on_lost, shared=shared
             )
             link.start()
             peer, hello = await asyncio.to_thread(broker.recv_multipart)
@@ -154,15 +154,15 @@ async def test_name_in_an_endpoint_is_looked_up_outside_zeromq(monkeypatch: pyte
         port = broker.bind_to_random_port("tcp://127.0.0.1")
         lost: list[str] = []
         ready = asyncio.Event()
-        party = LinkClient("handler", "h", {})
+        side = LinkClient("handler", "h", {})
         endpoint = f"tcp://s2.example:{port}"
-        link = FabricLink(endpoint, party, on_messages=print, on_ready=ready.set, on_lost=lost.append)
+        link = FabricLink(endpoint, side, on_messages=print, on_ready=ready.set, on_lost=lost.append)
         link.start()
         assert not link.send(Reply(1, 1, [], ""))
         await until(lambda: bool(lost))
         assert lost[0] == "the name s2.example cannot be looked up: name or service not known"
         resolver.knows["s2.example"] = ("127.0.0.9", "127.0.0.1")
-        monkeypatch.setattr(party_module, "GREETING_S", 0.1)  # no broker listens at the first address
+        monkeypatch.setattr(link_client, "GREETING_S", 0.1)  # no broker listens at the first address
         peer, hello = await asyncio.to_thread(broker.recv_multipart)
         assert type(decode([hello])[0]) is Hello
         broker.send_multipart([peer, *encode([Welcome(1, "s1", {"heartbeat_ms": 60_000})])])
@@ -202,8 +202,8 @@ async def test_socket_that_this_user_may_not_open_is_named_as_such() -> None:
     ready = asyncio.Event()
     async with short_directory() as directory, StandIn(f"ipc://{directory}/f"), asyncio.timeout(20):
         (directory / "f").chmod(0)
-        party = LinkClient("handler", "h", {"types": ["t"], "credit": 1})
-        link = FabricLink(f"ipc://{directory}/f", party, on_messages=print, on_ready=ready.set, on_lost=lost.put_nowait)
+        side = LinkClient("handler", "h", {"types": ["t"], "credit": 1})
+        link = FabricLink(f"ipc://{directory}/f", side, on_messages=print, on_ready=ready.set, on_lost=lost.put_nowait)
         with plain_user(directory):
             link.start()
             why = f"this user may not open ipc://{directory}/f; run as the user whom the server runs as"
@@ -217,16 +217,14 @@ async def test_socket_that_this_user_may_not_open_is_named_as_such() -> None:
 async def test_link_that_finds_no_descriptor_at_a_retry_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
-    monkeypatch.setattr(party_module, "GREETING_S", 0.1)
+    monkeypatch.setattr(link_client, "GREETING_S", 0.1)
     lost: asyncio.Queue[str] = asyncio.Queue()
     ready = asyncio.Event()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with short_directory() as directory:
         endpoint = f"ipc://{directory}/f"
-        party = LinkClient("handler", "h", {"types": ["t"], "credit": 1})
-        link = FabricLink(
-            endpoint, party, on_messages=print, on_ready=ready.set, on_lost=lost.put_nowait, shared=shared
-        )
+        side = LinkClient("handler", "h", {"types": ["t"], "credit": 1})
+        link = FabricLink(endpoint, side, on_messages=print, on_ready=ready.set, on_lost=lost.put_nowait, shared=shared)
         link.start()
         assert "nothing listens" in await lost.get()
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # no more than the descriptors that are open

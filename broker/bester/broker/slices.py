@@ -103,7 +103,7 @@ class Slices:
         self._shed_batches: deque[deque[Batch]] = deque()  # by link that was cut; their memory is not given back yet
         self._shed_bytes = 0
         self.size_bytes = self.count = 0
-        """What waits."""
+        """Size and number of the messages that wait."""
 
     def take_in(self, link: Link, frames: Sequence[bytes]) -> None:
         """Take in a message: handled now where nothing waits and it is short, else in its turn."""

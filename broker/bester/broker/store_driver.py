@@ -99,7 +99,7 @@ class _Pending:
 
 
 class StoreDriver:
-    """Writes and reads of one router. `carry_out` gets the actions that the router answers to their results.
+    """Writes and reads of one router. `carry_out` gets the effects with which the router answers their results.
 
     `due`: something can be written or read now. `aside` runs a function beside the loop, after which the shell calls
     `retry`, and raises RuntimeError where the system has no thread; None: all commits are made at once. `pause` waits,

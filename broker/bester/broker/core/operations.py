@@ -83,7 +83,7 @@ class Operations:
             role: {kind: take for kind, take in carry_out_run.items() if MESSAGE_OF.get(kind, kind) in kinds}
             for role, kinds in policy.MAY_SEND.items()
         }
-        """What carries out a run of messages, by role and kind."""
+        """Function that carries out a run of messages, by role and kind."""
 
     def take_each(
         self, link: Link, peer: Peer | None, messages: Sequence[Message | Malformed], now: float

@@ -218,7 +218,7 @@ class SubmitCredit:
 
     @property
     def _has_lone_crowd(self) -> bool:
-        """Whether many senders wait at the only bridge, which is not in the broker's process."""
+        """Return whether many senders wait at the only bridge, which is not in the broker's process."""
         return len(self._numbers) == 1 and any(link.door != "direct" for link in self._crowded)
 
     def _options(self, link: Link) -> Meta:
