@@ -83,7 +83,7 @@ class Submissions:
         self.size_bytes = 0
         self.credit = Credit()
         self._stuck_count = self._stuck_bytes = 0  # sent messages of stuck types, beside the credit
-        self._claim = self._claim_bytes = 0  # messages that the broker still counts, where it has lowered the credit
+        self._claim = self._claim_bytes = 0  # messages that a broker which has lowered its credit still counts
         self._most_sent, self._most_sent_bytes = self.credit.messages, self.credit.size_bytes
         self.most = limits.held_messages
         self.most_bytes = limits.held_bytes
@@ -189,8 +189,8 @@ class Submissions:
         return True
 
     def _count_stuck(self) -> None:
-        """Count the sent messages of stuck types. They leave the credit to other types, but not more than there is
-        credit: the broker holds twice its credit at most."""
+        """Count the sent messages of stuck types. Such messages leave the credit to other types, but not more than
+        there is credit: the broker holds twice its credit at most."""
         credit, stuck = self.credit, self.credit.stuck
         sizes = [
             submission.size
@@ -231,7 +231,7 @@ class Submissions:
         return credit.report(sent, sent_bytes, more=more or bool(self._held), crowd=crowd)
 
     def release(self, submission: Submission) -> None:
-        """Count a reported message out, which is no longer in the table."""
+        """Count a reported message out, which has left the table."""
         submission.on("reported")
         self._forget(submission)
 

@@ -99,10 +99,10 @@ class FabricLink:
         self._stuck: deque[Frames] = deque()
         self._turn = turn or Turn()
         self._flushes = False  # at the end of this turn
-        self._is_reading = False  # `_send_answers` comes
+        self._is_reading = False  # messages are being read: `_send_answers` sends what is queued meanwhile
         self._most_bytes = MAX_FRAME_BYTES
         """Limit on a body: the broker's for a handler; other roles check bodies where they enter."""
-        self._retry_handle: asyncio.TimerHandle | None = None  # of a flush that has found no room
+        self._retry_handle: asyncio.TimerHandle | None = None  # of the next try of a flush that has found no room
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._over: asyncio.Event = asyncio.Event()

@@ -302,8 +302,8 @@ class SharedSocket(FabricSocket):
         self._on_read: Callable[[], None] = lambda: None
 
     def send_after_reading(self, send: Callable[[], None]) -> None:
-        """Set a callback that sends the answers to what was read, before the socket is asked for more. It is called
-        after each callback with frames, also one that has failed."""
+        """Set a callback that sends the answers to what was read, before the socket is asked for more. `send` is
+        called after each callback with frames, also one that has failed."""
         self._on_read = send
 
     def close(self) -> None:

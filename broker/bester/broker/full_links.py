@@ -65,8 +65,8 @@ class FullLinks:
     def add(
         self, link: Link, frames: Iterable[Frames], messages: Sequence[Message], now: float, *, begun: bool = False
     ) -> None:
-        """Keep frames for a full link, behind those that wait. They are of these `messages`; `begun`: some frames of
-        them have left."""
+        """Keep frames for a full link, behind those that wait. The frames are those of `messages`; `begun`: some frames
+        have left."""
         waiting = self._waiting.get(link)
         if waiting is None:
             waiting = self._waiting[link] = _Waiting(now)

@@ -106,7 +106,8 @@ async def change_password(
     """Change a user's password, if the old one is right: wrong ones count as at a login.
 
     `replace` writes a hash, for (user, stored hash, new hash), and returns False where somebody has changed the stored
-    one meanwhile. It raises BesterError where nothing can be written, and so does `hash_of` where nothing can be read.
+    one meanwhile. `replace` raises BesterError where nothing can be written, and so does `hash_of` where nothing can be
+    read.
     """
     if password_fault(new):
         return Verdict("malformed")

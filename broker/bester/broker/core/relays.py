@@ -1,8 +1,8 @@
 """Relays: messages to other servers, sent at once or queued, and sent again with a back-off.
 
-A lane is the messages of one type to one server. They are numbered, go out in the order of their numbers, and do not
-hold up another lane. A message that a named server has not answered in `report_s`, or cannot take now, is queued in its
-lane; later messages of the lane go behind. A server that is not configured gets one attempt.
+A lane is the messages of one type to one server. Such messages are numbered, go out in the order of their numbers, and
+do not hold up another lane. A message that a named server has not answered in `report_s`, or cannot take now, is queued
+in its lane; later messages of the lane go behind. A server that is not configured gets one attempt.
 """
 
 from __future__ import annotations

@@ -410,7 +410,7 @@ class Router:
         return self._units.reports.open == 0 and not self._answers.count
 
     def inspect(self) -> Inspection:
-        """Return counts of everything that this broker holds. They are counted at the call, which takes longer the more
+        """Return counts of everything that this broker holds. Counting is done at the call, which takes longer the more
         there is."""
         return self._inquiries.inspect()
 

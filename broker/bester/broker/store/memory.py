@@ -111,7 +111,7 @@ class MemoryStore(Commits):
         self._ready: dict[str, list[int]] = {}  # by queue, in order
         self._expiring: list[tuple[float, int]] = []  # a heap: ready messages, and some that have ended
         self._ended: list[int] = []  # in order, without those queued at another server
-        self._results: dict[str, dict[int, None]] = {}  # by what their message is called
+        self._results: dict[str, dict[int, None]] = {}  # by the id of their message
         self._sent_upto: dict[str, int] = {}
         self._lanes: dict[tuple[str, str], SaveLane] = {}
         self._letters = MemoryLetters(dead_letters)
