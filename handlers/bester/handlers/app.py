@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from bester.broker.wire.messages import MAX_CREDIT, MAX_ID, RESERVED_TYPES, Command, spelling_fault
+from bester.broker.wire.messages import MAX_CREDIT, MAX_ID, Command
+from bester.broker.wire.type_names import RESERVED_TYPES, spelling_fault
 from bester.handlers.message import Message
 from bester.handlers.middleware import Hooks, Middleware
 from bester.handlers.payload import typed

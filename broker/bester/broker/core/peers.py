@@ -28,7 +28,6 @@ from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.worker_changes import WorkerChanges
 from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import (
-    AUTH_TYPE,
     MAX_BODY_BYTES,
     OP_OF,
     VERSION,
@@ -42,6 +41,7 @@ from bester.broker.wire.messages import (
     Welcome,
 )
 from bester.broker.wire.notes import safe_note
+from bester.broker.wire.type_names import AUTH_TYPE
 
 SILENT_WHY = "fallen silent"
 """Reason for the log."""

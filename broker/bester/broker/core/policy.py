@@ -16,7 +16,6 @@ from bester.broker.core.settings import Route, Settings
 from bester.broker.hosts import Hosts, is_named
 from bester.broker.wire.address import is_neighbour, is_within, parse_host_port
 from bester.broker.wire.messages import (
-    AUTH_TYPE,
     ROLES,
     Ask,
     Close,
@@ -30,10 +29,9 @@ from bester.broker.wire.messages import (
     Reply,
     Submit,
     Trace,
-    is_reserved,
-    type_fault,
 )
 from bester.broker.wire.outcomes import OUTCOME_TYPE
+from bester.broker.wire.type_names import AUTH_TYPE, is_reserved, type_fault
 from bester.broker.wire.unpacking import MAX_WEIGHT
 
 MAY_SEND: Mapping[str, tuple[type[Any], ...]] = {
