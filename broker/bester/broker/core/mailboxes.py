@@ -124,11 +124,8 @@ class Mailboxes:
             self._became(entry, DELIVERED, now)
         else:
             self._queues.requeue(entry.number, unsent=share.reason not in MAYBE and not mail.again)
-            if share.reason not in (
-                "not-connected",
-                UNCONFIRMED,
-            ):  # the user is connected, and does not read or acknowledge
-                queue.retry_at = now + LOOK_AGAIN_S
+            if share.reason not in ("not-connected", UNCONFIRMED):
+                queue.retry_at = now + LOOK_AGAIN_S  # the user is connected, and does not read or acknowledge
         self.advance(queue, now)
 
     def tick(self, now: float) -> None:

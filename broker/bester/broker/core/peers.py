@@ -99,9 +99,8 @@ class Peers:
         self._read_until = read_until
         self._take_unsent = take_unsent
         self._is_shared = is_shared
-        self._unknown: dict[
-            Link, tuple[float, bool]
-        ] = {}  # links without HELLO: when answered, and whether undecodable
+        # Links without HELLO: when answered, and whether undecodable.
+        self._unknown: dict[Link, tuple[float, bool]] = {}
         self.resumes: dict[str, BridgeResume] = {}  # bridges that may come back, by the prefix of their ids
         self._unlinked: dict[str, None] = {}  # prefixes of bridges without a link, the first lost first
         self._silent: dict[Peer, None] = {}  # found by a tick, and not given up yet
@@ -392,9 +391,8 @@ class Peers:
             self._beat = now
             self._beat_all(now)
         self._forget_resumes(now)
-        return (
-            now - self._resumed >= limits.heartbeat_s
-        )  # messages that arrived meanwhile are read before any is held to be late
+        # Messages that arrived meanwhile are read before any is held to be late.
+        return now - self._resumed >= limits.heartbeat_s
 
     @property
     def has_silent(self) -> bool:

@@ -104,9 +104,8 @@ class Relays:
         if self._standing.held and route.name in self._standing.held:
             link = None
         queue = self._queues.get(key)
-        busy = queue is not None and (
-            queue.is_ahead or queue.delay_s or job.may_repeat
-        )  # a duplicate goes behind the queue, which may hold the first
+        # A duplicate goes behind the queue, which may hold the first.
+        busy = queue is not None and (queue.is_ahead or queue.delay_s or job.may_repeat)
         if route.ordered and not busy:
             busy = self.transfers.has_any(key)
         if route.name and (full or link is None or busy):
