@@ -237,7 +237,7 @@ def _queueing(common: _Common) -> _Queueing:
     standing = Standing(out, settings.routes, snapshot.held, now)
     relays = Relays(
         settings, queues, transfers, reports, out, common.bridges, trace, reporters, notes, standing,
-        first_token=common.around.first_token, chance=common.around.chance, became=late_outcomes.on_ended,
+        first_token=common.around.first_token, chance=common.around.chance, on_ended=late_outcomes.on_ended,
     )  # fmt: skip
 
     def advance(queue: Queue, now: float) -> None:

@@ -39,8 +39,8 @@ class Relays:
     """The messages to other servers.
 
     `bridges` are the links of bridges, which forward to servers of the native protocol; `links` are the open links to
-    servers of the fabric. `became` is called with each queued message that has ended, and its outcome; `chance` returns
-    numbers from 0 to 1, for jitter.
+    servers of the fabric. `on_ended` is called with each queued message that has ended, and its outcome; `chance`
+    returns numbers from 0 to 1, for jitter.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Relays:
         *,
         first_token: int,
         chance: Callable[[], float],
-        became: OnEnded,
+        on_ended: OnEnded,
     ) -> None:
         self.transfers = transfers
         self.routes = Routes(settings.routes)
@@ -72,7 +72,7 @@ class Relays:
         self._bridges = bridges
         self._token = first_token
         self._chance = chance
-        self._became = became
+        self._on_ended = on_ended
         self._trace = trace
         self._reporters = reporters
         self._notes = notes
@@ -255,7 +255,7 @@ class Relays:
                 self._notes.add(owner_of(entry.queue))
         else:
             self._queues.end(entry, outcome)
-            self._became(entry, outcome, now)
+            self._on_ended(entry, outcome, now)
         self.advance(queue, now)
 
     def _record_remote(self, transfer: Transfer, outcome: str, meta: Meta) -> None:
@@ -328,7 +328,7 @@ class Relays:
         if code is not None:  # the configuration has changed since they were queued
             for entry in entries:
                 self._queues.end(entry, failed(code))
-                self._became(entry, failed(code), now)
+                self._on_ended(entry, failed(code), now)
             return
         self._queues.mark_sent(
             queue, entries, lambda marked, now: self._on_marked(queue, route, entries, marked, now), now
@@ -359,7 +359,7 @@ class Relays:
         for entry in entries:
             if entry.number <= queue.discard_upto:
                 self._queues.end(entry, UNREACHABLE)
-                self._became(entry, UNREACHABLE, now)
+                self._on_ended(entry, UNREACHABLE, now)
         return [entry for entry in entries if entry.number > queue.discard_upto]
 
     def _back_off(self, queue: Queue, now: float) -> None:
