@@ -185,7 +185,7 @@ class TestTheClient:
             for data in ([deep], loop, {"a": [deep]}):
                 with pytest.raises(ValueError, match="nested deeper than 64"):
                     await client.send("here", data)
-            with pytest.raises(ValueError, match="surrogates"):
+            with pytest.raises(ValueError, match="half a surrogate pair"):
                 await client.send("here", "\ud83d")
             assert client.unreported == 0
             assert (await client.send("here", 1)).good
