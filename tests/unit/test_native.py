@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bester.bridge import native, native_writing
 from bester.bridge.native import Builtin, Client, Fault, Sent, Server
 from bester.broker.wire.json_text import DEPTH_LIMIT, LONG_BYTES, UNPAIRED, fault
+from bester.broker.wire.messages import MAX_TARGETS
 
 ODD_DATA = [
     b"0.1",
@@ -468,3 +469,20 @@ class TestOutcome:
         if became is not None:
             became = became[0], {"reported": True} | became[1]
         assert native.outcome(body.encode()) == became
+
+    def test_values_of_a_report_that_no_server_means_are_not_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A server chooses up to 16 MiB of them, which would take a second."""
+        monkeypatch.setattr(native, "_fields", None)
+        lists = b"[" + b"[]," * 100_000 + b"[]]"
+        report = BAD_REPORT.replace("%s", '{"reason":[%b],"note":%b,"recipients":%b}').encode()
+        assert native.outcome(report % (lists, lists, lists)) == ("failed:handler-failed", {"reported": True})
+        many = b"{" + b",".join(b'"%d":"queued"' % number for number in range(MAX_TARGETS + 1)) + b"}"
+        assert native.outcome(report % (b"1", b"1", many)) == (
+            "failed:handler-failed", {"reported": True, "carried": True}
+        )  # fmt: skip
+        assert native.is_object(b" {}") and not native.is_object(lists)
+
+    def test_as_many_outcomes_are_read_as_a_reply_has_targets(self) -> None:
+        many = ",".join(f'"{number}":"queued"' for number in range(MAX_TARGETS))
+        read = native.outcome((GOOD_REPORT % f'{{"recipients":{{{many}}}}}').encode())
+        assert read == ("queued", {"reported": True, "queued": MAX_TARGETS})
