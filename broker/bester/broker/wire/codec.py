@@ -57,6 +57,9 @@ LIGHT_BYTES = 16 * 1024
 LONG_BYTES = 2 * BATCH_BYTES
 """Longest frame 0 that is cut into its messages first, each of which is unpacked when its turn comes. To cut one takes
 up to some milliseconds for each megabyte; what is longer has a message alone in it, or long bodies."""
+LONG_BODY_BYTES = 64 * 1024
+"""Longest attached body of a batch of which several messages are read in one step: each body is checked, and a thousand
+messages may have the same one."""
 BEGINNING_BYTES = 32
 """Of a message: its header, operation and token."""
 HARMLESS_BYTES = 512
@@ -299,22 +302,30 @@ class UnreadRows:
     Rows of a long batch are MessagePack until then; `usual(frames)` returns the messages of a part of them, None where
     each must be read alone."""
 
-    __slots__ = ("_at", "_frames", "_most_weight", "_rows", "_usual")
+    __slots__ = ("_at", "_frames", "_is_heavy", "_most_weight", "_rows", "_usual")
 
     def __init__(
-        self, rows: Any, frames: Sequence[bytes], most_weight: int, at: int = 0, usual: ReadUsual | None = None
-    ) -> None:
+        self, rows: Any, frames: Sequence[bytes], most_weight: int, at: int = 0, usual: ReadUsual | None = None,
+        *, is_heavy: bool | None = None,
+    ) -> None:  # fmt: skip
+        """`is_heavy`: whether an attached body is long; None where that is not known yet."""
         self._rows = rows
         self._frames = frames
         self._most_weight = most_weight
         self._at = at
         self._usual = usual
+        self._is_heavy = is_heavy
 
     def __len__(self) -> int:
         return len(self._rows) - self._at
 
     def within(self, most: int) -> int:
-        """Return how many of the next rows to read in one step, at most so many: together LIGHT_BYTES, or one."""
+        """Return how many of the next rows to read in one step, at most so many: together LIGHT_BYTES, or one; and one
+        where a body may be long."""
+        if self._is_heavy is None:
+            self._is_heavy = any(len(frame) > LONG_BODY_BYTES for frame in self._frames[1:])
+        if self._is_heavy:
+            return min(most, 1)
         rows = self._rows[self._at : self._at + most]
         left = LIGHT_BYTES
         for number, row in enumerate(rows):
@@ -328,7 +339,9 @@ class UnreadRows:
     def __getitem__(self, part: slice) -> Any:
         start, stop, _ = part.indices(len(self))
         if part.stop is None and start:
-            return UnreadRows(self._rows, self._frames, self._most_weight, self._at + start, self._usual)
+            return UnreadRows(
+                self._rows, self._frames, self._most_weight, self._at + start, self._usual, is_heavy=self._is_heavy
+            )
         frames = self._frames
         messages: list[Message | Malformed] = []
         rows = self._rows[self._at + start : self._at + stop]
