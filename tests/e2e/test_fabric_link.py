@@ -20,16 +20,46 @@ from bester.broker.names import find
 from bester.broker.wire import link_client as party_module
 from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.link_client import LinkClient, State
-from bester.broker.wire.messages import Heartbeat, Hello, Malformed, Message, Reply, Request, Welcome
+from bester.broker.wire.messages import Heartbeat, Hello, Malformed, Message, Relayed, Reply, Request, Welcome
 from bester.broker.wire.trouble import Attempt
 from tests.e2e.broker_stand_in import StandIn
 from tests.e2e.name_server import name_server, until
-from tests.live import short_directory
+from tests.live import DEADLINE_S, short_directory
 from tests.plain_user import plain_user
 
 LIMIT = 100
 ROUNDS = 100
 NOTE = "x" * 15_000
+
+
+async def test_messages_of_another_server_stop_no_input_however_many_are_not_read() -> None:
+    """A PING behind them would end this process, once the connection was reset and they are read: libzmq asserts that
+    none comes then."""
+    welcomed, done = asyncio.Event(), asyncio.Event()
+    taken: list[object] = []
+
+    def take(messages: list[Message | Malformed]) -> None:
+        taken.extend(messages)
+        if len(taken) >= 5000:
+            done.set()
+
+    async with short_directory() as directory:
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
+            server.linger, server.router_mandatory, server.sndtimeo = 0, 1, int(DEADLINE_S * 1000)
+            server.bind(f"ipc://{directory}/f")
+            link = FabricLink(
+                f"ipc://{directory}/f", LinkClient("server", "s1", {}), on_messages=take, on_ready=welcomed.set,
+                on_lost=pytest.fail,
+            )  # fmt: skip
+            link.start()
+            peer, _ = await asyncio.to_thread(server.recv_multipart)
+            server.send_multipart([peer, *encode([Welcome(1, "s2", {"heartbeat_ms": 60_000})])])
+            await welcomed.wait()
+            frames = encode([Relayed(1, "delivered", {"note": NOTE[:1000]})])
+            for _ in range(5000):  # without a turn of the loop
+                server.send_multipart([peer, *frames])
+            await asyncio.wait_for(done.wait(), DEADLINE_S)
+            await link.close(0)
 
 
 async def test_queue_for_a_broker_that_does_not_read_is_bounded_and_ordered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -325,6 +325,8 @@ class FabricLink:
         """Return a new socket that is connected, and not read from yet. Raises zmq.ZMQError."""
         assert self._context is not None
         socket = self._kind(self._context, zmq.DEALER, self._received, self._turn)
+        if self.link_client.hello.role == "server":  # another server is trusted no more than a party (`curve`)
+            socket.socket.rcvhwm = 0
         if isinstance(socket, SharedSocket):
             socket.send_after_reading(self._send_answers)
         socket.socket.ipv6 = "[" in endpoint  # required for IPv6 addresses
