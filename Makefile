@@ -7,6 +7,7 @@
 #   make fuzz MINUTES=10             anything, sent by anybody, to what reads and decides: does a rule break? [SEED=name:n: one story]
 #   make lossy MESSAGES=10000        two hosts, as root, and a link between them that loses, is deaf, is cut: is anything lost?
 #   make hostile SECONDS=60          a hostile user, handler and server, in turn, each at its worst beside honest traffic
+#   make soak MINUTES=10             users, browsers, handlers and accounts come and go: does memory grow, or is a descriptor left?
 #   make test-stores                 the store's and the delivery contract's tests on SQLite, memory and PostgreSQL
 #   make chaos MINUTES=10 [SEED=n]   kill, freeze and mislead real processes for so long: is anything lost?
 #                                    ARGS="--layout cluster": one server has two brokers, two bridges, a PostgreSQL
@@ -31,7 +32,7 @@ MESSAGES ?= 10000
 SECONDS ?= 60
 SEED ?=
 
-.PHONY: setup run demo test test-stores check format bench simulate fuzz lossy hostile chaos clean
+.PHONY: setup run demo test test-stores check format bench simulate fuzz lossy hostile soak chaos clean
 .DEFAULT_GOAL := setup
 # Two installations at once would spoil each other.
 .NOTPARALLEL:
@@ -77,6 +78,9 @@ fuzz: $(FUZZES)
 
 lossy: $(COMPLETE)
 	@exec $(BIN)/python -m tests.hosts --messages $(MESSAGES) $(ARGS)
+
+soak: $(COMPLETE)
+	@exec $(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 hostile: $(COMPLETE)
 	@exec $(BIN)/python -m tests.hostile --seconds $(SECONDS) $(ARGS)

@@ -27,6 +27,11 @@ def free_descriptors(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def descriptors_of(process: int) -> int:
+    """Return how many descriptors another process has open. Raises OSError where that is gone."""
+    return len(os.listdir(f"/proc/{process}/fd"))
+
+
 def open_descriptors() -> int:
     """Return how many descriptors this process has open, of the first thousands."""
     return sum(map(_is_open, range(MOST)))

@@ -1,7 +1,8 @@
 """The second server of a chaos run as a cluster: two brokers, two bridges, four handlers, and a PostgreSQL.
 
 The handlers are linked to both brokers, and so are the bridges; one sends by the first and receives by the second. The
-database is on disk (`fsync`), and is killed and frozen like every program. Whoever has lost its lease ends; something
+database is on disk (`fsync`), and is killed and frozen like every program. So is each cable: a bridge or a handler may
+reach one broker and not the other, and a broker everybody but its database. Whoever has lost its lease ends; something
 like systemd starts it again.
 """
 
@@ -14,6 +15,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import psycopg
@@ -21,6 +23,7 @@ import psycopg
 from bester.broker.accounts_postgres import PostgresAccounts
 from bester.broker.postgres import Database
 from tests.benchmarks.processes import children
+from tests.chaos.cables import Cable
 from tests.chaos.happened import CLUSTER_BROKERS, Happened
 from tests.chaos.journal import now_s
 from tests.chaos.letters import DeadLetter
@@ -35,6 +38,8 @@ from tests.postgres_server import Cluster
 NAME = "s2"
 BROKERS = ("b1", "b2")
 LAYOUTS = ("usual", "cluster")
+SOCKET = ".s.PGSQL.5432"
+"""Name of a socket of PostgreSQL."""
 
 
 class DatabasePart(Part):
@@ -80,8 +85,9 @@ class ServerCluster:
     """The server `s2` as a cluster in a directory; nothing is started but the database."""
 
     def __init__(
-        self, parts: Parts, directory: Path, machine: Machine, more: dict[str, str], natives: str, peer_data: Path
-    ) -> None:
+        self, parts: Parts, directory: Path, machine: Machine, more: dict[str, str], natives: str, peer_data: Path,
+        seed: int,
+    ) -> None:  # fmt: skip
         own = directory / NAME
         own.mkdir()
         self.database_part = DatabasePart(directory)
@@ -89,19 +95,28 @@ class ServerCluster:
         with closing(PostgresAccounts(self.database)) as accounts:
             for user in (SENDERS[NAME], *SERVERS[NAME], FLOODER):
                 accounts.add(user, PASSWORD)
-        fabrics = [f"ipc://{own}/{broker}/fabric.sock" for broker in BROKERS]
+        self._own = own
+        self._seed = seed
+        self.cables: dict[str, list[Cable]] = {"fabric": [], "handlers": [], "database": []}
+        """Cables by what is behind them."""
         self.tcp = [f"127.0.0.1:{free_port()}" for _ in BROKERS]
         for number, broker in enumerate(BROKERS):
             text = CONFIG.format(
                 name=NAME, peer="s1", tcp=self.tcp[number], peer_fabric=peer_data, ttl_s=TTL_S,
                 user_messages=USER_MESSAGES, attempts=ATTEMPTS, natives=natives, quick=json.dumps(QUICK),
-                unix=f"[fabric]\nconnect = {json.dumps(fabrics)}",
+                unix=f"[fabric]\nconnect = {json.dumps(self._fabric('fabric', f'bridge-{broker}'))}",
             )  # fmt: skip
+            url = self._database_url(broker)
             text = text.replace('data_dir = "data"', f'data_dir = "{own}/{broker}"\nbroker = "{broker}"')
-            text = text.replace("[store]", f'[store]\nurl = "{self.database.url}"\nschema = "{self.database.schema}"')
+            text = text.replace("[store]", f'[store]\nurl = "{url}"\nschema = "{self.database.schema}"')
             (own / f"{broker}.toml").write_text(text)
         types = "|".join(f"'{type_}'" for type_ in (*QUICK, "slow"))
-        fabric = [word for endpoint in fabrics for word in ("--fabric", endpoint)]
+
+        def handler(kind: str) -> Program:
+            part = parts.part(kind, own)
+            endpoints = self._fabric("handlers", kind, part)
+            fabric = [word for endpoint in endpoints for word in ("--fabric", endpoint)]
+            return program(part, BESTER, "handler", f"tests.chaos.handlers:{kind}", *fabric, "--workers", "2")
 
         def program(part: Part, *command: str) -> Program:
             return Program(part, machine, more, *command)
@@ -114,14 +129,34 @@ class ServerCluster:
             program(parts.part(f"bridge-{name}", own, ready=" serves "), BESTER, "bridge", "-c", f"{name}.toml")
             for name in BROKERS
         ]
-        self.handlers = [
-            program(parts.part(kind, own), BESTER, "handler", f"tests.chaos.handlers:{kind}", *fabric, "--workers", "2")
-            for kind in ("quick", "slow")
-        ]
+        self.handlers = [handler(kind) for kind in ("quick", "slow")]
         programs = [*self.brokers, *self.bridges, *self.handlers]
         configs = [own / f"{broker}.toml" for broker in BROKERS]
         self.server = Server(NAME, self.tcp[0], self.tcp[0], machine, programs, configs)
         self.server.receiving = self.tcp[1]
+
+    def _cable(self, kind: str, name: str, here: Path, there: Path, *ends: Part) -> None:
+        """Lay a cable between two sockets."""
+        here.parent.mkdir(exist_ok=True)
+        self.cables[kind].append(Cable(name, here, there, Random(f"{self._seed}/{name}"), ends))
+
+    def _fabric(self, kind: str, program: str, *ends: Part) -> list[str]:
+        """Return the endpoints of both brokers for a program, behind cables of its own."""
+        for to in BROKERS:
+            place = self._own / program / to
+            self._cable(kind, f"cable of {program} to {to}", place, self._own / to / "fabric.sock", *ends)
+        return [f"ipc://{self._own / program / to}" for to in BROKERS]
+
+    def _database_url(self, broker: str) -> str:
+        """Return the address of the database for a broker, behind a cable of its own."""
+        place, behind = self._own / f"{broker}-db", self.database_part.cluster
+        self._cable("database", f"cable of {broker} to database", place / SOCKET, behind.folder / SOCKET)
+        return self.database.url.replace(str(behind.folder), str(place))
+
+    @property
+    def all_cables(self) -> list[Cable]:
+        """All cables."""
+        return [cable for cables in self.cables.values() for cable in cables]
 
     async def keep_up(self, is_hit: Callable[[str], bool], happened: Happened) -> None:
         """Start brokers again that end by themselves, until cancelled: their lease was taken meanwhile. The end of one

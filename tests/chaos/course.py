@@ -11,7 +11,7 @@ import asyncio
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,8 +20,9 @@ from random import Random
 
 from tests.chaos import calm
 from tests.chaos.breakages import named
-from tests.chaos.cluster import ServerCluster
-from tests.chaos.faults import Target, Weather
+from tests.chaos.cables import Cable, carried
+from tests.chaos.cluster import BROKERS, ServerCluster
+from tests.chaos.faults import CABLE_FROZEN_S, Target, Weather
 from tests.chaos.happened import CLUSTER_BROKERS, DATABASE, Happened
 from tests.chaos.journal import Closed, Journal, Journals, now_s
 from tests.chaos.ledger import Ledger, Verdict
@@ -144,7 +145,8 @@ class Course:
         self.cluster: ServerCluster | None = None
 
         def make_cluster(natives: str) -> Server:
-            self.cluster = ServerCluster(parts, directory, machines["s2"], more, natives, directory / "s1" / "data")
+            peer_data = directory / "s1" / "data"
+            self.cluster = ServerCluster(parts, directory, machines["s2"], more, natives, peer_data, seed)
             return self.cluster.server
 
         self._servers = make_servers(
@@ -183,6 +185,7 @@ class Course:
         if self.cluster is not None:
             database = self.cluster.database_part
             targets.append(Target("database of s2", [database], database.back, 3, [DATABASE]))
+            targets += _cables(self.cluster)
         for native in self._natives.all:
             back = partial(self._natives.come_back, native)
             targets.append(Target(native.name, [native.part], back, 3, [native.name]))
@@ -197,6 +200,8 @@ class Course:
             self._natives.know(self._servers, names)
             for native in self._natives.all:
                 self._natives.start(native, restless=False)
+            if self.cluster is not None:
+                await stack.enter_async_context(carried(self.cluster.all_cables))
             for server in self._servers:
                 for program in server.programs:
                     program.start()
@@ -221,7 +226,8 @@ class Course:
             async with asyncio.TaskGroup() as group:
                 for listener in listeners:
                     group.create_task(listener.run())
-                watching = [group.create_task(watch(self._silences, programs))]
+                cables = self.cluster.all_cables if self.cluster is not None else []
+                watching = [group.create_task(watch(self._silences, programs, cables))]
                 if self.cluster is not None:
                     watching.append(group.create_task(self.cluster.keep_up(self._weather.is_hit, self._happened)))
                 await self._rage(around)
@@ -336,6 +342,24 @@ def _whole(name: str, weight: int, servers: list[Server], *programs: Program, mo
     """All that runs of some servers: their machines, so to speak. `more` are other places that are hit."""
     target = _part(name, weight, [*(server.name for server in servers), *more], *programs)
     return replace(target, machines=[server.machine for server in servers])
+
+
+def _cables(cluster: ServerCluster) -> Iterator[Target]:
+    """Each cable of a cluster, and all cables of each broker."""
+    hurts = {"fabric": [CLUSTER_BROKERS], "handlers": [cluster.server.name], "database": [DATABASE, CLUSTER_BROKERS]}
+    weights = {"fabric": 1, "handlers": 1, "database": 2}
+    for kind, cables in cluster.cables.items():
+        for cable in cables:
+            yield Target(cable.name, [cable], cable.back, weights[kind], hurts[kind], frozen_s=CABLE_FROZEN_S)
+    everything = [where for each in hurts.values() for where in each]
+    for broker in BROKERS:
+        of_one = [cable for cables in cluster.cables.values() for cable in cables if broker in cable.name.split()]
+
+        def back(of_one: Sequence[Cable] = of_one) -> None:
+            for cable in of_one:
+                cable.back()
+
+        yield Target(f"all cables of {broker}", of_one, back, 1, everything, frozen_s=CABLE_FROZEN_S)
 
 
 def _asleep(parts: list[Part]) -> str:

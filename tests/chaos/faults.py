@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from tests.chaos.happened import Happened
@@ -23,6 +23,8 @@ MEAN_PAUSE_S = 1.3
 """Between two faults, on average: a program has time to come back and to work before its next death, mostly."""
 FROZEN_S = {(0.1, 1.0): 5, (1.0, 4.0): 3, (6.5, 9.0): 1}
 """Spans of a freeze in seconds, and their weights: a party silent for 6 s is taken for dead, and wakes up to that."""
+CABLE_FROZEN_S = {(0.1, 1.0): 4, (1.0, 4.0): 3, (6.5, 9.0): 2, (10.5, 15.0): 1}
+"""The same for a cable: a broker that does not reach its database for 10 s has lost its lease, and goes on."""
 DEAD_S = {(0.0, 0.0): 4, (0.2, 2.0): 4, (3.0, 7.0): 1}
 """Spans in seconds until a killed part is started again: also longer than a message waits for a handler."""
 KILLS, FREEZES = 3, 2
@@ -35,7 +37,7 @@ class Target:
 
     `where`: the servers whose handlers may be lost by a hit, or the native server that is hit. `workers`: hit one of
     the handler processes below the part instead, whose parent starts another. `machines`: the machines on which these
-    parts are all that runs.
+    parts are all that runs. `frozen_s`: spans of a freeze, as FROZEN_S.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Target:
     where: Sequence[str] = ()
     workers: bool = False
     machines: Sequence[Machine] = ()
+    frozen_s: Mapping[tuple[float, float], int] = field(default_factory=FROZEN_S.copy)
 
 
 class Weather:
@@ -83,7 +86,7 @@ class Weather:
         """Begin one fault. The choices don't depend on the parts alive: the same seed chooses alike."""
         target = self._random.choices(self._targets, [target.weight for target in self._targets])[0]
         kills = self._random.choices((True, False), (KILLS, FREEZES))[0]
-        table = DEAD_S if kills else FROZEN_S
+        table = DEAD_S if kills else target.frozen_s
         for_s = self._random.uniform(*self._random.choices(list(table), list(table.values()))[0])
         which = self._random.random()
         if any(part.name in self._hit for part in target.parts):

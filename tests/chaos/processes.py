@@ -109,6 +109,14 @@ class Part:
             return []
         return [pid for pid in children(self._process.pid) if "bester.handlers" in _command_line(pid)]
 
+    def worker(self, name: str) -> int | None:
+        """Return the handler process of this name that this part has started, None where there is none."""
+        return next((pid for pid in self.offspring() if f"--name {name} " in _command_line(pid)), None)
+
+    def processes(self) -> list[int]:
+        """Return the process of this part, while it lives."""
+        return [self._process.pid] if self._process is not None and self.alive else []
+
     def kill(self) -> None:
         """Send SIGKILL, also to a frozen process; return when the process is gone."""
         assert self._process is not None

@@ -7,12 +7,14 @@ looked at then. `Silences` judges, and is pure; `watch` reads the logs and the p
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
 from pathlib import Path
 
+from tests.chaos.cables import Cable
 from tests.chaos.journal import now_s
 from tests.chaos.processes import Part
 
@@ -22,6 +24,8 @@ LONG_AGO_S = 9.0
 """A process that was stopped may be taken for dead so long afterwards: three heartbeats, and time to look."""
 STARVED_S = 2.0
 """A watch that was itself kept waiting for so long shows a machine that lets nobody speak."""
+NOBODY = 0
+"""Number of no process."""
 GONE = frozenset("TtZX")
 """States in /proc of a process that is stopped, or dead."""
 
@@ -44,6 +48,10 @@ class Silences:
         """Note that a process is stopped no more."""
         self._stopped[process] = at_s
 
+    def is_cut_off(self, process: int, at_s: float) -> None:
+        """Note that a process was not heard by all until now."""
+        self._stopped[process] = max(self._stopped.get(process, -inf), at_s)
+
     def look(self, at_s: float) -> None:
         """Note that the watch looks; call some times a second."""
         if at_s - self._looked_s > STARVED_S:
@@ -59,15 +67,21 @@ class Silences:
             self.wrong.append(f"{where} took handler {name!r} (process {process}) for dead, and it was alive")
 
 
-async def watch(silences: Silences, parts: Sequence[Part]) -> None:
-    """Read the logs of these parts until cancelled."""
+async def watch(silences: Silences, parts: Sequence[Part], cables: Sequence[Cable] = ()) -> None:
+    """Read the logs of these parts until cancelled, and look at the cables between them."""
     places = dict.fromkeys(parts, 0)
     while True:
         silences.look(now_s())
+        for cable in cables:
+            for process in cable.silenced():
+                silences.is_cut_off(process, now_s())
         for part, place in places.items():
             news, places[part] = part.news(place)
-            for name, process in LOST.findall(news):
-                silences.lost(part.name, name, int(process), state_of(int(process)), now_s())
+            for name, text in LOST.findall(news):
+                process = int(text)
+                if process == os.getpid():  # that of a cable: the broker knows no other
+                    process = next((pid for cable in cables if (pid := cable.worker(name)) is not None), NOBODY)
+                silences.lost(part.name, name, process, state_of(process), now_s())
         await asyncio.sleep(LOOK_S)
 
 

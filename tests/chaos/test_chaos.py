@@ -12,8 +12,9 @@ from tests.postgres_server import Cluster
 
 FAULTS_S = 12.0
 SEED = 11
-CLUSTER_FAULTS_S, CLUSTER_SEED = 6.0, 680
-"""The database is killed, and then a broker and a bridge; the other broker is frozen, and so is the other server."""
+CLUSTER_FAULTS_S, CLUSTER_SEED = 6.0, 2501
+"""The cables between two hosts carry nothing; the database is killed, and later cut off from a broker, which is killed
+in the end; the other server is killed, and both bridges are frozen."""
 PATIENCE_S = 10.0
 
 

@@ -303,15 +303,21 @@ def test_striking_off_waits_for_no_lock(accounts: Accounts, directory: Path) -> 
     assert accounts.removed() == set()
 
 
-def test_older_database_gets_the_table_of_removals(directory: Path) -> None:
+@pytest.mark.parametrize("serving", [False, True])
+@pytest.mark.parametrize("later", [("removed", "disabled"), ("disabled",), ()])
+def test_older_database_gets_the_tables_that_it_lacks(directory: Path, later: tuple[str, ...], serving: bool) -> None:
     prepare(directory)
-    with closing(sqlite3.connect(directory / "accounts.db")) as db, db:
-        db.execute("CREATE TABLE account (name TEXT PRIMARY KEY, hash TEXT NOT NULL, created_s INTEGER NOT NULL)")
-        db.execute("INSERT INTO account VALUES ('tim', 'x', 1)")
     with closing(Accounts(directory)) as accounts:
-        assert accounts.removed() == set()
+        accounts.add("tim", "secret")
+        accounts.add("ann", "secret")
+    with closing(sqlite3.connect(directory / "accounts.db")) as db, db:
+        for table in later:
+            db.execute(f"DROP TABLE {table}")
+    with closing(Accounts(directory, serving=serving)) as accounts:
+        assert (accounts.removed(), accounts.disabled(), accounts.token("tim") is None) == (set(), set(), False)
         accounts.remove("tim")
-        assert accounts.removed() == {"tim"}
+        accounts.disable("ann")
+        assert (accounts.removed(), accounts.disabled()) == ({"tim"}, {"ann"})
 
 
 def test_unreadable_removals_are_read_again(accounts: Accounts, directory: Path) -> None:

@@ -196,6 +196,9 @@ def test_line_for_a_new_key_can_be_read(directory: Path) -> None:
         (["bridge", "-c", "/dev/stdin", "--workers", "2"], 2, "/dev/stdin: is a pipe, and each of the --workers reads"),
         (["bridge", "--key", ""], 2, "--key is empty; leave it out, or give it a value"),
         (["bridge", "--server-key", ""], 2, "--server-key is empty; leave it out, or give it a value"),
+        (["bridge", "--key", "b.key"], 2, "--key: links over ipc:// stay on this machine, and are never encrypted"),
+        (["bridge", "--key", "b.key", "--fabric", "tcp://127.0.0.1:1"], 2, "--key FILE without --server-key KEY"),
+        (["handler", "nosuch:app", "--key", "h.key", "--server-key", "k"], 2, "--key and --server-key: links over"),
         (["handler", "nosuch:app", "--workers", "x"], 2, "'x' is not a valid integer"),
     ],
 )

@@ -409,7 +409,7 @@ async def test_refusal_is_one_line_and_status_1(folder: Path) -> None:
         (("mine:other",), "module 'mine' has no 'other'; did you mean mine:app?"),
         (("mine:asyncio",), "mine:asyncio is a module, not an App of bester.handlers; did you mean mine:app?"),
         (("broken:app",), "broken.py, line 1: "),
-        (("number:app",), "number.py, line 3: TypeError: 5 is not a callable object"),
+        (("number:app",), "number.py, line 3: TypeError: a handler is a function, not an int"),
         (("needy:app",), "needy.py, line 1 needs the module 'nowhere', which is not installed: pip install nowhere"),
         (("fails:app",), "fails.py, line 2: ZeroDivisionError: division by zero"),
         (("empty:app",), 'empty:app: the app has no handlers: put @app.handler("TYPE") above a function'),
@@ -425,6 +425,8 @@ async def test_refusal_is_one_line_and_status_1(folder: Path) -> None:
         (("mine:app", "--fabric", ""), "--fabric is empty; leave it out, or give it a value"),
         (("mine:app", "--key", ""), "--key is empty; leave it out"),
         (("mine:app", "--server-key", ""), "--server-key is empty; leave it out"),
+        (("mine:app", "--key", "h.key"), "--key: links over ipc:// stay on this machine, and are never encrypted"),
+        (("mine:app", "--key", "h.key", "--fabric", "tcp://127.0.0.1:1"), "--key FILE without --server-key KEY"),
         (("mine:app", "--name", ""), "--name is empty; leave it out"),
         (("mine:app", "--types", " ,"), "--types (or BESTER_TYPES) names no type; leave it out for all of the app's"),
         (("mine:app", "--workers", "0"), "--workers is a number from 1 to 256, not 0"),
@@ -451,4 +453,26 @@ async def test_mistakes_are_one_line_with_the_remedy_and_status_2(
     assert text in errors
     assert status == 2
     assert errors.startswith("bester: ")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "status"),
+    [
+        ("import sys; sys.exit()", "is only imported (status 0)", 2),
+        ("import sys; sys.exit(3)", "is only imported (status 3)", 1),
+        ("import sys; sys.exit('no database\\nis named')", "is only imported: no database is named", 1),
+        ("raise GeneratorExit", "line 1: GeneratorExit", 2),
+        ("class Odd(BaseException): ...\nraise Odd('hm')", "line 2: Odd: hm", 1),
+    ],
+)
+async def test_a_module_that_ends_the_program_as_it_is_imported_is_one_line(
+    folder: Path, code: str, text: str, status: int
+) -> None:
+    (folder / "leaves.py").write_text(code)
+    left, errors = await ended(await start(folder, "leaves:app"))
+    assert left == status
+    assert f"{folder / 'leaves.py'}, line" in errors
+    assert errors.startswith("bester: ")
+    assert errors.endswith(f"{text}\n")
     assert errors.count("\n") == 1

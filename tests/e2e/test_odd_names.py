@@ -8,10 +8,10 @@ from tempfile import TemporaryDirectory
 import msgspec
 import pytest
 
+from bester.broker.streams import plain
 from bester.cli import main
 from bester.cli.errors import LINE_CHARACTERS, describe
 from bester.cli.messaging import message_line
-from bester.cli.output import plain
 from bester.client import Message
 
 ODD = ("\x1b[31mred", "\u202ecod", "a\r\nbester: done", "\x9b2J", "a\u200db", "\U000e0041")

@@ -87,3 +87,14 @@ async def test_servers_listed_after_the_start_exchange_messages_over_tls(tmp_pat
         await reload(near, bases[0], "")
         assert not (await alice.send("english", {"to": "bob@far", "text": "removed"})).good
         assert not (await bob.send("english", {"to": "alice@near", "text": "removed"})).good
+
+
+async def test_log_says_why_a_link_to_a_server_ends(tmp_path: Path) -> None:
+    async with asyncio.timeout(3 * DEADLINE_S), live_server(handlers=LETTERS, layout="up") as here:
+        base = base_of(here)
+        listed = "\n[servers.there]\nfabric = 'ipc://{}'\n"
+        await reload(here, base, listed.format(tmp_path / "one"))
+        await reload(here, base, listed.format(tmp_path / "two"))
+        await here.processes[0].says("server-lost server='there' why='its address or key has changed here'")
+        await reload(here, base, "")
+        await here.processes[0].says("server-lost server='there' why='not listed here any more'")

@@ -55,8 +55,8 @@ SMALL = 6
 """Upper bound of a table's entries when all who are not honest have gone, and all pending answers are given."""
 ALWAYS = 200
 """Upper bound of a table's entries while they are there: more than any of the limits above in number."""
-LONG = 50_000
-"""Bytes of a text that is held: a frame and a read at most."""
+LONG = 256 * 1024
+"""Bytes of a text that is held: a frame and a read at most, which is the longest that is written here at once."""
 DATA = ('"hi"', "1", '{"n":1}', '"' + "x" * 500 + '"')
 
 FLOODS = (

@@ -13,8 +13,10 @@ from typing import Any
 
 from bester.broker.core.clock import Clock
 from bester.broker.core.effects import Effects, Link, Notice, Verify
+from bester.broker.core.reporters import MAX_COUNTED, MAX_STRANGERS
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Budget, Limits, Route, Settings
+from bester.broker.core.symptoms import MAX_RECENT
 from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_requests import Bounds
@@ -68,6 +70,9 @@ SMALL = 200
 """Entries that a table may have when all is over: more than any of the limits above."""
 MOST = {
     "_peers.resumes[]._cases": 5_000,  # tidied when more comes
+    "_units.figures.recent_dead._letters": MAX_RECENT,  # whatever the limits, and so are the next two
+    "_units.reporters._strangers": MAX_STRANGERS,
+    "_units.reporters._silent": MAX_COUNTED,
     "_peers.resumes[]._sent[][][] (length)": 5_000,  # from a bridge that does not count its reports
     "_peers.resumes[]._unacked[][][] (length)": 5_000,
 }

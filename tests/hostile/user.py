@@ -43,6 +43,7 @@ WAVES: dict[str, bytes] = {
     "large": letter("eve", LARGE) * 3,
     "brackets": message("letter", {"to": "eve", "text": [[]] * 200_000}) * 3,
     "half a pair": message("letter", {"to": "\ud800", "text": [[]] * 200_000}) * 3,
+    "to a long name": letter("x" * LARGE) * 3,
     "unknown types": message("nobody-serves-this", 1) * BURST,
     "pings": message("dummy", None) * BURST,
     "to a mailbox": letter("zed", 1000) * BURST,

@@ -174,3 +174,13 @@ def test_origin_as_browsers_send_it(text: str) -> None:
 def test_origin_that_no_browser_sends_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r'write "https://chat\.example"'):
         parse_origin(text)
+
+
+@pytest.mark.parametrize(("length", "may_be"), [(253, True), (254, False), (1_000_000, False)])
+def test_a_host_has_no_longer_name_than_dns_has(length: int, may_be: bool) -> None:
+    text = f"{'x' * length}:2223"
+    assert is_host_port(text) is may_be
+    if not may_be:
+        with pytest.raises(ValueError, match="253 characters at most") as refusal:
+            parse_host_port(text)
+        assert len(str(refusal.value)) < 200

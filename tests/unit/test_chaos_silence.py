@@ -59,6 +59,25 @@ def test_stop_that_has_not_ended_excuses() -> None:
     assert not silences.wrong
 
 
+@pytest.mark.parametrize(("since_s", "wrong"), [(1.0, 0), (8.0, 0), (10.0, 1)])
+def test_handler_that_was_cut_off_is_excused_for_a_while(since_s: float, wrong: int) -> None:
+    silences = Silences()
+    silences.is_cut_off(7, 90.0)
+    silences.is_cut_off(7, 100.0)
+    seen(silences, 100.0 + since_s)
+    silences.lost("broker-b1", "quick.0", 7, "S", 100.0 + since_s)
+    assert len(silences.wrong) == wrong
+
+
+def test_stop_goes_on_while_the_handler_is_cut_off_too() -> None:
+    silences = Silences()
+    silences.stops(7)
+    silences.is_cut_off(7, 50.0)
+    seen(silences, 90.0)
+    silences.lost("broker-b1", "quick.0", 7, "S", 90.0)
+    assert not silences.wrong
+
+
 @pytest.mark.parametrize(("pause_s", "wrong"), [(1.0, 1), (3.0, 0), (20.0, 0)])
 def test_machine_on_which_the_watch_starves_excuses(pause_s: float, wrong: int) -> None:
     silences = Silences()

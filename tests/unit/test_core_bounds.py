@@ -14,6 +14,7 @@ from bester.broker.wire.messages import (
     MAX_TYPE,
     MAX_USER,
     Close,
+    Command,
     Confirm,
     Goodbye,
     Hello,
@@ -26,7 +27,7 @@ from bester.broker.wire.messages import (
     Submit,
 )
 from tests.fuzz.census import LENGTH, census
-from tests.unit.core_stand import Stand
+from tests.unit.core_stand import Stand, clients, handler, servers
 from tests.world.disks import Disk
 
 HERE = Link("ipc", b"h")
@@ -240,3 +241,37 @@ def test_a_type_that_no_handler_can_have_is_not_remembered(length: int) -> None:
     stand.handler("x" * MAX_TYPE)
     stand.relay(server, "x" * MAX_TYPE, id="s2/e-1/2")
     assert stand.heard_of(server, Relayed) == []
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize("open_accounts", [True, False])
+@pytest.mark.parametrize(
+    "command",
+    [
+        clients(LONG),
+        clients("bob", LONG),
+        servers(LONG),
+        servers(f"{LONG}:2223"),
+        servers("s2", as_type=LONG),
+        handler(LONG),
+    ],
+)
+def test_a_name_that_a_reply_makes_up_is_not_remembered(command: Command, open_accounts: bool) -> None:
+    """Whoever may choose a recipient may choose a megabyte: the trace has room for thousands of steps."""
+    settings = Settings(
+        "s1", routes={"s2": Route("s2", fabric="ipc:///s2")}, open_accounts=open_accounts, accept="open"
+    )
+    stand = Stand(settings, accounts=frozenset({"alice", "bob"}))
+    bridge, worker = stand.bridge("alice"), stand.handler("echo")
+    stand.server("s2")
+    stand.submit(bridge, "echo")
+    stand.answer(worker, command)
+    stand.emit(worker, "echo", command)
+    stand.wait(1.0)
+    stand.inbox.clear()
+    stand.notices.clear()
+    sizes = census(stand.router, (Settings, MemoryStore, Disk))
+    reports = "_peers.resumes[]._sent"  # until the bridge has counted them
+    assert [way for way, size in sizes.items() if size >= len(LONG) and not way.startswith(reports)] == []

@@ -328,9 +328,11 @@ def test_a_reply_that_cannot_be_carried_out_is_not_carried_out_at_all(command: C
     stand.submit(bridge, "t")
     token = stand.request(bad).token
     stand.reply(bad, token, clients("alice"), command)
-    assert stand.report(bridge).reason == code
+    report = stand.report(bridge)
+    assert report.reason == code
     error = stand.one(bad, Error)
     assert (error.code, error.op, error.token) == (code, 11, token)
+    assert error.text.startswith(f"message {report.message}: "), "the id that the sender has"
     assert not stand.heard_of(bridge, Deliver)
     finished(stand)
 
@@ -340,8 +342,10 @@ def test_a_reply_that_cannot_be_read_ends_its_request() -> None:
     bridge, bad = stand.bridge("alice"), stand.handler("t", credit=1)
     first, second = stand.submit(bridge, "t"), stand.submit(bridge, "t")
     stand.say(bad, Malformed("malformed", "commands", 11, stand.request(bad).token))
-    assert stand.report(bridge, first).reason == "bad-reply"
-    assert stand.one(bad, Error).code == "malformed"
+    reported = stand.report(bridge, first)
+    assert reported.reason == "bad-reply"
+    error = stand.one(bad, Error)
+    assert (error.code, error.text) == ("malformed", f"message {reported.message}: commands")
     stand.answer(bad)
     stand.report(bridge, second)
     finished(stand)

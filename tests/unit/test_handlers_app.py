@@ -107,7 +107,7 @@ def test_wrong_registration_is_refused() -> None:
         app.handler("c", inline=True)(takes_message)
     with pytest.raises(TypeError, match=r"@app\.task is for an async def"):
         app.task(plainly)
-    with pytest.raises(ValueError, match="positive number of seconds"):
+    with pytest.raises(ValueError, match="a number of seconds above 0"):
         app.every(0)
 
 

@@ -37,7 +37,7 @@ def test_raw_is_passed_unchanged() -> None:
         (lambda: send_clients(["g"]), "no data: give data"),
         (lambda: send_clients(["g"], 1, raw=b"1"), "not both"),
         (lambda: send_clients(cast("list[str]", ["g", 7]), 1), "targets are strings, not int"),
-        (lambda: send_clients(cast("list[str]", None), 1), "not iterable"),
+        (lambda: send_clients(cast("list[str]", None), 1), "targets are strings, one or several, not a NoneType"),
         (lambda: send_handler(cast("str", ["x"]), 1), "takes one type, a string, not a list"),
         (lambda: send_clients(["g"], object()), "object"),
         (lambda: send_clients(["g"], raw=cast("bytes", 7)), "raw is JSON text"),

@@ -159,3 +159,11 @@ def test_number_of_refused_records_is_a_field(stream: io.StringIO, monkeypatch: 
     rows = records(stream)
     assert [row.get("passed_over") for row in rows] == [None] * PER_SECOND + [7]
     assert all(row["event"] == "refused" for row in rows)
+
+
+def test_a_line_for_people_is_one_line_whatever_a_file_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.say(["my\nown.toml declares its own handlers"])
+    logs.fail("there is no module 'a' in /tmp/two\nlines \u202eü")
+    assert capsys.readouterr().err == (
+        "my\\nown.toml declares its own handlers\nbester: there is no module 'a' in /tmp/two\\nlines \\u202eü\n"
+    )

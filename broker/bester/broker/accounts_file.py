@@ -23,13 +23,12 @@ AGAIN_BUSY_S = 0.1
 """Seconds that a server waits when reopening the file after a full disk, as nothing else is served meanwhile."""
 LOOK_S = 1.0
 """Interval at which a server checks that the file exists and, after a full disk, that the disk has room."""
-_TABLES = (
-    """
-CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, hash TEXT NOT NULL, created_s INTEGER NOT NULL) WITHOUT ROWID
-""",
-    "CREATE TABLE IF NOT EXISTS removed (name TEXT PRIMARY KEY) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS disabled (name TEXT PRIMARY KEY) WITHOUT ROWID",
-)
+_TABLES = {
+    "account": "name TEXT PRIMARY KEY, hash TEXT NOT NULL, created_s INTEGER NOT NULL",
+    "removed": "name TEXT PRIMARY KEY",
+    "disabled": "name TEXT PRIMARY KEY",
+}
+"""Tables and their columns. A file of an earlier version lacks the later ones: they are made when it is opened."""
 _ELSEWHERE = "move it away, or name another [server] data_dir"
 _DAMAGED = f"see that the file is yours and Bester's; {database.RESTORE}, or move it away and add the users again"
 _BUSY = "try again; a server that was started on a full disk keeps it to itself until there is room"
@@ -127,7 +126,7 @@ class AccountsFile:
                 if damage is not None:
                     raise ValueError(damage)
                 self._looked_through = self._number
-            if not {"account", "removed"} <= tables:
+            if not tables >= _TABLES.keys():
                 _fill(db)
             db.execute(f"PRAGMA busy_timeout = {0 if self._serving else BUSY_S * 1000:.0f}").close()
         except BaseException:
@@ -177,5 +176,5 @@ class AccountsFile:
 
 
 def _fill(db: sqlite3.Connection) -> None:
-    for table in _TABLES:
-        db.execute(table)
+    for table, columns in _TABLES.items():
+        db.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns}) WITHOUT ROWID")

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,6 +140,17 @@ def link_keys(endpoint: str, key_file: Path | None, server_key: str | None, name
     except ValueError as error:
         raise ConfigError(f"{server_name}: {error}; `bester keys` prints the key at the server") from None
     return LinkKeys(read_pair(key_file), public)
+
+
+def refuse_unused(endpoints: Iterable[str], key: str | None, server_key: str | None, *, known: bool) -> None:
+    """Raise ConfigError for keys of the command line that encrypt nothing. `known`: the environment or the
+    configuration has the server's key."""
+    given = [name for name, value in (("--key", key), ("--server-key", server_key)) if value is not None]
+    if given and all(endpoint.startswith("ipc://") for endpoint in endpoints):
+        text = f"{' and '.join(given)}: links over ipc:// stay on this machine, and are never encrypted"
+        raise ConfigError(f"{text}; leave the option out, or name a tcp:// address with --fabric")
+    if key is not None and server_key is None and not known:
+        raise ConfigError("--key FILE without --server-key KEY (or BESTER_SERVER_KEY) encrypts nothing; give both")
 
 
 def _require_curve() -> None:

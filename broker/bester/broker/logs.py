@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 from bester.broker.log_limits import LogRateLimit
 from bester.broker.log_writer import LogWriter
+from bester.broker.streams import plain
 from bester.broker.systemd import is_journal
 from bester.broker.wire.notes import class_name, describe
 
@@ -179,7 +180,7 @@ def configure(format_: str = "text", level: str = "info", stream: TextIO | None 
 
 def say(lines: Sequence[str]) -> None:
     """Write lines for people to standard error, after the records logged before; never waits, never raises."""
-    for line in lines:
+    for line in map(plain, lines):
         if _writer is not None:
             _writer.put(line)
         else:

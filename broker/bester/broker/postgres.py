@@ -7,7 +7,10 @@ quoted.
 
 from __future__ import annotations
 
+import logging
 import re
+import secrets
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -49,10 +52,12 @@ _SETTINGS = (
 ones times cannot be read, or are rounded to years."""
 _NEWER = ("idle_session_timeout", "transaction_timeout")
 """Settings that PostgreSQL 14 and 17 have brought, and that would end a session at rest, or a migration: 0 is never."""
+POOLED = "let the pooler in between give each connection a session of its own: pool_mode = session"
 NEEDS = 'PostgreSQL needs the library psycopg, which is not installed: pip install "psycopg[binary]>=3.2"'
 SECRET_VARIABLES = ("PGPASSWORD",)
 """Variables of libpq that hold a secret of the server's own."""
 _SECRETS = ("password", "sslpassword", "oauth_client_secret")
+_NAME_SESSION = "SELECT set_config('bester.session', %s, false)"
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _REFUSALS = (
@@ -67,6 +72,7 @@ _REFUSALS = (
     ("no pg_hba.conf entry", "28"),
     ("does not exist", "3D"),
     ("resolve host", "host"),
+    ("pooling mode", "26000"),
     ("invalid port", "url"),
     ("SSL", "ssl"),
 )
@@ -78,6 +84,8 @@ _REMEDIES = {
     "ssl": "see sslmode and sslrootcert in [store] url, and ssl of PostgreSQL",
     "08": "see that PostgreSQL is running and reachable",
     "28": "see the user and the password, in the address, in PGPASSWORD or in ~/.pgpass",
+    "26000": POOLED,
+    "42P05": POOLED,
     "3D": "make the database with createdb",
     "42501": "let the user own the schema, or grant it CREATE on the database",
     "42P01": "something was removed from the schema: stop the server and restore a backup",
@@ -176,6 +184,25 @@ def connect(database: Database, name: str) -> Connection:
     return connection
 
 
+def see_session(connection: Connection, database: Database) -> None:
+    """See that a connection has a session of PostgreSQL of its own, as far as a second one tells. A pooler that gives
+    sessions away between two transactions would mix up the settings of all who share them. Raises ConfigError."""
+    import psycopg
+
+    mine, others = secrets.token_hex(8), secrets.token_hex(8)
+    try:
+        connection.execute(_NAME_SESSION, (mine,))
+        with closing(connect(database, "bester check")) as other:
+            other.execute(_NAME_SESSION, (others,))
+            row = connection.execute("SELECT current_setting('bester.session', true)").fetchone()
+    except psycopg.Error as error:
+        if POOLED in why(database, error):
+            raise ConfigError(why(database, error)) from None
+        return  # there is no second connection: whoever needs the first one is told what is wrong
+    if row is None or row[0] != mine:
+        raise ConfigError(f"{database.where}: connections share sessions of PostgreSQL; {POOLED}")
+
+
 def _lift_bound(connection: Connection) -> None:
     """Lift the role's bound of a statement's time, which holds for this statement as well: a busy machine may need more
     than a millisecond for it."""
@@ -194,6 +221,8 @@ def require(database: Database) -> None:
     """Raise ConfigError where the library is missing."""
     try:
         import psycopg  # noqa: F401 (whether it can be loaded)
+
+        logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of errors that are raised, too
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "psycopg"
         raise ConfigError(f"{database.where}: {NEEDS if missing else f'{NEEDS} ({error})'}") from None

@@ -101,18 +101,19 @@ class ServerLinks:
         def apply() -> None:
             now = time.monotonic()
             for name in changed:
-                self._end(name, now)
+                gone = "not listed here any more" if name not in routes else "its address or key has changed here"
+                self._end(name, gone, now)
             self._carry_out(self._router.on_reloaded(routes, grants, now))
             for name, fabric in links.items():
                 self._start(name, fabric)
 
         return apply
 
-    def _end(self, name: str, now: float) -> None:
-        """Close the link to a server whose address or key has changed, if there is one."""
+    def _end(self, name: str, why: str, now: float) -> None:
+        """Close the link to a server that is not listed any more, or elsewhere, if there is one."""
         fabric = self._links.pop(_link_to(name), None)
         if fabric is not None:
-            self._carry_out(self._router.on_server_lost(name, "its address or key has changed here", now))
+            self._carry_out(self._router.on_server_lost(name, why, now))
             task = self._group.create_task(fabric.close(timeout_s=CLOSE_S))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)

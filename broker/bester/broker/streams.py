@@ -155,3 +155,11 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(json.dumps(char)[1:-1] for char in error.object[error.start : error.end]), error.end
+
+
+def plain(text: str, kept: str = "") -> str:
+    """Return a text with control and invisible characters spelled out as JSON does, but for those of `kept`: text of
+    strangers, and names of files, must not move a terminal's cursor, nor hide anything."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in kept else json.dumps(char)[1:-1] for char in text)

@@ -13,9 +13,10 @@ from typing import Any
 
 import click
 
+from bester.broker.streams import plain
 from bester.cli import tables
 from bester.cli.options import as_text, config_option, load
-from bester.cli.output import done, err, out, plain
+from bester.cli.output import done, err, out
 
 Row = dict[str, Any]
 Selection = dict[str, str]

@@ -82,7 +82,7 @@ def describe(error: BaseException) -> tuple[str, int]:
         raise error
     else:
         text = f"internal error, {type(error).__name__}: {error}; BESTER_TRACEBACK=1 shows where"
-    from bester.cli.output import plain
+    from bester.broker.streams import plain
 
     text = plain(" ".join(text.split()))
     half = LINE_CHARACTERS // 2

@@ -35,9 +35,11 @@ def handler(
     """Run a Python handler: APP is an attribute of MODULE, which may be a file here."""
     if not fabric and (config_path is not None or not os.environ.get("BESTER_FABRIC")):
         config = load(config_path)
-        fabric, server_key = config.fabric.connect, server_key or config.fabric.server_key
-        if key is None and server_key is not None and not os.environ.get("BESTER_KEY"):
-            key = str(config.key_file)
+        fabric = config.fabric.connect
+        if not all(endpoint.startswith("ipc://") for endpoint in fabric):
+            server_key = server_key or config.fabric.server_key
+            if key is None and server_key is not None and not os.environ.get("BESTER_KEY"):
+                key = str(config.key_file)
     from bester.handlers.runner import run
 
     return run(

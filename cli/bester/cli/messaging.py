@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from bester.broker.streams import plain
 from bester.broker.wire import json_text
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.outcomes import reason_of
-from bester.cli.output import plain
 from bester.client import Client, ClientError, Message, Report
 from bester.client.following import Following, ends_badly
 from bester.client.frames import NO_TERMS, Terms

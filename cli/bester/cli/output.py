@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import os
 import select
 import signal
@@ -14,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bester.broker.streams import OutputError
+from bester.broker.streams import OutputError, plain
 
 
 def out(line: str) -> None:
@@ -36,14 +35,6 @@ def done(line: str) -> None:
 def err(line: str) -> None:
     """Print a line on standard error; a failure there cannot be reported."""
     sys.stderr.write(f"{plain(line)}\n")
-
-
-def plain(text: str, kept: str = "") -> str:
-    """Return a text with control and invisible characters spelled out as JSON does, but for those of `kept`: text of
-    strangers, and names of files, must not move a terminal's cursor, nor hide anything."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() or char in kept else json.dumps(char)[1:-1] for char in text)
 
 
 @contextmanager

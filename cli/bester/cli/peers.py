@@ -13,9 +13,10 @@ from typing import Any
 
 import click
 
+from bester.broker.streams import plain
 from bester.cli import tables
 from bester.cli.options import as_text, config_option, load
-from bester.cli.output import done, err, out, plain
+from bester.cli.output import done, err, out
 
 Row = dict[str, Any]
 COLUMNS = ("SERVER", "STATE", "SINCE", "ADDRESS", "QUEUED", "OLDEST", "NEXT", "LAST ERROR")
@@ -109,7 +110,9 @@ def _order(config_path: Path | None, question: str, name: str) -> Row:
     if answer is None:
         from bester.broker.wire.codes import BesterError
 
-        raise BesterError("unknown-token", f"no server {plain(name)}; `bester peers` shows those there are")
+        raise BesterError(
+            "unknown-token", f"no server {plain(name) or repr(name)}; `bester peers` shows those there are"
+        )
     return answer
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bester.cli.output import err, out, plain
+from bester.broker.streams import plain
+from bester.cli.output import err, out
 
 if TYPE_CHECKING:
     from bester.broker.core.differences import Comparison

@@ -183,6 +183,7 @@ def bridge(
 
 def _elsewhere(config: Config, fabric: Sequence[str], key: str | None, server_key: str | None) -> Config:
     """Return the configuration with the brokers and the keys that options or the environment name."""
+    from bester.broker.keys import refuse_unused
     from bester.broker.wire.address import endpoints_to
     from bester.broker.wire.codes import ConfigError
 
@@ -192,15 +193,16 @@ def _elsewhere(config: Config, fabric: Sequence[str], key: str | None, server_ke
     if "" in fabric:
         raise ConfigError("--fabric is empty; leave it out, or give it a value")
     named = fabric or [each for each in (os.environ.get("BESTER_FABRIC"),) if each]
-    key = key or os.environ.get("BESTER_KEY")
-    server_key = server_key or os.environ.get("BESTER_SERVER_KEY") or config.fabric.server_key
     try:
-        connect = tuple(endpoints_to(named))
+        connect = tuple(endpoints_to(named)) or config.fabric.connect
     except ValueError as error:
         raise ConfigError(f"--fabric (or BESTER_FABRIC): {error}") from None
+    known = os.environ.get("BESTER_SERVER_KEY") or config.fabric.server_key
+    refuse_unused(connect, key, server_key, known=bool(known))
+    key, server_key = key or os.environ.get("BESTER_KEY"), server_key or known
     parts = replace(
         config.fabric,
-        connect=connect or config.fabric.connect,
+        connect=connect,
         key=Path(key) if key else config.fabric.key,
         server_key=server_key,
     )

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
+from bester.broker.streams import plain
 from bester.cli import tables
 from bester.cli.options import config_option, load
-from bester.cli.output import err, out, plain
+from bester.cli.output import err, out
 
 Status = Mapping[str, Any]
 TYPES = ("TYPE", "HANDLERS", "WAIT", "IN FLIGHT", "RECEIVED", "ANSWERED", "AGAIN", "DEAD", "FAILED")

@@ -13,9 +13,10 @@ from typing import Any
 
 import click
 
+from bester.broker.streams import plain
 from bester.cli import tables
 from bester.cli.options import Seconds, config_option
-from bester.cli.output import out, plain
+from bester.cli.output import out
 from bester.cli.status import SERVERS, Status, ask_status, head_lines, server_rows
 
 RATES = ("TYPE", "HANDLERS", "WAIT", "IN FLIGHT", "RECEIVED/S", "ANSWERED/S", "HANDLER MS", "WHOLE MS")

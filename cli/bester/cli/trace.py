@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
+from bester.broker.streams import plain
 from bester.cli import tables
 from bester.cli.options import as_text, config_option
-from bester.cli.output import err, out, plain
+from bester.cli.output import err, out
 from bester.cli.status import ask_value
 
 WIDTH = 30

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from bester.broker.streams import plain
 from bester.cli import tables
 from bester.cli.options import config_option, load
-from bester.cli.output import err, out, plain
+from bester.cli.output import err, out
 
 COLUMNS = ("TYPE", "WORKERS", "WAITING", "VERSIONS", "CONTRACT")
 

@@ -35,12 +35,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bester.broker.wire.arguments import (
+    check_flag,
+    check_function,
+    check_kind,
+    check_text,
+    check_wait,
+)
 from bester.client.core import Core
 from bester.client.errors import (
     AuthenticationFailed,
@@ -115,14 +123,22 @@ class Client:
         random: Callable[[], float] = random.random,
         clock: Callable[[], float] | None = None,
     ) -> None:
+        check_kind("address", address, str, "a string")  # the path of a socket may be any bytes
+        for name, text in (("user", user), ("password", password)):
+            check_text(name, text)  # as None of an environment's variable that is not set
+        for name, flag in (("resend", resend), ("ack", ack), ("manual_ack", manual_ack)):
+            check_flag(name, flag)
         if manual_ack and not ack:
             raise ValueError("manual_ack needs acknowledgements: ask for them with ack=True")
-        for name, text in (("address", address), ("user", user), ("password", password)):
-            if not isinstance(text, str):  # as None of an environment's variable that is not set
-                raise TypeError(f"{name} is a string, not a {type(text).__name__}")
-        for name, function in (("on_link", on_link), ("on_outcome", on_outcome)):
-            if function is not None and not callable(function):
-                raise TypeError(f"{name} is a function, not a {type(function).__name__}")
+        for name, function in (("on_link", on_link), ("on_outcome", on_outcome), ("random", random), ("clock", clock)):
+            if function is not None:
+                check_function(name, function)
+        if ca is not None and not isinstance(ca, str | os.PathLike):
+            raise TypeError(f"ca is the path of a file, not a {type(ca).__name__}")
+        if give_up_s is not None:
+            check_wait("give_up_s", give_up_s)
+        check_kind("limits", limits, Limits, "a Limits of bester.client")
+        limits.check()
         self.address = address
         self._acks = ack
         self._manual_ack = manual_ack
@@ -175,6 +191,7 @@ class Client:
 
         0: do not wait, and acknowledge nothing, as after an error.
         """
+        check_wait("timeout_s", timeout_s)
         if self._link.started:
             self._link.own_loop()
         if timeout_s > 0:
@@ -312,6 +329,7 @@ class Client:
         """
         if not self._acks:
             raise RuntimeError("this client does not acknowledge: make it with ack=True")
+        check_kind("ack's message", message, Message, "a Message that the client received")
         self._link.own_loop()
         self._acknowledge(message)
 

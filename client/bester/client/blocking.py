@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bester import client as asynchronous
+from bester.broker.wire.arguments import check_wait
 from bester.client import (
     CLOSE_S,
     ClientClosed,
@@ -71,7 +72,7 @@ class Client:
             ack=ack,
             manual_ack=manual_ack,
             give_up_s=give_up_s,
-            limits=limits or Limits(),
+            limits=Limits() if limits is None else limits,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open = False
@@ -186,6 +187,9 @@ class Client:
                 return
 
     def _do(self, work: Callable[[], Coroutine[Any, Any, T]], timeout_s: float | None = None) -> T:
+        if timeout_s is not None:
+            check_wait("timeout_s", timeout_s)
+
         async def within() -> T:
             async with asyncio.timeout(timeout_s):
                 return await work()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bester.bridge.frames import Splitter, frame
+from bester.broker.wire.arguments import check_text
 from bester.broker.wire.codes import is_temporary
 from bester.broker.wire.outcomes import MAX_MESSAGE_ID
 from bester.client import frames
@@ -140,6 +141,7 @@ class Core:
 
         Raises ConnectionLost without a connection, ValueError for an impossible id, and MessageTooLarge.
         """
+        check_text("a message's id", message)
         if not 0 < len(message) <= MAX_MESSAGE_ID:
             raise ValueError(f"a message's id has 1 to {MAX_MESSAGE_ID} characters")
         self._must_be_ready()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from bester.broker.wire import json_text
+from bester.broker.wire.arguments import HALF, check_flag, check_text, check_wait
 from bester.broker.wire.finite import see_finite
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TTL_S
 from bester.broker.wire.outcomes import OUTCOME_TYPE
@@ -31,7 +32,12 @@ class Terms(NamedTuple):
     outcome: bool = False
 
     def check(self) -> None:
-        """Raise ValueError for terms that a server would refuse."""
+        """Raise TypeError or ValueError for terms that a server would refuse."""
+        if self.dedup is not None:
+            check_text("dedup", self.dedup)
+        if self.ttl_s is not None:
+            check_wait("ttl_s", self.ttl_s)
+        check_flag("outcome", self.outcome)
         for name, fault in (("dedup", dedup_fault(self.dedup)), ("ttl_s", ttl_fault(self.ttl_s))):
             if fault is not None:
                 raise ValueError(f"{name}: {fault}")
@@ -264,6 +270,10 @@ def text_of(data: Any, raw: bytes | str | None) -> bytes:
             written = _encode(data)
         except RecursionError:  # also for data that contains itself
             raise ValueError(f"data cannot be sent: {json_text.TOO_DEEP}") from None
+        except UnicodeEncodeError:
+            raise ValueError(f"data cannot be sent: a text of it {HALF}") from None
+        except TypeError as error:
+            raise TypeError(f"data cannot be sent: it is not JSON: {error}") from None
         see_finite(data, written, msgspec.to_builtins)
         if len(written) > _SHALLOW_BYTES and json_text.too_deep(written):
             raise ValueError(f"data cannot be sent: {json_text.TOO_DEEP}")
@@ -272,6 +282,8 @@ def text_of(data: Any, raw: bytes | str | None) -> bytes:
         raise TypeError("give either data or raw, not both")
     if not isinstance(raw, str | bytes):
         raise TypeError(f"raw is JSON text, as bytes or a string, not a {type(raw).__name__}")
+    if isinstance(raw, str):
+        check_text("raw", raw)
     text = raw.encode() if isinstance(raw, str) else raw
     fault = json_text.fault(text)
     if fault is not None:

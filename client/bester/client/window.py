@@ -11,6 +11,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from bester.bridge.frames import frame
+from bester.broker.wire.arguments import check_seconds, check_text, check_whole
 from bester.broker.wire.messages import MAX_DEDUP
 from bester.client import frames
 from bester.client.errors import MessageTooLarge, WindowFull
@@ -42,6 +43,15 @@ class Limits(NamedTuple):
     """Seconds until an unanswered login counts as failed: servers check passwords slowly, on purpose."""
     silence_s: float = 30.0
     """Seconds of silence until a ping is sent; after as many again the connection counts as lost."""
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError for bounds that are no bounds."""
+        for name in ("window", "window_bytes", "queue", "queue_bytes", "receive_limit_bytes", "remembered_ids"):
+            check_whole(f"limits.{name}", getattr(self, name), 1)
+        if self.send_limit_bytes is not None:
+            check_whole("limits.send_limit_bytes", self.send_limit_bytes, 1)
+        for name in ("connect_s", "login_s", "silence_s"):
+            check_seconds(f"limits.{name}", getattr(self, name))
 
 
 DEFAULTS = Limits()
@@ -126,6 +136,7 @@ class Window:
 
     def add(self, type_: str, data: bytes, terms: Terms = NO_TERMS) -> str:
         """Take a message in and return its id. Raises WindowFull, MessageTooLarge, ValueError."""
+        check_text("a message's type", type_)
         if not type_:
             raise ValueError("a message's type is empty; name the type of a handler")
         if type_ in ("dummy", "builtin"):

@@ -11,11 +11,27 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from bester.broker.wire.messages import MAX_CREDIT, MAX_ID, RESERVED_TYPES, Command, spelling_fault
+from bester.broker.wire.arguments import (
+    check_flag,
+    check_function,
+    check_seconds,
+    check_text,
+    check_wait,
+    check_whole,
+)
+from bester.broker.wire.messages import (
+    MAX_CREDIT,
+    MAX_ID,
+    MAX_LEASE_MS,
+    MAX_NAME,
+    RESERVED_TYPES,
+    Command,
+    spelling_fault,
+)
 from bester.handlers.message import Message
 from bester.handlers.middleware import Hooks, Middleware
 from bester.handlers.payload import typed
-from bester.handlers.reply import commands_of
+from bester.handlers.reply import ReplyError, commands_of
 from bester.handlers.retrying import MAX_RETRIES, retried
 from bester.handlers.runtime import PATIENCE_S, Ask, Blocking, Outcome, Runtime, on_its_loop
 from bester.handlers.states import States
@@ -24,7 +40,7 @@ DEFAULT_CREDIT = 256
 """Requests held at once. Enough to fill batches both ways; each costs the memory of its body."""
 DEFAULT_THREADS = 16
 """Plain functions running at once."""
-MAX_TIMEOUT_S = 600.0
+MAX_TIMEOUT_S = MAX_LEASE_MS / 1000
 """Longest time limit of a handler: the broker lets no message take longer."""
 
 S = TypeVar("S")
@@ -81,12 +97,16 @@ class App:
         version: str | None = None,
         middleware: Sequence[Middleware] = (),
     ) -> None:
-        if not 1 <= credit <= MAX_CREDIT:
-            raise ValueError(f"credit is 1 to {MAX_CREDIT}, not {credit}")
-        if lease_ms is not None and lease_ms < 1:
-            raise ValueError(f"lease_ms is a positive number of milliseconds, not {lease_ms}")
-        if threads < 1:
-            raise ValueError(f"threads is at least 1, not {threads}")
+        if name is not None:
+            check_text("name", name)
+            if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+                raise ValueError(f"name has 1 to {MAX_NAME} printable characters")
+        check_whole("credit", credit, 1, MAX_CREDIT)
+        if lease_ms is not None:
+            check_whole("lease_ms", lease_ms, 1, MAX_LEASE_MS)
+        check_whole("threads", threads, 1)
+        if version is not None:
+            check_text("version", version)
         self.name = name
         self.credit = credit
         self.lease_ms = lease_ms
@@ -127,10 +147,11 @@ class App:
             raise TypeError('say which message types: @app.handler("english")')
         if order not in (None, "user"):
             raise ValueError(f'order is "user" or None, not {order!r}')
-        if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
-            raise ValueError(f"timeout_s is a number of seconds above 0, {MAX_TIMEOUT_S:g} at most, not {timeout_s}")
-        if not 0 <= retries <= MAX_RETRIES:
-            raise ValueError(f"retries is 0 to {MAX_RETRIES}, not {retries}")
+        check_flag("inline", inline)
+        if timeout_s is not None:
+            check_seconds("timeout_s", timeout_s, MAX_TIMEOUT_S)
+        check_whole("retries", retries, 0, MAX_RETRIES)
+        check_flag("contract", contract)
         for type_ in types:
             fault = spelling_fault(type_)
             if fault is not None:
@@ -158,11 +179,11 @@ class App:
 
     def every(self, seconds: float) -> Callable[[Function], Function]:
         """Call the function below every `seconds` seconds while the app runs; a slow call delays the next one."""
-        if not seconds > 0:
-            raise ValueError(f"a timer's period is a positive number of seconds, not {seconds}")
+        check_seconds("a timer's period", seconds)
 
         def register(function: Function) -> Function:
             """Make the function a timer, and return it unchanged."""
+            check_function("a timer", function)
             self.timers.append(Timer(function, float(seconds)))
             return function
 
@@ -190,6 +211,8 @@ class App:
 
     def state(self, kind: type[S]) -> S:
         """Return the state of a type, made by a start hook. Raises LookupError where there is none."""
+        if not isinstance(kind, type):
+            raise TypeError(f"app.state takes the class of a state, not {kind!r}")
         return self.states.get(kind)
 
     async def start(self) -> None:
@@ -267,10 +290,21 @@ class App:
             raise ValueError(f"an emit's id is a string, not a {type(id).__name__}")
         if id is not None and not 0 < len(id) <= MAX_ID:
             raise ValueError(f"an emit's id has 1 to {MAX_ID} characters, not {len(id)}")
-        return await on_its_loop(self.runtime).emit(type_, commands_of(commands), id, timeout_s)
+        if not isinstance(type_, str):
+            raise ValueError(f"an emit's type is a string, not a {type(type_).__name__}")
+        check_wait("timeout_s", timeout_s)
+        try:
+            effects = commands_of(commands)
+        except ReplyError:
+            kind = type(commands).__name__
+            raise ValueError(
+                f"an emit takes one command or a list of them, as of send_clients(…), not a {kind}"
+            ) from None
+        return await on_its_loop(self.runtime).emit(type_, effects, id, timeout_s)
 
 
 def _route(function: Callable[..., Any], inline: bool, by_user: bool) -> Route:
+    check_function("a handler", function)
     call = getattr(function, "__call__", function)  # noqa: B004 (an object with an async __call__ counts)
     name = getattr(function, "__qualname__", repr(function))
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):

@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from types import ModuleType
 
+from bester.broker.wire import arguments
+from bester.broker.wire.notes import class_name
 from bester.handlers.app import App
 
 
@@ -56,19 +58,32 @@ def _import(name: str) -> ModuleType:
         raise LoadError(text) from None
     except SyntaxError as error:
         raise LoadError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
-    except Exception as error:  # noqa: BLE001 (importing runs the user's code)
+    except KeyboardInterrupt:
+        raise
+    except SystemExit as error:
+        ends = "ends the program, where a module of handlers is only imported"
+        text = f"{_where(error, _is_others)}: {ends}{_exit_of(error)}"
+        raise LoadError(text, 1 if error.code else 2) from None
+    except BaseException as error:  # noqa: BLE001 (importing runs the user's code)
         # An interpreter's error is the file's fault; another library's (no database) and the system's may pass.
         own = type(error).__module__ == "builtins" and not isinstance(error, OSError)
-        text = f"{_where(error, _is_others)}: {type(error).__name__}: {_text_of(error)}"
+        text = f"{_where(error, _is_others)}: {class_name(error)}{_text_of(error)}"
         raise LoadError(text, 2 if own else 1) from None
 
 
-def _text_of(error: Exception) -> str:
-    """Return an exception's text as one line; `str()` runs the user's code, too."""
+def _exit_of(error: SystemExit) -> str:
+    """Return what an exit says, as `sys.exit` shows it: its text, or its status."""
+    code = error.code
+    return f" (status {code or 0})" if code is None or isinstance(code, int) else _text_of(error)
+
+
+def _text_of(error: BaseException) -> str:
+    """Return a colon and an exception's text as one line; `str()` runs the user's code, too."""
     try:
-        return " ".join(str(error).split())
+        text = " ".join(str(error).split())
+        return f": {text}" if text else ""
     except Exception:  # noqa: BLE001 (as above)
-        return "an exception without a text"
+        return ": an exception without a text"
 
 
 def _where(error: BaseException, passed_over: Callable[[str], bool] = lambda filename: False) -> str:
@@ -85,8 +100,8 @@ def _is_others(filename: str) -> bool:
 
 
 def _is_ours(filename: str) -> bool:
-    here = os.path.dirname(__file__)
-    return filename.startswith("<") or filename == importlib.__file__ or os.path.dirname(filename) == here
+    ours = (os.path.dirname(__file__), os.path.dirname(arguments.__file__))
+    return filename.startswith("<") or filename == importlib.__file__ or os.path.dirname(filename) in ours
 
 
 def _suggest(module_name: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bester.broker.logs import facts
+from bester.broker.wire.arguments import check_kind
 from bester.broker.wire.notes import class_name
 from bester.handlers.message import Message
 
@@ -52,6 +53,10 @@ class Hooks:
     """Hooks of all middlewares of one app."""
 
     def __init__(self, middleware: Sequence[Middleware]) -> None:
+        if not isinstance(middleware, list | tuple):
+            raise TypeError(f"middleware is a list of Middleware objects, not a {class_name(middleware)}")
+        for each in middleware:
+            check_kind("a middleware", each, Middleware, "an object of a subclass of Middleware")
         self._all = tuple(middleware)
         self._reversed = self._all[::-1]
 

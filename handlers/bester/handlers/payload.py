@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from bester.broker.wire.arguments import HALF
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.finite import NOT_FINITE, see_finite
 from bester.handlers.misfit import place_of, sentence_of, sentence_of_pydantic
@@ -23,6 +24,7 @@ try:
 except ImportError:  # a handler's machine may have pyzmq and msgpack alone
     msgspec = None
 
+HALF_TEXT = f"a text of the data {HALF}"
 LONG_BYTES = 16 * 1024
 """Texts from this length on may hold so many values that the garbage collector runs many times."""
 MSGSPEC_NEEDED = "a payload typed by annotation needs msgspec: pip install msgspec, or take `message` alone"
@@ -70,12 +72,17 @@ _dump = json.JSONEncoder(
 def _stdlib_text(value: Any) -> bytes:
     try:
         return _dump(value).encode()
+    except UnicodeEncodeError:
+        raise ValueError(HALF_TEXT) from None
     except ValueError as error:
         raise ValueError(NOT_FINITE if "float" in str(error) else str(error)) from None
 
 
 def _msgspec_text(value: Any) -> bytes:
-    text: bytes = msgspec.json.encode(value, enc_hook=_plain_fields)
+    try:
+        text: bytes = msgspec.json.encode(value, enc_hook=_plain_fields)
+    except UnicodeEncodeError:
+        raise ValueError(HALF_TEXT) from None
     see_finite(value, text, _builtins)
     return text
 

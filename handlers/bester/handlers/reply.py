@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from bester.broker.wire.arguments import check_text
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import FAILED, REFUSED, Command
 from bester.broker.wire.notes import class_name, describe, safe_note
@@ -44,6 +45,8 @@ def send_servers(
     servers: Iterable[str], data: Any = MISSING, *, as_type: str | None = None, raw: bytes | str | None = None
 ) -> Command:
     """Deliver to servers, by name or `host:port`, as type `as_type`, or as the type being answered."""
+    if as_type is not None and type(as_type) is not str:
+        raise TypeError(f"as_type is a message type, a string, not a {type(as_type).__name__}")
     return Command("sendServers", _targets(servers), body_of(data, raw), as_type)
 
 
@@ -57,7 +60,10 @@ def send_handler(type_: str, data: Any = MISSING, *, raw: bytes | str | None = N
 def _targets(targets: Iterable[str]) -> list[str]:
     if type(targets) is str:  # a single name, not a sequence of letters
         return [targets]
-    found = list(targets)
+    try:
+        found = list(targets)
+    except TypeError:
+        raise TypeError(f"targets are strings, one or several, not a {type(targets).__name__}") from None
     for target in found:
         if type(target) is not str:
             raise TypeError(f"targets are strings, not {type(target).__name__}")
@@ -75,6 +81,7 @@ def body_of(data: Any, raw: bytes | str | None) -> bytes:
     if type(raw) is bytes:
         return raw
     if isinstance(raw, str):
+        check_text("raw", raw)
         return raw.encode()
     if isinstance(raw, bytes | bytearray | memoryview):
         return bytes(raw)

@@ -25,7 +25,7 @@ from typing import Any
 import zmq
 
 from bester.broker import descriptors, heap, logs
-from bester.broker.keys import LinkKeys, link_keys
+from bester.broker.keys import LinkKeys, link_keys, refuse_unused
 from bester.broker.streams import forgive, secure
 from bester.broker.terminals import outlive_terminals
 from bester.broker.wire.address import endpoints_to
@@ -129,9 +129,10 @@ def run(
     try:
         _check_filled({"--fabric": fabric, "--key": (key,), "--server-key": (server_key,), "--name": (name,)})
         name = name or environ.get("BESTER_NAME")
-        key, server_key = key or environ.get("BESTER_KEY"), server_key or environ.get("BESTER_SERVER_KEY")
         served = _served_types(types, environ)
         endpoints = _endpoints(fabric, environ)
+        _check_keys(endpoints, key, server_key, known=bool(environ.get("BESTER_SERVER_KEY")))
+        key, server_key = key or environ.get("BESTER_KEY"), server_key or environ.get("BESTER_SERVER_KEY")
         if reload:
             _check_reload(spec)
         links = _links(endpoints, key, server_key)
@@ -145,8 +146,8 @@ def run(
     command += [word for endpoint in endpoints for word in ("--fabric", endpoint)]
     command += [spec] if spec else ["--socket", str(socket), "--order", order or ORDERS[0]]
     command += ["--types", ",".join(served)] if served else []
-    command += ["--key", key] if key else []
-    command += ["--server-key", server_key] if server_key else []
+    if any(keys is not None for _, keys in links):
+        command += ["--key", str(key), "--server-key", str(server_key)]
     command += ["--log", log_format, "--log-level", log_level]
     watched = _watched(spec) if reload else None
     return _on_loop(lambda: supervise(command, name or worker.name, workers, watched))
@@ -189,6 +190,14 @@ def _check_reload(spec: str | None) -> None:
         raise LoadError("--reload is for MODULE:APP; a handler at a socket is restarted by whoever runs it")
     if importlib.util.find_spec("watchfiles") is None:
         raise LoadError("--reload needs the module 'watchfiles': pip install watchfiles")
+
+
+def _check_keys(endpoints: list[str], key: str | None, server_key: str | None, *, known: bool) -> None:
+    """Raise LoadError for keys that encrypt nothing."""
+    try:
+        refuse_unused(endpoints, key, server_key, known=known)
+    except ConfigError as error:
+        raise LoadError(error.text) from None
 
 
 def _links(endpoints: list[str], key: str | None, server_key: str | None) -> list[tuple[str, LinkKeys | None]]:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from bester.broker.wire.arguments import check_wait
 from bester.broker.wire.messages import Command
 
 T = TypeVar("T")
@@ -76,14 +77,17 @@ class Ask:
         """Return whether this user has a connection to the server now."""
         if not isinstance(name, str):
             raise ValueError(f"is_client takes a user's name, a string, not a {type(name).__name__}")
+        check_wait("timeout_s", timeout_s)
         return bool(await on_its_loop(self._app.runtime).ask("isClient", name, timeout_s))
 
     async def list_clients(self, timeout_s: float = PATIENCE_S) -> list[str]:
         """Return the users connected now."""
+        check_wait("timeout_s", timeout_s)
         return list(await on_its_loop(self._app.runtime).ask("listClients", None, timeout_s))
 
     async def server_info(self, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """Return the server's description of itself."""
+        check_wait("timeout_s", timeout_s)
         return dict(await on_its_loop(self._app.runtime).ask("serverInfo", None, timeout_s))
 
 

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from bester.broker.wire.arguments import check_function
+
 S = TypeVar("S")
 
 
@@ -20,6 +22,7 @@ class States:
 
     def add_start(self, function: Callable[..., Any]) -> None:
         """Add a start hook. Raises TypeError for a function that takes parameters, or yields."""
+        check_function("a start hook", function)
         name = getattr(function, "__qualname__", repr(function))
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
             raise TypeError(f"{name} yields; a start hook returns the state, and @app.on_stop ends it")
@@ -29,6 +32,7 @@ class States:
 
     def add_stop(self, function: Callable[..., Any]) -> None:
         """Add a stop hook. Raises TypeError for a function that takes more than one parameter."""
+        check_function("a stop hook", function)
         if len(_needed(function)) > 1:
             name = getattr(function, "__qualname__", repr(function))
             raise TypeError(f"{name} takes several parameters; a stop hook takes none, or the state of one type")

@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
+from bester.broker.wire.arguments import check_kind, check_text
 from bester.broker.wire.codec import fault
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import (
@@ -31,7 +32,7 @@ from bester.broker.wire.messages import Message as WireMessage
 from bester.handlers.app import App, Route, Runs
 from bester.handlers.message import Message
 from bester.handlers.payload import text_of, value_of
-from bester.handlers.reply import ReplyError, commands_of, verdict_on
+from bester.handlers.reply import MISSING, ReplyError, body_of, commands_of, verdict_on
 from bester.handlers.runtime import Outcome
 from bester.handlers.threads import outcome_of
 
@@ -82,6 +83,10 @@ class Tester:
     __test__ = False  # pytest: not a test case
 
     def __init__(self, app: App, *, clients: Iterable[str] = (), server: str = "test") -> None:
+        check_kind("app", app, App, "an App of bester.handlers")
+        check_text("server", server)
+        if isinstance(clients, str | bytes) or not isinstance(clients, Iterable):
+            raise TypeError(f'clients are names of users, as in ["g"], not {clients!r}')
         self.app = app
         self.server = server
         self.clients = list(clients)
@@ -94,7 +99,7 @@ class Tester:
         self._prepared = False
 
     async def send(
-        self, type_: str, data: Any = None, *, user: str | None = None, raw: bytes | None = None, **meta: Any
+        self, type_: str, data: Any = None, *, user: str | None = None, raw: bytes | str | None = None, **meta: Any
     ) -> Result:
         """Send the app one message and wait for its result. `raw`: JSON text instead of `data`. `meta` may hold id,
         root, origin, peer, scope, attempt, path. Raises KeyError where the app has no handler of the type."""
@@ -102,7 +107,10 @@ class Tester:
         id_ = f"{self.server}/test/{next(self._counter)}"
         scope = "server" if user is None else "client"
         meta = {"id": id_, "root": id_, "origin": self.server, "scope": scope, "attempt": 1, "path": []} | meta
-        message = Message(Request(1, type_, text_of(data) if raw is None else raw, user, meta))
+        if user is not None:
+            check_text("user", user)
+        body = text_of(data) if raw is None else body_of(MISSING, raw)
+        message = Message(Request(1, type_, body, user, meta))
         await self._prepare()
         with self._attached():
             reply, error = await self._carry_out(route, message)

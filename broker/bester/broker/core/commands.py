@@ -15,7 +15,7 @@ from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
 from bester.broker.core.settings import Settings
-from bester.broker.core.trace import QUEUED, SERVER, Trace
+from bester.broker.core.trace import QUEUED, SERVER, Trace, shortened
 from bester.broker.store_requests import Entry, mailbox
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
@@ -230,7 +230,7 @@ class Commands:
         unknown = "not-connected" if are_open else "unknown-user"
         if not known:  # a reply may name thousands
             failure, root = failed(unknown), job.root
-            self._trace.extend((now, root, f"{id_}.{t}", failure, targets[t], now) for t in absent)
+            self._trace.extend((now, root, f"{id_}.{t}", failure, shortened(targets[t]), now) for t in absent)
             job.case.record_failures([targets[t] for t in absent], failure)
             return
         for t in absent:
@@ -240,7 +240,7 @@ class Commands:
                 if found is None:
                     continue
                 code = found
-            self._trace.add((now, job.root, f"{id_}.{t}", failed(code), name, now))
+            self._trace.add((now, job.root, f"{id_}.{t}", failed(code), shortened(name), now))
             job.case.record(name, failed(code))
 
     def enqueue(
@@ -288,9 +288,8 @@ class Commands:
                 continue
             if code is None:
                 code = self._to_server(job, id_, type_, command.body, target, now)
-            self._trace.add(
-                (now, job.root, id_, SERVER if code is None else failed(code), target, 0.0 if code is None else now)
-            )
+            what, since = (SERVER, 0.0) if code is None else (failed(code), now)
+            self._trace.add((now, job.root, id_, what, shortened(target), since))
             if code is not None:
                 job.case.record(target, failed(code))
 

@@ -22,7 +22,7 @@ from bester.broker.core.overdue import Overdue
 from bester.broker.core.pools import Worker
 from bester.broker.core.settings import Settings
 from bester.broker.core.timeouts import Timeouts
-from bester.broker.core.trace import HANDLER, Trace
+from bester.broker.core.trace import HANDLER, Trace, shortened
 from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import (
     HOP_LIMIT,
@@ -128,7 +128,7 @@ class Dispatcher:
                 else:
                     room = 1 if len(jobs) == 1 else self._workers.room(worker, type_)
             if code is not None:
-                self._trace.add((now, job.root, job.id, code, type_, 0.0))
+                self._trace.add((now, job.root, job.id, code, shortened(type_), 0.0))
                 self.end(job, failed(code))
                 continue
             if check is not None and (wrong := check(job.body)) is not None:

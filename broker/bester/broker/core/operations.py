@@ -124,7 +124,8 @@ class Operations:
             self._peers.on_goodbye(peer, now)
         elif isinstance(message, Malformed):
             if message.op == _REPLY_OP and message.token is not None and peer.worker is not None:
-                self._handler_replies.on_malformed_reply(peer.worker, message.token, now)
+                text = self._handler_replies.on_malformed_reply(peer.worker, message.token, message.text, now)
+                message = message._replace(text=text)
                 self._peers.forget_when_done(peer)
             elif message.op == _REPLY_OP and message.token is not None and peer.shadow is not None:
                 self._units.shadows.on_malformed_reply(peer.shadow, message.token, now)

@@ -12,9 +12,8 @@ from bester.broker.core.pools import Worker
 from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.core.shadows import Shadow
-from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello
+from bester.broker.wire.messages import MAX_NAME, SILENT_HEARTBEATS, VERSION, Error, Hello
 
-MAX_NAME = 128
 MAX_SHARED = 64
 """Characters of the name that a handler has at each of its brokers."""
 _HELLO_OP = 1

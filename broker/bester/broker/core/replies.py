@@ -122,7 +122,7 @@ class Replies:
         if wrong is not None:
             self._trace.add((now, job.root, job.id, wrong[0], job.type, 0.0))
             self._dispatcher.end(job, failed(wrong[0]))
-            return wrong
+            return wrong[0], about(job, wrong[1])
         if not reply.commands:
             self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
         self._commands.carry_out(job, reply.commands, now)
@@ -150,12 +150,13 @@ class Replies:
         refused = policy.may_command(self._settings, worker.commands, type_, commands)
         return None if refused is None else ("not-allowed", refused)
 
-    def on_malformed_reply(self, worker: Worker, token: int, now: float) -> None:
-        """End the message whose reply could not be decoded."""
+    def on_malformed_reply(self, worker: Worker, token: int, text: str, now: float) -> str:
+        """End the message whose reply could not be decoded; return the text for its handler."""
         job = self._take_back(worker, token)
         if job is not None and not job.is_settled:
             self._dispatcher.end(job, failed("bad-reply"))
         self._dispatcher.feed(worker, now)
+        return text if job is None else about(job, text)
 
     def _take_back(self, worker: Worker, token: int) -> Job | None:
         job = self._workers.complete(worker, token)
@@ -187,3 +188,8 @@ class Replies:
             self._dispatcher.end(job, failed(wrong[0]))
             return
         self._commands.carry_out(job, commands, now)
+
+
+def about(job: Job, text: str) -> str:
+    """Return the text about a wrong reply, with the id by which the sender's report and the trace name the message."""
+    return f"message {job.id}: {text}"

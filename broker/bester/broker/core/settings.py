@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from bester.broker.store_requests import Bounds
 from bester.broker.wire.address import Network
-from bester.broker.wire.messages import HEARTBEAT_MS, MAX_CREDIT, REQUEST_MS
+from bester.broker.wire.messages import HEARTBEAT_MS, MAX_CREDIT, MAX_LEASE_MS, REQUEST_MS
 
 
 class Route(NamedTuple):
@@ -60,7 +60,7 @@ class Limits:
     request_s: float = REQUEST_MS / 1000
     """Time that a handler may take over one message (or its lease, where that is longer), and time that a message may
     wait for a busy handler."""
-    max_lease_s: float = 600.0
+    max_lease_s: float = MAX_LEASE_MS / 1000
     """Longest lease of a handler: the time that it may be silent, and may take, over one message; senders wait no
     longer."""
     stuck_s: float = 5.0

@@ -27,6 +27,15 @@ MAX_PARTS = 2 * HOP_LIMIT + 4
 target."""
 
 
+MAX_WHERE = 256
+"""Characters of a name in a step: whoever is reached has a shorter one, and a reply may name anything."""
+
+
+def shortened(name: str) -> str:
+    """Return a name of a reply as a step holds the name: there are thousands of steps, and a name may be a megabyte."""
+    return name if len(name) <= MAX_WHERE else f"{name[: MAX_WHERE - 1]}…"
+
+
 class Trace:
     """Ring of steps at `server`. It never holds bodies.
 

@@ -247,7 +247,7 @@ def _files(files: tuple[File, ...]) -> Iterator[Found]:
 def _with_remedy(fault: str) -> tuple[str, str]:
     """Split an error of Bester's, which ends with its remedy after a semicolon or a colon."""
     text, _, remedy = fault.partition("; ")
-    return text, remedy or "see what the sentence names"
+    return text, remedy or "mend what this line names"
 
 
 LOCAL: tuple[Check[Local], ...] = (

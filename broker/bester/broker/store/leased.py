@@ -92,6 +92,7 @@ class LeasedConnection:
         self._closing.clear()
         if self.connection is None:
             self.connection = self._connect()
+            postgres.see_session(self.connection, self._store.database)
             postgres_schema.migrate(self.connection, self._store.database)
         taken = leases.take(self.connection, self.broker)
         if isinstance(taken, Held):

@@ -19,6 +19,10 @@ class HostPort(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+MAX_HOST = 253
+"""Characters of a host's name, as DNS has it (RFC 1035)."""
+SHOWN = 40
+"""Characters shown of one that is too long."""
 _NEVER_IN_A_HOST = frozenset(":[]/@,;\"' \t\r\n\0")
 
 
@@ -35,6 +39,8 @@ def parse_host_port(text: str) -> HostPort:
     host, colon, port = text.rpartition(":")
     if not colon or not host:
         raise ValueError(f"{text!r} is not HOST:PORT")
+    if len(host) > MAX_HOST:
+        raise ValueError(f"{text[:SHOWN]!r}…: a host's name has {MAX_HOST} characters at most")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         if not _is_ipv6(host):

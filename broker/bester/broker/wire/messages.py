@@ -44,6 +44,10 @@ ROLES = ("handler", "bridge", "server", "operator")
 COMMANDS = ("sendClients", "sendServers", "sendHandler")
 MAX_USER = 128
 """Characters of a user's name."""
+MAX_NAME = 128
+"""Characters of the name that a party gives itself."""
+MAX_LEASE_MS = 600_000
+"""Longest time for which a handler may ask to be silent: a message takes no longer."""
 MAX_CREDIT = 65_536
 """Requests that one handler may hold at once; more only move the queue away from where others could serve it."""
 MAX_TYPE = 128

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bester.broker.streams import plain
 from bester.cli.options import config_option
-from bester.cli.output import err, out, plain
+from bester.cli.output import err, out
 
 if TYPE_CHECKING:
     from bester.broker.doctor.findings import Finding
