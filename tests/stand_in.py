@@ -22,9 +22,9 @@ class StandIn:
         self.stalled_since = 0.0
         self.stalled_bytes = 0
 
-    def read(self, on: bool) -> None:
+    def set_reading(self, reading: bool) -> None:
         """Note whether the bridge reads."""
-        self.reading = on
+        self.reading = reading
 
     def unsent_bytes(self) -> int:
         """Return how many bytes of the chunk in flight the socket has not taken over."""

@@ -23,7 +23,7 @@ from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.store_requests import Committed
 from bester.broker.verifying import HASHER
-from bester.broker.wire.codec import batches
+from bester.broker.wire.batches import batches
 from bester.broker.wire.messages import OP_OF, VERSION, Hello, Message, Open, Reply, Request
 from bester.broker.wire.runs import read, write_run
 from tests.benchmarks.path_rig import RigConnection, frame

@@ -21,7 +21,7 @@ from bester.broker.core.effects import Effects, Link, Verify
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.store_requests import Committed
-from bester.broker.wire.codec import batches
+from bester.broker.wire.batches import batches
 from bester.broker.wire.messages import OP_OF, VERSION, Confirm, Hello, Message, Reply, Submit
 from bester.broker.wire.runs import READ_AS, read, write_run
 from tests.stand_in import StandIn

@@ -10,7 +10,8 @@ from typing import Any, Self, TypeVar
 import zmq
 
 from bester.broker.fabric_socket import FabricSocket
-from bester.broker.wire.codec import batches, decode
+from bester.broker.wire.batches import batches
+from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import (
     Error,
     Goodbye,

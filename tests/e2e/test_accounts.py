@@ -19,7 +19,7 @@ import argon2
 import pytest
 
 from bester.broker import accounts_file, data_dir, database
-from bester.broker.accounts import PASSWORD_LIMIT_BYTES, Accounts, OpenAccounts
+from bester.broker.accounts import Accounts
 from bester.broker.accounts_file import BUSY_S
 from bester.broker.check_queue import MAX_WAITING
 from bester.broker.core.settings import Settings
@@ -28,6 +28,7 @@ from bester.broker.lockout import BUDGET, FAILURES, FIRST_WAIT_S
 from bester.broker.removed_accounts import RemovedAccounts
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import PASSWORD_LIMIT_BYTES, OpenAccounts
 from bester.broker.verifying import LET_IN, OVERLOADED, VERIFIERS, WRONG, Verdict
 from bester.broker.wire.codes import BesterError, ConfigError
 from bester.broker.wire.messages import VERSION, Hello, LoggedIn, Login, Message

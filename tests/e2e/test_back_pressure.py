@@ -11,10 +11,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bester.broker.accounts import OpenAccounts
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import OpenAccounts
 from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, head, short_directory
 
 BRIDGES = 3

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from bester.broker.accounts import OpenAccounts
 from bester.broker.config import Config, FabricConfig, NativeConfig, ServerConfig, StoreConfig
 from bester.broker.core.settings import Budget, Settings
 from bester.broker.server import Broker
 from bester.broker.service import serving
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_requests import Bury, Committed, End, Enqueue, MarkSent, Write
+from bester.broker.users import OpenAccounts
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import (
     Close,

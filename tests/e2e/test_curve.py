@@ -14,13 +14,13 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import zmq
 
-from bester.broker.accounts import OpenAccounts
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Grant, Settings
 from bester.broker.keys import KeyPair
 from bester.broker.leaving import SENT_AT_ONCE, split
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import OpenAccounts
 from bester.broker.wire.messages import Message
 from tests.keyed import KeyedParty, Pair, free_port, new_pair, server_key
 from tests.live import DEADLINE_S, LiveServer, RawClient, RawHandler, live_server, short_directory
@@ -238,7 +238,7 @@ async def test_key_that_is_revoked_gets_no_more_of_what_waits_to_leave(monkeypat
             waits.set()
         return later
 
-    monkeypatch.setattr("bester.broker.server.split", watched)
+    monkeypatch.setattr("bester.broker.leaving.split", watched)
     keys = new_pair()
     port, count = free_port(), 901
     fabric = f"tcp://127.0.0.1:{port}"

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from bester.bridge.forward import MAX_OTHER, Forwarder
+from bester.bridge.conversation import MAX_OTHER
+from bester.bridge.forward import Forwarder
 from bester.bridge.limits import Limits
 from bester.bridge.native_writing import report
 from bester.broker.wire.messages import Forward

@@ -7,13 +7,13 @@ import asyncio
 
 import pytest
 
-from bester.broker import fabric_socket, server
-from bester.broker.accounts import OpenAccounts
+from bester.broker import fabric_socket, leaving
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Settings
 from bester.broker.leaving import MOST_BEHIND, split
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import OpenAccounts
 from bester.broker.wire.messages import Message
 from tests.e2e.test_values import broker as keyed_broker
 from tests.live import DEADLINE_S, RawHandler, raw_handler, short_directory
@@ -76,7 +76,7 @@ async def test_handler_that_asks_without_end_is_answered_and_little_waits_for_it
         most_behind = max(most_behind, *map(len, outgoing.values()), 0)
         return split(outgoing, most)
 
-    monkeypatch.setattr(server, "split", look)
+    monkeypatch.setattr(leaving, "split", look)
     async with keyed_broker() as here, asyncio.timeout(DEADLINE_S):
         asker = here.party("handler")
         await asker.hello(name="h")

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from bester.broker.accounts import OpenAccounts
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import OpenAccounts
 from bester.broker.wire.messages import Ask, Malformed, Message
 from tests.live import DEADLINE_S, Process, RawHandler, short_directory
 
@@ -26,7 +26,7 @@ FLOODERS = 16
 ASKED = 3
 BROKER = """
 import asyncio, logging, sys
-from bester.broker.accounts import OpenAccounts
+from bester.broker.users import OpenAccounts
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore

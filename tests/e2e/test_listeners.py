@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from bester.bridge.listeners import check_plaintext, listen_tcp, listen_unix
-from bester.broker.accounts import OpenAccounts
 from bester.broker.core.settings import Settings
 from bester.broker.fabric_listeners import BACKLOG
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import OpenAccounts
 from bester.broker.wire.address import HostPort
 from bester.broker.wire.codes import ConfigError
 from tests.ipv6 import needs_ipv6

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bester.broker import fabric
-from bester.broker.accounts import OpenAccounts
+from bester.broker import fabric_dialer
 from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.names import find
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import OpenAccounts
 from tests.e2e.name_server import name_server, until
 from tests.live import RawHandler, raw_handler, short_directory
 
@@ -85,7 +85,7 @@ async def test_outbox_goes_to_the_new_address(monkeypatch: pytest.MonkeyPatch) -
     port = free_port("127.0.0.2", "127.0.0.3")
     async with short_directory() as directory:
         with name_server() as names:
-            monkeypatch.setattr(fabric, "find", partial(find, threads=names.lookers))
+            monkeypatch.setattr(fabric_dialer, "find", partial(find, threads=names.lookers))
             routes = {"s2": Route("s2", fabric=f"tcp://s2.example:{port}")}
             settings = Settings("s1", open_accounts=True, routes=routes, limits=Limits(last_retry_s=1.0))
             listen = f"ipc://{directory}/s1.sock"

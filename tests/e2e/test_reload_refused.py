@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bester.broker.accounts import OpenAccounts
 from bester.broker.config import Config, PeerConfig, defaults
 from bester.broker.reload import Reloader
 from bester.broker.server import Broker
 from bester.broker.service import live_part, settings_of
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import OpenAccounts
 from bester.broker.wire.codes import ConfigError
 from tests.descriptors import free_descriptors, open_descriptors, settled_descriptors
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import zmq
 
-from bester.broker.wire.codec import batches, decode
+from bester.broker.wire.batches import batches
+from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import Message, Reply, Request, Welcome
 from bester.handlers import App
 from bester.handlers import Message as Received

@@ -15,7 +15,6 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from bester.broker.accounts import OpenAccounts
 from bester.broker.core.effects import Effects
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.curve import CLOCK, LARGE_BYTES, MADE_UP_S, MOST_READ_S, READ_S, as_bytes
@@ -25,6 +24,7 @@ from bester.broker.sending import LOST_AT_ONCE, LOST_S
 from bester.broker.server import Broker
 from bester.broker.share import PART
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import OpenAccounts
 from tests.e2e.test_endless_message import PAIRS, door, party
 from tests.live import DEADLINE_S, short_directory
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from bester.bridge import native
-from bester.broker.accounts import OpenAccounts
 from bester.broker.core.settings import Settings
 from bester.broker.fabric import FabricLink
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import OpenAccounts
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import (
     OP_OF,

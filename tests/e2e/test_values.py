@@ -12,11 +12,11 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from bester.broker.accounts import OpenAccounts
 from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.keys import KeyPair
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import OpenAccounts
 from tests.keyed import KeyedParty, free_port, new_pair
 from tests.live import DEADLINE_S, RawHandler, short_directory
 

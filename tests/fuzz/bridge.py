@@ -18,7 +18,6 @@ from bester.bridge.submissions import Submissions
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
     MAX_TYPE,
-    RESERVED_TYPES,
     Answer,
     Ask,
     Close,
@@ -32,6 +31,7 @@ from bester.broker.wire.messages import (
     Report,
     Submit,
 )
+from bester.broker.wire.type_names import RESERVED_TYPES
 from tests.fuzz.census import LENGTH, census
 from tests.fuzz.odd import Odd
 from tests.fuzz.odd_json import OddJson, read_frames

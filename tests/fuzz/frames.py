@@ -9,7 +9,7 @@ from itertools import count
 from random import Random
 from typing import Any
 
-from bester.bridge import native, native_writing
+from bester.bridge import native, native_reports, native_writing
 from bester.bridge.broker_link import BrokerLink
 from bester.bridge.frames import Splitter
 from bester.bridge.informer import read_question
@@ -82,7 +82,7 @@ def check_body(body: bytes) -> None:
         must(first.fatal, "who cannot be told ends the connection")
     question = read_question(body)
     must(question is None or question.question is None or type(question.question) is str, "a question is a name")
-    became = native.outcome(body)
+    became = native_reports.outcome(body)
     if became is not None:
         word, meta = became
         must(word in ("delivered", "queued", "sent") or word.removeprefix("failed:") in CODES, f"no outcome: {word}")

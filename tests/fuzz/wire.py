@@ -8,7 +8,8 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-from bester.broker.wire.codec import batches, decode
+from bester.broker.wire.batches import batches
+from bester.broker.wire.codec import decode
 from bester.broker.wire.codes import CODES, WireError
 from bester.broker.wire.messages import (
     BODY,

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from bester.bridge import service as bridge
-from bester.broker.accounts import OpenAccounts
 from bester.broker.config import Config, FabricConfig, NativeConfig, PeerConfig, ServerConfig
 from bester.broker.core.settings import Limits
 from bester.broker.server import Broker
 from bester.broker.service import settings_of
 from bester.broker.store.memory import MemoryStore
+from bester.broker.users import OpenAccounts
 from bester.broker.wire.address import HostPort
 from tests.live import DEADLINE_S, RawClient, short_directory
 from tests.scenes.live_handler import LiveHandler

@@ -21,12 +21,12 @@ from bester.broker.core.clock import Clock
 from bester.broker.core.dedup import DedupCache
 from bester.broker.core.effects import Link
 from bester.broker.core.inbound_lanes import InboundLanes
-from bester.broker.core.ingress import Ingress
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.message_groups import oldest
 from bester.broker.core.pools import Worker
 from bester.broker.core.queues import Queues
 from bester.broker.core.reporters import Reporters
+from bester.broker.core.server_ingress import ServerIngress
 from bester.broker.core.strangers import Strangers
 from bester.broker.core.transfers import Transfer, Transfers
 from bester.broker.core.worker_changes import WorkerChanges
@@ -229,16 +229,16 @@ def test_key_that_is_good_for_everything_is_noticed(monkeypatch: pytest.MonkeyPa
 
 
 def test_id_that_a_server_claims_for_another_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def believing(self: Ingress, key: Any, *rest: Any) -> Any:
+    def believing(self: ServerIngress, key: Any, *rest: Any) -> Any:
         return honest(self, ("any server", *key[1:]), *rest)
 
-    honest = Ingress._by_id
-    monkeypatch.setattr(Ingress, "_by_id", believing)
+    honest = ServerIngress._by_id
+    monkeypatch.setattr(ServerIngress, "_by_id", believing)
     assert is_rule(broken_seeds(300, Hostile))
 
 
 def test_id_of_a_result_that_a_server_forges_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ingress, "_not_ours", lambda self, id_, peer: id_)
+    monkeypatch.setattr(ServerIngress, "_not_ours", lambda self, id_, peer: id_)
     assert is_rule(broken_seeds(300, Hostile))
 
 

@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bester.broker.wire import codec, readers
-from bester.broker.wire.codec import batches, decode, encode
+from bester.broker.wire.batches import batches
+from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.messages import (
+    BATCH_BYTES,
     INLINE_BYTES,
     MAX_BATCH,
     MAX_TOKEN,
@@ -323,7 +325,7 @@ def test_batch_is_closed_at_1024_messages() -> None:
 
 def test_batch_is_closed_when_its_bodies_are_large() -> None:
     inlined = [Request(n, "t", b"x" * INLINE_BYTES, "u", {}) for n in range(200)]
-    assert all(len(frames[0]) < 2 * codec.BATCH_BYTES for frames in batches(inlined))
+    assert all(len(frames[0]) < 2 * BATCH_BYTES for frames in batches(inlined))
     attached = [Reply(n, 0, [Command("sendClients", ["a"], b"x" * 600_000)]) for n in range(5)]
     assert [len(decode(frames)) for frames in batches(attached)] == [2, 2, 1]
 
@@ -332,7 +334,7 @@ def test_batch_with_a_large_frame_0_is_halved() -> None:
     recipients = {f"user-{n:05}@example.org": "failed:not-connected" for n in range(1000)}
     reports: list[Message] = [Report(n, 1, "not-connected", None, recipients) for n in range(300)]
     sent = list(batches(reports))
-    assert all(len(frames[0]) <= 2 * codec.BATCH_BYTES for frames in sent)
+    assert all(len(frames[0]) <= 2 * BATCH_BYTES for frames in sent)
     assert [message for frames in sent for message in decode(frames)] == reports
 
 

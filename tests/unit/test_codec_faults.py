@@ -12,8 +12,9 @@ import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
 import pytest
 
 from bester.broker.core.settings import Limits
-from bester.broker.wire import codec
-from bester.broker.wire.codec import batches, decode, fault
+from bester.broker.wire import codec, unpacking
+from bester.broker.wire.batches import batches, fault
+from bester.broker.wire.codec import decode
 from bester.broker.wire.codes import CODES, WireError
 from bester.broker.wire.messages import (
     INLINE_BYTES,
@@ -159,7 +160,7 @@ def test_body_above_the_limit_is_refused_alone(most: int) -> None:
 
 def test_array_above_the_receivers_limit_is_refused() -> None:
     """Check that an array above the receivers' limit is refused, as the receiver would refuse the whole batch."""
-    most = codec.MAX_ITEMS
+    most = unpacking.MAX_ITEMS
     targets = Reply(1, 0, [Command("sendClients", [""] * (most + 1), b"1")])
     commands = Reply(2, 0, [Command("sendClients", [], b"1")] * (most + 1))
     users = Answer(3, 0, ["u"] * (most + 1))
@@ -179,14 +180,14 @@ def test_array_above_the_receivers_limit_is_refused() -> None:
 
 def test_bytes_that_resemble_a_long_array_are_sent() -> None:
     odd = Emit(1, "t", [Command("x", ["a"], b"\xdd\x00\x02\x00\x01" * 3_000)] * 20, {"n": 2**40})
-    assert len(codec.encode([odd])[0]) > codec.MAX_ITEMS
+    assert len(codec.encode([odd])[0]) > unpacking.MAX_ITEMS
     assert sent_with([odd, Close(1)]) == ([odd, Close(1)], [])
 
 
 def test_very_many_small_bodies_are_attached(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 3 * 2**20)
+    monkeypatch.setattr("bester.broker.wire.batches.MAX_FRAME_BYTES", 3 * 2**20)
     reply = Reply(1, 0, [to(f"u{n}", b"x" * 16_000) for n in range(300)])
     frames = list(batches([Close(1), reply, Close(2)], substitute))
     assert all(len(frame) <= 3 * 2**20 for each in frames for frame in each)
@@ -194,7 +195,7 @@ def test_very_many_small_bodies_are_attached(
 
 
 def test_message_too_large_without_its_bodies_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 3 * 2**20)
+    monkeypatch.setattr("bester.broker.wire.batches.MAX_FRAME_BYTES", 3 * 2**20)
     wide = Reply(1, 0, [Command("sendClients", ["u" * 1000] * 4000, b"1")])
     assert sent_with([Close(1), wide, Close(2)]) == ([Close(1), Close(2)], [wide])
 
@@ -287,10 +288,10 @@ def test_message_of_too_many_values_is_refused_without_being_unpacked(empty: Any
     heavy = msgpack.packb([11, 7, 0, [], {"m": [[empty] * 131_000] * 3}])
     good = msgpack.packb([11, 8, 0, [], None])
     read = decode([b"\xdc" + struct.pack(">H", 2 * copies) + (heavy + good) * copies])
-    if len(heavy) * copies > codec.LONG_BYTES:
-        assert read == [Malformed("malformed", str(codec.TooManyError(codec.MAX_WEIGHT)))]
+    if len(heavy) * copies > unpacking.LONG_BYTES:
+        assert read == [Malformed("malformed", str(unpacking.TooManyError(unpacking.MAX_WEIGHT)))]
     else:
-        refused = Malformed("malformed", f"REPLY: {codec.TooManyError(codec.MAX_WEIGHT)}", 11, 7)
+        refused = Malformed("malformed", f"REPLY: {unpacking.TooManyError(unpacking.MAX_WEIGHT)}", 11, 7)
         assert read == [refused, Reply(8, 0, [], None)] * copies
 
 
@@ -317,7 +318,7 @@ def test_message_of_more_values_than_are_read_is_not_sent() -> None:
     assert (sent, refused) == ([good], [heavy])
 
 
-@pytest.mark.parametrize("count", [20_000, codec.MAX_ITEMS])
+@pytest.mark.parametrize("count", [20_000, unpacking.MAX_ITEMS])
 @pytest.mark.parametrize("kind", ["targets", "failures", "numbers", "recipients", "names"])
 def test_largest_message_of_each_kind_is_read(kind: str, count: int) -> None:
     """The bounds on values have room for everything that a bridge, a broker or a handler writes."""
@@ -341,14 +342,14 @@ def test_message_of_more_values_than_its_sender_may_send_is_refused() -> None:
         read = decode([b"\x93" + good + heavy + good], 1000)
         assert read[0] == read[2] == Reply(8, 0, [], None)
         assert [type(read[1]), read[1].token] == [Reply if is_read else Malformed, 7]  # type: ignore[union-attr]
-        assert is_read or codec.has_too_many(cast(Malformed, read[1]))
+        assert is_read or unpacking.has_too_many(cast(Malformed, read[1]))
 
 
 def test_values_of_messages_that_are_read_together_are_counted_together() -> None:
     reply = msgpack.packb([11, 7, 0, [["sendClients", ["x" * 30] * 600, b"1"]], None])
     assert [type(each) for each in codec.decode_together([b"\x91" + reply], 1000)] == [Reply]
     (read,) = codec.decode_together([b"\x92" + reply * 2], 1000)
-    assert isinstance(read, Malformed) and codec.has_too_many(read)
+    assert isinstance(read, Malformed) and unpacking.has_too_many(read)
     assert [type(each) for each in decode([b"\x92" + reply * 2], 1000)] == [Reply, Reply]
     assert codec.decode_together([], 1000) == decode([])
     assert codec.decode_together([b"\x90"] * 20_000, 1000) == decode([b"\x90"] * 20_000)

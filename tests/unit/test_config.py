@@ -23,7 +23,6 @@ from bester.broker.postgres import Database
 from bester.broker.store_requests import Bounds
 from bester.broker.wire.address import HostPort
 from bester.broker.wire.codes import ConfigError
-from bester.broker.wire.messages import MAX_TYPE, type_fault
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -432,11 +431,9 @@ def test_unreadable_files_are_one_line(tmp_path: Path) -> None:
             config_file.load(path)
 
 
-def test_names_and_types() -> None:
+def test_names_of_servers() -> None:
     assert [name_fault(name) for name in ("s1", "s1.example", "a_b-c", "A")] == [None] * 4
     assert all(name_fault(name) for name in ("", ".", "-a", "a-", "é", "a" * 101, "a\n"))
-    assert [type_fault(name) for name in ("m1", "één", "a/b", "beste")] == [None] * 4
-    assert all(type_fault(name) for name in ("", "builtin", "bester.x", "a\tb", " a", "a,b", "x" * (MAX_TYPE + 1)))
 
 
 def rows(page: str) -> list[list[str]]:

@@ -11,18 +11,8 @@ import pytest
 from bester.broker.core import policy
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Grant, Limits, Settings
-from bester.broker.wire.messages import (
-    AUTH_TYPE,
-    Command,
-    Emit,
-    Error,
-    Goodbye,
-    Hello,
-    Malformed,
-    Reply,
-    Request,
-    Welcome,
-)
+from bester.broker.wire.messages import Command, Emit, Error, Goodbye, Hello, Malformed, Reply, Request, Welcome
+from bester.broker.wire.type_names import AUTH_TYPE
 from tests.unit.core_stand import Stand, clients
 
 SECRET = "correct horse"

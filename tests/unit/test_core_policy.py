@@ -14,8 +14,8 @@ from bester.broker.core.effects import Link
 from bester.broker.core.routes import Routes
 from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.hosts import Hosts
-from bester.broker.wire.codec import MAX_WEIGHT
 from bester.broker.wire.messages import ROLES, Command, Relay, Reply, Submit
+from bester.broker.wire.unpacking import MAX_WEIGHT
 
 LISTED = {"s2": Route("s2", native="10.0.0.2:2223", accept_types=frozenset({"chat"})), "s3": Route("s3")}
 

@@ -52,6 +52,24 @@ def threads_of(size: int, ends: Ends) -> Threads:
     )
 
 
+class Hold:
+    """A handler's function that holds its thread until it is released."""
+
+    def __init__(self) -> None:
+        self._begun, self._released = threading.Event(), threading.Event()
+
+    def __call__(self, message: Message) -> bool:
+        self._begun.set()
+        return self._released.wait(PATIENCE_S)
+
+    def wait(self) -> None:
+        """Wait until the function has begun."""
+        assert self._begun.wait(PATIENCE_S)
+
+    def release(self) -> None:
+        self._released.set()
+
+
 async def next_of(ends: Ends) -> tuple[int, Any]:
     return await asyncio.wait_for(ends.get(), PATIENCE_S)
 
@@ -75,24 +93,19 @@ async def test_without_a_thread_requests_end_at_once_and_later_ones_are_carried_
 
 
 async def test_where_one_thread_is_left_it_carries_out_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = threading.Event()
+    hold = Hold()
     starts, ends = Starts(monkeypatch, 1), Ends()
     threads = threads_of(4, ends)
     for token in range(4):
-        threads.add(job(token, lambda message: gate.wait(PATIENCE_S)))
-    gate.set()
+        threads.add(job(token, hold))
+    hold.release()
     assert [await next_of(ends) for _ in range(4)] == [(token, True) for token in range(4)]
     assert starts.left == 0
     threads.close()
 
 
 async def test_where_the_only_thread_is_late_others_do_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, begun = threading.Event(), threading.Event()
-
-    def hang(message: Message) -> bool:
-        begun.set()
-        return gate.wait(PATIENCE_S)
-
+    hold = Hold()
     Starts(monkeypatch, 1)
     ends = Ends()
     threads = Threads(
@@ -102,32 +115,27 @@ async def test_where_the_only_thread_is_late_others_do_not_wait_for_it(monkeypat
         lambda job, error: ends.put_nowait((job[0].token, error)),
         due=lambda job: job[3],
     )
-    threads.add(job(1, hang))
-    assert begun.wait(PATIENCE_S)
+    threads.add(job(1, hold))
+    hold.wait()
     assert [each[0][0].token for each in threads.overdue(time.monotonic()).running] == [1]
     threads.add(job(2, lambda message: "done"))
     token, error = await next_of(ends)
     assert (token, error.text) == (2, NO_THREAD)
-    gate.set()
+    hold.release()
     assert await next_of(ends) == (1, True)
     threads.close()
 
 
 async def test_senders_take_turns_whatever_one_has_in_hand() -> None:
-    gate, begun_one, ends = threading.Event(), threading.Event(), Ends()
-
-    def hold(message: Message) -> bool:
-        begun_one.set()
-        return gate.wait(PATIENCE_S)
-
+    hold, ends = Hold(), Ends()
     threads = threads_of(1, ends)
     threads.add(job(0, hold, "eve"))
-    assert begun_one.wait(PATIENCE_S)
+    hold.wait()
     for token in range(1, 100):
         threads.add(job(token, lambda message: True, "eve"))
     for token, user, peer in ((100, "alice", None), (101, "alice", None), (102, None, "s2"), (103, None, "s3")):
         threads.add(job(token, lambda message: True, user, peer))
-    gate.set()
+    hold.release()
     begun = [(await next_of(ends))[0] for _ in range(104)]
     assert begun[:4] == [0, 100, 102, 103]  # whose requests have taken least
     assert [token for token in begun if token < 100] == list(range(100))
@@ -136,20 +144,15 @@ async def test_senders_take_turns_whatever_one_has_in_hand() -> None:
 
 
 async def test_senders_have_equal_shares_of_the_time_and_not_of_the_requests() -> None:
-    gate, begun_one, ends = threading.Event(), threading.Event(), Ends()
-
-    def hold(message: Message) -> bool:
-        begun_one.set()
-        return gate.wait(PATIENCE_S)
-
+    hold, ends = Hold(), Ends()
     threads = threads_of(1, ends)
     threads.add(job(0, hold, "x"))
-    assert begun_one.wait(PATIENCE_S)
+    hold.wait()
     for token in range(1, 21):
         threads.add(job(token, lambda message: time.sleep(0.02), "eve"))
     for token in range(100, 150):
         threads.add(job(token, lambda message: True, "alice"))
-    gate.set()
+    hold.release()
     begun = [(await next_of(ends))[0] for _ in range(71)]
     assert max(map(begun.index, range(100, 150))) < begun.index(10)
     threads.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from bester.broker.core.effects import Link
-from bester.broker.leaving import ELEMENTS, split
-from bester.broker.wire.messages import Answer, Message, Outcome, Request
+from bester.broker.leaving import ELEMENTS, MOST_BEHIND, Leaving, split
+from bester.broker.wire.messages import Answer, Goodbye, Message, Outcome, Request
 
 MOST = 10
 
@@ -56,3 +56,49 @@ def test_answers_with_thousands_of_elements_count_as_many_messages() -> None:
     waits = {link("eve"): huge, link("eve", 1): requests(1)}
     assert split(waits, MOST) == {link("eve"): huge[1:], link("eve", 1): requests(1)}
     assert waits == {link("eve"): huge[:1]}, "one leaves, however large"
+
+
+def test_rest_of_a_turn_comes_first_in_the_next() -> None:
+    leaving, eve = Leaving(), link("eve")
+    leaving[eve] = requests(25)
+    assert (leaving.take_turn([], MOST), leaving.has_rest) == ({eve: requests(25)[:10]}, True)
+    leaving[eve] += [Goodbye()]
+    assert leaving.take_turn([], MOST) == {eve: requests(25)[10:20]}
+    assert (leaving.take_turn([], MOST), leaving.has_rest) == ({eve: [*requests(25)[20:], Goodbye()]}, False)
+    assert leaving == {}
+
+
+def test_link_that_is_halfway_through_a_batch_waits_for_its_end() -> None:
+    leaving, eve, ann = Leaving(), link("eve"), link("ann")
+    leaving |= {eve: requests(3), ann: requests(2)}
+    assert leaving.take_turn([eve], MOST) == {ann: requests(2)}
+    assert not leaving.has_rest, "the batch goes on by itself"
+    assert not leaving.may_begin("eve")
+    assert leaving.may_begin("ann")
+    assert leaving.take_turn([], MOST) == {eve: requests(3)}
+    assert leaving.may_begin("eve")
+
+
+def test_nothing_more_of_a_party_is_begun_while_much_is_left_to_it() -> None:
+    leaving, eve = Leaving(), link("eve")
+    leaving[eve] = requests(MOST_BEHIND + MOST)
+    assert leaving.may_begin("eve"), "nothing was left by an earlier turn"
+    leaving.take_turn([], MOST)
+    assert not leaving.may_begin("eve")
+    leaving.take_turn([], MOST)
+    assert leaving.may_begin("eve")
+
+
+def test_lost_link_gives_back_what_an_earlier_turn_left_and_gets_a_last_word() -> None:
+    leaving, eve = Leaving(), link("eve")
+    leaving[eve] = [*requests(15), Goodbye()]
+    assert leaving.take_unsent(eve, ()) == (), "this turn sends it"
+    leaving.take_turn([], MOST)
+    assert leaving.take_unsent(eve, requests(1)) == [*requests(1), *requests(15)[10:], Goodbye()]
+    assert leaving == {eve: [Goodbye()]}
+
+
+def test_without_encrypted_doors_all_leaves_at_once() -> None:
+    leaving, eve = Leaving(), link("eve")
+    leaving[eve] = requests(3 * MOST)
+    assert leaving.take_turn(None, MOST) == {eve: requests(3 * MOST)}

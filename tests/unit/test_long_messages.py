@@ -13,8 +13,7 @@ from bester.broker.long_messages import (
     SHORT_FRAMES,
     LongMessages,
 )
-from bester.broker.wire.codec import BATCH_BYTES
-from bester.broker.wire.messages import INLINE_BYTES, MAX_FRAMES
+from bester.broker.wire.messages import BATCH_BYTES, INLINE_BYTES, MAX_FRAMES
 
 NOW = 1000.0
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from bester.broker.wire.messages import INT, OP_OF, OPERATIONS, Command, Malformed, Message, Operation, is_reserved
+from bester.broker.wire.messages import INT, OP_OF, OPERATIONS, Command, Malformed, Message, Operation
 
 rows = pytest.mark.parametrize("row", OPERATIONS, ids=lambda row: row.message.__name__)
 
@@ -48,16 +48,6 @@ def test_messages_are_frozen() -> None:
     with pytest.raises(AttributeError):
         command.body = b"2"  # type: ignore[misc]  # the point of the test
     assert Malformed("malformed", "x").token is None
-
-
-@pytest.mark.parametrize("type_", ["dummy", "builtin", "bester.outcome", "bester."])
-def test_reserved_types(type_: str) -> None:
-    assert is_reserved(type_)
-
-
-@pytest.mark.parametrize("type_", ["chat", "bester", "besteR.x", "dummy2", ""])
-def test_types_that_are_not_reserved(type_: str) -> None:
-    assert not is_reserved(type_)
 
 
 def test_the_published_tables_are_those_of_the_code() -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from bester.bridge import native, native_writing
 from bester.bridge.native import Builtin, Client, Fault, Sent, Server
 from bester.broker.wire.json_text import DEPTH_LIMIT, LONG_BYTES, UNPAIRED, fault
-from bester.broker.wire.messages import MAX_TARGETS
 
 ODD_DATA = [
     b"0.1",
@@ -432,57 +431,3 @@ class TestWriting:
 
 def _around(parts: tuple[bytes, bytes]) -> tuple[bytes, int, bytes]:
     return parts[0], 0, parts[1]
-
-
-GOOD_REPORT = '{"header":{"messageType":"statusReport","status":"good"},"payload":%s}'
-BAD_REPORT = GOOD_REPORT.replace("good", "bad")
-
-
-class TestOutcome:
-    @pytest.mark.parametrize(
-        ("body", "became"),
-        [
-            (GOOD_REPORT % '{"id":"x"}', ("delivered", {})),
-            (GOOD_REPORT % '{"recipients":{"bob":"sent"}}', ("sent", {})),
-            (GOOD_REPORT % '{"recipients":{"bob":"sent","al":"queued","eve":"delivered"}}', ("sent", {"queued": 1})),
-            (GOOD_REPORT % '{"recipients":{"bob":"queued","carol":"delivered"}}', ("queued", {"queued": 1})),
-            (GOOD_REPORT % '{"recipients":[]}', ("delivered", {})),
-            (GOOD_REPORT % "null", ("delivered", {})),
-            (BAD_REPORT % '{"id":"x","reason":"not-allowed"}', ("failed:not-allowed", {})),
-            (BAD_REPORT % '{"id":"x"}', ("failed:handler-failed", {})),
-            ('{"header":{"messageType":"statusReport","status":"bad"}}', ("failed:handler-failed", {})),
-            (BAD_REPORT % '{"reason":"made up","recipients":{}}', ("failed:handler-failed", {})),
-            (BAD_REPORT % '{"reason":5}', ("failed:handler-failed", {})),
-            (BAD_REPORT % '{"reason":"refused","note":"too\\u0000 many"}', ("failed:refused", {"note": "too many"})),
-            (BAD_REPORT % '{"reason":"refused","note":["too many"]}', ("failed:refused", {})),
-            (BAD_REPORT % '{"reason":"schema","note":"","recipients":{"t":"failed:schema"}}',
-             ("failed:schema", {"carried": True, "note": ""})),
-            (GOOD_REPORT % '{"note":"well done"}', ("delivered", {})),
-            (BAD_REPORT % '{"reason":"expired","recipients":{"bob":"queued","carol":"failed:expired"}}',
-             ("failed:expired", {"carried": True})),
-            ('{"header":{"messageType":"receivedMessage","status":"good"}}', None),
-            ('{"header":{"status":"0"}}', None),
-            ("nonsense", None),
-        ],
-    )  # fmt: skip
-    def test_outcome_is_read_from_a_report(self, body: str, became: tuple[str, dict[str, Any]] | None) -> None:
-        if became is not None:
-            became = became[0], {"reported": True} | became[1]
-        assert native.outcome(body.encode()) == became
-
-    def test_values_of_a_report_that_no_server_means_are_not_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A server chooses up to 16 MiB of them, which would take a second."""
-        monkeypatch.setattr(native, "_fields", None)
-        lists = b"[" + b"[]," * 100_000 + b"[]]"
-        report = BAD_REPORT.replace("%s", '{"reason":[%b],"note":%b,"recipients":%b}').encode()
-        assert native.outcome(report % (lists, lists, lists)) == ("failed:handler-failed", {"reported": True})
-        many = b"{" + b",".join(b'"%d":"queued"' % number for number in range(MAX_TARGETS + 1)) + b"}"
-        assert native.outcome(report % (b"1", b"1", many)) == (
-            "failed:handler-failed", {"reported": True, "carried": True}
-        )  # fmt: skip
-        assert native.is_object(b" {}") and not native.is_object(lists)
-
-    def test_as_many_outcomes_are_read_as_a_reply_has_targets(self) -> None:
-        many = ",".join(f'"{number}":"queued"' for number in range(MAX_TARGETS))
-        read = native.outcome((GOOD_REPORT % f'{{"recipients":{{{many}}}}}').encode())
-        assert read == ("queued", {"reported": True, "queued": MAX_TARGETS})

@@ -7,9 +7,10 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
-from bester.broker.wire.codec import LONG_BYTES, MAX_WEIGHT, decode
+from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import OP_OF, Malformed, Reply
 from bester.broker.wire.runs import MESSAGE_OF, SHORT_BYTES, read_in_parts
+from bester.broker.wire.unpacking import LONG_BYTES, MAX_WEIGHT
 
 PART = 7
 

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bester.broker.wire.codec import MAX_ITEMS, batches, decode, encode
+from bester.broker.wire.batches import batches
+from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.messages import INLINE_BYTES, MAX_BATCH, MAX_FRAME_BYTES, Command, Heartbeat, Reply, Request
 from bester.broker.wire.runs import FEW_KEYS, read_requests, write_replies
+from bester.broker.wire.unpacking import MAX_ITEMS
 from tests.unit.runs_stand import damaged, tokens, values
 
 META = {"id": "s1/b-1/7", "root": "s1/b-1/7", "origin": "s1", "scope": "client", "attempt": 1, "path": ["s1/a"]}

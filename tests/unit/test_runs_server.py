@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.broker.wire.codec import MAX_ITEMS, batches, decode, encode
+from bester.broker.wire.batches import batches
+from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.messages import (
     INLINE_BYTES,
     MAX_BATCH,
@@ -34,6 +35,7 @@ from bester.broker.wire.runs import (
     read_deliveries,
     write_run,
 )
+from bester.broker.wire.unpacking import MAX_ITEMS
 from tests.unit.runs_stand import damaged, tokens, values
 
 META = {"id": "s1/b-1/7", "root": "s1/b-1/7", "origin": "s1", "scope": "client", "attempt": 1, "path": []}

@@ -45,6 +45,15 @@ class Peer:
         self.sending.begin()
         self.sending.send(self.link, sent)
 
+    def fill(self) -> int:
+        """Send large requests until ZeroMQ has no room for one; return their number."""
+        count = 0
+        while self.link not in self.sending.full:
+            assert count < MOST
+            self.send(request(count, BODY))
+            count += 1
+        return count
+
     async def read(self, count: int) -> list[int]:
         """Return the tokens of so many requests that come."""
         found: list[int] = []
@@ -110,11 +119,7 @@ async def stand() -> AsyncIterator[Stand]:
 async def test_peer_that_reads_late_gets_all_in_order() -> None:
     async with stand() as here:
         peer = await here.peer()
-        count = 0
-        while peer.link not in here.sending.full:
-            assert count < MOST
-            peer.send(request(count, BODY))
-            count += 1
+        count = peer.fill()
         assert count > HIGH_WATER_MARK
         for _ in range(10):  # behind the first that had no room
             peer.send(request(count), request(count + 1))
@@ -143,11 +148,7 @@ async def test_peer_that_never_reads_is_lost_at_the_bound_and_what_had_no_room_i
 async def test_peer_that_goes_while_it_is_full_is_lost_with_what_had_no_room() -> None:
     async with stand() as here:
         peer = await here.peer()
-        count = 0
-        while peer.link not in here.sending.full:
-            assert count < MOST
-            peer.send(request(count, BODY))
-            count += 1
+        count = peer.fill()
         peer.socket.close()
         async with asyncio.timeout(DEADLINE_S):
             while not here.lost:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bester.broker.store import memory, postgres_reading, postgres_writing, reading, sqlite
+from bester.broker.store import memory_letters, postgres_reading, postgres_writing, reading, sqlite
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_requests import (
     Bury,
@@ -183,7 +183,7 @@ def heavy(id_: str, size: int) -> Bury:
 
 
 def test_heavy_dead_letters_go_oldest_first(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (memory, sqlite, postgres_writing):
+    for module in (memory_letters, sqlite, postgres_writing):
         monkeypatch.setattr(module, "LETTER_BYTES", 100)
     stand.write(heavy("a", 40), heavy("b", 40), heavy("c", 40))
     stand.write(PurgeOutcomes(0.0, 1000))
@@ -191,7 +191,7 @@ def test_heavy_dead_letters_go_oldest_first(stand: Stand, monkeypatch: pytest.Mo
 
 
 def test_bodies_read_at_once_are_bounded(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (memory, reading, postgres_reading):
+    for module in (memory_letters, reading, postgres_reading):
         monkeypatch.setattr(module, "READ_BYTES", 100)
     stand.write(heavy("a", 40), heavy("b", 40), heavy("heavy", 400))
     assert [each.id for each in stand.read(FindDeadLetters(None, None, 100))] == ["heavy"]

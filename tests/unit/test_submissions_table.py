@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.bridge import submissions
 from bester.bridge.frames import frame
-from bester.bridge.submissions import TRANSITIONS, Event, Submission
+from bester.bridge.submission import TRANSITIONS, Event, State, Submission
 from bester.broker.wire.messages import Report, Submit
 from tests.unit.bridge_stand import ListConnection, Scene
 
@@ -28,16 +27,16 @@ def good(*tokens: int) -> list[Report]:
     return [Report(token, 0, None, f"s/{token}", {}) for token in tokens]
 
 
-LIVING = [state for state in submissions.State if state is not submissions.State.ENDED]
+LIVING = [state for state in State if state is not State.ENDED]
 
 
-def submission(state: submissions.State) -> Submission:
+def submission(state: State) -> Submission:
     return Submission(Submit(1, 7, "t", b"1", {}), b'"i"', 260, 0.0, 7, state)
 
 
-@pytest.mark.parametrize("state", submissions.State)
+@pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("event", get_args(Event))
-def test_event_follows_the_table_and_an_illegal_one_raises(state: submissions.State, event: Event) -> None:
+def test_event_follows_the_table_and_an_illegal_one_raises(state: State, event: Event) -> None:
     message = submission(state)
     if (state, event) in TRANSITIONS:
         message.on(event)
@@ -51,14 +50,14 @@ def test_event_follows_the_table_and_an_illegal_one_raises(state: submissions.St
 def test_report_ends_a_message_in_every_state() -> None:
     """The hot path takes a reported message from the table and leaves the state of its record alone."""
     assert {state for state, event in TRANSITIONS if event == "reported"} == set(LIVING)
-    assert {after for (_, event), after in TRANSITIONS.items() if event == "reported"} == {submissions.State.ENDED}
+    assert {after for (_, event), after in TRANSITIONS.items() if event == "reported"} == {State.ENDED}
 
 
 def test_readme_shows_the_table_of_a_message() -> None:
     readme = (Path(__file__).parents[2] / "bridge" / "README.md").read_text(encoding="utf-8")
     section = readme.partition("## States of an unreported message\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([\w-]+) \| (\w+) \| ([\w-]+) \|", section, re.MULTILINE)
-    states = {(submissions.State(before), event): submissions.State(after) for before, event, after in rows[1:]}
+    states = {(State(before), event): State(after) for before, event, after in rows[1:]}
     assert states == TRANSITIONS
     assert len(rows) - 1 == len(TRANSITIONS)
 

@@ -169,10 +169,10 @@ class Connection(StandIn):
             self._cut = True
             self.on_lost()
 
-    def read(self, on: bool) -> None:
+    def set_reading(self, reading: bool) -> None:
         """Read on, or let the peer wait."""
-        self.reading = on
-        if on and self._held:
+        self.reading = reading
+        if reading and self._held:
             held, self._held = self._held, []
             for data in held:
                 self.world.after(0.0, partial(self._arrive_up, data))

@@ -18,7 +18,7 @@ from bester.bridge.confirmations import Confirmations
 from bester.bridge.frames import HEADER_BYTES, HEADERS, SHORT_BYTES
 from bester.bridge.outbound import Outbound
 from bester.bridge.ports import ClientConnection
-from bester.bridge.submissions import State, Submission
+from bester.bridge.submission import State, Submission
 from bester.broker.wire.messages import Deliver, Meta
 
 _SENT = State.SENT

@@ -16,7 +16,8 @@ from bester.bridge.backlog import Backlog
 from bester.bridge.broker_link import BrokerLink
 from bester.bridge.confirmations import Confirmations
 from bester.bridge.limits import Limits
-from bester.bridge.submissions import Submission, Submissions
+from bester.bridge.submission import Submission
+from bester.bridge.submissions import Submissions
 from bester.broker.wire.messages import Deliver, Meta
 
 MAX_BROKERS = 64

@@ -194,11 +194,11 @@ class Connection(asyncio.Protocol):
         else:
             transport.write_eof()
 
-    def read(self, on: bool) -> None:
+    def set_reading(self, reading: bool) -> None:
         """Resume or pause reading."""
-        self.reading = on
+        self.reading = reading
         if self._transport is not None and not self._transport.is_closing():
-            if on:
+            if reading:
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()

@@ -20,7 +20,7 @@ from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.senders import Sender
-from bester.bridge.submissions import Submission
+from bester.bridge.submission import Submission
 from bester.broker.wire.messages import Deliver
 
 Reporter = Callable[[int, int, str | None, str | None, dict[str, str] | None, float], None]

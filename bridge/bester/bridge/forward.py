@@ -1,36 +1,23 @@
 """Messages to servers that speak the native protocol: one connection, one message, one report.
 
-Connections are bounded in all, for each address, and in time. The outcome of a message is the other server's report;
-an end of the connection without a report is passed on as it is, and the broker decides:
-
-    sent                  the other end has read the message and closed in peace, without a report
-    failed:unreachable    with `unsent`: no connection was made, or TLS has failed (`why`), so nothing can have arrived
-    failed:unreachable    without `unsent`: the connection was cut, no report came in time, or the answer was not the
-                          native protocol (a proxy's error page, half a report, a report above the limit); the message
-                          may have arrived
-
-Connections to one address are opened in the order of the messages, as many at once as get through. A message to a host
-that is being looked up takes up no connection until the lookup has ended; where a lookup is impossible just now, the
-message fails at once.
+Connections are bounded in all, for each address, and in time; the end of each says what has become of its message
+(`conversation`). Connections to one address are opened in the order of the messages, as many at once as get through. A
+message to a host that is being looked up takes up no connection until the lookup has ended; where a lookup is
+impossible just now, the message fails at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import socket
 import ssl
-import struct
-import sys
-import termios
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
 
-from bester.bridge import native, native_writing
-from bester.bridge.frames import Splitter
+from bester.bridge import native_writing
+from bester.bridge.conversation import CUT, Conversation, Outcome
 from bester.bridge.limits import Limits
 from bester.bridge.openings import Openings
 from bester.bridge.standstill import Standstill
@@ -42,124 +29,18 @@ from bester.broker.tls_faults import TlsError
 from bester.broker.tls_stream import connect_tls
 from bester.broker.wire.address import HostPort, Network, canonical, is_neighbour, is_within, parse_host_port
 from bester.broker.wire.messages import Forward, Meta
-from bester.broker.wire.outcomes import SENT, failed
+from bester.broker.wire.outcomes import failed
 
-Outcome = tuple[str, Meta]
-"""Outcome of a message, and the meta of a Forwarded."""
-READ: Outcome = (SENT, {})
-CUT: Outcome = (failed("unreachable"), {})
 UNREACHABLE: Outcome = (failed("unreachable"), {"unsent": True})
 OVERLOADED: Outcome = (failed("overloaded"), {"unsent": True})
 REFUSED: Outcome = (failed("not-allowed"), {"unsent": True})
 UNWRITABLE: Outcome = (failed("malformed"), {"unsent": True})
-MAX_OTHER = 64
-"""Frames of a server before its report that are none: messages of its own may come first, and an answer without an end
-must cost its own message alone."""
-FIRST_LOOK_S = 0.001
-LAST_LOOK_S = 0.05
-"""No event tells that the other end has taken in the frame: the shell looks after the first time, then after twice as
-long each time, up to the second: a round trip on a local network, and one over continents."""
 LOG_S = 60.0
 """Time between two lines of the log on the same fault of TLS with the same server."""
 MAX_LOGGED = 256
 """Such faults remembered; the oldest is forgotten first, and may be logged once more."""
 
 log = logging.getLogger("bester.bridge")
-
-
-class _Conversation(asyncio.Protocol):
-    """A connection: writes one frame in `begin`, and reads until a status report comes or the peer ends. `through` is
-    called once, when the other end has taken in the frame."""
-
-    def __init__(self, limit_bytes: int, done: asyncio.Future[Outcome], through: Callable[[], None]) -> None:
-        self._splitter = Splitter(limit_bytes)
-        self._done = done
-        self._through: Callable[[], None] | None = through
-        self._transport: asyncio.Transport | None = None
-        self._loop = asyncio.get_running_loop()
-        self._look_s = FIRST_LOOK_S
-        self._looking: asyncio.TimerHandle | None = None
-        self._parted = False
-        self.fault: TlsError | None = None
-        self._foreign = False  # the peer does not speak the native protocol: a peaceful end proves nothing
-        self._others = 0  # frames that were no report
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
-        self._transport = transport
-
-    def begin(self, frame: bytes) -> None:
-        """Write the frame. Called by the task that waits for the connection: a connection that is given up in the
-        moment in which it is made has sent nothing."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame)
-            self._look()
-
-    def data_received(self, data: bytes) -> None:
-        """Take in bytes of the peer: the report on the message, or an answer that is none."""
-        self._is_through()  # a peer that answers has read
-        for body in self._splitter.feed(data):
-            outcome = native.outcome(body)
-            if outcome is not None:
-                self._end(outcome)
-                return
-            self._foreign = self._foreign or not native.is_object(body)
-            self._others += 1
-            if self._others >= MAX_OTHER:
-                break
-        if self._splitter.refused is not None or self._others >= MAX_OTHER:
-            self._end(CUT)
-
-    def eof_received(self) -> bool:
-        """Handle the end of the peer's stream: in peace, if the peer's system has taken in all of the frame; else
-        `_look` finds a reset."""
-        self._parted = True
-        if self._through is None:
-            self._end(self._peaceful())
-        return True
-
-    def _peaceful(self) -> Outcome:
-        """Return the outcome of a peaceful end: CUT where the peer does not speak the native protocol, or has sent a
-        part of a frame."""
-        cut_off = self._transport is not None and self._transport.get_extra_info("truncated") is True
-        return CUT if self._foreign or self._splitter.waiting_bytes or cut_off else READ
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.fault = exc if isinstance(exc, TlsError) else None
-        self._end(CUT)
-
-    def _look(self) -> None:
-        """Check whether the other end has taken in the frame; check again in a while if not."""
-        self._looking = None
-        if self._transport is None or self._transport.is_closing():
-            return
-        if self._parted and is_reset(self._transport):  # no event tells: after the end of its stream nothing is read
-            self._end(CUT)
-            return
-        if self._transport.get_write_buffer_size() or unacknowledged_bytes(self._transport):
-            self._looking = self._loop.call_later(self._look_s, self._look)
-            self._look_s = min(2 * self._look_s, LAST_LOOK_S)
-            return
-        self._is_through()
-        if self._parted:
-            self._end(self._peaceful())
-
-    def _is_through(self) -> None:
-        through, self._through = self._through, None
-        if through is not None:
-            through()
-
-    def _end(self, outcome: Outcome) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-        if not self._done.done():
-            self._done.set_result(outcome)
-        self.close()
-
-    def close(self) -> None:
-        """End the connection."""
-        if self._transport is not None:
-            self._transport.close()
 
 
 class _Queued:
@@ -353,16 +234,10 @@ class Forwarder:
             if refused is not None:
                 return refused
             done: asyncio.Future[Outcome] = loop.create_future()
-            make = partial(_Conversation, self._limits.forward_report, done, through)
-            patience_s = min(queued.connect_by - began_s, openings.patience_s)
-            context = self._tls(str(canonical(to)), queued.message.meta.get("tls") is True)
-            if context is None:
-                conversation = await connect(make, addresses, to.port, patience_s)
-            else:
-                shake_s = queued.connect_by - began_s
-                conversation = await connect_tls(
-                    make, addresses, to.port, patience_s, context, to.host, shake_s, self._turns
-                )
+            make = partial(Conversation, self._limits.forward_report, done, through)
+            left_s = queued.connect_by - began_s
+            tls = queued.message.meta.get("tls") is True
+            conversation = await self._connect(make, to, addresses, min(left_s, openings.patience_s), left_s, tls=tls)
             conversation.begin(self._marked(queued) or frame)
             async with asyncio.timeout_at(queued.deadline):
                 outcome = await done
@@ -386,6 +261,17 @@ class Forwarder:
                 openings.failed()
             if conversation is not None:
                 conversation.close()
+
+    async def _connect(
+        self, make: Callable[[], Conversation], to: HostPort, addresses: tuple[str, ...], patience_s: float,
+        shake_s: float, *, tls: bool,
+    ) -> Conversation:  # fmt: skip
+        """Connect to one of these addresses of a server: by TLS where `tls` or the configuration asks for it, with
+        `shake_s` for the handshake. Raises OSError."""
+        context = self._tls(str(canonical(to)), tls)
+        if context is None:
+            return await connect(make, addresses, to.port, patience_s)
+        return await connect_tls(make, addresses, to.port, patience_s, context, to.host, shake_s, self._turns)
 
     def _marked(self, queued: _Queued) -> bytes | None:
         """Return the frame of a message that the other end may have had meanwhile from another bridge of this server,
@@ -437,26 +323,6 @@ def is_own(address: str) -> bool:
             return str(probe.getsockname()[0]) == address
     except OSError:
         return False
-
-
-def unacknowledged_bytes(transport: asyncio.Transport) -> int:
-    """Return how many bytes of a connection the other end's system has not taken in yet; 0 where that is not known."""
-    if sys.platform != "linux":
-        return 0
-    connection: Any = transport.get_extra_info("socket")
-    try:
-        return int(struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
-    except (AttributeError, OSError, ValueError):
-        return 0
-
-
-def is_reset(transport: asyncio.Transport) -> bool:
-    """Return whether the other end's system has refused bytes of a connection."""
-    connection: Any = transport.get_extra_info("socket")
-    try:
-        return bool(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-    except (AttributeError, OSError, ValueError):
-        return True  # the socket is closed
 
 
 def _parsed(address: str) -> HostPort | None:

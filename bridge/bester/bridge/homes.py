@@ -13,7 +13,7 @@ from bester.bridge.brokers import Broker, Brokers
 from bester.bridge.ports import ClientConnection
 from bester.bridge.senders import Sender, Senders
 from bester.bridge.session import Session
-from bester.bridge.submissions import Submission
+from bester.bridge.submission import Submission
 from bester.bridge.window import Window
 from bester.broker.wire.messages import Open
 

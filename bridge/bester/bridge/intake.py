@@ -8,7 +8,7 @@ Costs are counted in units: one a frame, and one for each `UNIT_BYTES` of it. Th
 next, and gets a quantum of them. A sender that comes counts as one that has had a quantum less than those who always
 wait: a sender that says less than its share waits for no round of the others, and those who always wait have equal
 shares, also where they must wait for room in between. (This is start-time fair queueing: the units of those who always
-wait are those that the sender had whose turn it is. They grow by a small part of the units of senders that have
+wait are those that the sender had whose turn it is. These units grow by a small part of those of senders that have
 come, too, so that an endless row of newcomers is not always first.)
 
 Where the broker's credit is used up but for a little, only senders are served that come, or wait for the answer to each

@@ -1,4 +1,4 @@
-"""What has taken too long: connections, frames, readers, acknowledgements and messages, a few of them in a turn. Pure.
+"""Ends what has taken too long: connections, frames, readers, acknowledgements and messages, a few in a turn. Pure.
 
 Thousands of connections may come in one moment, and say nothing; their time is up in one moment then. To end them all
 in that turn would hold everybody up for a tenth of a second and more.

@@ -1,4 +1,5 @@
-"""The native protocol's JSON, read: frame bodies in, values out. The frames that go out are in `native_writing`.
+"""The native protocol's JSON, read: frame bodies in, values out. Reports are read in `native_reports`, and the frames
+that go out are written in `native_writing`.
 
 `data` is never decoded, and neither is a client's `id`: the text is cut out of its frame, byte by byte. No input from a
 peer raises.
@@ -11,28 +12,25 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Raw
 
-from bester.broker.wire.codes import CODES
 from bester.broker.wire.json_text import (
     LONG_BYTES,
     SHALLOW_BYTES,
     TOO_DEEP,
     UNPAIRED,
-    has_more_values,
     is_json_but_for_surrogates,
     is_utf8,
     paired,
     too_deep,
     with_unpaired,
 )
-from bester.broker.wire.messages import MAX_DEDUP, MAX_TARGETS, MAX_TOKEN, MAX_TTL_S, Meta
-from bester.broker.wire.notes import safe_note
-from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT, failed
+from bester.broker.wire.messages import MAX_DEDUP, MAX_TOKEN, MAX_TTL_S, Meta
 from bester.broker.wire.traceparent import sound
 
 NULL = b"null"
 AUTH_ID = b'"auth_special"'
 """The id in an answer to a first frame."""
-_BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
+BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
+"""Errors of the decoder for a text that is no JSON, or not what is meant."""
 _text = msgspec.json.Encoder().encode
 
 
@@ -162,7 +160,7 @@ def later(body: bytes) -> Sent | Fault:
         if header is not None and header.traceparent is not None and (parent := sound(header.traceparent)) is not None:
             meta = meta | {"traceparent": parent}
         return Sent(payload.type, data, id_, meta)
-    except _BAD_JSON:
+    except BAD_JSON:
         return _unreadable(body)
 
 
@@ -185,7 +183,7 @@ def _unreadable(body: bytes) -> Fault:
     be read at all; any other fault concerns one message alone."""
     try:
         _skip(body)
-    except _BAD_JSON as error:
+    except BAD_JSON as error:
         return _unpaired(body) or Fault(NULL, True, f"not JSON: {error}")
     if not is_utf8(body):
         return Fault(NULL, True, "not UTF-8")
@@ -193,7 +191,7 @@ def _unreadable(body: bytes) -> Fault:
         return Fault(NULL, True, "not a JSON object")
     try:
         id_ = bytes(_id_only(body).payload.id)
-    except _BAD_JSON:
+    except BAD_JSON:
         id_ = NULL
     return Fault(
         id_ if id_[0] == 0x22 else NULL, False, "a payload holds a type (a string), data, an id, no wrong option"
@@ -225,7 +223,7 @@ def _unpaired_long(body: bytes) -> Fault | None:
         return None
     try:
         id_ = bytes(_id_only(paired(body)).payload.id)
-    except _BAD_JSON:
+    except BAD_JSON:
         id_ = NULL
     return Fault(id_ if id_[0] == 0x22 and rb"\ue" not in id_ else NULL, False, UNPAIRED)
 
@@ -234,7 +232,7 @@ def first(body: bytes) -> Client | Server | Fault:
     """Read the first frame of a connection: a client's login, another server's message, or a fault."""
     try:
         top = _first(body)
-    except _BAD_JSON:
+    except BAD_JSON:
         return _unreadable(body)._replace(fatal=True)
     if not is_utf8(body):
         return Fault(NULL, True, "not UTF-8")
@@ -247,7 +245,7 @@ def first(body: bytes) -> Client | Server | Fault:
         return sent._replace(fatal=True) if isinstance(sent, Fault) else Server(sent, _claims(header))
     try:
         login = _login(header["authentication"])
-    except (KeyError, *_BAD_JSON):
+    except (KeyError, *BAD_JSON):
         login = _Login("", "")
     if not login.username or not login.password:
         return Fault(AUTH_ID, True, "no user name and password", "authentication-failed")
@@ -261,14 +259,14 @@ def first(body: bytes) -> Client | Server | Fault:
 def _object(raw: Raw) -> dict[str, Raw] | None:
     try:
         return _fields(raw)
-    except _BAD_JSON:
+    except BAD_JSON:
         return None
 
 
 def _str(raw: Raw | None) -> str | None:
     try:
         return None if raw is None else _string(raw)
-    except _BAD_JSON:
+    except BAD_JSON:
         return None
 
 
@@ -294,7 +292,7 @@ def _claims(header: dict[str, Raw]) -> Meta:
         if key in header:
             try:
                 claims[key] = msgspec.json.decode(header[key], type=kind)
-            except _BAD_JSON:
+            except BAD_JSON:
                 continue
     if "lane" in claims:
         claims["lane"] = list(claims["lane"])  # as the fabric writes it
@@ -317,7 +315,7 @@ def builtin(data: bytes) -> Builtin | None:
     """Return the command in a builtin message's data; None where there is none."""
     try:
         command = _builtin(data).command
-    except _BAD_JSON:
+    except BAD_JSON:
         return None
     return Builtin(command.type, bytes(command.data))
 
@@ -331,7 +329,7 @@ def texts(data: bytes) -> list[str] | None:
     """Return the values of a JSON array of strings; None where the text is none."""
     try:
         return _strings(data)
-    except _BAD_JSON:
+    except BAD_JSON:
         return None
 
 
@@ -347,79 +345,6 @@ def passwords(data: bytes) -> tuple[str, str] | None:
     """Return the old and the new password of a `passwd` command; None where the text has none."""
     try:
         both = _passwords(data)
-    except _BAD_JSON:
+    except BAD_JSON:
         return None
     return both.old, both.new
-
-
-class _ReportHeader(msgspec.Struct, gc=False):
-    status: str
-    messageType: str  # noqa: N815 (the protocol's spelling)
-
-
-class _ReportPayload(msgspec.Struct, gc=False):
-    reason: Raw = Raw(NULL)
-    note: Raw = Raw(NULL)
-    recipients: Raw = Raw(NULL)
-
-
-class _Report(msgspec.Struct, gc=False):
-    header: _ReportHeader
-    payload: Raw = Raw(NULL)
-
-
-_report = msgspec.json.Decoder(_Report).decode
-_report_payload = msgspec.json.Decoder(_ReportPayload).decode
-
-
-def outcome(body: bytes) -> tuple[str, Meta] | None:
-    """Return the outcome of a forwarded message by another server's report, and the meta of a Forwarded; None where the
-    frame is no status report. Named recipients show that the handler's commands were carried out there. The worst of
-    their outcomes counts: `sent` at a server behind that one is `sent` here as well."""
-    try:
-        answer = _report(body)
-    except _BAD_JSON:
-        return None
-    if answer.header.messageType != "statusReport":
-        return None
-    try:
-        payload = _report_payload(answer.payload)
-    except _BAD_JSON:
-        payload = _ReportPayload()
-    outcomes = _recipients(payload.recipients)
-    meta: Meta = {"reported": True}
-    if answer.header.status == "good":
-        queued = outcomes.count(QUEUED)
-        if queued:
-            meta["queued"] = queued
-        return SENT if SENT in outcomes else QUEUED if queued else DELIVERED, meta
-    if outcomes:
-        meta["carried"] = True
-    reason = _str(payload.reason)
-    note = _str(payload.note)
-    if note is not None:
-        meta["note"] = safe_note(note)  # the original may be as long as a frame
-    return failed(reason if reason is not None and reason in CODES else "handler-failed"), meta
-
-
-def _recipients(text: Raw) -> list[str | None]:
-    """Return the outcomes that a report names; one that is no text is None, and of a report with more recipients than a
-    reply may have, only one outcome is told. A server chooses what stands here, up to many megabytes."""
-    json = bytes(text)
-    if json[:1] != b"{":
-        return []
-    if has_more_values(json, MAX_TARGETS + 1, 0):
-        return [None]
-    try:
-        return [_str(each) for each in _fields(text).values()]
-    except _BAD_JSON:
-        return []
-
-
-def is_object(body: bytes) -> bool:
-    """Return whether a frame holds a JSON object, as every frame of the native protocol does."""
-    try:
-        _skip(body)
-    except _BAD_JSON:
-        return False
-    return body.lstrip()[:1] == b"{"

@@ -23,7 +23,7 @@ from bester.broker.tls_stream import TlsStream
 PLAIN_ANSWER = native_writing.refused("tls-required")
 """Answer to plain text at a listener of TLS."""
 PLAIN_HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 21\r\n\r\nuse wss:// (TLS) here"
-"""The same at a listener of WebSockets over TLS."""
+"""Answer to plain HTTP at a listener of WebSockets over TLS."""
 
 log = logging.getLogger("bester.bridge")
 

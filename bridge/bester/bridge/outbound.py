@@ -69,7 +69,7 @@ class Outbound:
         self._wake = wake
         self._rest_bytes = min(REST_BYTES, self._room // 4)
         self._groups: dict[int, _Group] = {}  # by the first session of the user
-        self._served: set[int] = set()  # users, so named, who had a group in the turn before
+        self._served: set[int] = set()  # users, by first session, who had a group in the turn before
         self._part = 0
         self._dirty: deque[ClientConnection] = deque()
         self._late = InTurn()  # dirty ones that an earlier turn has left

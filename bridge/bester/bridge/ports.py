@@ -63,7 +63,7 @@ class ClientConnection(Protocol):
     dirty: bool
     """Note of the bridge: the connection is in a list for the next flushes."""
     reading: bool
-    """The connection reads; the bridge changes this by `read`."""
+    """The connection reads; the bridge changes this by `set_reading`."""
     abort_code: str | None
     """Code of the reason why the connection was aborted."""
     stalled_since: float
@@ -73,7 +73,7 @@ class ClientConnection(Protocol):
         """Hand a chunk of the queued frames to the socket; end the connection where the session is closing and
         everything is sent. Return whether there is more that the socket may take."""
 
-    def read(self, on: bool) -> None:
+    def set_reading(self, reading: bool) -> None:
         """Resume or pause reading."""
 
     def unsent_bytes(self) -> int:

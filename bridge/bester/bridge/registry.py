@@ -132,7 +132,7 @@ class Registry:
         return True
 
     def log_out(self, session: Session) -> None:
-        """Make the connection a target no longer."""
+        """Remove a connection from the targets."""
         if self.targets.pop(session.number, None) is not None and session.user is not None:
             _count_down(self._users, session.user)
 

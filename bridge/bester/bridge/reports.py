@@ -11,7 +11,8 @@ from bester.bridge.outbound import Outbound
 from bester.bridge.ports import ClientConnection
 from bester.bridge.states import State
 from bester.bridge.steps import Step
-from bester.bridge.submissions import Submission, Submissions
+from bester.bridge.submission import Submission
+from bester.bridge.submissions import Submissions
 
 _OPEN = State.OPEN
 

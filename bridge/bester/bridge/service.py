@@ -277,6 +277,22 @@ def _notice(text: str) -> None:
     log.warning("%s", text, extra=facts("broker-link"), stacklevel=2)
 
 
+def _shell(loop: asyncio.AbstractEventLoop, turn: Turn, first_frames: FirstFrames) -> Shell:
+    """Return the loop, the turn and the log, as the core of a bridge calls them."""
+    return Shell(
+        clock=time.monotonic,  # a uvloop loop's own stands still within a turn, which budgets of a turn measure
+        soon=turn.soon,
+        later=loop.call_soon,
+        reading=turn,
+        brief=turn.brief,
+        first_frame_bytes=first_frames.limit_bytes,
+        in_doubt=first_frames.is_in_doubt,
+        on_doubt=first_frames.put_off,
+        ended=_on_ended,
+        notice=_notice,
+    )
+
+
 @contextlib.asynccontextmanager
 async def serving(
     config: Config,
@@ -299,22 +315,7 @@ async def serving(
     limits = limits_of(config)
     looked_up = names or Names()
     first_frames = FirstFrames(config, limits, Followed(config.native_hosts, looked_up))
-    bridge = Bridge(
-        limits,
-        Shell(
-            clock=time.monotonic,  # a uvloop loop's own stands still within a turn, which budgets of a turn measure
-            soon=turn.soon,
-            later=loop.call_soon,
-            reading=turn,
-            brief=turn.brief,
-            first_frame_bytes=first_frames.limit_bytes,
-            in_doubt=first_frames.is_in_doubt,
-            on_doubt=first_frames.put_off,
-            ended=_on_ended,
-            notice=_notice,
-        ),
-        brokers=brokers,
-    )
+    bridge = Bridge(limits, _shell(loop, turn, first_frames), brokers=brokers)
     standstill = Standstill(with_sleep())
     forwarder = Forwarder(
         limits, bridge.forwards.on_forwarded, looked_up, certificates.of_server, config.reachable, bridge.reached,

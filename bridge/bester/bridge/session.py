@@ -21,9 +21,10 @@ from bester.bridge.meter import Meter
 from bester.bridge.senders import FREE_COPIES, MOST_CHARGED
 from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, Event, State
 from bester.bridge.steps import Doubted, SpokeTls, Step, guesser, nothing, refusal
-from bester.bridge.submissions import Submission
+from bester.bridge.submission import Submission
 from bester.bridge.window import OVERHEAD_BYTES, Window
-from bester.broker.wire.messages import MAX_TYPE, RESERVED_TYPES, Close, Login, Meta, Report, Submit
+from bester.broker.wire.messages import MAX_TYPE, Close, Login, Meta, Report, Submit
+from bester.broker.wire.type_names import RESERVED_TYPES
 
 ALL = 1 << 62
 """Ration without a bound."""

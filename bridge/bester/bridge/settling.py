@@ -59,7 +59,7 @@ class Settling:
         if out.taken_bytes != out.sent_bytes and out.queued_bytes >= self._out_pause:
             wants = False
         if wants is not connection.reading:
-            connection.read(wants)
+            connection.set_reading(wants)
 
     def _settle_state(self, connection: ClientConnection, session: Session) -> None:
         self._registry.on_state(connection)

@@ -54,13 +54,7 @@ def run_bridge(
                 listen, name, at = ", ".join(service.addresses), links[0].link_client.hello.name, ", ".join(endpoints)
                 fields = facts("bridge-started", name=name, listen=listen, broker=at)
                 log.info("%s on %s, broker at %s", name, listen, at, extra=fields)
-                async with asyncio.TaskGroup() as group:
-                    announcing = group.create_task(_announce(service, lifeline.ready if lifeline else on_ready))
-                    stopping = group.create_task(stop.wait())
-                    over = group.create_task(_all_over(links))
-                    await asyncio.wait((stopping, over), return_when=asyncio.FIRST_COMPLETED)
-                    for task in (announcing, stopping, over):
-                        task.cancel()
+                await _until_over(service, links, stop, lifeline.ready if lifeline else on_ready)
                 if not await service.drain():
                     fields = facts("drain-timeout", drain_s=DRAIN_S)
                     log.warning("messages were still under way; their senders got `timeout`", extra=fields)
@@ -98,6 +92,19 @@ async def _announce(service: Service, on_ready: Callable[[list[str]], None]) -> 
     """Call `on_ready` when a broker has answered: until then logins are refused."""
     await service.has_broker.wait()
     on_ready(service.addresses)
+
+
+async def _until_over(
+    service: Service, links: Sequence[FabricLink], stop: asyncio.Event, on_ready: Callable[[list[str]], None]
+) -> None:
+    """Wait until `stop` is set, or every link has ended for good; announce the bridge meanwhile."""
+    async with asyncio.TaskGroup() as group:
+        announcing = group.create_task(_announce(service, on_ready))
+        stopping = group.create_task(stop.wait())
+        over = group.create_task(_all_over(links))
+        await asyncio.wait((stopping, over), return_when=asyncio.FIRST_COMPLETED)
+        for task in (announcing, stopping, over):
+            task.cancel()
 
 
 async def _all_over(links: Sequence[FabricLink]) -> None:

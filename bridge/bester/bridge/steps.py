@@ -20,7 +20,7 @@ class Acknowledged(NamedTuple):
 
 
 class NewPassword(NamedTuple):
-    """Wish of a client for another password, counted as a question. It is never shown."""
+    """Wish of a client for another password, counted as a question. The passwords are never shown."""
 
     question: Question
     old: str

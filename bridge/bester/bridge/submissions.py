@@ -15,16 +15,13 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from enum import Enum
-from typing import Literal
-
-import msgspec
 
 from bester.bridge.broker_link import BrokerLink
 from bester.bridge.credit import Credit
 from bester.bridge.inspection import SubmissionsState
 from bester.bridge.limits import Limits
 from bester.bridge.senders import Sender
+from bester.bridge.submission import State, Submission, again
 from bester.broker.wire.messages import Close, Meta, Open, Submit
 
 ROOM = 64
@@ -40,69 +37,8 @@ AT_ONCE = 256
 """Messages handed to the link in one piece: those that the link does not take stay held."""
 
 
-class State(Enum):
-    HELD = (
-        "held"  # not on the link: there is no broker, no room, no credit, or the link was lost with the message on it
-    )
-    SENT = "sent"  # on the link, and not reported
-    HELD_DEPARTED = "held-departed"  # held, and the client has gone
-    SENT_DEPARTED = "sent-departed"  # sent, and the client has gone
-    ENDED = "ended"  # out of the table; a report on it changes nothing
-
-
-Event = Literal["refused", "sent", "lost", "reported", "departed", "dropped"]
-
-# Events of an unreported message, and the state that follows. An event that is not listed for a state is a fault of
-# the bridge, and raises. A message begins as `sent`: the link is offered every new message in the same call, and
-# seldom refuses.
-#
-#   refused    the link did not take the message: there is no broker, no room, no credit, or older messages are held
-#   sent       the link has taken a held message
-#   lost       the link with the message on it is lost: the next time counts as another attempt
-#   reported   the broker has reported, or the bridge itself does (`timeout`, `unreachable`)
-#   departed   the client has gone, and its message is kept
-#   dropped    the client has gone, and there is no room for its message among the departed
-TRANSITIONS: dict[tuple[State, Event], State] = {
-    (State.HELD, "sent"): State.SENT,
-    (State.HELD, "reported"): State.ENDED,
-    (State.HELD, "departed"): State.HELD_DEPARTED,
-    (State.HELD, "dropped"): State.ENDED,
-    (State.SENT, "refused"): State.HELD,
-    (State.SENT, "lost"): State.HELD,
-    (State.SENT, "reported"): State.ENDED,
-    (State.SENT, "departed"): State.SENT_DEPARTED,
-    (State.SENT, "dropped"): State.ENDED,
-    (State.HELD_DEPARTED, "sent"): State.SENT_DEPARTED,
-    (State.HELD_DEPARTED, "reported"): State.ENDED,
-    (State.SENT_DEPARTED, "lost"): State.HELD_DEPARTED,
-    (State.SENT_DEPARTED, "reported"): State.ENDED,
-}
-
 _SENT = State.SENT
 _HELD_DEPARTED = State.HELD_DEPARTED
-
-
-class Submission(msgspec.Struct, eq=False, gc=False):  # plain values alone: no cycle to collect
-    """Unreported message. `id` is the JSON text that the client reads in its report, `size` in bytes counts everything
-    that the message costs, `since_s` is the time of its arrival. `session` is the number of the session that gets the
-    report, `user` and `account` those of a client that has gone (None of another server)."""
-
-    submit: Submit
-    id: bytes
-    size: int
-    since_s: float
-    session: int
-    state: State = _SENT
-    user: str | None = None
-    account: str | None = None
-
-    def on(self, event: Event) -> None:
-        """Change to the state that follows `event`. Raises AssertionError for an event that the table does not list for
-        the state."""
-        state = TRANSITIONS.get((self.state, event))
-        if state is None:
-            raise AssertionError(f"a message that is {self.state.value} cannot be {event}: {self.submit[:3]}")
-        self.state = state
 
 
 class Submissions:
@@ -147,7 +83,7 @@ class Submissions:
         self.size_bytes = 0
         self.credit = Credit()
         self._stuck_count = self._stuck_bytes = 0  # sent messages of stuck types, beside the credit
-        self._claim = self._claim_bytes = 0  # messages that the broker still counts, where it has lowered the credit
+        self._claim = self._claim_bytes = 0  # messages that a broker which has lowered its credit still counts
         self._most_sent, self._most_sent_bytes = self.credit.messages, self.credit.size_bytes
         self.most = limits.held_messages
         self.most_bytes = limits.held_bytes
@@ -253,8 +189,8 @@ class Submissions:
         return True
 
     def _count_stuck(self) -> None:
-        """Count the sent messages of stuck types. They leave the credit to other types, but not more than there is
-        credit: the broker holds twice its credit at most."""
+        """Count the sent messages of stuck types. Such messages leave the credit to other types, but not more than
+        there is credit: the broker holds twice its credit at most."""
         credit, stuck = self.credit, self.credit.stuck
         sizes = [
             submission.size
@@ -295,7 +231,7 @@ class Submissions:
         return credit.report(sent, sent_bytes, more=more or bool(self._held), crowd=crowd)
 
     def release(self, submission: Submission) -> None:
-        """Count a reported message out, which is no longer in the table."""
+        """Count a reported message out, which has left the table."""
         submission.on("reported")
         self._forget(submission)
 
@@ -356,7 +292,7 @@ class Submissions:
         for submission in self.by_token.values():
             if submission.state is _SENT or submission.state is State.SENT_DEPARTED:
                 submission.on("lost")
-                submission.submit = _again(submission.submit)
+                submission.submit = again(submission.submit)
         self._held = OrderedDict(self.by_token)
         self._held_bytes = sum(submission.size for submission in self.by_token.values())
         self._closes.clear()
@@ -435,8 +371,3 @@ class Submissions:
                     break
                 tokens.append(token)
         return tokens
-
-
-def _again(submit: Submit) -> Submit:
-    """Return the next attempt at a message that was sent and not reported."""
-    return submit._replace(meta={**submit.meta, "attempt": submit.meta.get("attempt", 1) + 1})

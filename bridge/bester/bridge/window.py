@@ -11,7 +11,8 @@ from typing import NamedTuple
 from bester.bridge import native_writing
 from bester.bridge.limits import Limits
 from bester.bridge.senders import Sender
-from bester.bridge.submissions import State, Submission, Submissions
+from bester.bridge.submission import State, Submission
+from bester.bridge.submissions import Submissions
 
 FEW, FEW_BYTES = 16, 16 * 1024
 """Room among all below which a sender makes use of the rest of a fair share: a run of few messages costs nearly as much

@@ -176,9 +176,10 @@ class _Workers:
         mine, its = socket.socketpair()
         with mine, its:
             descriptors.require(descriptors.OF_A_CHILD)
+            # In a session of its own: Ctrl-C at a terminal is for the parent, which ends the workers.
             process = await asyncio.create_subprocess_exec(
                 *self._command, "--child", str(index), stdin=its.fileno(), start_new_session=True
-            )  # in a session of its own: Ctrl-C at a terminal is for the parent, which ends the workers
+            )
             its.close()
             self._running[index] = process
             mine.setblocking(False)

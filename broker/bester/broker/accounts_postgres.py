@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 
 from bester.broker import postgres
-from bester.broker.accounts import (
+from bester.broker.logs import facts
+from bester.broker.postgres import Database
+from bester.broker.postgres_schema import ACCOUNTS_CHANGED, migrate
+from bester.broker.users import (
     Account,
     change_password,
     check_name,
@@ -27,9 +30,6 @@ from bester.broker.accounts import (
     no_account,
     password_fault,
 )
-from bester.broker.logs import facts
-from bester.broker.postgres import Database
-from bester.broker.postgres_schema import ACCOUNTS_CHANGED, migrate
 from bester.broker.verifying import NO_PASSWORD, WRONG, Verdict, Verifying
 from bester.broker.wire.codes import BesterError
 

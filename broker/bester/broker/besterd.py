@@ -28,7 +28,7 @@ from bester.broker.config_paths import directory_of
 from bester.broker.toml_table import Source, nearest, one_line
 from bester.broker.wire.address import HostPort, parse_host_port
 from bester.broker.wire.codes import ConfigError
-from bester.broker.wire.messages import type_fault
+from bester.broker.wire.type_names import type_fault
 
 INFORMER = "bInformer"
 """Name of the informer's socket, as handlers made for besterd expect."""

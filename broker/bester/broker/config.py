@@ -17,7 +17,7 @@ from bester.broker.postgres import Database
 from bester.broker.store_requests import Bounds
 from bester.broker.wire.address import PATH_BYTES, HostPort, Network, is_loopback
 from bester.broker.wire.codes import ConfigError
-from bester.broker.wire.messages import AUTH_TYPE
+from bester.broker.wire.type_names import AUTH_TYPE
 
 NAME_LIMIT = 100
 """Characters of a server's or handler's name: names travel in every message id and path."""

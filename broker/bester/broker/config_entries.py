@@ -13,7 +13,8 @@ from bester.broker.config_paths import Paths
 from bester.broker.toml_table import Source, Table, nearest
 from bester.broker.wire.address import parse_host_port
 from bester.broker.wire.keys import must_encrypt, parse_key
-from bester.broker.wire.messages import AUTH_TYPE, COMMANDS, type_fault
+from bester.broker.wire.messages import COMMANDS
+from bester.broker.wire.type_names import AUTH_TYPE, type_fault
 
 MAX_WORKERS = 256
 """Processes of one handler; more than any machine runs well."""

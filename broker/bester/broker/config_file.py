@@ -34,7 +34,8 @@ from bester.broker.store_requests import Bounds
 from bester.broker.toml_table import NO_HINTS, Source, Table
 from bester.broker.wire.address import HostPort, is_loopback, parse_host_port, parse_network, parse_origin
 from bester.broker.wire.keys import parse_key
-from bester.broker.wire.messages import MAX_BODY_BYTES, type_fault
+from bester.broker.wire.messages import MAX_BODY_BYTES
+from bester.broker.wire.type_names import type_fault
 
 FILE = Path("bester.toml")
 """Default file of every command, if present."""

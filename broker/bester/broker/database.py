@@ -145,9 +145,8 @@ def create(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
         with closing(sqlite3.connect(new, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode = WAL").close()  # now, as this needs room
             fill(db)
-            db.execute(
-                "PRAGMA wal_checkpoint(TRUNCATE)"
-            ).close()  # `close` does so, too, and tells nobody of a full disk
+            # `close` does so, too, and tells nobody of a full disk.
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
         with contextlib.suppress(FileExistsError):
             put(new, real)
     finally:

@@ -1,35 +1,28 @@
 """Connecting side of a link to a broker: the one shell that the broker, bridges and handlers share.
 
 All messages sent in one turn of the loop leave as one batch a destination, in the turn in which the messages before
-them came; a handler's answers leave before its socket is asked for more. ZeroMQ is given addresses, never names: its
-lookups would block the thread that moves all its bytes, and its end. This module decides nothing: the LinkClient does,
-and messages go to callbacks.
+them came; a handler's answers leave before its socket is asked for more. A Dialer connects the sockets. This module
+decides nothing: the LinkClient does, and messages go to callbacks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import zmq
 
-from bester.broker.descriptors import SCARCE
-from bester.broker.fabric_socket import FabricSocket, Frames, SharedSocket, new_context
+from bester.broker.fabric_dialer import Dialer
+from bester.broker.fabric_socket import FabricSocket, Frames, SharedSocket
 from bester.broker.keys import LinkKeys
-from bester.broker.lookups import PATIENCE_S
-from bester.broker.monitor import CONNECTING, event_of, greet
-from bester.broker.names import find, numeric, reason
 from bester.broker.turn import Turn
-from bester.broker.wire.address import HostPort, parse_endpoint
-from bester.broker.wire.codec import batches, decode, decode_together, fault
+from bester.broker.wire.batches import batches, fault
+from bester.broker.wire.codec import decode, decode_together
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step, StepEvent
 from bester.broker.wire.messages import MAX_FRAME_BYTES, Heartbeat, Malformed, Message
-from bester.broker.wire.trouble import Attempt, Found
 from bester.broker.wire.unsendable import expected_answer, substitute
 
 MAX_QUEUED = 65536
@@ -40,10 +33,6 @@ a broker that asks for more, and reads none, is given up."""
 STUCK_RETRY_S = 0.01
 CLOSING_LINGER_MS = 500
 """Time to send the last messages of a link that closes."""
-FIRST_RECONNECT_MS = 1
-LAST_RECONNECT_MS = 200
-"""Bounds of ZeroMQ's doubling back-off. The first attempt tells that a broker is dead, where nothing listens any more:
-its users wait for that attempt, and are served by another broker afterwards."""
 _NOT_YET = (State.DOWN, State.GREETING)
 _HEARTBEAT: Frames = next(iter(batches([Heartbeat()])))
 
@@ -93,8 +82,6 @@ class FabricLink:
         self._on_unsendable = on_unsendable
         self.trouble = ""
         """Why there is no link, in words for people; empty while there is one."""
-        self._keys = keys
-        self._called = called
         self._most_values = most_values
         self._kind: type[FabricSocket] = SharedSocket if shared else FabricSocket
         self._on_messages = on_messages
@@ -102,63 +89,45 @@ class FabricLink:
         self._pack = pack
         self._on_ready = on_ready
         self._on_lost = on_lost
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._dialer = Dialer(
+            endpoint, self._new_socket, self._on_socket, self._on_no_socket, self._on_handshake_failed,
+            self._on_nobody_there, is_wanted=lambda: link_client.state is State.DOWN, keys=keys, called=called,
+        )  # fmt: skip
         self._closing = asyncio.Lock()
         self._socket: FabricSocket | None = None
-        self._attempt = Attempt(endpoint, called)
-        self._probe: asyncio.Task[None] | None = None
         self._queue: list[Message] = []
         self._stuck: deque[Frames] = deque()
         self._turn = turn or Turn()
         self._flushes = False  # at the end of this turn
-        self._is_reading = False  # `_send_answers` comes
+        self._is_reading = False  # messages are being read: `_send_answers` sends what is queued meanwhile
         self._most_bytes = MAX_FRAME_BYTES
         """Limit on a body: the broker's for a handler; other roles check bodies where they enter."""
-        self._retry_handle: asyncio.TimerHandle | None = None  # of a flush that has found no room
+        self._retry_handle: asyncio.TimerHandle | None = None  # of the next try of a flush that has found no room
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._over: asyncio.Event = asyncio.Event()
-        self._lookup: asyncio.Task[None] | None = None
-        self._opened = 0  # number of sockets so far: the addresses of a name are tried in turn
 
     def start(self) -> None:
         """Connect on the running loop; return at once, as `on_ready` reports the broker's answer. Raises OSError where
         the system has no descriptors for it, and zmq.ZMQError for an endpoint that ZeroMQ does not take; after
         `reserve`, neither."""
         self._loop = asyncio.get_running_loop()
-        if self._context is None:
-            self._context = new_context()
         if self._socket is not None:
-            self._on_connected(self._socket)
+            self._on_socket(self._socket)
         else:
-            self._begin(is_first=True)
+            self._dialer.dial(is_first=True)
 
     def reserve(self) -> None:
         """Do all of `start` that can fail: connect the first socket, for `start` in the same turn of the loop. An
         endpoint with a name is looked up by `start`, so that only its descriptors are opened here. Raises as `start`
         does."""
         self._loop = asyncio.get_running_loop()
-        self._context = new_context()
-        try:
-            tcp = _tcp_of(self.endpoint)
-            if tcp is None:
-                self._socket = self._connect(self.endpoint)
-            elif addresses := numeric(tcp.host)[:1]:
-                self._socket = self._connect(f"tcp://{tcp._replace(host=addresses[0])}")
-            else:
-                self._context.socket(zmq.DEALER).close(linger=0)  # a context's threads begin with its first socket
-        except zmq.ZMQError as error:
-            self.release()
-            if error.errno not in SCARCE:
-                raise
-            raise OSError(error.errno, error.strerror) from None
+        self._socket = self._dialer.reserve()
 
     def release(self) -> None:
         """Close what `reserve` has opened, of a link that is not started."""
         self._shut()
-        if self._context is not None:
-            self._context.term()
-            self._context = None
+        self._dialer.release()
 
     def send(self, message: Message) -> bool:
         """Queue a message for this turn's batch. Return False without a link or above MAX_QUEUED."""
@@ -224,7 +193,7 @@ class FabricLink:
 
     def retry(self) -> None:
         """Try at once to connect, where the link is down and waits for its next attempt."""
-        if self.link_client.state is State.DOWN and self._lookup is None and self._timer is not None:
+        if self.link_client.state is State.DOWN and not self._dialer.is_looking_up and self._timer is not None:
             self.link_client.retry_at = self._loop.time()
             self._set_timer(self.link_client.retry_at)
 
@@ -240,26 +209,19 @@ class FabricLink:
     async def close(self, timeout_s: float = 5.0) -> None:
         """Leave, unless already done, send queued messages and close the socket. A second call waits for the first."""
         async with self._closing:
-            if self._context is not None:
-                await self._close(self._context, timeout_s)
+            if self._dialer.is_open:
+                await self._close(timeout_s)
 
-    async def _close(self, context: zmq.Context[zmq.Socket[bytes]], timeout_s: float) -> None:
+    async def _close(self, timeout_s: float) -> None:
         if not self._over.is_set():
             await self.leave(timeout_s)
         if self._socket is not None:
             self._flush()
             self._socket.socket.linger = CLOSING_LINGER_MS
         self._shut()
-        for task in (self._lookup, self._probe):
-            if task is not None:
-                task.cancel()
         if self._timer is not None:
             self._timer.cancel()
-        self._context = None
-        try:
-            await asyncio.to_thread(context.term)
-        except RuntimeError:  # the system has no thread for it; then the loop waits, as long as the socket lingers
-            context.term()
+        await self._dialer.close()
 
     @property
     def over(self) -> asyncio.Event:
@@ -269,97 +231,33 @@ class FabricLink:
 
     # --- the socket and its timers ---
 
-    def _begin(self, *, is_first: bool = False) -> None:
-        """Connect a new socket, after the lookup of a name in the endpoint. Raises zmq.ZMQError as `_open` does."""
-        tcp = _tcp_of(self.endpoint)
-        if tcp is None:
-            self._open(self.endpoint, is_first=is_first)
-        elif addresses := numeric(tcp.host)[:1]:  # brokers on `localhost` listen on IPv4
-            self._open_tcp(addresses, tcp, is_first=is_first)
-        elif self._lookup is None:
-            self._lookup = self._loop.create_task(self._find(tcp))
-
-    async def _find(self, tcp: HostPort) -> None:
-        try:
-            addresses = await find(tcp.host, PATIENCE_S)
-        except OSError as error:
-            self._lookup = None
-            if self.link_client.state is State.DOWN:
-                self.link_client.on_open_failed(self._loop.time())
-                self.trouble = f"the name {tcp.host} cannot be looked up: {reason(error)}"
-                self._on_lost(self.trouble)
-                self._set_timer(self.link_client.retry_at)
-            return
-        self._lookup = None
-        if self.link_client.state is State.DOWN:  # unless `leave` was called meanwhile
-            self._open_tcp(addresses, tcp)
-
-    def _open_tcp(self, addresses: tuple[str, ...], tcp: HostPort, *, is_first: bool = False) -> None:
-        address = tcp._replace(host=addresses[self._opened % len(addresses)])
-        self._opened += 1
-        self._open(f"tcp://{address}", is_first=is_first)
-
-    def _open(self, endpoint: str, *, is_first: bool) -> None:
-        """Connect a new socket; try again later where the system has none, or ZeroMQ does not take the endpoint. The
-        first endpoint that it does not take raises zmq.ZMQError, for the caller of `start`; a later one would raise in
-        a timer, and end the link without a word."""
-        try:
-            socket = self._connect(endpoint)
-        except zmq.ZMQError as error:
-            if is_first and error.errno not in SCARCE:
-                raise
-            self.link_client.on_open_failed(self._loop.time())
-            self.trouble = f"no socket can be opened: {error.strerror}"
-            self._on_lost(self.trouble)
-            self._set_timer(self.link_client.retry_at)
-            return
-        self._socket = socket
-        self._on_connected(socket)
-
-    def _on_connected(self, socket: FabricSocket) -> None:
-        """Read from a socket that is connected from now on, and greet the broker."""
-        socket.register()
-        self._do(self.link_client.on_opened(self._loop.time()))
-
-    def _connect(self, endpoint: str) -> FabricSocket:
-        """Return a new socket that is connected, and not read from yet. Raises zmq.ZMQError."""
-        assert self._context is not None
-        socket = self._kind(self._context, zmq.DEALER, self._received, self._turn)
+    def _new_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> FabricSocket:
+        socket = self._kind(context, zmq.DEALER, self._received, self._turn)
         if self.link_client.hello.role == "server":  # another server is trusted no more than a party (`curve`)
             socket.socket.rcvhwm = 0
         if isinstance(socket, SharedSocket):
             socket.send_after_reading(self._send_answers)
-        socket.socket.ipv6 = "[" in endpoint  # required for IPv6 addresses
-        socket.socket.reconnect_ivl, socket.socket.reconnect_ivl_max = FIRST_RECONNECT_MS, LAST_RECONNECT_MS
-        if self._keys is not None:
-            self._keys.set_on(socket.socket)
-        own, other = (self._keys.pair.public, self._keys.server) if self._keys is not None else (None, None)
-        self._attempt = Attempt(self.endpoint, self._called, own, other)
-        try:
-            socket.watch(CONNECTING, partial(self._on_event, self._attempt, endpoint))
-            socket.socket.connect(endpoint)
-        except zmq.ZMQError:
-            socket.close()
-            raise
         return socket
 
-    def _on_event(self, attempt: Attempt, endpoint: str, event: int, value: int) -> None:
-        """Take in what happened to the connection; after a handshake that failed wait no longer for an answer."""
-        happened = event_of(event, value)
-        if attempt.take("forbidden" if happened == "refused" and _is_forbidden(endpoint) else happened):
-            self._do(self.link_client.on_handshake_failed(self._loop.time()))
-        elif attempt.found in (Found.REFUSED, Found.FORBIDDEN):
-            self.link_client.on_nobody_there()
-            self._set_timer(self.link_client.next_timer())
-        elif attempt.in_doubt and self._probe is None and (tcp := _tcp_of(endpoint)) is not None:
-            self._probe = self._loop.create_task(self._look_who(attempt, tcp))
+    def _on_socket(self, socket: FabricSocket) -> None:
+        """Read from a socket that is connected from now on, and greet the broker."""
+        self._socket = socket
+        socket.register()
+        self._do(self.link_client.on_opened(self._loop.time()))
 
-    async def _look_who(self, attempt: Attempt, tcp: HostPort) -> None:
-        """Ask what listens for its greeting: a Bester with another key ends a handshake in silence, as others do."""
-        found = await greet(tcp)
-        self._probe = None
-        if attempt is self._attempt and attempt.take_greeting(found):
-            self._do(self.link_client.on_handshake_failed(self._loop.time()))
+    def _on_no_socket(self, why: str) -> None:
+        """Take in that no socket can be had now; another attempt follows."""
+        self.link_client.on_open_failed(self._loop.time())
+        self.trouble = why
+        self._on_lost(why)
+        self._set_timer(self.link_client.retry_at)
+
+    def _on_handshake_failed(self) -> None:
+        self._do(self.link_client.on_handshake_failed(self._loop.time()))
+
+    def _on_nobody_there(self) -> None:
+        self.link_client.on_nobody_there()
+        self._set_timer(self.link_client.next_timer())
 
     def _shut(self) -> None:
         self._forget_flush()
@@ -418,7 +316,7 @@ class FabricLink:
         if event == "parted":
             parting = self.link_client.parting
             return f"the broker closed the link: {parting}" if parting else "the broker closed the link"
-        return self._attempt.why()
+        return self._dialer.why()
 
     def _set_timer(self, when: float | None) -> None:
         if when is None:
@@ -434,7 +332,7 @@ class FabricLink:
         self._timer = None
         if self.link_client.state is State.DOWN:
             if self._loop.time() >= self.link_client.retry_at:
-                self._begin()
+                self._dialer.dial()
             else:
                 self._set_timer(self.link_client.retry_at)
             return
@@ -501,23 +399,3 @@ class FabricLink:
         while self._stuck:
             self._socket.send(self._stuck[0])
             self._stuck.popleft()
-
-
-def _is_forbidden(endpoint: str) -> bool:
-    """Return whether this user may not open the file of an ipc endpoint: ZeroMQ says only that nothing is connected."""
-    transport, _, path = endpoint.partition("://")
-    if transport != "ipc":
-        return False
-    try:
-        os.stat(path)
-    except OSError as error:
-        return isinstance(error, PermissionError)
-    return not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
-
-
-def _tcp_of(endpoint: str) -> HostPort | None:
-    """Return the address of a tcp endpoint; None for any other, and for an invalid one, which ZeroMQ refuses."""
-    try:
-        return parse_endpoint(endpoint).tcp
-    except ValueError:
-        return None

@@ -40,8 +40,9 @@ MAX_MET = 20_000
 _NOBLOCK = int(zmq.NOBLOCK)
 _POLLIN, _RCVMORE = int(zmq.POLLIN), int(zmq.RCVMORE)
 _MORE_FOLLOWS = int(zmq.NOBLOCK | zmq.SNDMORE)
-"""As plain integers: each use of an enum's member costs pyzmq half a microsecond and more. So does each option that is
-asked for: a frame received as an object knows whether another one follows, and a poll of one socket tells of input."""
+"""Flags as plain integers: each use of an enum's member costs pyzmq half a microsecond and more. So does each option
+that is asked for: a frame received as an object knows whether another one follows, and a poll of one socket tells of
+input."""
 
 Frames = list[bytes]
 
@@ -301,8 +302,8 @@ class SharedSocket(FabricSocket):
         self._on_read: Callable[[], None] = lambda: None
 
     def send_after_reading(self, send: Callable[[], None]) -> None:
-        """Set a callback that sends the answers to what was read, before the socket is asked for more. It is called
-        after each callback with frames, also one that has failed."""
+        """Set a callback that sends the answers to what was read, before the socket is asked for more. `send` is
+        called after each callback with frames, also one that has failed."""
         self._on_read = send
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ Frames = list[bytes]
 
 
 class _Part:
-    """What one turn of the loop has sent to a link: the frames that have not left of it. `begun`: some of them have, so
+    """Frames of one turn of the loop that wait for room on a link. `begun`: earlier frames of the turn have left, so
     that only the last message surely has not."""
 
     __slots__ = ("begun", "frames", "messages")
@@ -35,7 +35,7 @@ class _Part:
 
 
 class _Waiting:
-    """What waits for one link, and since when the link has taken nothing."""
+    """Parts that wait for one link, and since when the link has taken nothing."""
 
     __slots__ = ("parts", "since", "size_bytes")
 
@@ -65,8 +65,8 @@ class FullLinks:
     def add(
         self, link: Link, frames: Iterable[Frames], messages: Sequence[Message], now: float, *, begun: bool = False
     ) -> None:
-        """Keep frames for a full link, behind those that wait. They are of these `messages`; `begun`: some frames of
-        them have left."""
+        """Keep frames for a full link, behind those that wait. The frames are those of `messages`; `begun`: some frames
+        have left."""
         waiting = self._waiting.get(link)
         if waiting is None:
             waiting = self._waiting[link] = _Waiting(now)

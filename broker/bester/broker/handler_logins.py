@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from itertools import count
 
-from bester.broker.accounts import Logins, name_fault, password_fault
+from bester.broker.users import Logins, name_fault, password_fault
 from bester.broker.verifying import OVERLOADED, WRONG, UndecidedError, Verdict, Verifying
 
 AT_ONCE = 64

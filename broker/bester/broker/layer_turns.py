@@ -4,9 +4,9 @@ A frame of a WebSocket may be six bytes, a record of TLS twenty-three, and each 
 session sees any of it: a single read of 256 KiB would hold the loop for a third of a second, and a loop may read many
 times in one turn. A handshake of TLS costs as much as a hundred frames. So a connection whose bytes are not all taken
 apart waits, and is not read from. Connections that wait take turns, by sender, and so do the connections of one sender
-among themselves: a user with a hundred connections has the turns of one. Those that have had a slice and have more have
-half of the time, and those that come the other half. The time of the protocols above does not count: they have budgets
-of their own.
+among themselves: a user with a hundred connections has the turns of one. Connections that have had a slice and have
+more have half of the time, and those that come the other half. The time of the protocols above does not count: they
+have budgets of their own.
 """
 
 from __future__ import annotations

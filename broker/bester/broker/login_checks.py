@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from bester.broker.accounts import UNREADABLE, Logins
 from bester.broker.core.effects import ChangePassword, Effects, Notice, NoticeEvent, Verify
 from bester.broker.core.router import Router
 from bester.broker.handler_logins import HandlerLogins
 from bester.broker.logs import facts
 from bester.broker.removed_accounts import RemovedAccounts
+from bester.broker.users import UNREADABLE, Logins
 from bester.broker.wire.notes import describe
 
 LOGIN_EVENTS: dict[str | None, NoticeEvent] = {"authentication-failed": "login-failed", "try-later": "login-slowed"}

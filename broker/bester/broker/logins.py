@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bester.broker.accounts import Accounts, Logins, OpenAccounts
+from bester.broker.accounts import Accounts
 from bester.broker.config import Config
 from bester.broker.postgres import require
+from bester.broker.users import Logins, OpenAccounts
 
 if TYPE_CHECKING:
     from bester.broker.accounts_postgres import PostgresAccounts

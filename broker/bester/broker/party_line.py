@@ -1,4 +1,4 @@
-"""What waits of one party at an encrypted door (`slices`): messages of ZeroMQ in their order, by link. Pure.
+"""Messages of ZeroMQ that wait of one party at an encrypted door (`slices`), in their order, by link. Pure.
 
 A link that is cut is taken out without a look at the messages of others: a party may have thousands of them.
 """
@@ -14,7 +14,7 @@ from bester.broker.core.effects import Link
 SLICE = 16
 """Rows handled between two looks at the clock: a look costs a hundredth of them where they are cheap."""
 FIRST = 4
-"""The same of a party of which nothing is known."""
+"""Rows handled at once of a party of which nothing is known."""
 
 
 class Batch(NamedTuple):
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
 
 class _Backlog:
-    """What waits of one link, in order; nothing once the link has been cut."""
+    """Messages that wait of one link, in order; none once the link has been cut."""
 
     __slots__ = ("batches", "link", "size_bytes")
 
@@ -39,10 +39,10 @@ class _Backlog:
 
 
 class Line:
-    """What waits of one party, by link; `count` messages. `_order` has the backlog of each message, in the order in
-    which these came. `rows` are the rest of the first message, once it has been begun; `slice` is how many of
-    them are handled at once: fewer where they have been costly, some more each time that they were not. `had_s` is the
-    time that the party has had; `place` is the number of its entry in the order of parties."""
+    """Messages that wait of one party, by link; `count` of them. `_order` has the backlog of each message, in the order
+    in which these came. `rows` are the rest of the first message, once it has been begun; `slice` is how many of them
+    are handled at once: fewer where they have been costly, some more each time that they were not. `had_s` is the time
+    that the party has had; `place` is the number of its entry in the order of parties."""
 
     __slots__ = ("_order", "backlogs", "count", "had_s", "place", "rows", "size_bytes", "slice")
 

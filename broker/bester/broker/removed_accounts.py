@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from bester.broker.accounts import Logins
+from bester.broker.users import Logins
 
 
 class RemovedAccounts:

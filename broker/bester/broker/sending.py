@@ -16,7 +16,7 @@ import zmq
 from bester.broker.core.effects import Link
 from bester.broker.fabric_socket import FabricSocket
 from bester.broker.full_links import FullLinks
-from bester.broker.wire.codec import batches
+from bester.broker.wire.batches import batches
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.messages import Message
 from bester.broker.wire.runs import write_run
@@ -81,9 +81,8 @@ class Sending:
             if not sent and not self._may_lose:
                 self._leave(link, messages)
                 return
-            self._lose(
-                link, messages[-1:] if sent else messages
-            )  # after a batch that was sent, the last surely was not
+            # After a batch that was sent, the last message surely was not.
+            self._lose(link, messages[-1:] if sent else messages)
 
     def take(self, link: Link) -> list[Message]:
         """Forget what waits for a full link; return the messages that surely did not leave."""

@@ -15,13 +15,12 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
 
-from bester.broker.accounts import Logins
 from bester.broker.clocks import boot_id, both_clocks
 from bester.broker.core import policy
 from bester.broker.core.effects import (
@@ -43,7 +42,7 @@ from bester.broker.fabric_listeners import FabricListeners, Receivers
 from bester.broker.fabric_socket import Frames
 from bester.broker.hosts import Hosts
 from bester.broker.keys import KeyPair
-from bester.broker.leaving import MOST_BEHIND, SENT_AT_ONCE, split
+from bester.broker.leaving import SENT_AT_ONCE, Leaving
 from bester.broker.log_limits import PACED, WARNINGS, LogLimits
 from bester.broker.login_checks import LoginChecks, may_open
 from bester.broker.logs import bare_facts, facts, with_facts
@@ -57,8 +56,9 @@ from bester.broker.store_requests import Snapshot
 from bester.broker.store_size import StoreSize
 from bester.broker.store_thread import StoreThread
 from bester.broker.turn import Turn
+from bester.broker.users import Logins
 from bester.broker.wire.codes import WireError
-from bester.broker.wire.messages import Error, Goodbye, Malformed, Message
+from bester.broker.wire.messages import Malformed, Message
 from bester.broker.wire.runs import read
 from bester.broker.wire.unsendable import expected_answer, substitute
 
@@ -66,8 +66,6 @@ TICK_S = 0.1
 """Interval at which the core is given the time."""
 MAX_LINKS = 20_000
 """Links of one socket that are remembered by their routing ids; above the bound all are made anew. Memory."""
-LAST_WORDS = {Goodbye, Error}
-"""Kinds of messages that are sent to a link that was lost."""
 
 log = logging.getLogger("bester.broker")
 
@@ -158,9 +156,7 @@ class Broker:
         self._driver = StoreDriver(self.router, store, self._carry_out, aside=self._store_thread.run)
         self._retry_handle: asyncio.TimerHandle | None = None
         self._direct: dict[Link, Receiver] = {}
-        self._outgoing: dict[Link, list[Message]] = {}
-        self._left: set[Link] = set()  # links of which the first messages there were left to this turn
-        self._held_back: set[Link] = set()  # links of which a batch was halfway through at the end of the last turn
+        self._leaving = Leaving()
         self._flushes = False  # at the end of this turn
         self.sending = Sending(self._listeners.sockets, self._cannot_send, self._lose, self._leave)
         self._tick_handle: asyncio.TimerHandle | None = None
@@ -175,7 +171,7 @@ class Broker:
         await self._group.__aenter__()
         most_values = partial(policy.most_values, self.router.settings)
         receivers = Receivers(
-            self._reader, self._take, self._on_link_ended, most_values, self._may_begin, self._on_refused
+            self._reader, self._take, self._on_link_ended, most_values, self._leaving.may_begin, self._on_refused
         )
         try:
             for endpoint in self._listen:
@@ -273,19 +269,12 @@ class Broker:
     def _take(self, link: Link, messages: Sequence[Message | Malformed]) -> None:
         """Take in messages of an encrypted socket."""
         self._carry_out(self.router.receive_all(link, messages, time.monotonic()))
-        if link in self._outgoing:  # perhaps held back until now
+        if link in self._leaving:  # perhaps held back until now
             self._flush_soon()
-
-    def _may_begin(self, party: str) -> bool:
-        """Return whether a message of a party may be begun: not before what was held back for an earlier one has left,
-        nor while much waits for the party."""
-        if any(link.party == party and link in self._outgoing for link in self._held_back):
-            return False
-        return sum(len(self._outgoing.get(link, ())) for link in self._left if link.party == party) < MOST_BEHIND
 
     def _on_link_ended(self, link: Link) -> None:
         """Take in the end of a link of an encrypted socket."""
-        unsent, now = [*self.sending.take(link), *self._outgoing.pop(link, ())], time.monotonic()
+        unsent, now = [*self.sending.take(link), *self._leaving.pop(link, ())], time.monotonic()
         if unsent:
             self._carry_out(self.router.on_undeliverable(link, unsent[0], now, unsent[1:]))
         else:
@@ -334,9 +323,9 @@ class Broker:
                 self._flush_soon()
                 self._turn.wait()  # one commit for all that comes in this turn
         for link, messages in effects.messages.items():
-            queued = self._outgoing.get(link)
+            queued = self._leaving.get(link)
             if queued is None:
-                self._outgoing[link] = messages
+                self._leaving[link] = messages
                 self._flush_soon()
             else:
                 queued += messages
@@ -392,14 +381,12 @@ class Broker:
         if self._driver.due:
             self._driver.run()
             self._retry_later()
-        outgoing, self._outgoing = self._outgoing, {}
-        before, self._left = self._left, set()
-        self._held_back.clear()
-        if self._listeners.slices:
-            self._hold_back(outgoing, before)
-            for link, messages in split(outgoing, sent_at_once).items():
-                self._leave(link, messages)
-        for link, messages in outgoing.items():
+        doors = self._listeners.slices.values()
+        halfway = [link for slices in doors for link in slices.halfway] if doors else None
+        turn = self._leaving.take_turn(halfway, sent_at_once)
+        if self._leaving.has_rest:
+            self._flush_soon()
+        for link, messages in turn.items():
             if (receive := self._direct.get(link)) is not None:
                 receive(messages)
             elif link.door == "server":
@@ -413,33 +400,13 @@ class Broker:
 
     def _leave(self, link: Link, messages: Sequence[Message]) -> None:
         """Leave messages to a later turn."""
-        self._outgoing[link] = [*messages, *self._outgoing.pop(link, ())]
-        self._left.add(link)
+        self._leaving.leave(link, messages)
         self._flush_soon()
 
     def _take_unsent(self, link: Link) -> Sequence[Message]:
-        """Return the messages for a link that was lost, of which the first were left to a later turn or had no room,
-        and send them no more. A last word is sent."""
-        full = self.sending.take(link)
-        if link not in self._left and not full:
-            return ()
-        self._left.discard(link)
-        messages = [*full, *self._outgoing.pop(link, ())]
-        last = [message for message in messages if type(message) in LAST_WORDS]
-        if last:
-            self._outgoing[link] = last
-        return messages
-
-    def _hold_back(self, outgoing: dict[Link, list[Message]], left: Container[Link]) -> None:
-        """Leave the messages to links of which a batch is halfway through for a later turn. Some were `left` to this
-        one before."""
-        for slices in self._listeners.slices.values():
-            for link in slices.halfway:
-                if link in outgoing:
-                    self._outgoing[link] = outgoing.pop(link)
-                    self._held_back.add(link)
-                    if link in left:
-                        self._left.add(link)
+        """Return the messages for a link that was lost which have not left, and send them no more. A last word is
+        sent."""
+        return self._leaving.take_unsent(link, self.sending.take(link))
 
     def _on_aside(self) -> None:
         """Have the loop look at what the store's thread has done; called there."""
@@ -463,7 +430,7 @@ class Broker:
     def _lose(self, link: Link, unsent: Sequence[Message]) -> None:
         """Give up a link that cannot be sent to: its peer has gone, or does not read."""
         first, *rest = unsent
-        waiting = (*rest, *self._outgoing.pop(link, ()))
+        waiting = (*rest, *self._leaving.pop(link, ()))
         self._carry_out(self.router.on_undeliverable(link, first, time.monotonic(), waiting))
 
     def _cannot_send(self, link: Link, message: Message, error: WireError) -> Message | None:

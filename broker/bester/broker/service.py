@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from bester.broker import otel
-from bester.broker.accounts import Logins
 from bester.broker.config import Config, HandlerConfig, PeerConfig
 from bester.broker.core.settings import Budget, Grant, Route, Settings
 from bester.broker.data_dir import LOCK, Claim, Lock, about_to_end, until_ended
@@ -27,6 +26,7 @@ from bester.broker.store import Store, open_store
 from bester.broker.store.file import examine
 from bester.broker.systemd import service_manager
 from bester.broker.turn import Turn
+from bester.broker.users import Logins
 from bester.broker.wire.codes import BesterError, ConfigError
 
 DRAIN_S = 10.0

@@ -93,7 +93,7 @@ class Slices:
         self._lines: dict[str, Line] = {}  # by party
         self._order: list[tuple[float, int, str]] = []  # a heap: time, number and party; void with an old number
         self._places = count(1)
-        self._had_s = 0.0  # that of the party served last, before its slice
+        self._had_s = 0.0  # time of the party served last, before its slice
         self._served: OrderedDict[str, float] = OrderedDict()  # time of parties of which nothing waits
         self._is_due = False
         self._share = Share(SLICE_S, MADE_UP_S)
@@ -103,7 +103,7 @@ class Slices:
         self._shed_batches: deque[deque[Batch]] = deque()  # by link that was cut; their memory is not given back yet
         self._shed_bytes = 0
         self.size_bytes = self.count = 0
-        """What waits."""
+        """Size and number of the messages that wait."""
 
     def take_in(self, link: Link, frames: Sequence[bytes]) -> None:
         """Take in a message: handled now where nothing waits and it is short, else in its turn."""

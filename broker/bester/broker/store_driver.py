@@ -56,8 +56,8 @@ RETRY_S = 0.02
 NOTICE_S = 1.0
 """Time after which the log says that a group is pending."""
 SLOW_S = 0.002
-"""Wait for the disk after which the loop waits for none of the next SLOW_COMMITS, and so on from each that is as slow:
-others would wait as long as for all else in a turn. A quick disk answers sooner than a thread."""
+"""Wait of a commit for the disk after which the next SLOW_COMMITS are made beside the loop, counted anew from each that
+is as slow: whoever waits for the loop would wait twice as long. A quick disk answers sooner than a thread."""
 SLOW_COMMITS = 20
 STUCK_S = 0.1
 """Time of a commit above which messages are refused where too much comes behind it. Until then the loop waits instead:
@@ -99,7 +99,7 @@ class _Pending:
 
 
 class StoreDriver:
-    """Writes and reads of one router. `carry_out` gets the actions that the router answers to their results.
+    """Writes and reads of one router. `carry_out` gets the effects with which the router answers their results.
 
     `due`: something can be written or read now. `aside` runs a function beside the loop, after which the shell calls
     `retry`, and raises RuntimeError where the system has no thread; None: all commits are made at once. `pause` waits,

@@ -229,7 +229,7 @@ class SavePeer(NamedTuple):
 
 
 class SaveHeld(NamedTuple):
-    """Record that messages to a server are held back by its operator, or are not any more."""
+    """Record whether messages to a server are held back by this server's operator."""
 
     server: str
     held: bool

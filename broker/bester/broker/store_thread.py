@@ -11,7 +11,8 @@ class StoreThread:
     """Runs one function after the other beside the loop, and calls `done` after each.
 
     The thread begins with the first function: a start waits until the system lets the thread run, which takes longer
-    than a small commit, so that the thread stays. It is a daemon: a disk that never answers must not keep the process.
+    than a small commit, so that the thread stays. The thread is a daemon: a disk that never answers must not keep the
+    process.
     """
 
     def __init__(self, done: Callable[[], None]) -> None:

@@ -83,8 +83,8 @@ class TlsStream(Layer):
         self._failed = failed
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._records = Records()
-        self._shaken_bytes = 0  # of the handshake, which were handed to TLS
-        self._answered_bytes = 0  # of TLS itself, since everything had left the transport below
+        self._shaken_bytes = 0  # bytes of the handshake that were handed to TLS
+        self._answered_bytes = 0  # bytes of TLS itself since everything had left the transport below
         self._ssl = context.wrap_bio(self._in, self._out, server_side=host is None, server_hostname=host)
         self._phase = Phase.SHAKING
         self._head: bytes | None = b""  # the first bytes of the peer, until there are enough to tell what they are

@@ -161,7 +161,7 @@ def _done(config_path: Path | None, question: str, selected: Selection, key: str
 
 
 def _check_type(type_: str | None) -> None:
-    from bester.broker.wire.messages import type_fault
+    from bester.broker.wire.type_names import type_fault
 
     fault = type_fault(type_) if type_ is not None else None
     if fault:

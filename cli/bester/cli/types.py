@@ -26,7 +26,7 @@ def types(config_path: Path | None, json_lines: bool, asyncapi: bool) -> None:
         raise click.UsageError("--json and --asyncapi print different things; give one of them")
     config = load(config_path)
     from bester.broker.wire.codes import BesterError
-    from bester.broker.wire.messages import is_reserved
+    from bester.broker.wire.type_names import is_reserved
     from bester.cli.operate import ask
 
     answer = ask(config, "types")

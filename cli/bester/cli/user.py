@@ -171,7 +171,7 @@ def _must_be_there(config: Config, name: str) -> None:
 
 
 def _checked(password: str) -> str:
-    from bester.broker.accounts import password_fault
+    from bester.broker.users import password_fault
 
     fault = password_fault(password)
     if fault:
@@ -180,7 +180,7 @@ def _checked(password: str) -> str:
 
 
 def _check_name(name: str) -> None:
-    from bester.broker.accounts import name_fault
+    from bester.broker.users import name_fault
 
     fault = name_fault(name)
     if fault:

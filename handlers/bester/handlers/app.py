@@ -24,10 +24,9 @@ from bester.broker.wire.messages import (
     MAX_ID,
     MAX_LEASE_MS,
     MAX_NAME,
-    RESERVED_TYPES,
     Command,
-    spelling_fault,
 )
+from bester.broker.wire.type_names import RESERVED_TYPES, spelling_fault
 from bester.handlers.message import Message
 from bester.handlers.middleware import Hooks, Middleware
 from bester.handlers.payload import typed

@@ -10,8 +10,9 @@ import logging
 import traceback
 
 from bester.broker.logs import facts
-from bester.broker.wire.messages import AUTH_TYPE, REFUSED
+from bester.broker.wire.messages import REFUSED
 from bester.broker.wire.notes import class_name, describe
+from bester.broker.wire.type_names import AUTH_TYPE
 from bester.handlers.turns import Job
 
 log = logging.getLogger("bester.handlers")

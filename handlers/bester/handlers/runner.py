@@ -30,8 +30,8 @@ from bester.broker.streams import forgive, secure
 from bester.broker.terminals import outlive_terminals
 from bester.broker.wire.address import endpoints_to
 from bester.broker.wire.codes import ConfigError
-from bester.broker.wire.messages import spelling_fault
 from bester.broker.wire.notes import describe
+from bester.broker.wire.type_names import spelling_fault
 from bester.handlers.app import App
 from bester.handlers.cluster import Cluster
 from bester.handlers.loading import LoadError, load

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
 from bester.broker.wire.arguments import check_kind, check_text
-from bester.broker.wire.codec import fault
+from bester.broker.wire.batches import fault
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import (
     DONE,

@@ -49,9 +49,9 @@ class Child:
 
 
 def plan(config: Config, fabric: str) -> list[Child]:
-    """Return a child for each worker of each handler. They connect to `fabric`, the URL of this broker, or to all
-    brokers of `[fabric] connect` where the server has several: Bester's own program is linked to all of them, this one
-    first, and of any other program, which may know one URL alone, a process runs for each broker.
+    """Return a child for each worker of each handler. The children connect to `fabric`, the URL of this broker, or to
+    all brokers of `[fabric] connect` where the server has several: Bester's own program is linked to all of them, this
+    one first, and of any other program, which may know one URL alone, a process runs for each broker.
 
     Raises ConfigError for a command whose program is missing, and for an app whose module is missing.
     """

@@ -29,7 +29,7 @@ from bester.broker.logs import facts
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL: a handler finishes its messages, and one that hangs does not hold up the end."""
 RESTART_GRACE_S = 2.0
-"""The same for a child that is to be started again: nobody waits for its messages any more."""
+"""From SIGTERM to SIGKILL of a child that is to be started again: nobody waits for its messages."""
 SOCKET_LOOK_S = 1.0
 """Time between two looks at a socket that another process serves."""
 FREE_LOOKS = 3

@@ -1,1 +1,1 @@
-"""The broker's decisions, pure: values and `now` in, actions out. No socket, loop, clock, randomness or logging."""
+"""The broker's decisions, pure: values and `now` in, effects out. No socket, loop, clock, randomness or logging."""

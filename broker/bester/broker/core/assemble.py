@@ -44,6 +44,7 @@ from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.replies import Replies
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.restarts import Restarts
+from bester.broker.core.server_ingress import ServerIngress
 from bester.broker.core.settings import Settings
 from bester.broker.core.shadows import Shadows
 from bester.broker.core.standing import Standing
@@ -184,11 +185,14 @@ def assemble(
     recordings = Recordings(out, observers, clock)
     shadows = Shadows(limits, out, observers, clock)
     inbound_lanes = InboundLanes(out, snapshot.lanes)
+    tracing = Tracing(trace, out, exports=settings.spans)
+    servers = ServerIngress(
+        settings, around.names, out, dispatcher=dispatcher, known_types=known_types, reports=reports, relays=relays,
+        late_outcomes=late_outcomes, inbound_lanes=inbound_lanes, trace=trace, tracing=tracing,
+    )  # fmt: skip
     ingress = Ingress(
-        settings, around.names, out, around.epoch, dispatcher=dispatcher, replies=replies, known_types=known_types,
-        reports=reports, directory=directory, relays=relays, late_outcomes=late_outcomes, inbound_lanes=inbound_lanes,
-        strangers=Strangers(settings, reports, out), trace=trace,
-        tracing=Tracing(trace, out, exports=settings.spans),
+        settings, out, around.epoch, dispatcher=dispatcher, replies=replies, reports=reports, directory=directory,
+        servers=servers, strangers=Strangers(settings, reports, out), tracing=tracing,
     )  # fmt: skip
     restarts = Restarts(settings, dispatcher, changes, out)
     answers = PendingAnswers(out, reports)
@@ -233,7 +237,7 @@ def _queueing(common: _Common) -> _Queueing:
     standing = Standing(out, settings.routes, snapshot.held, now)
     relays = Relays(
         settings, queues, transfers, reports, out, common.bridges, trace, reporters, notes, standing,
-        first_token=common.around.first_token, chance=common.around.chance, became=late_outcomes.on_ended,
+        first_token=common.around.first_token, chance=common.around.chance, on_ended=late_outcomes.on_ended,
     )  # fmt: skip
 
     def advance(queue: Queue, now: float) -> None:

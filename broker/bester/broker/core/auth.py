@@ -16,7 +16,8 @@ from bester.broker.core.effects import Effects, Link, LoginDecided, Restart
 from bester.broker.core.figures import FOLD_AT, Figures
 from bester.broker.core.inspection import Bound
 from bester.broker.core.settings import Settings
-from bester.broker.wire.messages import AUTH_TYPE, DONE, REFUSED, Command, Reply, Request
+from bester.broker.wire.messages import DONE, REFUSED, Command, Reply, Request
+from bester.broker.wire.type_names import AUTH_TYPE
 
 MAX_ANSWER_BYTES = 1_024
 """Bytes of an answer that is read: `{"login": true}` has 15."""

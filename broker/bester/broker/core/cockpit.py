@@ -20,7 +20,7 @@ QUESTIONS = frozenset({"peers", "peerRetry", "peerHold", "peerRelease", "peerDro
 LOOK_S = 5.0
 """Time between two looks at the oldest message of each lane, which the store has to be asked for."""
 MAX_ROWS = 100
-"""Types of one server's outbox that are shown, the longest queues first; the others are summed up."""
+"""Lanes of one server that are shown, the longest first; the others are summed up."""
 
 
 class Cockpit:

@@ -29,9 +29,9 @@ from bester.broker.wire.messages import (
     Deliver,
     Message,
     Meta,
-    spelling_fault,
 )
 from bester.broker.wire.outcomes import failed, result_id
+from bester.broker.wire.type_names import spelling_fault
 
 _NO_LINK, _NO_DELIVERIES = Link("", b""), Outstanding()
 _NO_MESSAGES: list[Message] = []

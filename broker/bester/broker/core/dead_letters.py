@@ -1,7 +1,7 @@
 """Dead letters: messages that were given up although somebody may still want them, and their replay.
 
-A dead letter holds the body, the reason and the path of the message. It stays until an operator drops it, or until it
-was replayed with success.
+A dead letter holds the body, the reason and the path of the message, and stays until an operator drops it, or
+until it was replayed with success.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from bester.broker.wire.outcomes import failed
 
 MAX_LISTED = 10_000
 MAX_REPLAYED = 1_000
-"""Dead letters of one question: a turn of the loop has an end. They are replayed or dropped oldest first, and the
-answer says how many are left of those there were, and where to go on (`next`, for the next question's `from`)."""
+"""Dead letters of one question: a turn of the loop has an end. Dead letters are replayed or dropped oldest first, and
+the answer says how many are left of those there were, and where to go on (`next`, for the next question's `from`)."""
 MAX_SERIAL = 2**63
 NOWHERE = Link("direct", b"dead letters")
 QUESTIONS = frozenset({"deadList", "deadShow", "deadReplay", "deadDrop"})

@@ -35,10 +35,8 @@ class Share:
         self.pending -= 1
         if reason is None:
             self.delivered = True
-        elif (
-            self.reason == "not-connected" or reason in MAYBE
-        ):  # a single session that may have had the message is enough
-            self.reason = reason
+        elif self.reason == "not-connected" or reason in MAYBE:
+            self.reason = reason  # a single session that may have had the message is enough
         return self.pending == 0
 
 

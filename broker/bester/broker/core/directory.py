@@ -79,7 +79,7 @@ class Directory:
 
     def home(self, user: str) -> Home | None:
         """Return the only bridge on which a user has sessions, and the targets of a DELIVER to them as the first user
-        of a command; None where there is none, or several. They are the same objects until a session of the user comes
+        of a command; None where there is none, or several. Both are the same objects until a session of the user comes
         or goes: nobody may change them."""
         home, places = self._homes.get(user), self._places.get(user)
         if home is None and places is not None and len(places) == 1:

@@ -303,8 +303,8 @@ class Dispatcher:
 
     def on_answered(self, answers: Mapping[Case, str], workers: Iterable[Worker], now: float) -> None:
         """End the messages of cases whose message another broker of this server has answered, by its answer: no handler
-        is given them any more. Those that wait for a handler leave their queue when it is their turn, and what a
-        handler answers to one of the others no longer counts."""
+        gets these messages. Messages that wait for a handler leave their queue when it is their turn, and what a
+        handler answers to one of the others does not count."""
         for worker in workers:
             held = [job for job in worker.inflight.values() if job.case in answers and not job.is_settled]
             worker.answered.update(held)

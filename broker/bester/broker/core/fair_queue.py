@@ -4,7 +4,7 @@ The sender of whom fewest items were taken is next, and a quantum of its items i
 to can be handled together. A sender that comes counts as one of whom a quantum less was taken than of those who always
 wait: a sender that says less than its share waits for no round of the others, and those who always wait have equal
 shares, also where they have nothing here for a moment. (This is start-time fair queueing: what was taken of those who
-always wait is what had been taken of the sender in turn. It grows by a small part of the items of senders that have
+always wait is what had been taken of the sender in turn. That grows by a small part of the items of senders that have
 come, too, so that an endless row of newcomers is not always first.)
 """
 

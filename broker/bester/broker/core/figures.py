@@ -14,9 +14,10 @@ from bester.broker.core.symptoms import RecentDead
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper ends of the histogram's buckets, in seconds; longer times are in one more."""
 SYNC_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
-"""The same for the disk of the store, which is faster than a handler where it is well."""
+"""Ends of the buckets for the disk of the store: a disk that is well is faster than a handler."""
 MAX_TYPES = 2_000
-"""Types with figures of their own. Those beyond share the figures of OTHERS: a peer may name any number of types."""
+"""Types with figures of their own. Types beyond these share the figures of OTHERS: a peer may name any number of
+types."""
 OTHERS = "(others)"
 FOLD_AT = 128
 """Times of one kind that are counted together, in some microseconds: all of a busy second take 15 ms, for which

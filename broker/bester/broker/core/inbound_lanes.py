@@ -65,10 +65,8 @@ class _Lane:
         refused = self.refused
         if refused is None:
             return False
-        if (
-            number == refused or self.floor > refused
-        ):  # the refused message was sent again, or its sender has given it up
-            self.refused = None
+        if number == refused or self.floor > refused:
+            self.refused = None  # the refused message was sent again, or its sender has given it up
             return False
         return number > refused
 

@@ -1,93 +1,70 @@
 """Entry of messages: from clients, from other servers, and from handlers that act on their own initiative.
 
 A message gets its id and its identity here: its sender is known by link, session and address, never by its own claims.
+What else there is to a message of another server, `server_ingress` knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
-from bester.broker.core.dedup import DedupCache, Key
+from bester.broker.core.dedup import DedupCache
 from bester.broker.core.directory import Directory
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
-from bester.broker.core.inbound_lanes import NOT_NOW, InboundLanes, LanePosition
 from bester.broker.core.inspection import Bound, DedupState
 from bester.broker.core.jobs import NO_PATH, Job, attempt_of
-from bester.broker.core.known_types import KnownTypes
-from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.peer import Peer
-from bester.broker.core.relays import Relays
 from bester.broker.core.replies import Replies
 from bester.broker.core.resume import BridgeResume
+from bester.broker.core.server_ingress import ServerIngress, ServerMessage, expiry, text
 from bester.broker.core.settings import Settings
 from bester.broker.core.strangers import Strangers
-from bester.broker.core.trace import ENTERED, Trace
 from bester.broker.core.tracing import Tracing
-from bester.broker.core.unwritten_letters import NO_LETTER
 from bester.broker.hosts import Hosts
 from bester.broker.wire import json_text, traceparent
 from bester.broker.wire.messages import (
-    HOP_LIMIT,
     MAX_BODY_BYTES,
     MAX_DEDUP,
     MAX_ID,
-    MAX_TTL_S,
-    MAX_TYPE,
     OP_OF,
     Emit,
     Error,
-    Message,
-    Meta,
     Relay,
-    Relayed,
-    Report,
     Submit,
 )
-from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, failed, reason_of
 
 _SUBMIT = Kind.SUBMIT
 
 
 class Ingress:
-    """Entry of messages into the broker. `epoch` tells the ids of this life from those of earlier ones; `names` are
-    those that ids of this server's messages may begin with."""
+    """Entry of messages into the broker. `epoch` tells the ids of this life from those of earlier ones."""
 
     def __init__(
-        self, settings: Settings, names: Set[str], out: Effects, epoch: str, *, dispatcher: Dispatcher,
-        replies: Replies, known_types: KnownTypes, reports: Reports, directory: Directory, relays: Relays,
-        late_outcomes: LateOutcomes, inbound_lanes: InboundLanes, strangers: Strangers, trace: Trace, tracing: Tracing,
+        self, settings: Settings, out: Effects, epoch: str, *, dispatcher: Dispatcher, replies: Replies,
+        reports: Reports, directory: Directory, servers: ServerIngress, strangers: Strangers, tracing: Tracing,
     ) -> None:  # fmt: skip
         self.draining = False
         """Refuse everything that enters: the broker is about to end."""
         self._settings = settings
         self._guarded = policy.guarded_types(settings)
-        self._names = names
         self._out = out
         self._epoch = epoch
         self._dispatcher = dispatcher
         self._replies = replies
-        self._known_types = known_types
         self._reports = reports
         self._directory = directory
-        self._relays = relays
-        self._late_outcomes = late_outcomes
-        self._inbound_lanes = inbound_lanes
+        self._servers = servers
         self._strangers = strangers
-        self._trace = trace
         self._tracing = tracing
         self._hosts = Hosts(settings.hosts, settings.unknown_hosts)
         limits = settings.limits
         self._dedup = DedupCache(
             limits.remember_s, limits.max_remembered, limits.max_remembered_of_one,
             lambda which: self._forgot("max_remembered" if which == "all" else "max_remembered_of_one"),
-        )  # fmt: skip
-        self._relayed = DedupCache(
-            limits.remember_s, limits.max_relayed, limits.max_relayed, lambda which: self._forgot("max_relayed"),
-            lambda case: case.is_refused_for_now,
         )  # fmt: skip
         self._serial = 0
 
@@ -101,14 +78,14 @@ class Ingress:
 
     def dedup(self) -> DedupState:
         """Return how many messages are remembered, to recognize duplicates."""
-        return DedupState(self._dedup.count, self._relayed.count)
+        return DedupState(self._dedup.count, self._servers.remembered)
 
     def bounds(self) -> dict[str, Bound]:
         """Return how full the tables of remembered messages are."""
         limits = self._settings.limits
         return {
             "dedup_keyed": Bound(self._dedup.count, limits.max_remembered),
-            "dedup_relayed": Bound(self._relayed.count, limits.max_relayed),
+            "dedup_relayed": Bound(self._servers.remembered, limits.max_relayed),
         }
 
     # --- clients ---
@@ -171,7 +148,7 @@ class Ingress:
                 self._reports.add_asker(earlier, peer.link, token)
                 return
             self._dedup.add(key, case, now)
-        case.expires = _expiry(meta, now)
+        case.expires = expiry(meta, now)
         case.push = meta.get("outcome") is True
         case.sender = user
         before = attempt - 1
@@ -218,7 +195,7 @@ class Ingress:
         again = peer.resume is not None and attempt > 1
         if again and (self._is_known(peer, submit.token, attempt) or self.draining):
             return
-        host, claimed = _text(submit.meta.get("address")) or "", _text(submit.meta.get("server"))
+        host, claimed = text(submit.meta.get("address")) or "", text(submit.meta.get("server"))
         if not self._strangers.hold(peer, submit, host, claimed, self._hosts, now):
             self._enter_of_server(submit, peer.prefix, peer.resume, peer.link, now)
 
@@ -227,12 +204,12 @@ class Ingress:
     ) -> Case | None:
         """Enter a message by the native protocol; return its case, None for a duplicate."""
         token, meta = submit.token, submit.meta
-        host, claimed = _text(meta.get("address")) or "", _text(meta.get("server"))
+        host, claimed = text(meta.get("address")) or "", text(meta.get("server"))
         certificate = _texts(meta.get("certificate"))
         name = policy.native_peer(self._settings, self._hosts, host, claimed, submit.type, certificate)
-        case = self._from_server(
-            Kind.SUBMIT, link, token, submit.type, submit.body, meta, f"{prefix}{token}", name or host, name, now
-        )
+        id_ = f"{prefix}{token}"
+        came = ServerMessage(Kind.SUBMIT, link, token, submit.type, submit.body, meta, id_, name or host, name)
+        case = self._servers.enter(came, now, draining=self.draining)
         if resume is not None and case is not None and case.pending:
             resume.add(token, case)
         return case
@@ -262,9 +239,8 @@ class Ingress:
         if wrong is not None:
             self._reports.refuse(Case(Kind.RELAY, peer.link, relay.token, id_, id_), wrong)
             return
-        self._from_server(
-            Kind.RELAY, peer.link, relay.token, relay.type, relay.body, relay.meta, id_, shown, listed, now
-        )
+        came = ServerMessage(Kind.RELAY, peer.link, relay.token, relay.type, relay.body, relay.meta, id_, shown, listed)
+        self._servers.enter(came, now, draining=self.draining)
 
     def emit(self, peer: Peer, emit: Emit, now: float) -> Error | None:
         """Enter the commands of a handler that acts on its own initiative. Returns the ERROR that answers the handler
@@ -297,119 +273,6 @@ class Ingress:
         self._replies.emit(case, emit.type, emit.commands, now, repeated=emit.meta.get("again") is True)
         return None
 
-    def _from_server(
-        self, kind: Kind, link: Link, token: int, type_: str, body: bytes, meta: Meta, id_: str,
-        shown: str, listed: str | None, now: float,
-    ) -> Case | None:  # fmt: skip
-        """Enter a server's message; returns its case, None for a duplicate.
-
-        Only a listed server's ids, origin and lanes are taken over; the path counts for every server.
-        """
-        root = origin = position = claimed = earlier = None
-        if listed is not None:
-            claimed = _text(meta.get("id"))
-            id_ = self._not_ours(claimed, listed) if claimed is not None else id_
-            root, origin = _text(meta.get("root")), _text(meta.get("origin"))
-            self._relays.on_contact(listed, now)
-        case = Case(kind, link, token, id_, root or id_)
-        case.resubmitted = kind is Kind.SUBMIT and attempt_of(meta) > 1
-        code = "overloaded" if self.draining else policy.may_enter(self._settings, listed, type_)
-        if code is None and len(type_) > MAX_TYPE:  # no handler can serve the type, and no table shall remember it
-            code = "unknown-type"
-        if code is not None:
-            self._out.notice("message-refused", server=shown, type=type_, code=code)
-            self._reports.refuse(case, code)
-            return case
-        if listed is not None:
-            case.peer = listed
-            case.claimed_id = claimed
-            if type_ == OUTCOME_TYPE or self._known_types.knows(
-                type_
-            ):  # a type that nobody serves is refused each time
-                earlier, position = self._inbound_lanes.find(listed, type_, meta)
-            if earlier == NOT_NOW:
-                self._reports.refuse(case, "overloaded")
-                return case
-            if earlier is None and claimed is not None:
-                earlier = self._by_id((listed, type_, claimed), case, position, now)
-            if earlier is not None:
-                self._answer_duplicate(kind, earlier, link, token, id_)
-                return None
-            if position is not None:
-                self._inbound_lanes.add(position, case)
-        if type_ == OUTCOME_TYPE:
-            self._receive_outcome(case, shown, body)
-            return case
-        self._trace.add((now, case.root, id_, ENTERED, shown, 0.0))
-        case.expires = _expiry(meta, now)
-        job = Job(
-            case, id_, case.root, type_, body, "server", origin or shown, peer=shown, path=_path(meta),
-            repeated=attempt_of(meta) > 1 or meta.get("again") is True,  # unlisted servers may say so, too
-        )  # fmt: skip
-        if listed is not None and (parent := traceparent.sound(meta.get("traceparent"))) is not None:
-            job.traceparent = self._tracing.enter(case, type_, parent, now)
-        case.pending += 1
-        self._dispatcher.enter((job,), now)
-        return case
-
-    def _by_id(self, key: Key, case: Case, position: LanePosition | None, now: float) -> Case | None:
-        """Return the case of an earlier message with the same id, None where there is none: a server that died gives a
-        duplicate a new number, but the same id. A case whose result is queued here is not returned: its later outcome
-        went to the life that is gone, so the message enters anew, and is found in the queue."""
-        earlier = self._relayed.find(key, now)
-        if earlier is None or (earlier.queued and not earlier.pending):
-            self._relayed.add(key, case, now)
-            return None
-        if position is not None:
-            self._inbound_lanes.join(position, earlier)
-        return earlier
-
-    def _not_ours(self, id_: str, peer: str) -> str:
-        """Return the id by which a server's message is known here: its own, marked with the server's name where it does
-        not begin with that name.
-
-        In front, where it looks like an id of this server: the message could pass for one of this server's clients'.
-        Otherwise behind, so that the id still begins with its root: the message could pass for one of a third server,
-        whose own message would then be taken for a duplicate.
-        """
-        owner = id_.partition("/")[0]
-        if owner in self._names:
-            return f"{peer}/{id_}"
-        return id_ if owner == peer else f"{id_}~{peer}"
-
-    def _answer_duplicate(self, kind: Kind, earlier: Case | str, link: Link, token: int, id_: str) -> None:
-        """Send the outcome of an earlier message to the sender of its duplicate, now or at its end."""
-        if isinstance(earlier, Case):
-            self._reports.add_asker(earlier, link, token)
-            return
-        outcome, _, queued = earlier.partition(" ")
-        reason = reason_of(outcome)
-        # Failures after which the sender may try again are not remembered: a failure found here is final.
-        meta: Meta = {} if reason is None else {"carried": True}
-        if queued:
-            meta["queued"] = int(queued)
-        answer: Message = Relayed(token, outcome, meta)
-        if kind is Kind.SUBMIT:
-            recipients = {} if outcome == DELIVERED else {str(n): outcome for n in range(int(queued or 1))}
-            answer = Report(token, 0 if reason is None else 1, reason, id_, recipients)
-        self._out.send(link, answer)
-        self._reports.resting[id(answer)] = NO_LETTER
-
-    def _receive_outcome(self, case: Case, peer: str, body: bytes) -> None:
-        """Take in another server's message about the outcome of a message that was queued there."""
-        self._reports.begin(case)
-        code = self._late_outcomes.receive(peer, body, case)
-        if code is not None:
-            self._reports.settle(case, None, failed(code))
-
-
-def _expiry(meta: Meta, now: float) -> float | None:
-    """Return when a message expires, in seconds of `now`; None where its sender gave no time to live."""
-    ttl_s = meta.get("ttl_s")
-    if isinstance(ttl_s, bool) or not isinstance(ttl_s, int | float) or not 0 <= ttl_s <= MAX_TTL_S:
-        return None
-    return now + ttl_s
-
 
 def _body_fault(body: bytes) -> str | None:
     """Return the code of what is wrong with the body of another owner's server, None where it is good."""
@@ -418,18 +281,6 @@ def _body_fault(body: bytes) -> str | None:
     return None if json_text.fault(body) is None else "malformed"
 
 
-def _text(value: Any) -> str | None:
-    return value if type(value) is str and 0 < len(value) <= MAX_ID and value.isprintable() else None
-
-
 def _texts(value: Any) -> tuple[str, ...]:
     """Read the names in a peer's certificate; what cannot be read names nobody."""
     return tuple(each for each in value if type(each) is str) if isinstance(value, list | tuple) else ()
-
-
-def _path(meta: Meta) -> list[str]:
-    """Read the path that a message has come; one that cannot be read counts as too long."""
-    path = meta.get("path", [])
-    if type(path) is list and len(path) <= HOP_LIMIT and all(_text(step) is not None for step in path):
-        return path
-    return ["?"] * HOP_LIMIT

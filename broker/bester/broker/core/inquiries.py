@@ -47,7 +47,7 @@ class Inquiries:
             self._units.trace.sample(self._rates.latest())
 
     def inspect(self) -> Inspection:
-        """Return counts of everything that this broker holds. They are counted at the call, which takes longer the more
+        """Return counts of everything that this broker holds. Counting is done at the call, which takes longer the more
         there is."""
         units, peers = self._units, self._by_link.values()
         bounds = {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bester.broker.core.message_groups import MessageGroup
 
 NO_PATH: list[str] = []
-"""Path of a message that comes from no other handler. It is shared: nobody may change it."""
+"""Path of a message that comes from no other handler. The list is shared: nobody may change it."""
 
 
 class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one; left by its group at its end

@@ -23,17 +23,17 @@ LOOK_AGAIN_S = 1.0
 
 
 class Mailboxes:
-    """The mailboxes among the queues. `became` is called with each message that has ended, and its outcome."""
+    """The mailboxes among the queues. `on_ended` is called with each message that has ended, and its outcome."""
 
     def __init__(
         self, queues: Queues, directory: Directory, deliveries: Deliveries, out: Effects,
-        became: Callable[[Entry, str, float], None], trace: Trace,
+        on_ended: Callable[[Entry, str, float], None], trace: Trace,
     ) -> None:  # fmt: skip
         self._queues = queues
         self._directory = directory
         self._deliveries = deliveries
         self._out = out
-        self._became = became
+        self._on_ended = on_ended
         self._trace = trace
         self._later: dict[str, None] = {}  # users to look at again when it is time
 
@@ -86,7 +86,7 @@ class Mailboxes:
     def _discard(self, queue: Queue, entries: Sequence[Entry], outcome: str, now: float) -> None:
         for entry in entries:
             self._queues.end(entry, outcome)
-            self._became(entry, outcome, now)
+            self._on_ended(entry, outcome, now)
         self._later[owner_of(queue.key)] = None  # the rest at the next tick: other users come between
 
     def _on_marked(self, queue: Queue, entries: Sequence[Entry], marked: set[int], now: float) -> None:
@@ -121,14 +121,11 @@ class Mailboxes:
         if share.delivered:
             self._trace.add((now, str(entry.meta.get("root")), entry.id, DELIVERED, entry.target, 0.0))
             self._queues.end(entry, DELIVERED)
-            self._became(entry, DELIVERED, now)
+            self._on_ended(entry, DELIVERED, now)
         else:
             self._queues.requeue(entry.number, unsent=share.reason not in MAYBE and not mail.again)
-            if share.reason not in (
-                "not-connected",
-                UNCONFIRMED,
-            ):  # the user is connected, and does not read or acknowledge
-                queue.retry_at = now + LOOK_AGAIN_S
+            if share.reason not in ("not-connected", UNCONFIRMED):
+                queue.retry_at = now + LOOK_AGAIN_S  # the user is connected, and does not read or acknowledge
         self.advance(queue, now)
 
     def tick(self, now: float) -> None:

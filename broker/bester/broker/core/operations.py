@@ -15,7 +15,6 @@ from bester.broker.core.clock import Clock
 from bester.broker.core.effects import Effects, Link, Verify
 from bester.broker.core.peer import Peer
 from bester.broker.core.runs import CarryOut, one_by_one
-from bester.broker.wire.codec import has_too_many
 from bester.broker.wire.messages import (
     OP_OF,
     Ask,
@@ -40,6 +39,7 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.outcomes import failed
 from bester.broker.wire.runs import MESSAGE_OF, READ_AS
+from bester.broker.wire.unpacking import has_too_many
 
 _REPLY_OP = OP_OF[Reply]
 _RELAY_OP = OP_OF[Relay]
@@ -83,7 +83,7 @@ class Operations:
             role: {kind: take for kind, take in carry_out_run.items() if MESSAGE_OF.get(kind, kind) in kinds}
             for role, kinds in policy.MAY_SEND.items()
         }
-        """What carries out a run of messages, by role and kind."""
+        """Function that carries out a run of messages, by role and kind."""
 
     def take_each(
         self, link: Link, peer: Peer | None, messages: Sequence[Message | Malformed], now: float

@@ -44,9 +44,8 @@ class Overdue:
     def _waits_since(self, now: float, hopeless: Collection[str], job: Job) -> float:
         """Return the time since which a message must have waited to be given up now."""
         limits, type_ = self._limits, job.type
-        begun = (
-            job.attempt > job.attempts_before
-        )  # a handler died over this job: wait longer, until a worker is restarted
+        # A handler died over a job that was begun: wait longer, until a worker is restarted.
+        begun = job.attempt > job.attempts_before
         if not self._workers.serves(type_):
             without_s = limits.handler_again_s if begun else limits.handler_wait_s
             if type_ in hopeless:

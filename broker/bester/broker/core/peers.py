@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from bester.broker.core import policy
 from bester.broker.core.auth import AuthHandlers
@@ -28,7 +28,6 @@ from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.worker_changes import WorkerChanges
 from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import (
-    AUTH_TYPE,
     MAX_BODY_BYTES,
     OP_OF,
     VERSION,
@@ -42,6 +41,7 @@ from bester.broker.wire.messages import (
     Welcome,
 )
 from bester.broker.wire.notes import safe_note
+from bester.broker.wire.type_names import AUTH_TYPE
 
 SILENT_WHY = "fallen silent"
 """Reason for the log."""
@@ -52,6 +52,14 @@ MAX_FACT = 128
 GIVEN_UP_AT_ONCE = 16
 """Silent peers that are given up at once; the others follow in the next turns of the loop. Each may hold messages that
 go to other handlers, and a party may let a hundred links fall silent at once."""
+
+
+class _Admitted(NamedTuple):
+    """What a HELLO asks for: a handler's options, whether the handler is a shadow, and its contracts by type."""
+
+    options: HandlerOptions | None
+    is_shadow: bool
+    contracts: dict[str, Contract]
 
 
 class Peers:
@@ -91,9 +99,8 @@ class Peers:
         self._read_until = read_until
         self._take_unsent = take_unsent
         self._is_shared = is_shared
-        self._unknown: dict[
-            Link, tuple[float, bool]
-        ] = {}  # links without HELLO: when answered, and whether undecodable
+        # Links without HELLO: when answered, and whether undecodable.
+        self._unknown: dict[Link, tuple[float, bool]] = {}
         self.resumes: dict[str, BridgeResume] = {}  # bridges that may come back, by the prefix of their ids
         self._unlinked: dict[str, None] = {}  # prefixes of bridges without a link, the first lost first
         self._silent: dict[Peer, None] = {}  # found by a tick, and not given up yet
@@ -146,29 +153,11 @@ class Peers:
             self._out.send(link, Error("hello-first", "this link is not known here; say HELLO"))
 
     def _hello(self, link: Link, peer: Peer | None, hello: Hello, now: float) -> None:
-        error = refusal(self._settings, link, hello)
-        options = None
-        is_shadow = False
-        if error is None and hello.role == "handler":
-            parsed = handler_options(self._settings.limits, hello.options)
-            error, options = (parsed, None) if isinstance(parsed, Error) else (None, parsed)
-            if options is not None:
-                is_shadow = options.shadow or hello.name in self._settings.shadows
-                error = foreign_types(self._settings, link, hello.name, options, shadow=is_shadow)
-        contracts: dict[str, Contract] = {}
-        if error is None and options is not None:
-            try:
-                contracts = self._contracts.read(hello.options.get("schema"), options.types)
-            except ContractError as refused:
-                error = Error("schema", safe_note(str(refused)), OP_OF[Hello])
-        if error is None and peer is None and len(self.by_link) >= self._settings.limits.max_parties:
-            error = Error("overloaded", "too many peers", OP_OF[Hello])
-            self._out.reached["max_parties"] += 1
-        if error is not None:
-            key = {"key": link.party} if link.party else {}
-            self._out.notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text, **key)
-            self._out.send(link, error)
+        admitted = self._admit(link, peer, hello)
+        if isinstance(admitted, Error):
+            self._refuse(link, hello, admitted)
             return
+        options, is_shadow = admitted.options, admitted.is_shadow
         is_auth = options is not None and AUTH_TYPE in options.types
         is_silent = peer in self._silent
         if peer is not None and (
@@ -196,11 +185,41 @@ class Peers:
         self._out.send(link, Welcome(VERSION, self._settings.name, welcome))
         if options is not None:
             peer.version, peer.software = (_fact(hello.options.get(key)) for key in ("version", "software"))
-            self._employ(peer, options, None if is_shadow else contracts, now)
+            self._employ(peer, options, None if is_shadow else admitted.contracts, now)
         elif hello.role == "bridge":
             self._welcome_bridge(link, peer, hello, now)
         elif hello.role == "server":
             self._relays.on_contact(policy.fabric_peer(link.door, hello.name) or "", now)
+
+    def _refuse(self, link: Link, hello: Hello, error: Error) -> None:
+        key = {"key": link.party} if link.party else {}
+        self._out.notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text, **key)
+        self._out.send(link, error)
+
+    def _admit(self, link: Link, peer: Peer | None, hello: Hello) -> _Admitted | Error:
+        """Return what a good HELLO asks for, or the ERROR that answers any other; `peer` is there where the link has
+        said HELLO before."""
+        error = refusal(self._settings, link, hello)
+        if error is not None:
+            return error
+        admitted = _Admitted(None, False, {})
+        if hello.role == "handler":
+            options = handler_options(self._settings.limits, hello.options)
+            if isinstance(options, Error):
+                return options
+            is_shadow = options.shadow or hello.name in self._settings.shadows
+            error = foreign_types(self._settings, link, hello.name, options, shadow=is_shadow)
+            if error is not None:
+                return error
+            try:
+                contracts = self._contracts.read(hello.options.get("schema"), options.types)
+            except ContractError as refused:
+                return Error("schema", safe_note(str(refused)), OP_OF[Hello])
+            admitted = _Admitted(options, is_shadow, contracts)
+        if peer is None and len(self.by_link) >= self._settings.limits.max_parties:
+            self._out.reached["max_parties"] += 1
+            return Error("overloaded", "too many peers", OP_OF[Hello])
+        return admitted
 
     def _welcome_options(self, handler: HandlerOptions | None) -> dict[str, Any]:
         """Return the options of a WELCOME; a handler's include its time for one message."""
@@ -372,9 +391,8 @@ class Peers:
             self._beat = now
             self._beat_all(now)
         self._forget_resumes(now)
-        return (
-            now - self._resumed >= limits.heartbeat_s
-        )  # messages that arrived meanwhile are read before any is held to be late
+        # Messages that arrived meanwhile are read before any is held to be late.
+        return now - self._resumed >= limits.heartbeat_s
 
     @property
     def has_silent(self) -> bool:

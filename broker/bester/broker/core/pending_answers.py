@@ -1,8 +1,8 @@
 """Answers that depend on a write that is not committed yet. Pure.
 
 A report on a dead letter, or an answer to another server, must not be sent before the write that it follows from is on
-disk. A commit may take seconds, and everything else goes on meanwhile, so these answers alone wait. They may overtake
-and be overtaken by other messages of their link: each names its message by a token.
+disk. A commit may take seconds, and everything else goes on meanwhile, so these answers alone wait. An answer may
+overtake and be overtaken by other messages of its link: it names its message by a token.
 """
 
 from __future__ import annotations

@@ -15,9 +15,7 @@ from bester.broker.core.effects import Link
 from bester.broker.core.settings import Route, Settings
 from bester.broker.hosts import Hosts, is_named
 from bester.broker.wire.address import is_neighbour, is_within, parse_host_port
-from bester.broker.wire.codec import MAX_WEIGHT
 from bester.broker.wire.messages import (
-    AUTH_TYPE,
     ROLES,
     Ask,
     Close,
@@ -31,10 +29,10 @@ from bester.broker.wire.messages import (
     Reply,
     Submit,
     Trace,
-    is_reserved,
-    type_fault,
 )
 from bester.broker.wire.outcomes import OUTCOME_TYPE
+from bester.broker.wire.type_names import AUTH_TYPE, is_reserved, type_fault
+from bester.broker.wire.unpacking import MAX_WEIGHT
 
 MAY_SEND: Mapping[str, tuple[type[Any], ...]] = {
     "handler": (Reply, Emit, Ask),
@@ -78,8 +76,8 @@ KEYED_DOOR = "curve"
 
 
 def most_values(settings: Settings, link: Link) -> int:
-    """Return how many values a message of this link may have, see `codec.MAX_WEIGHT`: as many as are read at all for
-    parties of this machine and bridges, whose batches of confirmations are the longest messages."""
+    """Return how many values a message of this link may have, see `unpacking.MAX_WEIGHT`: as many as are read at all
+    for parties of this machine and bridges, whose batches of confirmations are the longest messages."""
     if link.door in TRUSTED_DOORS:
         return MAX_WEIGHT
     grant = settings.grants.get(link.party) if link.door == KEYED_DOOR else None

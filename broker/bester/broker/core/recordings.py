@@ -14,7 +14,8 @@ from bester.broker.core.clock import Clock
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.observers import Observers, size_of
-from bester.broker.wire.messages import Command, Reply, Request, type_fault
+from bester.broker.wire.messages import Command, Reply, Request
+from bester.broker.wire.type_names import type_fault
 
 QUESTION = "record"
 MAX_RECORDINGS = 8

@@ -27,9 +27,8 @@ class Refused:
 
     def __init__(self, out: Effects) -> None:
         self._out = out
-        self._seen: dict[
-            tuple[str, str, str], tuple[int, float, float]
-        ] = {}  # count, time of the last, time of the log
+        # Count, time of the last, time of the log.
+        self._seen: dict[tuple[str, str, str], tuple[int, float, float]] = {}
 
     def add(self, address: str, key: str, why: str, now: float) -> None:
         """Count a refusal, and log the first and then one in LOG_AGAIN_S."""

@@ -1,8 +1,8 @@
 """Relays: messages to other servers, sent at once or queued, and sent again with a back-off.
 
-A lane is the messages of one type to one server. They are numbered, go out in the order of their numbers, and do not
-hold up another lane. A message that a named server has not answered in `report_s`, or cannot take now, is queued in its
-lane; later messages of the lane go behind. A server that is not configured gets one attempt.
+A lane is the messages of one type to one server. Such messages are numbered, go out in the order of their numbers, and
+do not hold up another lane. A message that a named server has not answered in `report_s`, or cannot take now, is queued
+in its lane; later messages of the lane go behind. A server that is not configured gets one attempt.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Relays:
     """The messages to other servers.
 
     `bridges` are the links of bridges, which forward to servers of the native protocol; `links` are the open links to
-    servers of the fabric. `became` is called with each queued message that has ended, and its outcome; `chance` returns
-    numbers from 0 to 1, for jitter.
+    servers of the fabric. `on_ended` is called with each queued message that has ended, and its outcome; `chance`
+    returns numbers from 0 to 1, for jitter.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Relays:
         *,
         first_token: int,
         chance: Callable[[], float],
-        became: OnEnded,
+        on_ended: OnEnded,
     ) -> None:
         self.transfers = transfers
         self.routes = Routes(settings.routes)
@@ -72,7 +72,7 @@ class Relays:
         self._bridges = bridges
         self._token = first_token
         self._chance = chance
-        self._became = became
+        self._on_ended = on_ended
         self._trace = trace
         self._reporters = reporters
         self._notes = notes
@@ -104,9 +104,8 @@ class Relays:
         if self._standing.held and route.name in self._standing.held:
             link = None
         queue = self._queues.get(key)
-        busy = queue is not None and (
-            queue.is_ahead or queue.delay_s or job.may_repeat
-        )  # a duplicate goes behind the queue, which may hold the first
+        # A duplicate goes behind the queue, which may hold the first.
+        busy = queue is not None and (queue.is_ahead or queue.delay_s or job.may_repeat)
         if route.ordered and not busy:
             busy = self.transfers.has_any(key)
         if route.name and (full or link is None or busy):
@@ -256,7 +255,7 @@ class Relays:
                 self._notes.add(owner_of(entry.queue))
         else:
             self._queues.end(entry, outcome)
-            self._became(entry, outcome, now)
+            self._on_ended(entry, outcome, now)
         self.advance(queue, now)
 
     def _record_remote(self, transfer: Transfer, outcome: str, meta: Meta) -> None:
@@ -329,7 +328,7 @@ class Relays:
         if code is not None:  # the configuration has changed since they were queued
             for entry in entries:
                 self._queues.end(entry, failed(code))
-                self._became(entry, failed(code), now)
+                self._on_ended(entry, failed(code), now)
             return
         self._queues.mark_sent(
             queue, entries, lambda marked, now: self._on_marked(queue, route, entries, marked, now), now
@@ -360,7 +359,7 @@ class Relays:
         for entry in entries:
             if entry.number <= queue.discard_upto:
                 self._queues.end(entry, UNREACHABLE)
-                self._became(entry, UNREACHABLE, now)
+                self._on_ended(entry, UNREACHABLE, now)
         return [entry for entry in entries if entry.number > queue.discard_upto]
 
     def _back_off(self, queue: Queue, now: float) -> None:

@@ -358,9 +358,8 @@ class Router:
         stuck = stuck_types.look(waiting, workers.queues.front, workers.serves, now)
         others = waiting.keys() - stuck
         still = stuck_types.still & others
-        under_way = (
-            self._units.reports.open - _sum(waiting, others)[0]
-        )  # with stuck ones, which leave others their room
+        # With stuck ones, which leave others their room.
+        under_way = self._units.reports.open - _sum(waiting, others)[0]
         in_work = max(workers.count_inflight(), under_way - self._units.deliveries.count_recent())
         for link, options in self._units.credit.share(stuck, _sum(waiting, others), _sum(waiting, still), in_work):
             self._send(link, Heartbeat(options))
@@ -410,7 +409,7 @@ class Router:
         return self._units.reports.open == 0 and not self._answers.count
 
     def inspect(self) -> Inspection:
-        """Return counts of everything that this broker holds. They are counted at the call, which takes longer the more
+        """Return counts of everything that this broker holds. Counting is done at the call, which takes longer the more
         there is."""
         return self._inquiries.inspect()
 

@@ -9,7 +9,7 @@ Messages that wait at the broker are served no sooner than those that wait in th
 them slow the service of each: they have left the processor's caches when their turn comes. And between bridge and
 broker no message passes another: each that stands there is a delay for everybody. So the total follows the work: twice
 the messages in work (at handlers, at other servers, with slow readers), since one sender alone gets half of the room at
-its bridge, and some that wait. It is less for the bytes of a crowd.
+its bridge, and some that wait. The total is less for the bytes of a crowd.
 
 A bridge tells in its HELLO the most that it will use. A bridge that tells nothing knows no credit, and gets none: its
 own bounds hold, and the broker's refusals.
@@ -218,7 +218,7 @@ class SubmitCredit:
 
     @property
     def _has_lone_crowd(self) -> bool:
-        """Whether many senders wait at the only bridge, which is not in the broker's process."""
+        """Return whether many senders wait at the only bridge, which is not in the broker's process."""
         return len(self._numbers) == 1 and any(link.door != "direct" for link in self._crowded)
 
     def _options(self, link: Link) -> Meta:

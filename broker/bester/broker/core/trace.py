@@ -37,7 +37,7 @@ def shortened(name: str) -> str:
 
 
 class Trace:
-    """Ring of steps at `server`. It never holds bodies.
+    """Ring of steps at `server`, which never holds bodies.
 
     Under load the usual steps (given to a handler, delivered) are added for a sample of the messages alone: for one of
     `one_of`, which `takes` chooses.

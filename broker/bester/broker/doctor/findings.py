@@ -77,9 +77,9 @@ def size(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
-def several(count: int, noun: str) -> str:
-    """Return a number with its noun."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def several(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun; `plural` is for a noun that does not end in -s then."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def certificate(end_s: float, now_s: float, name: str) -> Found:

@@ -176,7 +176,7 @@ def _mailbox_full(status: Status) -> Iterator[Found]:
         )
     more = full["count"] - min(SHOWN, len(full["fullest"]))
     if more > 0:
-        yield "warning", f"{several(more, 'more mailbox').replace('boxs', 'boxes')} are full", "as above"
+        yield "warning", f"{several(more, 'more mailbox', 'more mailboxes')} are full", "as above"
 
 
 def _flood(status: Status) -> Iterator[Found]:

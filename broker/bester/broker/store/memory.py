@@ -9,23 +9,19 @@ import re
 import secrets
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
-from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
 from bester.broker.store.commits import GROWING, BusyError, Commits, UnwritableError
+from bester.broker.store.memory_letters import MemoryLetters
 from bester.broker.store.rows import pack, pack_lane, summed_shares, summed_up, unpack
 from bester.broker.store_brokers import Adopted, Brokers
 from bester.broker.store_requests import (
-    LETTER_BYTES,
     NAMES,
-    READ_BYTES,
     Adopt,
     Bury,
     ClockState,
-    DeadLetter,
-    DeadLetterPage,
     Disown,
     End,
     Enqueue,
@@ -109,19 +105,16 @@ class MemoryStore(Commits):
         self._name = self._epoch  # the epoch that the store was made with
         self._nameless = 0  # lives that could not be counted at their start
         self._unwritten: tuple[str, int] | None = None  # the epoch and number of this life, until they can be written
-        self._dead_letters = dead_letters
         self._life = 0
         self._rows: dict[int, _Row] = {}
         self._numbers: dict[tuple[str, str], int] = {}  # by id and queue
         self._ready: dict[str, list[int]] = {}  # by queue, in order
         self._expiring: list[tuple[float, int]] = []  # a heap: ready messages, and some that have ended
         self._ended: list[int] = []  # in order, without those queued at another server
-        self._results: dict[str, dict[int, None]] = {}  # by what their message is called
+        self._results: dict[str, dict[int, None]] = {}  # by the id of their message
         self._sent_upto: dict[str, int] = {}
         self._lanes: dict[tuple[str, str], SaveLane] = {}
-        self._letters: dict[str, DeadLetter] = {}  # the latest last
-        self._serials: dict[str, int] = {}  # their serials
-        self._serial = 0
+        self._letters = MemoryLetters(dead_letters)
         self._types: dict[str, None] = {}
         self._clock: ClockState | None = None
         self._names: dict[str, None] = {}  # the latest last
@@ -131,7 +124,7 @@ class MemoryStore(Commits):
 
     def copy(self) -> Self:
         """Return a store with everything that is committed here, and nothing else."""
-        other = type(self)(epoch=self._epoch, dead_letters=self._dead_letters)
+        other = type(self)(epoch=self._epoch)
         other._name, other._nameless = self._name, self._nameless
         other._life = self._life
         other._rows = dict(self._rows)
@@ -142,9 +135,7 @@ class MemoryStore(Commits):
         other._results = {message: dict(numbers) for message, numbers in self._results.items()}
         other._sent_upto = dict(self._sent_upto)
         other._lanes = dict(self._lanes)
-        other._letters = dict(self._letters)
-        other._serials = dict(self._serials)
-        other._serial = self._serial
+        other._letters = self._letters.copy()
         other._types = dict(self._types)
         other._clock = self._clock
         other._names = dict(self._names)
@@ -241,15 +232,9 @@ class MemoryStore(Commits):
             case SaveLane(peer, type_):
                 self._lanes[peer, type_] = _copied(write)
             case Bury(letter):
-                self._letters.pop(letter.id, None)
-                self._letters[letter.id] = letter._replace(meta=unpack(pack(letter.meta)))
-                self._serial += 1
-                self._serials[letter.id] = self._serial
-                while len(self._letters) > self._dead_letters:
-                    self._unbury(next(iter(self._letters)))
-                    self._forgotten["dead_letters"] += 1
+                self._forget_letters(self._letters.bury(letter))
             case Unbury(id_):
-                self._unbury(id_)
+                self._letters.unbury(id_)
             case RecordType(type_):
                 self._types[type_] = None
             case SaveClock(state):
@@ -290,16 +275,11 @@ class MemoryStore(Commits):
             self._forgotten["outcomes"] += len(oldest)
         for number in oldest:
             self._end(number, "", True)
-        size = 0
-        for id_, letter in reversed(list(self._letters.items())):
-            size += len(letter.body)
-            if size > LETTER_BYTES:
-                self._unbury(id_)
-                self._forgotten["dead_letters"] += 1
+        self._forget_letters(self._letters.drop_heavy())
 
-    def _unbury(self, id_: str) -> None:
-        self._letters.pop(id_, None)
-        self._serials.pop(id_, None)
+    def _forget_letters(self, count: int) -> None:
+        if count:
+            self._forgotten["dead_letters"] += count
 
     def mark_repeated(self, entry: Entry) -> None:
         """Mark the message that waits here under the id and queue of an entry, if there is one."""
@@ -375,24 +355,7 @@ class MemoryStore(Commits):
             case FindBrokers() | Adopt():  # there is one namespace
                 return Brokers() if isinstance(read, FindBrokers) else Adopted()
             case FindDeadLetters():
-                return self._page(read) if read.oldest_first else self._dead(read, reversed(self._letters.values()))
-
-    def _page(self, read: FindDeadLetters) -> DeadLetterPage:
-        upto = read.upto or self._serial
-        there = [letter for id_, letter in self._letters.items() if read.after < self._serials[id_] <= upto]
-        letters = self._dead(read, there)
-        after = self._serials[letters[-1].id] if letters else upto
-        rest = (letter for letter in there if self._serials[letter.id] > after)
-        return DeadLetterPage(letters, sum(_is_meant(letter, read) for letter in rest), after, upto)
-
-    def _dead(self, read: FindDeadLetters, letters: Iterable[DeadLetter]) -> list[DeadLetter]:
-        found = [
-            letter._replace(meta=unpack(pack(letter.meta)), body=letter.body if read.bodies else b"")
-            for letter in letters
-            if _is_meant(letter, read)
-        ]
-        sizes = accumulate(len(letter.body) for letter in found[: read.limit])
-        return found[: max(1, sum(size <= READ_BYTES for size in sizes))]
+                return self._letters.page(read) if read.oldest_first else self._letters.latest(read)
 
     def outcomes_of(self, read: FindOutcomes) -> list[tuple[str, str, str | None]]:
         """Return key, target and outcome of each result of a user's message."""
@@ -442,10 +405,6 @@ class MemoryStore(Commits):
                 break
             found.append(row.whole())
         return found
-
-
-def _is_meant(letter: DeadLetter, read: FindDeadLetters) -> bool:
-    return letter.id == read.id if read.id is not None else read.type in (None, letter.type)
 
 
 def _remove(numbers: list[int], number: int) -> None:

@@ -229,13 +229,7 @@ class SharedMemoryStore(MemoryStore):
             later_s = adopt.stored_s - (other._clock.stored_s + self.database.clock() - other._clock_saved_s)
         for key, theirs in other._lanes.items():
             self._lanes[key] = united(self._lanes.get(key), theirs)
-        letters = len(other._letters)
-        for id_, letter in other._letters.items():
-            if id_ not in self._letters:
-                self._serial += 1
-                self._letters[id_], self._serials[id_] = letter, self._serial
-        while len(self._letters) > self._dead_letters:
-            self._unbury(next(iter(self._letters)))
+        letters = self._letters.adopt(other._letters)
         moved = self._move(other, adopt, later_s)
         self._types = {**self._types, **other._types}
         self._peers = {**other._peers, **self._peers}
@@ -244,8 +238,6 @@ class SharedMemoryStore(MemoryStore):
             self._disowned.setdefault(user, (0, at_s))
         self._names = {**other._names, **self._names}
         other._lanes.clear()
-        other._letters.clear()
-        other._serials.clear()
         if not other._rows:
             other._disowned.clear()
             other._sent_upto.clear()

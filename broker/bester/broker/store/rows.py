@@ -127,8 +127,8 @@ def summed_up(outcomes: Iterable[tuple[str, str | None]]) -> dict[str, str]:
 def of_all_brokers(outcomes: Iterable[tuple[str, str, str | None]]) -> dict[str, str]:
     """Return the outcome of each target, of (id, target, outcome) in several namespaces.
 
-    A message that was submitted at two brokers is in both. It is delivered where it was delivered by one, and waits
-    where it waits at one; an outcome stands before a note that the message is queued at another server."""
+    A message that was submitted at two brokers is in both. The message is delivered where one has delivered it, and
+    waits where it waits at one; an outcome stands before a note that the message is queued at another server."""
     found: dict[str, tuple[str, str | None]] = {}
     for id_, target, outcome in outcomes:
         if id_ not in found or _standing(outcome) < _standing(found[id_][1]):

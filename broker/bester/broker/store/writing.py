@@ -203,9 +203,8 @@ def _save_clock(db: sqlite3.Connection, run: list[SaveClock]) -> None:
 
 def _save_name(db: sqlite3.Connection, run: list[SaveName]) -> None:
     names = [(text(each.name),) for each in run]
-    db.executemany(
-        "INSERT OR REPLACE INTO server_name (name) VALUES (?)", names
-    )  # the latest name has the highest serial
+    # The latest name has the highest serial.
+    db.executemany("INSERT OR REPLACE INTO server_name (name) VALUES (?)", names)
     last = "SELECT serial FROM server_name ORDER BY serial DESC LIMIT 1 OFFSET ?"
     db.execute(f"DELETE FROM server_name WHERE serial <= ({last})", (NAMES,))  # noqa: S608 (own words)
 

@@ -1,22 +1,20 @@
-"""BFP/1 bytes ⇄ messages: batches and attachments.
+"""BFP/1 bytes ⇄ messages: one batch and its attachments.
 
-`decode` never raises on the wire's account, and a short frame never costs much memory or time: an unreadable message
-becomes a `Malformed` in its place, and the rest of the batch is read. `batches` isolates faults on the way out: a
-message that cannot be encoded affects no other message.
+`decode` never raises on the wire's account, and a short frame never costs much memory or time (`unpacking`): an
+unreadable message becomes a `Malformed` in its place, and the rest of the batch is read. `encode` is for messages that
+are sound; `batches` is for all others, and for any number of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-from bester.broker.wire.codes import WireError
 from bester.broker.wire.messages import (
     INLINE_BYTES,
     MAX_BATCH,
-    MAX_FRAME_BYTES,
     MAX_FRAMES,
     OPERATIONS,
     Command,
@@ -24,9 +22,19 @@ from bester.broker.wire.messages import (
     Message,
     Request,
 )
-from bester.broker.wire.notes import describe
 from bester.broker.wire.readers import READERS, careful, kind_of, refuse_row, unreadable
 from bester.broker.wire.records import row_of
+from bester.broker.wire.unpacking import (
+    HARMLESS_BYTES,
+    LIGHT_BYTES,
+    LONG_BYTES,
+    MAX_WEIGHT,
+    TooManyError,
+    has_too_many,
+    is_hollow,
+    no_extension,
+    unpack_value,
+)
 
 msgspec: Any
 try:
@@ -34,47 +42,26 @@ try:
 except ImportError:  # a handler's machine may have pyzmq and msgpack alone
     msgspec = None
 
-_LAYOUTS: dict[type[Any], tuple[tuple[int], int | None, int | None, int | None]] = {
+LAYOUTS: dict[type[Any], tuple[tuple[int], int | None, int | None, int | None]] = {
     row.message: ((row.op,), row.body, row.commands, len(row.fields) - 1 if row.rare else None) for row in OPERATIONS
 }
+"""By class of message: its operation, and the indexes of its body, of its commands, and of a last field that is rarely
+set."""
 _ROWS = {row.message: fields for row in OPERATIONS if (fields := row_of(row.message)) is not None}
 if Request in _ROWS:  # its meta may be a RequestMeta, which msgpack does not know
     _ROWS[Request] = lambda each: (each.token, each.type, each.body, each.user, dict(each.meta))
-BATCH_BYTES = 1024 * 1024
-"""Size of bodies at which a batch is closed; a batch whose frame 0 exceeds twice as much is halved. So no message
-delays a link, and frame 0 stays below the limit of receivers."""
-MAX_ITEMS = 2**17
-"""Longest array: room for the targets of any reply, and a bound on the memory that a short frame can announce."""
-MAX_WEIGHT = 2**21
-"""Bound on the values in a message of a frame 0, and in a whole frame 0 above LONG_BYTES, where an array or map counts
-ARRAY_WEIGHT more. Room for the largest message of each kind: a CONFIRM may have 131,072 failures, each an array of
-three. 64 MiB of empty arrays would take half a minute, and gigabytes. A server reads fewer of most senders
-(`policy.most_values`)."""
-ARRAY_WEIGHT = 8
-"""An array or map takes as much memory as so many short values, and longer than one."""
-LIGHT_BYTES = 16 * 1024
-"""Longest frame 0 whose values are not counted: it takes a millisecond or two, whatever it holds."""
-LONG_BYTES = 2 * BATCH_BYTES
-"""Longest frame 0 that is cut into its messages first, each of which is unpacked when its turn comes. To cut one takes
-up to some milliseconds for each megabyte; what is longer has a message alone in it, or long bodies."""
 LONG_BODY_BYTES = 64 * 1024
 """Longest attached body of a batch of which several messages are read in one step: each body is checked, and a thousand
 messages may have the same one."""
 BEGINNING_BYTES = 32
-"""Of a message: its header, operation and token."""
-HARMLESS_BYTES = 512
-SUSPECTS = 16
-"""Bytes in a frame 0 above HARMLESS_BYTES that could announce a long array; with more of them the frame is walked
-through first, as a few kilobytes of nested announcements would cost 100 MB and a tenth of a second."""
+"""First bytes of a packed message, in which its header, operation and token stand."""
 PARTS_BYTES = 8 * 1024 * 1024
-"""The same where a party on another machine chooses what its message costs: to unpack as many short values as are read
-at all takes as long as to cut so many bytes of them. Several messages of more are those of no program that attaches
-long bodies."""
+"""Longest frame 0 that is cut first (as LONG_BYTES is) where a party on another machine chooses what its message costs:
+to unpack as many short values as are read at all takes as long as to cut so many bytes of them. Several messages of
+more are those of no program that attaches long bodies."""
 SECOND_LOOK_BYTES = 64 * 1024
 """Longest frame 0 whose unreadable values are searched one by one, which is slow, and named. In a longer one they are
 only marked, so that their messages cannot be written again."""
-LITTLE_BYTES = 64
-"""Bodies up to this stay inlined even if frame 0 is too long, as an attachment costs about as much."""
 
 _pack = msgpack.Packer(autoreset=True).pack
 _cut = None if msgspec is None else msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
@@ -83,8 +70,6 @@ _MARK = object()  # in place of a value that BFP does not allow; no Packer takes
 
 ReadUsual = Callable[[Sequence[bytes]], Sequence[Any] | None]
 """Function that reads a batch of usual messages in one piece; None where the batch holds others."""
-OnUnsendable = Callable[[Message, WireError], Message | None]
-"""Callback for a message that cannot be sent, with the reason; returns the message to send in its place, or None."""
 
 
 # --- messages to bytes -----------------------------------------------------------------------------------------
@@ -98,10 +83,10 @@ def encode(messages: Sequence[Message], inline_bytes: int = INLINE_BYTES) -> lis
     """
     rows: list[Any] = []
     frames: list[bytes] = [b""]
-    message: Any  # instance of a class in _LAYOUTS
+    message: Any  # instance of a class in LAYOUTS
     for message in messages:
         kind = type(message)
-        op, body, commands, rare = _LAYOUTS[kind]
+        op, body, commands, rare = LAYOUTS[kind]
         if kind in _ROWS:
             message = _ROWS[kind](message)  # noqa: PLW2901 (a second name would cost every message a store)
         if body is not None and len(message[body]) > inline_bytes:
@@ -136,162 +121,6 @@ def _attachment(body: Any) -> bytes:
     if not isinstance(body, bytes):
         raise TypeError(f"a body is bytes, not {type(body).__name__}")
     return body
-
-
-def _refuse(message: Message, error: WireError) -> Message | None:
-    raise error
-
-
-def batches(
-    messages: Iterable[Message], on_unsendable: OnUnsendable = _refuse, most_bytes: int = MAX_FRAME_BYTES
-) -> Iterator[list[bytes]]:
-    """Encode any number of messages, in order, as ZeroMQ messages within the limits on a batch.
-
-    `on_unsendable` is called for each message that cannot be encoded, that exceeds a limit, or that has a body above
-    `most_bytes`; its result, which must be sound, is encoded in place of the message. All other messages are encoded as
-    if alone. Without `on_unsendable` WireError is raised.
-    """
-    batch: list[Message] = []
-    size = 0
-    message: Any  # as in `encode`
-    for message in messages:
-        try:
-            _, body, commands, _ = _LAYOUTS[type(message)]
-            if body is not None:
-                size += len(message[body])
-            elif commands is not None:
-                for command in message[commands]:
-                    size += len(command[2])
-        except Exception as error:  # noqa: BLE001 (a message may hold any object)
-            substitute = on_unsendable(message, _error_of(error))
-            if substitute is None:
-                continue
-            batch.append(substitute)
-        else:
-            batch.append(message)
-        if len(batch) == MAX_BATCH or size >= BATCH_BYTES:
-            split = _checked if size > most_bytes else _halved
-            yield from split(batch, on_unsendable, most_bytes)
-            batch, size = [], 0
-    if batch:
-        split = _checked if size > most_bytes else _halved
-        yield from split(batch, on_unsendable, most_bytes)
-
-
-def _halved(batch: list[Message], on_unsendable: OnUnsendable, most_bytes: int) -> Iterator[list[bytes]]:
-    """Encode a batch, halved as often as its size needs; halving also isolates a message that cannot be encoded."""
-    alone = len(batch) == 1
-    try:
-        frames = encode(batch)
-        if len(frames[0]) > MAX_ITEMS:  # long enough to hold an array that is too long
-            _check_arrays(frames[0], alone=alone)
-            if alone and len(frames[0]) > LONG_BYTES:
-                _check_weight(frames[0])
-            if alone and len(frames[0]) > MAX_FRAME_BYTES:
-                frames = _with_less_inlined(batch)
-    except Exception as error:  # noqa: BLE001 (as in `batches`)
-        if alone:
-            substitute = on_unsendable(batch[0], _error_of(error))
-            if substitute is not None:
-                yield encode([substitute])
-            return
-    else:
-        if alone or len(frames[0]) <= 2 * BATCH_BYTES:
-            yield frames
-            return
-    middle = len(batch) // 2
-    yield from _halved(batch[:middle], on_unsendable, most_bytes)
-    yield from _halved(batch[middle:], on_unsendable, most_bytes)
-
-
-def _checked(batch: list[Message], on_unsendable: OnUnsendable, most_bytes: int) -> Iterator[list[bytes]]:
-    """Encode a batch as `_halved` does, after a check of each body, as one of them may exceed `most_bytes`."""
-    sound: list[Message] = []
-    for message in batch:
-        try:
-            _check_bodies(message, most_bytes)
-        except WireError as error:
-            substitute = on_unsendable(message, error)
-            if substitute is not None:
-                sound.append(substitute)
-        else:
-            sound.append(message)
-    if sound:
-        yield from _halved(sound, on_unsendable, most_bytes)
-
-
-def _check_bodies(message: Any, most_bytes: int) -> None:
-    _, body, commands, _ = _LAYOUTS[type(message)]
-    bodies = [message[body]] if body is not None else []
-    bodies += [command[2] for command in message[commands]] if commands is not None else []
-    largest = max(map(len, bodies), default=0)
-    if largest > most_bytes:
-        raise WireError("frame-too-large", f"a body of {largest} bytes; {most_bytes} are allowed")
-
-
-def _check_arrays(frame: bytes, *, alone: bool) -> None:
-    """Raise WireError if frame 0 holds an array, at any depth, longer than receivers read: they would refuse the whole
-    frame. For several messages (`alone` False), the mere possibility raises."""
-    longest = max((int.from_bytes(frame[at : at + 4], "big") for at in _long_arrays(frame)), default=0)
-    if longest <= MAX_ITEMS:
-        return
-    if alone:
-        try:
-            msgpack.unpackb(frame, ext_hook=_no_extension, timestamp=1, max_array_len=MAX_ITEMS)
-        except ValueError:
-            pass
-        else:
-            return  # a false alarm
-    raise WireError("frame-too-large", f"an array of {longest} elements; {MAX_ITEMS} are allowed")
-
-
-def _check_weight(frame: bytes) -> None:
-    """Raise WireError if a long frame 0 holds more values than receivers read."""
-    try:
-        _unpack(frame, _no_extension, MAX_WEIGHT)
-    except TooManyError as error:
-        raise WireError("frame-too-large", str(error)) from None
-
-
-def _long_arrays(frame: bytes) -> Iterator[int]:
-    """Yield each position where the length of an array of more than 65,535 elements may stand: four bytes behind 0xdd,
-    of which the first is nearly zero. UTF-8 text holds no such bytes, so positions are rare."""
-    for first in range((len(frame) >> 24) + 1):
-        header = b"\xdd%c" % first
-        at = frame.find(header)
-        while at >= 0:
-            yield at + 1
-            at = frame.find(header, at + 1)
-
-
-def _with_less_inlined(batch: list[Message]) -> list[bytes]:
-    """Encode a message of very many small bodies, with the bodies attached."""
-    frames = encode(batch, LITTLE_BYTES)
-    if len(frames[0]) > MAX_FRAME_BYTES:
-        most = f"{MAX_FRAME_BYTES} are allowed"
-        raise WireError("frame-too-large", f"a message of {len(frames[0])} bytes beside its bodies; {most}")
-    return frames
-
-
-def _error_of(error: Exception) -> WireError:
-    if isinstance(error, WireError):
-        return error
-    if isinstance(error, UnicodeEncodeError):  # the text is not shown, as the text may be a password
-        half = ascii(error.object[error.start])
-        return WireError("malformed", f"a text has half a surrogate pair in it ({half} at {error.start})")
-    if isinstance(error, OverflowError):
-        return WireError("malformed", "an integer is beyond 64 bits")
-    return WireError("malformed", f"a value cannot be written in MessagePack: {describe(error)}")
-
-
-def fault(message: Message, most_bytes: int = MAX_FRAME_BYTES) -> WireError | None:
-    """Return the reason why a message cannot be sent, or None. `most_bytes` is the limit on a body."""
-    try:
-        for _ in batches([message], most_bytes=most_bytes):
-            pass
-    except WireError as error:
-        return error
-    return None
 
 
 # --- bytes to messages -----------------------------------------------------------------------------------------
@@ -413,10 +242,10 @@ def _unpack_whole(
     """Unpack all of frame 0 at once. `is_long`: whether it is above SECOND_LOOK_BYTES, or from a batch that is."""
     first = frames[0]
     size = len(first)
-    if size > HARMLESS_BYTES and _suspect(first) and not _complete(first):
+    if size > HARMLESS_BYTES and is_hollow(first):
         return [Malformed("malformed", _no_messagepack(first))]
     try:
-        rows = _unpack(first, _no_extension, most_weight)
+        rows = unpack_value(first, no_extension, most_weight)
     except TooManyError as error:
         return [Malformed("malformed", str(error))]
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
@@ -448,88 +277,12 @@ def _read_packed(row: bytes, frames: Sequence[bytes], most_weight: int) -> Messa
 
 def _beginning(row: bytes) -> list[Any]:
     """Return the first fields of a packed message that is too much to unpack: operation and token."""
-    unpacker = msgpack.Unpacker(ext_hook=_no_extension)
+    unpacker = msgpack.Unpacker(ext_hook=no_extension)
     unpacker.feed(row[:BEGINNING_BYTES])
     try:
         return [unpacker.unpack() for _ in range(min(unpacker.read_array_header(), 2))]
     except (ValueError, TypeError, msgpack.UnpackException):
         return []
-
-
-class TooManyError(ValueError):
-    """Raised above the bound on values."""
-
-    def __init__(self, most_weight: int) -> None:
-        super().__init__(f"more than {most_weight:,} {TOO_MANY}")
-
-
-TOO_MANY = (
-    f"values in a message, or in a frame 0 above {LONG_BYTES >> 20} MiB, "
-    f"where an array or a map counts as {ARRAY_WEIGHT} more"
-)
-"""End of the text about a message above the bound on values."""
-
-
-def has_too_many(message: Malformed) -> bool:
-    """Return whether a message was refused for its number of values."""
-    return message.text.endswith(TOO_MANY)
-
-
-def _unpack(
-    frame: bytes,
-    ext_hook: Callable[[int, bytes], Any],
-    most_weight: int,
-    map_of: Callable[[list[tuple[Any, Any]]], Any] = dict,
-    **options: Any,
-) -> Any:
-    """Unpack a frame 0, within the bounds on arrays, maps and values. `map_of` makes a map of its pairs. Raises
-    ValueError, TypeError, OverflowError or UnpackException for what is no sound MessagePack, TooManyError above
-    `most_weight`."""
-    options |= {"ext_hook": ext_hook, "timestamp": 1, "max_array_len": min(len(frame), MAX_ITEMS)}
-    options["max_map_len"] = min(len(frame), MAX_ITEMS)
-    if len(frame) <= LIGHT_BYTES or len(frame) * (1 + ARRAY_WEIGHT) <= most_weight:  # each value has a byte at least
-        return msgpack.unpackb(frame, object_pairs_hook=None if map_of is dict else map_of, **options)
-    left = most_weight
-
-    def weigh(values: Any) -> Any:
-        """Count the values of an array, or the pairs of a map."""
-        nonlocal left
-        left -= len(values) + ARRAY_WEIGHT
-        if left < 0:
-            raise TooManyError(most_weight)
-        return values
-
-    return msgpack.unpackb(frame, list_hook=weigh, object_pairs_hook=lambda pairs: map_of(weigh(pairs)), **options)
-
-
-def _suspect(frame: bytes) -> bool:
-    """Return whether many bytes look like headers of long arrays; for few of them `find` is much faster than
-    `count`."""
-    for header in (b"\xdc", b"\xdd"):
-        at = -1
-        for _ in range(SUSPECTS):
-            at = frame.find(header, at + 1)
-            if at < 0:
-                break
-        else:
-            return True
-    return False
-
-
-def _complete(frame: bytes) -> bool:
-    """Walk through a frame without building objects, so that arrays announced and never filled cost nothing; return
-    whether the frame is one whole value."""
-    unpacker = msgpack.Unpacker(max_buffer_size=max(len(frame), 1))
-    unpacker.feed(frame)
-    try:
-        unpacker.skip()
-    except (ValueError, msgpack.UnpackException):
-        return False
-    return bool(unpacker.tell() == len(frame))
-
-
-def _no_extension(code: int, data: bytes) -> Any:
-    raise ValueError(f"extension type {code}")
 
 
 def _no_messagepack(frame: bytes) -> str:
@@ -545,7 +298,7 @@ def _second_look(frames: Sequence[bytes], most_weight: int, *, is_long: bool) ->
     """Read a batch that holds values which MessagePack allows and BFP does not, and keep the other messages."""
     refusal = Malformed("malformed", _no_messagepack(frames[0]))
     try:
-        rows = _unpack(
+        rows = unpack_value(
             frames[0],
             _marked if is_long else msgpack.ExtType,
             most_weight,

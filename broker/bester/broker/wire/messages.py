@@ -20,6 +20,9 @@ SILENT_HEARTBEATS = 3
 REQUEST_MS = 30_000
 """Default time of a handler for one message, without a configured one for the type or a lease."""
 MAX_BATCH = 1024
+BATCH_BYTES = 1024 * 1024
+"""Size of bodies at which a batch is closed; a batch whose frame 0 exceeds twice as much is halved. So no message
+delays a link, and frame 0 stays below the limit of receivers."""
 INLINE_BYTES = 16 * 1024
 """Largest inlined body; a larger one is attached, as inlining a large body costs more than twice as much."""
 MAX_BODY_BYTES = 16 * 1024 * 1024
@@ -58,36 +61,8 @@ MAX_DEDUP = 64
 """Characters of a client's dedup key: a UUID and a number; the server remembers each key for a while."""
 MAX_TTL_S = 30 * 24 * 3600.0
 """Longest time to live that a sender may ask for: after a month no user needs a message."""
-RESERVED_TYPES = frozenset({"dummy", "builtin"})
-RESERVED_PREFIX = "bester."
-AUTH_TYPE = "bester.auth"
-"""Requests of this type ask a handler whether a login is good; they hold passwords."""
 
 Meta = dict[str, Any]
-
-
-def is_reserved(type_: str) -> bool:
-    """Return whether a message type belongs to Bester itself."""
-    return type_ in RESERVED_TYPES or type_.startswith(RESERVED_PREFIX)
-
-
-def spelling_fault(type_: str) -> str | None:
-    """Return the fault in the spelling of a message type, or None.
-
-    This rule holds wherever a handler's type is named: in the configuration, a HELLO, the command line and the
-    environment, a handler's code, and a command. A list of types, separated by commas, could not hold any other name.
-    """
-    if 0 < len(type_) <= MAX_TYPE and type_.isprintable() and "," not in type_ and type_ == type_.strip():
-        return None
-    shown = type_ if len(type_) <= MAX_TYPE else f"{type_[:40]}…"
-    return f"{shown!r}: a type is 1 to {MAX_TYPE} printable characters without commas or blanks at its ends"
-
-
-def type_fault(type_: str) -> str | None:
-    """Return the reason why no handler can serve a message type, or None."""
-    if is_reserved(type_):
-        return f"{type_!r} is reserved for Bester itself; choose another type"
-    return spelling_fault(type_)
 
 
 class Hello(NamedTuple):

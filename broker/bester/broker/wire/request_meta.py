@@ -1,7 +1,7 @@
 """The meta of a REQUEST that a server makes: a Struct in place of a map, as every message of a client has one.
 
-A RequestMeta is made and dropped in a third of the time of a map, and encoded in C. It reads as the map that it becomes
-on the wire, in which keys without a value are left out.
+A RequestMeta is made and dropped in a third of the time of a map, and encoded in C. A reader sees the map that it
+becomes on the wire, in which keys without a value are left out.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A batch of requests or deliveries alone, and one of what handlers and bridges send most, is read by msgspec, in C, into
 values with the fields of the messages; a batch of requests, deliveries or replies alone, and one of submits and
 confirmations, is packed as rows. The functions return None for any other batch, and for every batch that holds a fault:
-`codec` decodes and encodes those, and says what is wrong. For the rest the result equals that of `codec`, value for
-value and byte for byte. Without msgspec, which a server always has, only replies are handled here.
+`codec` decodes and `batches` encodes those, and both say what is wrong. For the rest the result equals theirs, value
+for value and byte for byte. Without msgspec, which a server always has, only replies are handled here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal, Protocol, Union
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-from bester.broker.wire.codec import BATCH_BYTES, MAX_ITEMS, MAX_WEIGHT, decode, unpack_in_parts
+from bester.broker.wire.codec import decode, unpack_in_parts
 from bester.broker.wire.messages import (
+    BATCH_BYTES,
     INLINE_BYTES,
     MAX_BATCH,
     MAX_FRAME_BYTES,
@@ -32,6 +33,7 @@ from bester.broker.wire.messages import (
     Request,
     Submit,
 )
+from bester.broker.wire.unpacking import MAX_ITEMS, MAX_WEIGHT
 
 msgspec: Any
 try:
@@ -195,7 +197,7 @@ def read_usual(frames: Sequence[bytes]) -> Sequence[Any] | None:
 
 def write_run(messages: Sequence[Message], most_bytes: int = MAX_FRAME_BYTES) -> list[bytes] | None:
     """Return the ZeroMQ message of a server's own requests, submits or deliveries, of one kind, or of confirmations,
-    alone or among submits; None where `codec.batches` must encode them. `most_bytes` is the limit on a body."""
+    alone or among submits; None where `batches` must encode them. `most_bytes` is the limit on a body."""
     if msgspec is None or not 0 < len(messages) <= MAX_BATCH:
         return None
     run: Any = messages
@@ -238,7 +240,7 @@ def _is_short(kind: type[Any], run: Sequence[Any]) -> bool:
 
 
 def write_replies(messages: Sequence[Message], most_bytes: int) -> list[bytes] | None:
-    """Return the ZeroMQ message of good replies with one command each; None where `codec.batches` must encode them.
+    """Return the ZeroMQ message of good replies with one command each; None where `batches` must encode them.
 
     `most_bytes` is the limit on a body. The kinds of all values are checked, since msgspec packs more of them than
     msgpack does (a UUID as text).

@@ -1,0 +1,155 @@
+"""A connection to a server that speaks the native protocol: one message, one report.
+
+The outcome of a message is the other server's report; an end of the connection without a report is passed on as it is,
+and the broker decides:
+
+    sent                  the other end has read the message and closed in peace, without a report
+    failed:unreachable    with `unsent`: no connection was made, or TLS has failed (`why`), so nothing can have arrived
+    failed:unreachable    without `unsent`: the connection was cut, no report came in time, or the answer was not the
+                          native protocol (a proxy's error page, half a report, a report above the limit); the message
+                          may have arrived
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import socket
+import struct
+import sys
+import termios
+from collections.abc import Callable
+from typing import Any, cast
+
+from bester.bridge import native_reports
+from bester.bridge.frames import Splitter
+from bester.broker.tls_faults import TlsError
+from bester.broker.wire.messages import Meta
+from bester.broker.wire.outcomes import SENT, failed
+
+Outcome = tuple[str, Meta]
+"""Outcome of a message, and the meta of a Forwarded."""
+READ: Outcome = (SENT, {})
+CUT: Outcome = (failed("unreachable"), {})
+MAX_OTHER = 64
+"""Frames of a server before its report that are none: messages of its own may come first, and an answer without an end
+must cost its own message alone."""
+FIRST_LOOK_S = 0.001
+LAST_LOOK_S = 0.05
+"""No event tells that the other end has taken in the frame: the shell looks after the first time, then after twice as
+long each time, up to the second: a round trip on a local network, and one over continents."""
+
+
+class Conversation(asyncio.Protocol):
+    """A connection: writes one frame in `begin`, and reads until a status report comes or the peer ends. `through` is
+    called once, when the other end has taken in the frame."""
+
+    def __init__(self, limit_bytes: int, done: asyncio.Future[Outcome], through: Callable[[], None]) -> None:
+        self._splitter = Splitter(limit_bytes)
+        self._done = done
+        self._through: Callable[[], None] | None = through
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._look_s = FIRST_LOOK_S
+        self._looking: asyncio.TimerHandle | None = None
+        self._parted = False
+        self.fault: TlsError | None = None
+        self._foreign = False  # the peer does not speak the native protocol: a peaceful end proves nothing
+        self._others = 0  # frames that were no report
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
+        self._transport = transport
+
+    def begin(self, frame: bytes) -> None:
+        """Write the frame. Called by the task that waits for the connection: a connection that is given up in the
+        moment in which it is made has sent nothing."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame)
+            self._look()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in bytes of the peer: the report on the message, or an answer that is none."""
+        self._is_through()  # a peer that answers has read
+        for body in self._splitter.feed(data):
+            outcome = native_reports.outcome(body)
+            if outcome is not None:
+                self._end(outcome)
+                return
+            self._foreign = self._foreign or not native_reports.is_object(body)
+            self._others += 1
+            if self._others >= MAX_OTHER:
+                break
+        if self._splitter.refused is not None or self._others >= MAX_OTHER:
+            self._end(CUT)
+
+    def eof_received(self) -> bool:
+        """Handle the end of the peer's stream: in peace, if the peer's system has taken in all of the frame; else
+        `_look` finds a reset."""
+        self._parted = True
+        if self._through is None:
+            self._end(self._peaceful())
+        return True
+
+    def _peaceful(self) -> Outcome:
+        """Return the outcome of a peaceful end: CUT where the peer does not speak the native protocol, or has sent a
+        part of a frame."""
+        cut_off = self._transport is not None and self._transport.get_extra_info("truncated") is True
+        return CUT if self._foreign or self._splitter.waiting_bytes or cut_off else READ
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.fault = exc if isinstance(exc, TlsError) else None
+        self._end(CUT)
+
+    def _look(self) -> None:
+        """Check whether the other end has taken in the frame; check again in a while if not."""
+        self._looking = None
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._parted and is_reset(self._transport):  # no event tells: after the end of its stream nothing is read
+            self._end(CUT)
+            return
+        if self._transport.get_write_buffer_size() or unacknowledged_bytes(self._transport):
+            self._looking = self._loop.call_later(self._look_s, self._look)
+            self._look_s = min(2 * self._look_s, LAST_LOOK_S)
+            return
+        self._is_through()
+        if self._parted:
+            self._end(self._peaceful())
+
+    def _is_through(self) -> None:
+        through, self._through = self._through, None
+        if through is not None:
+            through()
+
+    def _end(self, outcome: Outcome) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        if not self._done.done():
+            self._done.set_result(outcome)
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+def unacknowledged_bytes(transport: asyncio.Transport) -> int:
+    """Return how many bytes of a connection the other end's system has not taken in yet; 0 where that is not known."""
+    if sys.platform != "linux":
+        return 0
+    connection: Any = transport.get_extra_info("socket")
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def is_reset(transport: asyncio.Transport) -> bool:
+    """Return whether the other end's system has refused bytes of a connection."""
+    connection: Any = transport.get_extra_info("socket")
+    try:
+        return bool(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+    except (AttributeError, OSError, ValueError):
+        return True  # the socket is closed
