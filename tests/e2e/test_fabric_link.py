@@ -24,16 +24,18 @@ from bester.broker.turn import Turn
 from bester.broker.wire import link_client
 from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.link_client import LinkClient, State
-from bester.broker.wire.messages import Heartbeat, Hello, Malformed, Message, Reply, Request, Welcome
+from bester.broker.wire.messages import Heartbeat, Hello, Malformed, Message, Relayed, Reply, Request, Welcome
 from bester.broker.wire.trouble import Attempt
 from tests.e2e.broker_stand_in import StandIn
 from tests.e2e.name_server import name_server, until
-from tests.live import short_directory
+from tests.live import DEADLINE_S, short_directory
 from tests.plain_user import plain_user
 
 LIMIT = 100
 ROUNDS = 100
 NOTE = "x" * 15_000
+MANY = 5000
+"""Messages of a kilobyte: more than ZeroMQ's queues and the kernel hold."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ async def welcomed(
     on_lost: Callable[[str], None] = pytest.fail,
     *,
     shared: bool = False,
+    role: str = "handler",
 ) -> AsyncIterator[Stand]:
     ready = asyncio.Event()
     async with short_directory() as directory:
@@ -68,7 +71,7 @@ async def welcomed(
             broker.linger = 0
             broker.rcvtimeo = 60_000
             broker.bind(endpoint)
-            side = LinkClient("handler", "h", {})
+            side = LinkClient(role, "h", {})
             link = FabricLink(
                 endpoint, side, on_messages=on_messages, on_ready=ready.set, on_lost=on_lost, shared=shared
             )
@@ -81,6 +84,24 @@ async def welcomed(
             yield stand
             broker.close()
             await link.close(0)
+
+
+async def test_messages_of_another_server_stop_no_input_however_many_are_not_read() -> None:
+    """A PING behind them would end this process, once the connection was reset and they are read: libzmq asserts that
+    none comes then."""
+    done = asyncio.Event()
+    taken: list[object] = []
+
+    def take(messages: list[Message | Malformed]) -> None:
+        taken.extend(messages)
+        if len(taken) >= MANY:
+            done.set()
+
+    async with welcomed(take, role="server") as stand:
+        stand.socket.router_mandatory, stand.socket.sndtimeo = 1, int(DEADLINE_S * 1000)
+        for _ in range(MANY):  # without a turn of the loop
+            stand.send(Relayed(1, "delivered", {"note": NOTE[:1000]}))
+        await asyncio.wait_for(done.wait(), DEADLINE_S)
 
 
 async def test_queue_for_a_broker_that_does_not_read_is_bounded_and_ordered(monkeypatch: pytest.MonkeyPatch) -> None:

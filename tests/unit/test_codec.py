@@ -357,6 +357,13 @@ def test_long_rows_of_a_batch_are_read_few_at_a_time() -> None:
     assert [rows.within(most) for most in (1, 4, 16)] == [1, 4, 6]
 
 
+@pytest.mark.parametrize(("body", "steps"), [(codec.LONG_BODY_BYTES, [16, 16]), (codec.LONG_BODY_BYTES + 1, [1, 1])])
+def test_messages_of_a_long_attached_body_are_read_one_by_one(body: int, steps: list[int]) -> None:
+    frame = msgpack.packb([[12, number, "t", [["sendClients", ["a"], 1]], {}] for number in range(100)])
+    rows: Any = codec.unpack([frame, b"short", b"x" * body])
+    assert [rows.within(16), rows[1:].within(16)] == steps
+
+
 @pytest.mark.parametrize("inner", [[], {}, [1], {"a": 1}])
 def test_depth_is_that_of_the_innermost_array_or_map_empty_or_not(inner: Any) -> None:
     value = inner

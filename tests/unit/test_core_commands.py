@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bester.broker.core.commands import fault
-from bester.broker.wire.messages import MAX_BODY_BYTES, MAX_TARGETS, Command, Report
+from bester.broker.wire.messages import MAX_BODY_BYTES, MAX_REPLY_BYTES, MAX_TARGETS, Command, Report
 from tests.unit.core_stand import Stand
+
+LONG = b'"' + b"x" * (MAX_BODY_BYTES - 2) + b'"'
 
 
 @pytest.mark.parametrize(
@@ -19,7 +21,7 @@ from tests.unit.core_stand import Stand
         [Command("sendClients", [], b"1")],
         [Command("sendServers", ["s2", "127.0.0.1:1"], b'{"a":[1]}', "other")],
         [Command("sendHandler", ["t"], b"[]"), Command("sendClients", ["a"], b"1e400")],
-        [Command("sendClients", ["a"], b'"' + b"x" * (MAX_BODY_BYTES - 2) + b'"')],
+        [Command("sendClients", ["a"], LONG)] * 4,
     ],
 )
 def test_sound(commands: list[Command]) -> None:
@@ -41,6 +43,12 @@ def test_sound(commands: list[Command]) -> None:
         ([Command("sendClients", ["a"], b"1" * (MAX_BODY_BYTES + 1))], "bad-reply", str(MAX_BODY_BYTES)),
         ([Command("sendClients", ["a"] * (MAX_TARGETS + 1), b"1")], "bad-reply", str(MAX_TARGETS)),
         ([Command("sendClients", ["a"], b"1"), Command("sendClients", ["a"], b"x")], "bad-reply", "JSON"),
+        ([Command("sendClients", ["a"], LONG)] * 5, "bad-reply", str(MAX_REPLY_BYTES)),
+        (
+            [Command("sendClients", [], LONG), Command("sendClients", [], LONG.replace(b"x", b"y"))] * 3,
+            "bad-reply",
+            "together",
+        ),
         ([Command("sendServers", ["s2"], b"1", "t" * 129)], "bad-reply", "128"),
         ([Command("sendServers", ["s2"], b"1", "a,b")], "bad-reply", "without commas"),
         ([Command("sendServers", ["s2"], b"1", "a\n")], "bad-reply", "printable"),

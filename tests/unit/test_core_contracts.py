@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.contract_rules import fault
-from bester.broker.core.contracts import Contract, ContractError, Contracts
+from bester.broker.core.contract_rules import fault, visits
+from bester.broker.core.contracts import (
+    EXPLAINED_STEPS,
+    LIST_WEIGHT,
+    MAX_STEPS,
+    MAX_VALUES,
+    Contract,
+    ContractError,
+    Contracts,
+)
 from bester.broker.core.effects import Effects, Link
 
 LETTER = {
@@ -56,6 +64,55 @@ LETTER = {
 )
 def test_misfits_are_named_by_path_and_sentence(body: bytes, sentence: str | None) -> None:
     assert Contract(LETTER, b"").fault(body) == sentence
+
+
+LISTS = {"type": "array", "items": {"type": "array"}}
+BRANCHES = {"anyOf": [{"items": {"type": "string"}}, {"items": {"type": "null"}}]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "count", "sentence"),
+    [
+        (LISTS, 1000, "data[0]: expected an array"),
+        (LISTS, MAX_VALUES - LIST_WEIGHT - 1, "data: does not fit its schema, and is too long to find out where"),
+        (LISTS, MAX_VALUES, f"data: more than {MAX_VALUES} values, and no more are checked"),
+        (BRANCHES, 1000, "data[0]: expected a string or null"),
+        (BRANCHES, EXPLAINED_STEPS // 4, "data: does not fit its schema, and is too long to find out where"),
+        ({"items": {"type": "integer"}}, MAX_VALUES - LIST_WEIGHT - 1, None),
+        ({"items": {"type": "integer"}}, MAX_VALUES, f"data: more than {MAX_VALUES} values, and no more are checked"),
+    ],
+)
+def test_misfits_of_long_payloads_are_not_searched(
+    schema: Any, count: int, sentence: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A validator that found all errors of half a million values would hold the loop for seconds."""
+    sought: list[int] = []
+    contract = Contract(schema, b"")
+    validate = contract._validate
+
+    def seek(value: Any) -> None:
+        sought.append(len(value))
+        validate(value)
+
+    monkeypatch.setattr(contract, "_validate", seek)
+    assert contract.fault(b"[1" + b",1" * (count - 1) + b"]") == sentence
+    assert sought == ([count] if sentence and "expected" in sentence else [])
+
+
+def test_fewer_values_are_checked_where_a_schema_is_dear() -> None:
+    schema = {"items": {"allOf": [{"not": {"type": "string", "minLength": number}} for number in range(1000)]}}
+    most = MAX_STEPS // visits(schema)
+    assert most < MAX_VALUES // 4
+    contract = Contract(schema, b"")
+    assert contract.fault(b"[1" + b",1" * (most - LIST_WEIGHT - 2) + b"]") is None
+    assert contract.fault(b"[1" + b",1" * most + b"]") == f"data: more than {most} values, and no more are checked"
+
+
+def test_misfits_are_searched_in_fewer_values_where_a_schema_has_many_branches() -> None:
+    branched = {"items": {"anyOf": [{"type": "string", "minLength": number} for number in range(1000)]}}
+    assert visits(branched) > EXPLAINED_STEPS // 10
+    sentence = "data: does not fit its schema, and is too long to find out where"
+    assert Contract(branched, b"").fault(b"[" + b"1," * 9 + b"1]") == sentence
 
 
 def ladder(steps: int, word: str = "allOf") -> dict[str, Any]:

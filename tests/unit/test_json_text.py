@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from bester.broker.wire.json_text import (
     DEPTH_LIMIT,
     LONG_BYTES,
-    PIECE_BYTES,
     TOO_DEEP,
     UNPAIRED,
     fault,
+    has_more_values,
     is_utf8,
     too_deep,
 )
@@ -198,10 +198,32 @@ def test_nesting_of_broken_text_agrees_with_a_plain_count(text: str) -> None:
 
 
 @pytest.mark.parametrize("string", [b'"["', b'"]]"', b'"\\"["', b'"\\\\"'])
-def test_strings_are_told_from_brackets_over_many_pieces(string: bytes) -> None:
+def test_strings_are_told_from_brackets_in_long_text(string: bytes) -> None:
     row = b"[[" + string + b"]]"
-    text = b"[" + b",".join([row] * (2 * PIECE_BYTES // len(string))) + b"]"
+    text = b"[" + b",".join([row] * (128 * 1024 // len(string))) + b"]"
     assert not too_deep(text, 3) and too_deep(text, 2)
+
+
+def count_values(value: Any, list_weight: int) -> int:
+    if not isinstance(value, (list, dict)):
+        return 1
+    inner = value.values() if isinstance(value, dict) else value
+    return (1 if value else 2) + list_weight + sum(count_values(each, list_weight) for each in inner)
+
+
+@given(values, st.integers(0, 8))
+def test_values_are_counted_outside_of_strings(value: Any, list_weight: int) -> None:
+    """An empty list may count as one with an element."""
+    value = [value, '[,{"\\']
+    assert not has_more_values(json.dumps(value, indent=1).encode(), count_values(value, list_weight), list_weight)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [(b"1", 1), (b'",,[{"', 1), (b"[1,2]", 11), (b'{"a":1,"b":[2]}', 20), (rb'["a\",",",[\"",3]', 12)],
+)
+def test_number_of_values_of_json_text(text: bytes, count: int) -> None:
+    assert has_more_values(text, count - 1, 8) and not has_more_values(text, count, 8)
 
 
 @pytest.mark.parametrize("text", [b"[],", b'"a",', b'{"a":{}},'])

@@ -225,7 +225,7 @@ def _unpaired_long(body: bytes) -> Fault | None:
         id_ = bytes(_id_only(paired(body)).payload.id)
     except BAD_JSON:
         id_ = NULL
-    return Fault(id_ if id_[0] == 0x22 and rb"\uFFFD" not in id_ else NULL, False, UNPAIRED)
+    return Fault(id_ if id_[0] == 0x22 and rb"\ue" not in id_ else NULL, False, UNPAIRED)
 
 
 def first(body: bytes) -> Client | Server | Fault:

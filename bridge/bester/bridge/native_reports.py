@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from msgspec import Raw
 
 from bester.bridge.native import BAD_JSON, NULL
 from bester.broker.wire.codes import CODES
-from bester.broker.wire.messages import Meta
+from bester.broker.wire.json_text import has_more_values
+from bester.broker.wire.messages import MAX_TARGETS, Meta
 from bester.broker.wire.notes import safe_note
 from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT, failed
 
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
+_string = msgspec.json.Decoder(str).decode
+_skip = msgspec.json.Decoder(Raw).decode
 
 
 class _ReportHeader(msgspec.Struct, gc=False):
@@ -22,9 +23,9 @@ class _ReportHeader(msgspec.Struct, gc=False):
 
 
 class _ReportPayload(msgspec.Struct, gc=False):
-    reason: Any = None
-    note: Any = None
-    recipients: Any = None
+    reason: Raw = Raw(NULL)
+    note: Raw = Raw(NULL)
+    recipients: Raw = Raw(NULL)
 
 
 class _Report(msgspec.Struct, gc=False):
@@ -50,25 +51,46 @@ def outcome(body: bytes) -> tuple[str, Meta] | None:
         payload = _report_payload(answer.payload)
     except BAD_JSON:
         payload = _ReportPayload()
-    recipients = payload.recipients if type(payload.recipients) is dict else {}
+    outcomes = _recipients(payload.recipients)
     meta: Meta = {"reported": True}
     if answer.header.status == "good":
-        queued = sum(1 for each in recipients.values() if each == QUEUED)
+        queued = outcomes.count(QUEUED)
         if queued:
             meta["queued"] = queued
-        return SENT if SENT in recipients.values() else QUEUED if queued else DELIVERED, meta
-    if recipients:
+        return SENT if SENT in outcomes else QUEUED if queued else DELIVERED, meta
+    if outcomes:
         meta["carried"] = True
-    reason = payload.reason if type(payload.reason) is str and payload.reason in CODES else "handler-failed"
-    if type(payload.note) is str:
-        meta["note"] = safe_note(payload.note)  # the original may be as long as a frame
-    return failed(reason), meta
+    reason, note = _str(payload.reason), _str(payload.note)
+    if note is not None:
+        meta["note"] = safe_note(note)  # the original may be as long as a frame
+    return failed(reason if reason is not None and reason in CODES else "handler-failed"), meta
+
+
+def _recipients(text: Raw) -> list[str | None]:
+    """Return the outcomes that a report names; one that is no text is None, and of a report with more recipients than a
+    reply may have, only one outcome is told. A server chooses what stands here, up to many megabytes."""
+    json = bytes(text)
+    if json[:1] != b"{":
+        return []
+    if has_more_values(json, MAX_TARGETS + 1, 0):
+        return [None]
+    try:
+        return [_str(each) for each in _fields(text).values()]
+    except BAD_JSON:
+        return []
+
+
+def _str(raw: Raw) -> str | None:
+    try:
+        return _string(raw)
+    except BAD_JSON:
+        return None
 
 
 def is_object(body: bytes) -> bool:
     """Return whether a frame holds a JSON object, as every frame of the native protocol does."""
     try:
-        _fields(body)
+        _skip(body)
     except BAD_JSON:
         return False
-    return True
+    return body.lstrip()[:1] == b"{"

@@ -233,6 +233,8 @@ class FabricLink:
 
     def _new_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> FabricSocket:
         socket = self._kind(context, zmq.DEALER, self._received, self._turn)
+        if self.link_client.hello.role == "server":  # another server is trusted no more than a party (`curve`)
+            socket.socket.rcvhwm = 0
         if isinstance(socket, SharedSocket):
             socket.send_after_reading(self._send_answers)
         return socket

@@ -22,6 +22,7 @@ from bester.broker.wire.messages import (
     COMMANDS,
     HOP_LIMIT,
     MAX_BODY_BYTES,
+    MAX_REPLY_BYTES,
     MAX_RESULTS,
     MAX_TARGETS,
     Command,
@@ -42,6 +43,8 @@ def fault(commands: list[Command], checked: bytes | None = None) -> tuple[str, s
 
     `checked` is a body that was checked before: the message's own, which many handlers pass on unchanged.
     """
+    if len(commands) > 1 and sum(len(command.body) for command in commands) > MAX_REPLY_BYTES:
+        return "bad-reply", f"bodies of more than {MAX_REPLY_BYTES} bytes together; one command may have many targets"
     targets = 0
     for command in commands:
         if command.command != "sendClients":

@@ -32,17 +32,37 @@ Edge = tuple[int, str]
 """A subschema that is applied, and its group: of one group only one applies to the same place."""
 
 
+class SchemaError(ValueError):
+    """A schema that is refused; the text says why."""
+
+
 def fault(schema: Any) -> str | None:
     """Return why a schema is refused, None where it is not."""
+    try:
+        visits(schema)
+    except SchemaError as error:
+        return str(error)
+    return None
+
+
+def visits(schema: Any) -> int:
+    """Return how many subschemas are applied to one place of a value, at worst. Raises SchemaError."""
     if isinstance(schema, bool):
-        return None
+        return 1
     if not isinstance(schema, dict):
-        return "is no JSON Schema: an object is expected"
+        raise SchemaError("is no JSON Schema: an object is expected")
     size = len(msgspec.json.encode(schema))
     if size > MAX_SCHEMA_BYTES:
-        return f"has {size} bytes, and {MAX_SCHEMA_BYTES} are allowed"
+        raise SchemaError(f"has {size} bytes, and {MAX_SCHEMA_BYTES} are allowed")
     graph = _Graph(schema)
-    return graph.fault or _cost_fault(graph)
+    if graph.fault is not None:
+        raise SchemaError(graph.fault)
+    return _visits(graph)
+
+
+def has_branches(schema: Any) -> bool:
+    """Return whether a schema has an `anyOf` or `oneOf` anywhere; also where it merely names a field so."""
+    return any(b'"%b"' % word in msgspec.json.encode(schema) for word in (b"anyOf", b"oneOf"))
 
 
 class _Graph:
@@ -135,8 +155,8 @@ class _Graph:
         return found
 
 
-def _cost_fault(graph: _Graph) -> str | None:
-    """Return why checking a value could take too long, None where it cannot."""
+def _visits(graph: _Graph) -> int:
+    """Return `visits` of a graph. Raises SchemaError where checking a value could take too long."""
     costs: list[int] = [0] * len(graph.edges)
     component_of: dict[int, int] = {}
     for number, members in enumerate(_components(graph.edges)):  # each after those that it leads to
@@ -145,16 +165,18 @@ def _cost_fault(graph: _Graph) -> str | None:
         is_loop = len(members) > 1 or any(child in inside for child, _ in graph.edges[members[0]])
         if is_loop:
             if _returns_at_one_place(graph.same_place, inside):
-                return "leads back to itself at the same place, so that a check would never end"
+                raise SchemaError("leads back to itself at the same place, so that a check would never end")
             for node in members:
                 if len({group for child, group in graph.edges[node] if child in inside}) > 1:
-                    return "leads back to itself in several ways at once, so that a check could take for ever"
+                    raise SchemaError(
+                        "leads back to itself in several ways at once, so that a check could take for ever"
+                    )
         cost = max(1 + _sum(graph.edges[node], inside, costs) for node in members) * (MAX_DEPTH if is_loop else 1)
         if cost > MAX_VISITS:
-            return f"applies more than {MAX_VISITS} parts to one place; make it simpler"
+            raise SchemaError(f"applies more than {MAX_VISITS} parts to one place; make it simpler")
         for node in members:
             costs[node] = cost
-    return None
+    return costs[0]
 
 
 def _sum(edges: list[Edge], inside: set[int], costs: list[int]) -> int:

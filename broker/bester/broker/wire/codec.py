@@ -50,6 +50,9 @@ set."""
 _ROWS = {row.message: fields for row in OPERATIONS if (fields := row_of(row.message)) is not None}
 if Request in _ROWS:  # its meta may be a RequestMeta, which msgpack does not know
     _ROWS[Request] = lambda each: (each.token, each.type, each.body, each.user, dict(each.meta))
+LONG_BODY_BYTES = 64 * 1024
+"""Longest attached body of a batch of which several messages are read in one step: each body is checked, and a thousand
+messages may have the same one."""
 BEGINNING_BYTES = 32
 """First bytes of a packed message, in which its header, operation and token stand."""
 PARTS_BYTES = 8 * 1024 * 1024
@@ -128,22 +131,30 @@ class UnreadRows:
     Rows of a long batch are MessagePack until then; `usual(frames)` returns the messages of a part of them, None where
     each must be read alone."""
 
-    __slots__ = ("_at", "_frames", "_most_weight", "_rows", "_usual")
+    __slots__ = ("_at", "_frames", "_is_heavy", "_most_weight", "_rows", "_usual")
 
     def __init__(
-        self, rows: Any, frames: Sequence[bytes], most_weight: int, at: int = 0, usual: ReadUsual | None = None
-    ) -> None:
+        self, rows: Any, frames: Sequence[bytes], most_weight: int, at: int = 0, usual: ReadUsual | None = None,
+        *, is_heavy: bool | None = None,
+    ) -> None:  # fmt: skip
+        """`is_heavy`: whether an attached body is long; None where that is not known yet."""
         self._rows = rows
         self._frames = frames
         self._most_weight = most_weight
         self._at = at
         self._usual = usual
+        self._is_heavy = is_heavy
 
     def __len__(self) -> int:
         return len(self._rows) - self._at
 
     def within(self, most: int) -> int:
-        """Return how many of the next rows to read in one step, at most so many: together LIGHT_BYTES, or one."""
+        """Return how many of the next rows to read in one step, at most so many: together LIGHT_BYTES, or one; and one
+        where a body may be long."""
+        if self._is_heavy is None:
+            self._is_heavy = any(len(frame) > LONG_BODY_BYTES for frame in self._frames[1:])
+        if self._is_heavy:
+            return min(most, 1)
         rows = self._rows[self._at : self._at + most]
         left = LIGHT_BYTES
         for number, row in enumerate(rows):
@@ -157,7 +168,9 @@ class UnreadRows:
     def __getitem__(self, part: slice) -> Any:
         start, stop, _ = part.indices(len(self))
         if part.stop is None and start:
-            return UnreadRows(self._rows, self._frames, self._most_weight, self._at + start, self._usual)
+            return UnreadRows(
+                self._rows, self._frames, self._most_weight, self._at + start, self._usual, is_heavy=self._is_heavy
+            )
         frames = self._frames
         messages: list[Message | Malformed] = []
         rows = self._rows[self._at + start : self._at + stop]

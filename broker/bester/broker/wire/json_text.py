@@ -23,11 +23,12 @@ LONG_BYTES = 64 * 1024
 second."""
 UNPAIRED = "a surrogate escape (\\ud800 to \\udfff) without the other half of its pair"
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
-PIECE_BYTES = 64 * 1024
-"""Brackets and quotes looked at together: each string in them becomes an object of its own."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _SQUARE = bytes.maketrans(b"{}", b"[]")
 _NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[]{}"')
+_NOT_VALUES = bytes(byte for byte in range(256) if byte not in b'[{,"')
+_STRING = rb'"[^"]*+(?:"|\Z)'
+_strings_cut = re.compile(_STRING).sub
 
 
 def too_deep(text: bytes, limit: int = DEPTH_LIMIT) -> bool:
@@ -38,33 +39,41 @@ def too_deep(text: bytes, limit: int = DEPTH_LIMIT) -> bool:
     """
     if not _has_more_brackets(text, limit):
         return False
-    return not _within(limit).fullmatch(_brackets(text))
+    rest = _without_escapes(text).translate(_SQUARE, _NOT_STRUCTURE).replace(b'""', b"")
+    return not _within(limit, strings=b'"' in rest).fullmatch(rest)
 
 
 @functools.cache
-def _within(limit: int) -> re.Pattern[bytes]:
-    """Return the pattern of square brackets that nest at most `limit` deep. The end of the text may stand for brackets
-    that close, and brackets that close nothing do not count: such text is no JSON."""
+def _within(limit: int, *, strings: bool) -> re.Pattern[bytes]:
+    """Return the pattern of square brackets, and of strings, that nest at most `limit` deep. The end of the text may
+    stand for what ends brackets and strings, and brackets that close nothing do not count: such text is no JSON."""
+    string = b"|" + _STRING if strings else b""
     group = rb""
     for _ in range(limit):
-        group = rb"\[(?:" + group + rb")*+(?:\]|\Z)" if group else rb"\[(?:\]|\Z)"
-    return re.compile(rb"(?:\]|" + group + rb")*+" if group else rb"\]*+")
+        group = rb"\[(?:" + group + string + rb")*+(?:\]|\Z)" if group else _deepest(string)
+    return re.compile(rb"(?:\]|" + group + string + rb")*+" if group else rb"(?:\]" + string + rb")*+")
 
 
-def _brackets(text: bytes) -> bytes:
-    """Return the brackets of JSON text outside of strings, as square ones."""
-    if b"\\" in text:
-        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    rest = text.translate(_SQUARE, _NOT_STRUCTURE).replace(b'""', b"")
-    if b'"' not in rest:
-        return rest
-    outside: list[bytes] = []
-    inside = 0  # of a string
-    for start in range(0, len(rest), PIECE_BYTES):
-        parts = rest[start : start + PIECE_BYTES].split(b'"')
-        outside += parts[inside::2]
-        inside = (inside + len(parts) - 1) % 2
-    return b"".join(outside)
+def _deepest(string: bytes) -> bytes:
+    return rb"\[(?:" + string[1:] + rb")*+(?:\]|\Z)" if string else rb"\[(?:\]|\Z)"
+
+
+def _without_escapes(text: bytes) -> bytes:
+    """Return JSON text without escaped quotes: each quote that is left begins or ends a string."""
+    return text.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in text else text
+
+
+def has_more_values(text: bytes, most: int, list_weight: int) -> bool:
+    """Return whether JSON text has more values than `most`, where an array or object counts as `list_weight` more, and
+    a field of an object once. Linear; text with few commas and brackets is not looked at twice."""
+    if _values(text, list_weight) <= most:
+        return False
+    rest = _without_escapes(text).translate(None, _NOT_VALUES).replace(b'""', b"")
+    return _values(_strings_cut(b"", rest), list_weight) > most
+
+
+def _values(text: bytes, list_weight: int) -> int:
+    return 1 + text.count(b",") + (1 + list_weight) * (text.count(b"[") + text.count(b"{"))
 
 
 def _has_more_brackets(text: bytes, most: int) -> bool:
@@ -94,8 +103,9 @@ def with_unpaired(text: bytes) -> Any:
 
 
 def paired(text: bytes) -> bytes:
-    """Return JSON text with another character in place of each half of a surrogate pair, in escapes."""
-    return _SURROGATE.sub(rb"\\uFFFD", text)
+    """Return JSON text with characters for private use in place of those from U+D000 to U+DFFF in escapes, of which
+    most are halves of surrogate pairs. Replacements of equal length take a tenth of a pattern's time."""
+    return text.replace(rb"\ud", rb"\ue").replace(rb"\uD", rb"\ue")
 
 
 def is_json_but_for_surrogates(text: bytes) -> bool:

@@ -39,6 +39,10 @@ MAX_RESULTS = 1000
 MAX_TARGETS = 10_000
 """Targets of one reply: as many as a bridge is made to hold users, and few enough to be carried out in one turn."""
 
+MAX_REPLY_BYTES = MAX_FRAME_BYTES
+"""Bodies of all commands of one reply, each counted as often as it is named: as much as fits into the reply itself. The
+commands are carried out in one turn, and some thousands of them may name one attached body."""
+
 ROLES = ("handler", "bridge", "server", "operator")
 COMMANDS = ("sendClients", "sendServers", "sendHandler")
 MAX_USER = 128
