@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from bester.bridge import native_reports
-from bester.broker.wire.messages import MAX_TARGETS
 
 GOOD_REPORT = '{"header":{"messageType":"statusReport","status":"good"},"payload":%s}'
 BAD_REPORT = GOOD_REPORT.replace("good", "bad")
@@ -52,12 +51,16 @@ class TestOutcome:
         report = BAD_REPORT.replace("%s", '{"reason":[%b],"note":%b,"recipients":%b}').encode()
         read = native_reports.outcome(report % (lists, lists, lists))
         assert read == ("failed:handler-failed", {"reported": True})
-        many = b"{" + b",".join(b'"%d":"queued"' % number for number in range(MAX_TARGETS + 1)) + b"}"
-        read = native_reports.outcome(report % (b"1", b"1", many))
-        assert read == ("failed:handler-failed", {"reported": True, "carried": True})
         assert native_reports.is_object(b" {}") and not native_reports.is_object(lists)
 
-    def test_as_many_outcomes_are_read_as_a_reply_has_targets(self) -> None:
-        many = ",".join(f'"{number}":"queued"' for number in range(MAX_TARGETS))
-        read = native_reports.outcome((GOOD_REPORT % f'{{"recipients":{{{many}}}}}').encode())
-        assert read == ("queued", {"reported": True, "queued": MAX_TARGETS})
+    @pytest.mark.parametrize(("more", "queued"), [(0, True), (1, False)])
+    def test_of_more_recipients_than_are_read_no_more_is_claimed_than_that_the_message_was_sent(
+        self, more: int, queued: bool
+    ) -> None:
+        """`delivered`, or nothing about the recipients, would claim more than the other server did."""
+        count = native_reports.MAX_RECIPIENTS + more
+        recipients = "{" + ",".join(f'"{number}":"queued"' for number in range(count)) + "}"
+        good = native_reports.outcome((GOOD_REPORT % f'{{"recipients":{recipients}}}').encode())
+        assert good == (("queued", {"reported": True, "queued": count}) if queued else ("sent", {"reported": True}))
+        bad = native_reports.outcome((BAD_REPORT % f'{{"reason":"expired","recipients":{recipients}}}').encode())
+        assert bad == ("failed:expired", {"reported": True, "carried": True})
