@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
-from bester.broker.distant_socket import DistantSocket
 from bester.broker.fabric_dialer import Dialer
 from bester.broker.fabric_socket import FabricSocket, Frames, SharedSocket
 from bester.broker.keys import LinkKeys
@@ -85,8 +84,6 @@ class FabricLink:
         """Why there is no link, in words for people; empty while there is one."""
         self._most_values = most_values
         self._kind: type[FabricSocket] = SharedSocket if shared else FabricSocket
-        if link_client.hello.role == "server":
-            self._kind = DistantSocket
         self._on_messages = on_messages
         self._on_frames = on_frames
         self._pack = pack
@@ -96,7 +93,6 @@ class FabricLink:
             endpoint, self._new_socket, self._on_socket, self._on_no_socket, self._on_handshake_failed,
             self._on_nobody_there, is_wanted=lambda: link_client.state is State.DOWN, keys=keys, called=called,
         )  # fmt: skip
-        self._ahead = ""  # why the link is given up, where the other side has sent too much
         self._closing = asyncio.Lock()
         self._socket: FabricSocket | None = None
         self._queue: list[Message] = []
@@ -237,6 +233,8 @@ class FabricLink:
 
     def _new_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> FabricSocket:
         socket = self._kind(context, zmq.DEALER, self._received, self._turn)
+        if self.link_client.hello.role == "server":  # another server is trusted no more than a party (`curve`)
+            socket.socket.rcvhwm = 0
         if isinstance(socket, SharedSocket):
             socket.send_after_reading(self._send_answers)
         return socket
@@ -318,7 +316,7 @@ class FabricLink:
         if event == "parted":
             parting = self.link_client.parting
             return f"the broker closed the link: {parting}" if parting else "the broker closed the link"
-        return self._ahead or self._dialer.why()
+        return self._dialer.why()
 
     def _set_timer(self, when: float | None) -> None:
         if when is None:
@@ -338,14 +336,7 @@ class FabricLink:
             else:
                 self._set_timer(self.link_client.retry_at)
             return
-        socket = self._socket
-        unread = socket is not None and socket.has_unread()
-        if socket is not None and (size_bytes := socket.sent_ahead(drained=not unread)):
-            self._ahead = f"it sent {size_bytes >> 20} MiB ahead of what was read, or of a message that does not end"
-            self._do(self.link_client.on_unread(self._loop.time()))
-            self._ahead = ""
-            if socket is not self._socket:
-                return
+        unread = self._socket is not None and self._socket.has_unread()
         self._do(self.link_client.tick(self._loop.time(), self._due, unread=unread))
 
     # --- sending ---

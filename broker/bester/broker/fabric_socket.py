@@ -231,10 +231,6 @@ class FabricSocket:
         self.look_again()
         return self._again is not None
 
-    def sent_ahead(self, *, drained: bool) -> int:
-        """Return how many bytes too many have come that were not read; `drained`: all whole messages were."""
-        return 0
-
     def cut_endless(self, *, drained: bool) -> None:
         """End connections whose messages do not end; parties on the same machine are trusted with that."""
 
