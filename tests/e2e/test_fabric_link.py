@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket as sockets
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from bester.broker import fabric, fabric_dialer, fabric_socket
 from bester.broker.fabric import FabricLink
 from bester.broker.fabric_dialer import FIRST_RECONNECT_MS, LAST_RECONNECT_MS, Dialer
 from bester.broker.fabric_socket import FabricSocket
+from bester.broker.keys import KeyPair, LinkKeys
 from bester.broker.monitor import CONNECTING
 from bester.broker.names import find
 from bester.broker.turn import Turn
@@ -28,6 +30,7 @@ from bester.broker.wire.messages import Heartbeat, Hello, Malformed, Message, Re
 from bester.broker.wire.trouble import Attempt
 from tests.e2e.broker_stand_in import StandIn
 from tests.e2e.name_server import name_server, until
+from tests.keyed import free_port, new_pair
 from tests.live import DEADLINE_S, short_directory
 from tests.plain_user import plain_user
 
@@ -86,6 +89,33 @@ async def welcomed(
             await link.close(0)
 
 
+@asynccontextmanager
+async def foreign(
+    on_messages: Callable[[list[Message | Malformed]], None], on_lost: Callable[[str], None]
+) -> AsyncIterator[Callable[[Message], None]]:
+    """Link to another server by key, which is welcomed; yield a function that sends a message of that server, and waits
+    where little of what was sent before has been taken in."""
+    ours, theirs, port, welcomed = KeyPair(*new_pair()), new_pair(), free_port(), asyncio.Event()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
+        server.linger, server.router_mandatory, server.sndtimeo, server.sndhwm = 0, 1, int(DEADLINE_S * 1000), 4
+        server.curve_server, server.curve_secretkey = 1, theirs.secret.encode()
+        server.bind(f"tcp://127.0.0.1:{port}")
+        link = FabricLink(
+            f"tcp://127.0.0.1:{port}", LinkClient("server", "s1", {}), on_messages=on_messages, on_ready=welcomed.set,
+            on_lost=on_lost, keys=LinkKeys(ours, theirs.public),
+        )  # fmt: skip
+        link.start()
+        peer, _ = await asyncio.to_thread(server.recv_multipart)
+        server.send_multipart([peer, *encode([Welcome(1, "s2", {"heartbeat_ms": 60_000})])])
+        await welcomed.wait()
+
+        def send(message: Message) -> None:
+            server.send_multipart([peer, *encode([message])])
+
+        yield send
+        await link.close(0)
+
+
 async def test_messages_of_another_server_stop_no_input_however_many_are_not_read() -> None:
     """A PING behind them would end this process, once the connection was reset and they are read: libzmq asserts that
     none comes then."""
@@ -94,14 +124,33 @@ async def test_messages_of_another_server_stop_no_input_however_many_are_not_rea
 
     def take(messages: list[Message | Malformed]) -> None:
         taken.extend(messages)
-        if len(taken) >= MANY:
+        if len(taken) >= 5000:
             done.set()
 
-    async with welcomed(take, role="server") as stand:
-        stand.socket.router_mandatory, stand.socket.sndtimeo = 1, int(DEADLINE_S * 1000)
-        for _ in range(MANY):  # without a turn of the loop
-            stand.send(Relayed(1, "delivered", {"note": NOTE[:1000]}))
+    async with foreign(take, pytest.fail) as send:
+        for _ in range(5000):  # without a turn of the loop
+            send(Relayed(1, "delivered", {"note": NOTE[:1000]}))
         await asyncio.wait_for(done.wait(), DEADLINE_S)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel must count the bytes of a connection")
+async def test_link_to_a_server_that_sends_more_than_is_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else bounds the memory of what has come, as no number of messages stops the input."""
+    monkeypatch.setattr("bester.broker.unread.MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(fabric, "LOOK_S", 0)
+    taken: list[object] = []
+    lost: asyncio.Queue[str] = asyncio.Queue()
+
+    def take(messages: list[Message | Malformed]) -> None:
+        taken.extend(messages)
+        if len(taken) == 1:
+            for _ in range(2000):  # 30 MiB, of which a socket's buffers hold a part
+                send(Relayed(1, "delivered", {"note": NOTE}))
+
+    async with foreign(take, lost.put_nowait) as send:
+        send(Relayed(1, "delivered", {}))
+        assert await asyncio.wait_for(lost.get(), DEADLINE_S) == fabric.FLOODED
+        assert len(taken) < 2000
 
 
 async def test_queue_for_a_broker_that_does_not_read_is_bounded_and_ordered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +354,7 @@ async def test_connection_that_is_refused_is_tried_again_at_once(monkeypatch: py
         dialer = Retrying(
             "tcp://{}:{}".format(*nobody.getsockname()),
             lambda context: FabricSocket(context, zmq.DEALER, print, Turn()),
-            made.append, pytest.fail, pytest.fail, lambda: None,
+            made.append, pytest.fail, pytest.fail, lambda: None, lambda descriptor, begins: None,
             is_wanted=lambda: True, keys=None, called="the server",
         )  # fmt: skip
         dialer.waits_ms = asyncio.Queue()

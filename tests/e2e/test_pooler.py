@@ -7,11 +7,13 @@ import os
 import pwd
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import psycopg
 import pytest
 
+from bester.broker import postgres
+from bester.broker.postgres import Database
 from tests.live import BESTER, DEADLINE_S, LiveServer, Process, head, short_directory
 from tests.postgres_server import Cluster
 
@@ -23,12 +25,12 @@ PORT = 6432
 
 
 @asynccontextmanager
-async def pooler(cluster: Cluster, mode: str) -> AsyncIterator[str]:
-    """Run a pooler; the value is the address of the database behind it."""
+async def pooler(cluster: Cluster, mode: str, size: int = 20) -> AsyncIterator[str]:
+    """Run a pooler with so many sessions; the value is the address of the database behind it."""
     async with short_directory() as directory:
         settings = {
             "listen_addr": "", "listen_port": PORT, "unix_socket_dir": directory, "auth_type": "trust",
-            "auth_file": directory / "users", "pool_mode": mode,
+            "auth_file": directory / "users", "pool_mode": mode, "default_pool_size": size,
         }  # fmt: skip
         lines = [f"* = host={cluster.folder}", "[pgbouncer]", *(f"{key} = {value}" for key, value in settings.items())]
         (directory / "pgbouncer.ini").write_text("\n".join(["[databases]", *lines, ""]))
@@ -52,6 +54,14 @@ async def test_pooler_in_session_mode_makes_no_difference(cluster: Cluster) -> N
     async with pooler(cluster, "session") as url, short_directory() as directory:
         server = await LiveServer.start(directory, toml(url, cluster.schema()))
         assert await server.stop() == [0]
+
+
+async def test_pooler_without_another_session_keeps_nobody_waiting(cluster: Cluster) -> None:
+    """It would let a second connection wait for two minutes, and a start or a check with it."""
+    async with pooler(cluster, "session", 1) as url:
+        database = Database(url, cluster.schema())
+        with closing(await asyncio.to_thread(postgres.connect, database, "test")) as connection:
+            await asyncio.wait_for(asyncio.to_thread(postgres.see_session, connection, database), DEADLINE_S)
 
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])

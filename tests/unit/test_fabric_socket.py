@@ -45,9 +45,9 @@ class Answering(FabricSocket):
             raise ValueError("an answer that fails")
         self.look_again()
 
-    def _has_input(self) -> bool:
+    def has_input(self) -> bool:
         self.seen.append(b"look")
-        return super()._has_input()
+        return super().has_input()
 
     async def seen_from(self, message: bytes) -> list[bytes]:
         """Return what was seen from a message on, up to the end of the callback that has answered it."""

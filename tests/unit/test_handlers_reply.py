@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any, cast
 
 import pytest
@@ -15,6 +16,16 @@ from bester.handlers.reply import ReplyError, commands_of, verdict_on
 
 def message(user: str | None = "t", body: bytes = b"1", **meta: Any) -> Message:
     return Message(Request(1, "english", body, user, meta))
+
+
+class Name(StrEnum):
+    BOB = "bob"
+
+
+def test_name_of_an_enum_is_refused_and_never_taken_for_names_of_one_letter() -> None:
+    for send in (send_clients, send_servers):
+        with pytest.raises(TypeError, match="targets are strings, not Name"):
+            send(Name.BOB, None)
 
 
 def test_commands_are_compact_json_for_their_targets() -> None:

@@ -18,6 +18,7 @@ from bester.broker.fabric_dialer import Dialer
 from bester.broker.fabric_socket import FabricSocket, Frames, SharedSocket
 from bester.broker.keys import LinkKeys
 from bester.broker.turn import Turn
+from bester.broker.unread import Unread
 from bester.broker.wire.batches import batches, fault
 from bester.broker.wire.codec import decode, decode_together
 from bester.broker.wire.codes import WireError
@@ -31,6 +32,9 @@ MAX_ANSWERS = 65536
 """Answers that a link queues beyond MAX_QUEUED: the broker bounds them by credit, and by its own questions. The link to
 a broker that asks for more, and reads none, is given up."""
 STUCK_RETRY_S = 0.01
+LOOK_S = 0.1
+"""Interval of the looks at what another server has sent that was not read, as at an encrypted door."""
+FLOODED = "it sends more than is read of it"
 CLOSING_LINGER_MS = 500
 """Time to send the last messages of a link that closes."""
 _NOT_YET = (State.DOWN, State.GREETING)
@@ -91,8 +95,14 @@ class FabricLink:
         self._on_lost = on_lost
         self._dialer = Dialer(
             endpoint, self._new_socket, self._on_socket, self._on_no_socket, self._on_handshake_failed,
-            self._on_nobody_there, is_wanted=lambda: link_client.state is State.DOWN, keys=keys, called=called,
+            self._on_nobody_there, self._on_connection, is_wanted=lambda: link_client.state is State.DOWN, keys=keys,
+            called=called,
         )  # fmt: skip
+        self._is_foreign = keys is not None and link_client.hello.role == "server"
+        self._unread: Unread | None = None  # of a foreign server: what has come on this socket's connections
+        self._descriptor = -1  # of the latest of them
+        self._look_at = 0.0
+        self._is_flooded = False
         self._closing = asyncio.Lock()
         self._socket: FabricSocket | None = None
         self._queue: list[Message] = []
@@ -162,13 +172,14 @@ class FabricLink:
             self._flush_soon()
 
     def give_up(self) -> None:
-        """Lose the link, in the next turn of the loop, and begin another: the broker does not read."""
+        """Lose the link, in the next turn of the loop, and begin another: the broker does not read, or floods it."""
         if self._socket is not None:
             self._loop.call_soon(self._on_unread, self._socket)
 
     def _on_unread(self, socket: FabricSocket) -> None:
         if socket is self._socket:
-            self._do(self.link_client.on_unread(self._loop.time()))
+            now, greeting = self._loop.time(), self.link_client.state is State.GREETING
+            self._do(self.link_client.on_handshake_failed(now) if greeting else self.link_client.on_unread(now))
 
     def flush(self) -> None:
         """Send what is queued now, rather than at the end of this turn."""
@@ -233,8 +244,10 @@ class FabricLink:
 
     def _new_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> FabricSocket:
         socket = self._kind(context, zmq.DEALER, self._received, self._turn)
-        if self.link_client.hello.role == "server":  # another server is trusted no more than a party (`curve`)
+        if self._is_foreign:  # a server elsewhere is trusted no more than a party: bytes are bounded (`curve`)
             socket.socket.rcvhwm = 0
+            self._unread = Unread()
+            self._descriptor, self._is_flooded = -1, False
         if isinstance(socket, SharedSocket):
             socket.send_after_reading(self._send_answers)
         return socket
@@ -251,6 +264,30 @@ class FabricLink:
         self.trouble = why
         self._on_lost(why)
         self._set_timer(self.link_client.retry_at)
+
+    def _on_connection(self, descriptor: int, begins: bool) -> None:
+        """Count the bytes of a new connection, and those of one that has ended no more: what is left of an earlier one
+        goes with the link."""
+        if self._unread is None:
+            return
+        if not begins:
+            self._unread.end(descriptor)
+            return
+        if self._descriptor != -1 and self._socket is not None and self._socket.has_unread():
+            self._is_flooded = True
+            self.give_up()
+        self._unread.begin(descriptor)
+        self._descriptor = descriptor
+
+    def _count(self, unread: Unread, socket: FabricSocket, frames: Frames, now: float) -> None:
+        """Count what was read of a foreign server; give the link up where much more has come."""
+        unread.count((b"", self._descriptor), frames)
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_S
+        if unread.look(drained=not socket.has_input()):
+            self._is_flooded = True
+            self.give_up()
 
     def _on_handshake_failed(self) -> None:
         self._do(self.link_client.on_handshake_failed(self._loop.time()))
@@ -270,6 +307,8 @@ class FabricLink:
     def _received(self, frames: Frames) -> None:
         now = self._loop.time()
         self._is_reading = self._kind is SharedSocket
+        if self._unread is not None and self._socket is not None:
+            self._count(self._unread, self._socket, frames, now)
         if self._on_frames is not None and self._on_frames(frames):
             self.link_client.on_received(now)
             return
@@ -316,7 +355,7 @@ class FabricLink:
         if event == "parted":
             parting = self.link_client.parting
             return f"the broker closed the link: {parting}" if parting else "the broker closed the link"
-        return self._dialer.why()
+        return FLOODED if self._is_flooded else self._dialer.why()
 
     def _set_timer(self, when: float | None) -> None:
         if when is None:

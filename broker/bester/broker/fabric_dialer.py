@@ -35,7 +35,8 @@ class Dialer:
     `new_socket` makes a DEALER that is not connected; `on_socket` gets it when ZeroMQ has taken the endpoint.
     `on_no_socket(why)`: there is none now, as a name cannot be looked up, or the system has no descriptors. Of a
     connected socket `on_handshake_failed` tells that no answer will come, and `on_nobody_there` that no program listens
-    at the endpoint, or that this user may not speak to it. `is_wanted` is asked after a lookup. `keys` and `called` are
+    at the endpoint, or that this user may not speak to it; `on_connection(descriptor, begins)` tells of
+    each connection, before its handshake and at its end. `is_wanted` is asked after a lookup. `keys` and `called` are
     the link's.
     """
 
@@ -47,6 +48,7 @@ class Dialer:
         on_no_socket: Callable[[str], None],
         on_handshake_failed: Callable[[], None],
         on_nobody_there: Callable[[], None],
+        on_connection: Callable[[int, bool], None],
         *,
         is_wanted: Callable[[], bool],
         keys: LinkKeys | None,
@@ -58,6 +60,7 @@ class Dialer:
         self._on_no_socket = on_no_socket
         self._on_handshake_failed = on_handshake_failed
         self._on_nobody_there = on_nobody_there
+        self._on_connection = on_connection
         self._is_wanted = is_wanted
         self._keys = keys
         self._called = called
@@ -179,6 +182,8 @@ class Dialer:
 
     def _on_event(self, attempt: Attempt, endpoint: str, event: int, value: int) -> None:
         """Take in what happened to the connection; after a handshake that failed wait no longer for an answer."""
+        if event in (zmq.EVENT_CONNECTED, zmq.EVENT_DISCONNECTED):
+            self._on_connection(value, event == zmq.EVENT_CONNECTED)
         happened = event_of(event, value)
         if attempt.take("forbidden" if happened == "refused" and _is_forbidden(endpoint) else happened):
             self._on_handshake_failed()

@@ -209,7 +209,7 @@ class FabricSocket:
         self._met[identity] = _process_of(rest[0])
         return [frame.bytes for frame in rest]
 
-    def _has_input(self) -> bool:
+    def has_input(self) -> bool:
         """Return whether a message can be read; if not, the descriptor wakes for the next one."""
         self._was_used = False
         return bool(zmq_poll(self._polled, 0))
@@ -223,7 +223,7 @@ class FabricSocket:
         """Read in this turn of the loop if messages wait, as a send may have consumed the descriptor's wake-up."""
         if self._loop is None or self._again is not None or self._is_draining:
             return  # `_drain` looks at its end, once for all that was sent meanwhile
-        if self._has_input():
+        if self.has_input():
             self._again = self._loop.call_soon(self._drain)
 
     def has_unread(self) -> bool:
@@ -278,7 +278,7 @@ class FabricSocket:
         if self._is_quiet:
             self._turn.end()
             self._turn.begin()
-        return self._loop is not None and self._has_input()
+        return self._loop is not None and self.has_input()
 
 
 class SharedSocket(FabricSocket):
@@ -319,10 +319,10 @@ class SharedSocket(FabricSocket):
         finally:
             self._release()
 
-    def _has_input(self) -> bool:
+    def has_input(self) -> bool:
         self._acquire()
         try:
-            return super()._has_input()
+            return super().has_input()
         finally:
             self._release()
 
@@ -339,7 +339,7 @@ class SharedSocket(FabricSocket):
         enough = time.monotonic() + DRAIN_S
         try:
             self._read(1)
-            if self._answer(enough) and self._has_input():
+            if self._answer(enough) and self.has_input():
                 self._read(DRAIN_AT_ONCE)
                 self._answer(enough)
                 self.look_again()

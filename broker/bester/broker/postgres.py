@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from contextlib import closing
 from dataclasses import dataclass, field
+from selectors import EVENT_READ, DefaultSelector
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -189,18 +189,35 @@ def see_session(connection: Connection, database: Database) -> None:
     sessions away between two transactions would mix up the settings of all who share them. Raises ConfigError."""
     import psycopg
 
-    mine, others = secrets.token_hex(8), secrets.token_hex(8)
+    mine = secrets.token_hex(8)
     try:
         connection.execute(_NAME_SESSION, (mine,))
-        with closing(connect(database, "bester check")) as other:
-            other.execute(_NAME_SESSION, (others,))
-            row = connection.execute("SELECT current_setting('bester.session', true)").fetchone()
+        _name_another(database)
+        row = connection.execute("SELECT current_setting('bester.session', true)").fetchone()
     except psycopg.Error as error:
         if POOLED in why(database, error):
             raise ConfigError(why(database, error)) from None
         return  # there is no second connection: whoever needs the first one is told what is wrong
     if row is None or row[0] != mine:
         raise ConfigError(f"{database.where}: connections share sessions of PostgreSQL; {POOLED}")
+
+
+def _name_another(database: Database) -> None:
+    """Name the session of a second connection, if it has one within CONNECT_S: a pooler that has no further session
+    lets it wait for minutes, and does not give it the first one. Raises psycopg.Error."""
+    import psycopg
+
+    with psycopg.connect(
+        database.url, autocommit=True, connect_timeout=CONNECT_S, application_name="bester check"
+    ) as other:
+        name = f"SELECT set_config('bester.session', '{secrets.token_hex(8)}', false)"
+        other.pgconn.send_query(name.encode())
+        other.pgconn.flush()
+        with DefaultSelector() as selector:
+            selector.register(other.fileno(), EVENT_READ)
+            if selector.select(CONNECT_S):
+                other.pgconn.get_result()
+        other.close()
 
 
 def _lift_bound(connection: Connection) -> None:

@@ -58,10 +58,10 @@ def send_handler(type_: str, data: Any = MISSING, *, raw: bytes | str | None = N
 
 
 def _targets(targets: Iterable[str]) -> list[str]:
-    if type(targets) is str:  # a single name, not a sequence of letters
+    if type(targets) is str:
         return [targets]
     try:
-        found = list(targets)
+        found = [targets] if isinstance(targets, str) else list(targets)  # a name of an enum is no list of letters
     except TypeError:
         raise TypeError(f"targets are strings, one or several, not a {type(targets).__name__}") from None
     for target in found:
