@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import socket as sockets
+import struct
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -37,6 +39,9 @@ from tests.plain_user import plain_user
 LIMIT = 100
 ROUNDS = 100
 NOTE = "x" * 15_000
+MIB = 1 << 20
+LOOKS_S = 1.5
+"""Time in which a link with heartbeats of a second has looked at what comes."""
 MANY = 5000
 """Messages of a kilobyte: more than ZeroMQ's queues and the kernel hold."""
 
@@ -151,6 +156,65 @@ async def test_link_to_a_server_that_sends_more_than_is_read_is_given_up(monkeyp
         send(Relayed(1, "delivered", {}))
         assert await asyncio.wait_for(lost.get(), DEADLINE_S) == fabric.FLOODED
         assert len(taken) < 2000
+
+
+GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+READY = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"ROUTER"
+
+
+def zmtp(flags: int, body: bytes) -> bytes:
+    """Return a long frame as it is on the wire: 1 more follow, 4 a command."""
+    return struct.pack(">BQ", flags | 2, len(body)) + body
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel must count the bytes of a connection")
+@pytest.mark.parametrize("ends", [True, False])
+async def test_link_to_a_server_whose_message_does_not_end_is_given_up(
+    ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is read of it, and libzmq keeps all its frames. Whole messages may be as long, one after the other."""
+    monkeypatch.setattr("bester.broker.unread.MOST_BYTES", 4 * MIB)
+    lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    taken: asyncio.Queue[int] = asyncio.Queue()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING + zmtp(4, READY))
+        await reader.readuntil(b"READY")
+        (welcome,) = encode([Welcome(1, "s2", {"heartbeat_ms": 1000})])
+        writer.write(zmtp(0, welcome))
+        (heartbeat,) = encode([Heartbeat()])
+        (whole,) = encode([Relayed(1, "delivered", {"note": "x" * 2 * MIB})])
+        for number in range(1, 5):
+            writer.write(zmtp(0, whole))
+            while await taken.get() < number:
+                pass
+        with contextlib.suppress(OSError):
+            while await reader.read(1 << 16):  # a heartbeat a second
+                writer.write(zmtp(0, heartbeat) if ends else zmtp(1, b"x" * MIB) * 6)
+        writer.close()
+
+    count = 0
+
+    def take(messages: list[Message | Malformed]) -> None:
+        nonlocal count
+        count += len(messages)
+        taken.put_nowait(count)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        address = server.sockets[0].getsockname()
+        link = FabricLink(
+            f"tcp://127.0.0.1:{address[1]}", LinkClient("server", "s1", {}), on_messages=take, on_ready=lambda: None,
+            on_lost=lambda why: None if lost.done() else lost.set_result(why),
+        )  # fmt: skip
+        link.start()
+        if ends:
+            while count < 4:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(LOOKS_S)
+            assert not lost.done()
+        else:
+            assert await asyncio.wait_for(lost, DEADLINE_S) == link.trouble == fabric.FLOODED
+        await link.close(0)
 
 
 async def test_queue_for_a_broker_that_does_not_read_is_bounded_and_ordered(monkeypatch: pytest.MonkeyPatch) -> None:

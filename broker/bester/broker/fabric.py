@@ -98,7 +98,7 @@ class FabricLink:
             self._on_nobody_there, self._on_connection, is_wanted=lambda: link_client.state is State.DOWN, keys=keys,
             called=called,
         )  # fmt: skip
-        self._is_foreign = keys is not None and link_client.hello.role == "server"
+        self._is_foreign = link_client.hello.role == "server" and not endpoint.startswith("ipc:")
         self._unread: Unread | None = None  # of a foreign server: what has come on this socket's connections
         self._descriptor = -1  # of the latest of them
         self._look_at = 0.0
@@ -376,6 +376,9 @@ class FabricLink:
                 self._set_timer(self.link_client.retry_at)
             return
         unread = self._socket is not None and self._socket.has_unread()
+        if self._unread is not None and self._socket is not None and self._unread.look(drained=not unread):
+            self._is_flooded = True  # perhaps by a message that does not end, of which nothing is read
+            self.give_up()
         self._do(self.link_client.tick(self._loop.time(), self._due, unread=unread))
 
     # --- sending ---
