@@ -274,8 +274,7 @@ class FabricLink:
             self._unread.end(descriptor)
             return
         if self._descriptor != -1 and self._socket is not None and self._socket.has_unread():
-            self._is_flooded = True
-            self.give_up()
+            self.give_up()  # an honest server has begun anew as well
         self._unread.begin(descriptor)
         self._descriptor = descriptor
 
