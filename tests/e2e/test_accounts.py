@@ -5,7 +5,6 @@ import os
 import re
 import sqlite3
 import stat
-import statistics
 import subprocess
 import sys
 import threading
@@ -242,7 +241,7 @@ async def test_unknown_name_takes_as_long_as_a_wrong_password(accounts: Accounts
     for turn in range(7):
         known.append(await cost_s("tim", turn))
         unknown.append(await cost_s("tom", turn))
-    assert 0.4 < statistics.median(unknown) / statistics.median(known) < 2.5
+    assert 0.4 < min(unknown) / min(known) < 2.5  # the least of each: a busy machine lengthens most of them
 
 
 async def test_another_process_changes_accounts_under_a_running_server(accounts: Accounts, directory: Path) -> None:
