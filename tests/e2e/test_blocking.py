@@ -162,6 +162,69 @@ async def test_errors_are_raised_in_the_caller(server: FakeServer) -> None:
     await within(asyncio.to_thread(program))
 
 
+async def test_report_that_was_cancelled_and_comes(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    server.on_message = lambda peer, payload: None
+
+    def program(cancelled: concurrent.futures.Future[None]) -> None:
+        with Client(server.address, user="bob", password="secret", limits=Limits(window=2)) as client:
+            first, second = client.submit("chat", "first"), client.submit("chat", "second")
+            assert first.cancel() and first.cancelled()
+            cancelled.set_result(None)
+            assert second.result(DEADLINE_S).good
+            assert client.send("chat", "third", timeout_s=DEADLINE_S).good
+
+    cancelled: concurrent.futures.Future[None] = concurrent.futures.Future()
+    running = asyncio.create_task(asyncio.to_thread(program, cancelled))
+    peer = await server.peer()
+    both = [await peer.payload() for _ in range(2)]
+    await within(asyncio.wrap_future(cancelled))
+    server.on_message = lambda peer, payload: peer.report(payload["id"])
+    for payload in both:
+        peer.report(payload["id"])
+    await within(running)
+    assert not caplog.records
+
+
+async def test_cancelled_report_is_not_sent_again(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    server.on_message = lambda peer, payload: None
+
+    def program(cancelled: concurrent.futures.Future[None]) -> None:
+        with Client(server.address, user="bob", password="secret") as client:
+            dropped, kept = client.submit("chat", "dropped"), client.submit("chat", "kept")
+            assert dropped.cancel()
+            client.ping(DEADLINE_S)  # the cancelling came before
+            cancelled.set_result(None)
+            assert kept.result(DEADLINE_S).good
+
+    cancelled: concurrent.futures.Future[None] = concurrent.futures.Future()
+    running = asyncio.create_task(asyncio.to_thread(program, cancelled))
+    peer = await server.peer()
+    await within(asyncio.wrap_future(cancelled))
+    server.on_message = lambda peer, payload: peer.report(payload["id"])
+    peer.transport.abort()
+    again = await server.peer()
+    assert (await again.payload())["data"] == "kept"
+    await within(running)
+    assert not caplog.records
+
+
+async def test_callback_of_a_report_that_calls_the_client_is_told_why_not(server: FakeServer) -> None:
+    def program() -> str:
+        said: concurrent.futures.Future[str] = concurrent.futures.Future()
+
+        def call(_: object) -> None:
+            try:
+                client.send("chat", 2)
+            except RuntimeError as error:
+                said.set_result(str(error))
+
+        with Client(server.address, user="bob", password="secret") as client:
+            client.submit("chat", 1).add_done_callback(call)
+            return said.result(DEADLINE_S)
+
+    assert "call the client from another one" in await within(asyncio.to_thread(program))
+
+
 async def test_close_wakes_a_waiting_thread(server: FakeServer) -> None:
     client = Client(server.address, user="bob", password="secret")
     await within(asyncio.to_thread(client.start))

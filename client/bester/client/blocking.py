@@ -130,7 +130,8 @@ class Client:
     ) -> concurrent.futures.Future[Report]:
         """Send a message, after waiting for room in the window; return its report to be waited for.
 
-        Arguments and errors as with the asyncio client's `submit`.
+        Arguments and errors as with the asyncio client's `submit`, and so is cancelling. Callbacks of the report run in
+        the client's thread, where the client's methods raise RuntimeError.
         """
         report: concurrent.futures.Future[Report] = concurrent.futures.Future()
 
@@ -138,9 +139,16 @@ class Client:
             await self._client.room()
             submitted = self._client.submit(type_, data, raw=raw, dedup=dedup, ttl_s=ttl_s, outcome=outcome)
             submitted.add_done_callback(lambda done: _copy(done, report))
+            report.add_done_callback(lambda done: self._withdraw(submitted) if done.cancelled() else None)
 
         self._do(submit)
         return report
+
+    def _withdraw(self, submitted: asyncio.Future[Report]) -> None:
+        """Cancel a message's report in the client's own thread; with a client that is closed, it has ended."""
+        with self._gate:
+            if self._open and self._loop is not None and self._process == os.getpid():
+                self._loop.call_soon_threadsafe(submitted.cancel)
 
     def send(
         self,
@@ -198,6 +206,8 @@ class Client:
             raise RuntimeError(
                 "the client belongs to the process that started it, of which this one is a fork: make another"
             )
+        if threading.current_thread() is self._thread:  # which would wait for itself
+            raise RuntimeError("a callback of a report runs in the client's thread: call the client from another one")
         with self._gate:
             if not self._open or self._loop is None:
                 raise ClientClosed("not-connected", "the client is not open: use it inside `with`")
@@ -231,6 +241,9 @@ class Client:
 
 
 def _copy(done: asyncio.Future[Report], report: concurrent.futures.Future[Report]) -> None:
+    """Pass a message's report on to whoever waits in another thread, unless that one has cancelled."""
+    if not report.set_running_or_notify_cancel():
+        return
     error = ClientClosed("not-connected", "the client was closed") if done.cancelled() else done.exception()
     if error is not None:
         report.set_exception(error)
