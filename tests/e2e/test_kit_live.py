@@ -122,16 +122,18 @@ async def test_a_start_hook_that_fails_is_one_line(tmp_path: Path) -> None:
     await handler.end()
 
 
-TESTS = """
+ODD_TYPE = 'it\'s "so" \\ é☃'
+TESTS = f"""
 from letters import app
 
 def test_without_sockets(tester):
-    assert tester.run("english", {"text": "hi"}, user="t").commands[0].data == {"text": "HI"}
+    assert tester.run("english", {{"text": "hi"}}, user="t").commands[0].data == {{"text": "HI"}}
 
 def test_with_a_server(server):
-    exchange = server.send("english", {"text": "hi"}, user="t")
-    assert exchange.report.good and exchange.received == [{"text": "HI"}]
-    refused = server.send("english", {}, user="t")
+    for type_ in ("english", {ODD_TYPE!r}):
+        exchange = server.send(type_, {{"text": "hi"}}, user="t")
+        assert exchange.report.good and exchange.received == [{{"text": "HI"}}]
+    refused = server.send("english", {{}}, user="t")
     assert (refused.report.reason, refused.report.note) == ("refused", "a text, please")
 """
 
@@ -139,7 +141,8 @@ def test_with_a_server(server):
 @pytest.mark.parametrize("named", ["option", "ini"])
 async def test_the_pytest_plugin_runs_a_test_with_and_without_a_server(named: str, tmp_path: Path) -> None:
     (tmp_path / "letters.py").write_text(
-        "from bester.handlers import App, HandlerError\napp = App()\n@app.on('english')\ndef english(message):\n"
+        "from bester.handlers import App, HandlerError\napp = App()\n"
+        f"@app.on('english', {ODD_TYPE!r})\ndef english(message):\n"
         "    if 'text' not in message.data:\n        raise HandlerError('a text, please')\n"
         "    return message.reply({'text': message.data['text'].upper()})\n"
     )

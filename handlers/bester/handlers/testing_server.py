@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -65,7 +66,7 @@ class Server:
 
     def log(self) -> str:
         """Return the server's log up to now; its handler's lines are in it."""
-        return (self.directory / "log").read_text(errors="replace")
+        return (self.directory / "log").read_text(encoding="utf-8", errors="replace")
 
     def wait_for(self, text: str) -> str:
         """Wait until the log has a line with this text; return the line. Raises RuntimeError where none comes."""
@@ -84,12 +85,13 @@ class Server:
 @contextlib.contextmanager
 def running(spec: str, path: Path) -> Iterator[Server]:
     """Run a server with the app MODULE:APP, whose module is found at `path` too, until the end of the context."""
-    types = sorted(load(spec).serving(None))
+    app, types = (json.dumps(value, ensure_ascii=False) for value in (spec, sorted(load(spec).serving(None))))
     with tempfile.TemporaryDirectory(prefix="b-") as name:  # short, for the path of a Unix socket
         directory = Path(name)
         (directory / "bester.toml").write_text(
             '[server]\nname = "test"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n[accounts]\nauth = "open"\n'
-            f'[handlers.app]\napp = "{spec}"\ntypes = {types!r}\n'.replace("'", '"')
+            f"[handlers.app]\napp = {app}\ntypes = {types}\n",  # JSON's text of these is TOML
+            encoding="utf-8",
         )
         paths = [str(path), *filter(None, [os.environ.get("PYTHONPATH")])]
         with (directory / "log").open("wb") as log:
