@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,8 +14,10 @@ import pytest
 
 from bester.handlers import App, Outcome
 from bester.handlers.stock import chat, joined, kitchen, mail, presence, rooms, subjects
+from bester.handlers.stock import store as stock_store
 from bester.handlers.stock.kitchen import Kitchen
 from bester.handlers.stock.mail import Mail
+from bester.handlers.stock.outbox import Outbox
 from bester.handlers.stock.presence import Presence
 from bester.handlers.stock.rooms import Rooms
 from bester.handlers.stock.store import Store
@@ -335,6 +338,105 @@ def test_presence_ends_with_time_and_with_the_connection(store: Store) -> None:
     ttl_s: list[Any] = [0, 1e9, True, "60", -1]
     for bad in [{}, [], *({"here": each} for each in here), *({"here": "", "ttl_s": each} for each in ttl_s)]:
         post.note(bad, user="a")
+
+
+def settle_all(store: Store, outbox: Outbox) -> list[Any]:
+    """Settle the emits that wait, as delivered; return their data."""
+    emits = store.waiting(1000)
+    for emit in emits:
+        outbox.settle(emit, Outcome(True, {}))
+    return [json.loads(emit.commands[0].body) for emit in emits]
+
+
+def test_more_users_go_at_once_than_notices_may_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stock_store, "EMITS", 8)
+    monkeypatch.setattr(stock_store, "EMITS_OF_LOOK", 3)
+    now = [9.0]
+    people = Presence(store, clock=lambda: now[0])
+    post = Post("presence", people.handle)
+    users = [f"u{number}" for number in range(20)]
+    for user in users:
+        post.send({"watch": user}, user="w")
+        post.send({"here": "", "ttl_s": 60}, user=user)
+        settle_all(store, people.outbox)
+
+    def told_by_look(connected: list[str]) -> list[Any]:
+        """Look once; return the notices of that look."""
+        people.look(connected)
+        return settle_all(store, people.outbox)
+
+    people.look(["w"])  # a bridge has ended, and they with it
+    looks = [told_by_look(["w"]) for _ in range(8)]
+    assert [len(shown) for shown in looks] == [3] * 6 + [2, 0]
+    told = [(each["user"], each["state"]) for shown in looks for each in shown]
+    assert sorted(told, key=str) == sorted(((user, {"here": False}) for user in users), key=str)
+    for _ in range(3):
+        people.look([*users, "w"])
+    assert len(store.waiting(100)) == 4  # nothing is settled: half of the places are left to what users say
+    post.send({"gone": True}, user="u19")
+    while settle_all(store, people.outbox):
+        people.look([*users, "w"])
+    now[0] += 61
+    looks = [told_by_look([*users, "w"]) for _ in range(8)]
+    assert [len(shown) for shown in looks] == [3] * 6 + [1, 0]
+    with store.turn() as db:
+        assert db.execute("SELECT COUNT(*) FROM said").fetchone() == (0,)
+
+
+def test_server_that_was_away_gets_more_notices_than_may_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stock_store, "EMITS", 8)
+    monkeypatch.setattr(stock_store, "EMITS_OF_LOOK", 3)
+    now = [9.0]
+    place = Kitchen(store, clock=lambda: now[0])
+    post = Post("kitchen", place.handle)
+    devices = [f"d{number}" for number in range(10)]
+    for device in devices:
+        post.send({"user": "g", "ask": {"subscribe": device}}, peer="s2")
+        post.send({"user": "h", "ask": {"subscribe": device}}, peer="s2")
+        post.send({"state": {"n": 1}}, user=device)
+        settle_all(store, place.outbox)
+    with store.turn() as db:
+        place.devices.notices.on_outcome(db, {"server": "s2", "subject": "d0"}, Outcome(True, {"s2": "queued"}))
+    for device in devices:
+        post.send({"state": {"n": 2}}, user=device)
+    assert store.waiting(10) == []
+    now[0] += 61
+    for user in ("g", "h"):
+        post.send({"user": user, "ask": {"unsubscribe": "d1"}}, peer="s2")
+    looks = []
+    for number in range(5):
+        place.look([])
+        if number == 0:
+            post.send({"state": {"n": 3}}, user="d9")  # the newest state is pushed once
+        looks.append(settle_all(store, place.outbox))
+    assert [len(shown) for shown in looks] == [4, 3, 2, 0, 0]
+    told = sorted((each["device"], each["state"]["n"]) for shown in looks for each in shown)
+    assert told == sorted((device, 3 if device == "d9" else 2) for device in devices if device != "d1")
+    with store.turn() as db:
+        assert db.execute("SELECT COUNT(*) FROM behind").fetchone() == (0,)
+
+
+def test_a_change_costs_no_more_beside_many_subscribers_of_others(store: Store) -> None:
+    place = Kitchen(store, clock=lambda: 9.0)
+    post = Post("kitchen", place.handle)
+
+    def steps(state: int) -> int:
+        """Return the steps of SQLite for one change, in tens."""
+        taken = count()
+        with store.turn() as db:
+            db.set_progress_handler(lambda: next(taken) < 0, 10)
+        post.send({"state": {"n": state}}, user="oven")
+        with store.turn() as db:
+            db.set_progress_handler(None, 0)
+        settle_all(store, place.outbox)
+        return next(taken)
+
+    post.send({"subscribe": "oven"}, user="a")
+    post.send({"state": {"n": 0}}, user="oven")
+    few = steps(1)
+    for number in range(300):
+        post.send({"subscribe": f"d{number}"}, user=f"u{number}")
+    assert steps(2) <= few + 5
 
 
 # --- the file ---

@@ -19,6 +19,15 @@ AWAY_S = 60.0
 """Seconds between two notices to a server that is away: they queue, and only the newest counts."""
 FOR_GOOD = ("failed:unknown-type", "failed:not-allowed", "failed:unreachable")
 """Outcomes of a server that takes no notices any more: the configuration or the handler is not there."""
+BEHIND = """
+SELECT behind.server, behind.subject, type FROM behind
+LEFT JOIN readers ON readers.subject = behind.subject AND readers.server = behind.server
+LEFT JOIN states ON states.subject = readers.subject
+WHERE behind.server NOT IN (SELECT server FROM away)
+GROUP BY behind.server, behind.subject ORDER BY behind.rowid LIMIT ?
+"""
+"""Subjects whose newest state a server has still to get; without a type where nobody there reads it any more, or where
+there is no state."""
 ONCE, PENDING, ACTIVE = range(3)
 """States of a subscription: waits for one answer; asked of the subject's home; gets every notice. They only rise."""
 
@@ -54,20 +63,27 @@ class Notices:
                 db.execute("UPDATE subscribers SET away = 1 WHERE subject = ? AND user = ?", (subject, user))
 
     def back(self, db: sqlite3.Connection, connected: Iterable[str]) -> None:
-        """Push the newest states to the subscribers who were away and are connected, and to servers once a minute."""
+        """Push the newest states to the subscribers who were away and are connected, and to servers once a minute; what
+        there is no room for is left to the next look."""
         here = set(connected)
+        least = self._store.least_room(db)
         rows = db.execute("SELECT subject, user, type FROM subscribers JOIN states USING (subject) WHERE away = 1")
         for subject, user, type_ in rows.fetchall():
-            if user in here:
-                db.execute("UPDATE subscribers SET away = 0 WHERE subject = ? AND user = ?", (subject, user))
-                self._emit(db, type_, send_clients([user], self.notice(db, subject)), subject)
+            if user not in here:
+                continue
+            if self._store.room(db) <= least:
+                return
+            db.execute("UPDATE subscribers SET away = 0 WHERE subject = ? AND user = ?", (subject, user))
+            self._emit(db, type_, send_clients([user], self.notice(db, subject)), subject)
         due = db.execute("SELECT server FROM away WHERE until <= ?", (self._clock(),)).fetchall()
         for (server,) in due:
             db.execute("DELETE FROM away WHERE server = ?", (server,))
-            asked = db.execute(
-                "SELECT DISTINCT subject, type FROM readers JOIN states USING (subject) WHERE server = ?", (server,)
-            ).fetchall()
-            for subject, type_ in asked:
+            db.execute("INSERT OR IGNORE INTO behind SELECT server, subject FROM readers WHERE server = ?", (server,))
+        behind = db.execute(BEHIND, (self._store.room(db) - least,)).fetchall()
+        for server, subject, type_ in behind:
+            if type_ is None:
+                db.execute("DELETE FROM behind WHERE server = ? AND subject = ?", (server, subject))
+            else:
                 self.push_to(db, type_, subject, server)
 
     def newest(self, db: sqlite3.Connection, subject: str) -> tuple[Any, int]:
@@ -91,6 +107,7 @@ class Notices:
 
     def push_to(self, db: sqlite3.Connection, type_: str, subject: str, server: str) -> None:
         """Emit a notice to a server, for all of its subscribers."""
+        db.execute("DELETE FROM behind WHERE server = ? AND subject = ?", (server, subject))
         self._emit(db, type_, send_servers([server], self.notice(db, subject)), subject, server)
 
     def _emit(

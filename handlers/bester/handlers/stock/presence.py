@@ -6,6 +6,7 @@ knows the last; the first two are the user's own, so that nobody is shown who do
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
@@ -28,6 +29,11 @@ EXAMPLE = (
 )
 VERBS = ("watch", "unwatch", "who")
 GONE = {"here": False}
+SAID = """
+SELECT said.user, said.type, status, until, state IS NOT NULL AND state != ? FROM said
+LEFT JOIN states ON subject = said.user
+"""
+"""Users who have said that they are here, and whether they are shown as here; the value is the state of the others."""
 SCHEMA = "CREATE TABLE IF NOT EXISTS said (user TEXT PRIMARY KEY, type TEXT, status TEXT, until REAL);"
 
 
@@ -97,21 +103,28 @@ class Presence:
             self.people.set_state(db, type_, user, state)
 
     def look(self, connected: Iterable[str]) -> None:
-        """Take in who is connected, and whose time has run out.
+        """Take in who is connected, and whose time has run out; changes for which there is no room now are left to the
+        next look.
 
         A user is away who was absent the time before, too: a user who has just come may be missing in `connected`.
         """
         here, now = set(connected), self._clock()
         with self.store.turn() as db:
-            names = db.execute("SELECT user FROM said UNION SELECT user FROM subscribers").fetchall()
-            absent = {user for (user,) in names} - here
+            said = db.execute(SAID, (json.dumps(GONE),)).fetchall()
+            watching = {user for (user,) in db.execute("SELECT DISTINCT user FROM subscribers")}
+            absent = ({row[0] for row in said} | watching) - here
             away, self._absent = absent & self._absent, absent
-            for user, type_, status, until in db.execute("SELECT * FROM said").fetchall():
-                if until <= now:
+            least = self.store.least_room(db)
+            for user, type_, status, until, is_shown in said:
+                is_here, is_over = until > now and user not in away, until <= now
+                if is_here == bool(is_shown) and not is_over:
+                    continue
+                if self.store.room(db) <= least:
+                    break
+                if is_over:
                     db.execute("DELETE FROM said WHERE user = ?", (user,))
-                is_here = user not in away and until > now
                 self._show(db, type_, user, {"here": True, "status": status} if is_here else GONE)
-            for user in away:
+            for user in away & watching:
                 db.execute("DELETE FROM subscribers WHERE user = ?", (user,))
             self.people.notices.back(db, here)
         self.outbox.wake()

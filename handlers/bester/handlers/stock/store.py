@@ -25,6 +25,8 @@ REPLIES = 4096
 """Replies kept for repeats: what 16 workers hold at once, and a death repeats no more."""
 EMITS = 10_000
 """Emits that wait. Above that a change that would emit is refused: the broker has been away, or is too slow."""
+EMITS_OF_LOOK = 1_000
+"""Emits that one look at who is there adds at most, some 50 µs each; what is left over is for the next look."""
 BUSY_S = 5.0
 """Seconds to wait for the transaction of another worker; each takes milliseconds."""
 DIRECTORY = "BESTER_DATA"
@@ -58,6 +60,7 @@ class Store:
         self._schema = schema
         self._directory = directory
         self._open: sqlite3.Connection | None = None
+        self._room: int | None = None  # places for emits, once this transaction has counted them
 
     @property
     def path(self) -> Path:
@@ -80,6 +83,7 @@ class Store:
         try:
             db = self._db()
             db.execute("BEGIN IMMEDIATE")
+            self._room = None
             try:
                 yield db
                 db.execute("COMMIT")
@@ -110,10 +114,22 @@ class Store:
 
     def emit_later(self, db: sqlite3.Connection, type_: str, command: Command, about: dict[str, Any]) -> None:
         """Add an emit to the transaction. Raises HandlerError where too many wait."""
-        if db.execute("SELECT COUNT(*) FROM emits").fetchone()[0] >= EMITS:
+        room = self.room(db)
+        if room <= 0:
             raise HandlerError(f"{self.name}: too many notices wait to be sent; try again later")
+        self._room = room - 1
         row = (type_, text_from([command]), json.dumps(about))
         db.execute("INSERT INTO emits (type, commands, about) VALUES (?, ?, ?)", row)
+
+    def room(self, db: sqlite3.Connection) -> int:
+        """Return how many emits the transaction may still add."""
+        if self._room is None:
+            self._room = EMITS - int(db.execute("SELECT COUNT(*) FROM emits").fetchone()[0])
+        return self._room
+
+    def least_room(self, db: sqlite3.Connection) -> int:
+        """Return the room at which a look leaves off: half of all places are for what messages cause."""
+        return max(self.room(db) - EMITS_OF_LOOK, EMITS // 2)
 
     def waiting(self, limit: int) -> list[Waiting]:
         """Return the oldest emits that wait."""

@@ -34,8 +34,10 @@ CREATE TABLE IF NOT EXISTS subscribers (subject TEXT, user TEXT, state INTEGER, 
     PRIMARY KEY (subject, user));
 CREATE TABLE IF NOT EXISTS readers (subject TEXT, user TEXT, server TEXT, PRIMARY KEY (subject, user, server));
 CREATE TABLE IF NOT EXISTS away (server TEXT PRIMARY KEY, until REAL);
+CREATE TABLE IF NOT EXISTS behind (server TEXT, subject TEXT, PRIMARY KEY (server, subject));
 CREATE INDEX IF NOT EXISTS subscribers_by ON subscribers (user);
-CREATE INDEX IF NOT EXISTS subscribers_away ON subscribers (away);
+DROP INDEX IF EXISTS subscribers_away;  -- of earlier versions: led from a subject to the subscribers of all
+CREATE INDEX IF NOT EXISTS subscribers_back ON subscribers (subject) WHERE away = 1;
 CREATE INDEX IF NOT EXISTS readers_at ON readers (server);
 CREATE TRIGGER IF NOT EXISTS forget AFTER DELETE ON subscribers
 WHEN instr(OLD.subject, '@') AND NOT EXISTS (SELECT 1 FROM subscribers WHERE subject = OLD.subject)
