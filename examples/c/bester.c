@@ -59,6 +59,33 @@ static int64_t now_ms(void) {
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+/* Returns the bytes of the letter in UTF-8 with which a text begins; 0 where there is none. */
+static size_t letter_size(const unsigned char *at) {
+    size_t size = 0;
+    if (at[0] < 0x80) size = 1;
+    if (at[0] >= 0xc2 && at[0] <= 0xdf) size = 2;
+    if (at[0] >= 0xe0 && at[0] <= 0xef) size = 3;
+    if (at[0] >= 0xf0 && at[0] <= 0xf4) size = 4;
+    for (size_t n = 1; n < size; n++)
+        if ((at[n] & 0xc0) != 0x80) return 0;
+    if ((at[0] == 0xe0 && at[1] < 0xa0) || (at[0] == 0xf0 && at[1] < 0x90)) return 0; /* longer than it need be */
+    if ((at[0] == 0xed && at[1] >= 0xa0) || (at[0] == 0xf4 && at[1] >= 0x90)) return 0; /* no letter has this number */
+    return size;
+}
+
+/* Copies whole letters, as many as fit in front of a 0, and '?' for each byte that is none: strings on the wire are UTF-8. */
+static void copy_text(char *to, size_t room, const char *from) {
+    size_t size = 0;
+    while (*from != 0) {
+        size_t letter = letter_size((const unsigned char *)from), taken = letter > 0 ? letter : 1;
+        if (size + taken >= room) break;
+        memcpy(to + size, letter > 0 ? from : "?", taken);
+        size += taken;
+        from += taken;
+    }
+    to[size] = 0;
+}
+
 /* --- what goes out --- */
 
 static void clear(outgoing *out) {
@@ -172,7 +199,7 @@ int bester_send_server(bester_reply *reply, const char *server, const char *type
 
 static int end_badly(bester_reply *reply, int status, const char *note) {
     reply->status = status;
-    snprintf(reply->note, sizeof reply->note, "%s", note);
+    copy_text(reply->note, sizeof reply->note, note);
     return -1;
 }
 
@@ -394,7 +421,7 @@ static int configure(handler_link *link) {
     if (options->types == NULL) return complain("which types?", "set BESTER_TYPES");
     if (snprintf(link->types, sizeof link->types, "%s", options->types) >= (int)sizeof link->types)
         return complain("BESTER_TYPES", "is too long");
-    snprintf(link->name, sizeof link->name, "%s", chosen(options->name, "BESTER_NAME", name));
+    copy_text(link->name, sizeof link->name, chosen(options->name, "BESTER_NAME", name));
     options->types = link->types;
     options->name = link->name;
     if (options->credit <= 0) options->credit = 64;

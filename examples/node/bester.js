@@ -16,6 +16,7 @@ const DONE = 0, FAILED = 1, REFUSED = 2;
 const TEMPORARY = new Set(["overloaded", "try-later", "unreachable"]); // refusals that pass
 const ATTACHED_ABOVE = 16384; // bytes of a body that go beside the batch
 const MOST_MESSAGES = 1024; // of a batch
+const NOTE_CHARACTERS = 500;
 const DRAIN_MS = 10000; // how long what is under way may take at SIGTERM; then it is given to another handler
 const LINGER_MS = 1000; // how long the last replies may take to leave
 
@@ -66,6 +67,15 @@ function packed(result, attached) {
     const place = body.length > ATTACHED_ABOVE ? attached.push(body) : body;
     return type === undefined ? [name, targets, place] : [name, targets, place, type];
   });
+}
+
+/** A note on what was thrown: of half a surrogate pair, as a cut leaves one, UTF-8 holds a mark of replacement. */
+function noteOf(error) {
+  let text = "";
+  try {
+    text = String(error?.message || error);
+  } catch { /* an object that is no text */ }
+  return Buffer.from(text.slice(0, NOTE_CHARACTERS)).toString() || "failed";
 }
 
 /** The messages of a batch; what cannot be read is passed over. */
@@ -147,7 +157,7 @@ class Link {
     } catch (error) {
       const refused = error instanceof Refusal;
       if (!refused) console.error(`bester: ${type} failed on message ${meta?.id}:`, error);
-      reply = [REPLY, token, refused ? REFUSED : FAILED, [], String(error?.message || error).slice(0, 500) || "failed"];
+      reply = [REPLY, token, refused ? REFUSED : FAILED, [], noteOf(error)];
       bodies.length = 0;
     }
     if (life !== this.life) return; // another handler has it by now

@@ -187,7 +187,10 @@ module Bester
 
     def fail(token, status, error, places)
       @attached.slice!(places..) # those of the reply that is not to be
-      say(REPLY, token, status, [], error.message.to_s.scrub[0, 500].then { |note| note.empty? ? error.class.name : note })
+      note = error.message.to_s.dup
+      note.force_encoding("UTF-8") if note.encoding == Encoding::BINARY # a string of bytes would not go as a text
+      note = note.encode("UTF-8", invalid: :replace, undef: :replace).scrub[0, 500]
+      say(REPLY, token, status, [], note.empty? ? error.class.name : note)
     end
 
     def commands(result)

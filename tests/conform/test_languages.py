@@ -116,6 +116,71 @@ async def _shouts(command: tuple[str, ...], server: LiveServer, environment: dic
     assert status == 0, handler.lines
 
 
+ODD_NOTES = {
+    "c": """
+#include "bester.h"
+static int refuse(const bester_message *message, bester_reply *reply, void *context) {
+    static const char *const notes[] = {"caf\\xe9 \\xed\\xa0\\x80 \\xf0\\x9f", NULL};
+    char cut[1001] = "x";
+    (void)context;
+    for (int n = 1; n < 999; n += 2) cut[n] = '\\xc3', cut[n + 1] = '\\xa9';
+    return bester_refuse(reply, message->body.data[0] == '0' ? notes[0] : cut);
+}
+int main(void) { return bester_run(NULL, refuse, NULL); }
+""",
+    "node": """
+const { serve, Refusal } = require(LIBRARY);
+serve({ odd(message) {
+  if (message.data === 1) throw new Refusal("x".repeat(499) + "\\u{1f600}");
+  throw message.data === 0 ? new Refusal("caf\\ud83d") : Object.create(null);
+} });
+""",
+    "ruby": """
+require LIBRARY
+Bester.serve({ "odd" => ->(message) {
+  raise Bester::Refusal, message.data == 1 ? "x" + "\\u{e9}" * 900 : "caf\\xe9".b if message.data < 2
+  raise "\\u{e9}".encode("ISO-8859-1")
+} })
+""",
+}
+"""Programs that refuse `0` with a note that is no UTF-8, and `1` with one that is too long."""
+
+
+@every_language
+async def test_a_note_is_sent_whatever_is_in_it(language: str, tmp_path: Path) -> None:
+    LANGUAGES[language](tmp_path)
+    library = EXAMPLES / language / f"bester.{ {'c': 'c', 'node': 'js', 'ruby': 'rb'}[language] }"
+    program = tmp_path / f"odd.{library.suffix[1:]}"
+    program.write_text(ODD_NOTES[language].replace("LIBRARY", json.dumps(str(library))))
+    command = [language, str(program)]
+    if language == "c":
+        command = [str(tmp_path / "odd")]
+        build = [f"BUILD={tmp_path}", f"VPATH={tmp_path}", "CFLAGS=-I. -O1 -Werror -fsanitize=address,undefined"]
+        make = ["make", "-C", str(library.parent), *build, *command]
+        subprocess.run(make, check=True, capture_output=True, text=True, timeout=BUILD_S)
+    async with live_server() as server:
+        handler = await Process.start(
+            *command, cwd=tmp_path, env={"BESTER_TYPES": "odd", "BESTER_NAME": "odd", "BESTER_FABRIC": server.fabric}
+        )
+        try:
+            await server.processes[0].says("name='odd'")
+            bob = await RawClient.login(server, "bob")
+            notes = []
+            for data in (0, 1):
+                bob.submit("odd", data, "m")
+                report, _ = await bob.until_report("m")
+                assert report["payload"]["reason"] == "refused", report
+                notes.append(report["payload"]["note"])
+            assert notes[0].startswith("caf") and notes[1].startswith("x"), notes
+            bob.submit("odd", 2, "m")
+            report, _ = await bob.until_report("m")
+            assert report["payload"]["reason"] in ("handler-failed", "refused"), report
+            await bob.close()
+        finally:
+            status = await handler.end()
+        assert status == 0, handler.lines
+
+
 async def test_the_deployment_in_four_languages(tmp_path: Path) -> None:
     """U1 → S1: M1 (Python), M2 (JavaScript) → S2: M1 (C) → S3: M1 (Ruby) → U2; each message once, each report good."""
     node, c, ruby = (LANGUAGES[language](tmp_path)[:-1] for language in ("node", "c", "ruby"))
