@@ -416,27 +416,42 @@ def test_server_that_was_away_gets_more_notices_than_may_wait(store: Store, monk
         assert db.execute("SELECT COUNT(*) FROM behind").fetchone() == (0,)
 
 
+def steps(store: Store, act: Callable[[], object]) -> int:
+    """Return how many steps SQLite takes for something, in tens."""
+    taken = count()
+    with store.turn() as db:
+        db.set_progress_handler(lambda: next(taken) < 0, 10)
+    act()
+    with store.turn() as db:
+        db.set_progress_handler(None, 0)
+    return next(taken)
+
+
 def test_a_change_costs_no_more_beside_many_subscribers_of_others(store: Store) -> None:
     place = Kitchen(store, clock=lambda: 9.0)
     post = Post("kitchen", place.handle)
-
-    def steps(state: int) -> int:
-        """Return the steps of SQLite for one change, in tens."""
-        taken = count()
-        with store.turn() as db:
-            db.set_progress_handler(lambda: next(taken) < 0, 10)
-        post.send({"state": {"n": state}}, user="oven")
-        with store.turn() as db:
-            db.set_progress_handler(None, 0)
-        settle_all(store, place.outbox)
-        return next(taken)
-
     post.send({"subscribe": "oven"}, user="a")
     post.send({"state": {"n": 0}}, user="oven")
-    few = steps(1)
+    few = steps(store, lambda: post.send({"state": {"n": 1}}, user="oven"))
     for number in range(300):
         post.send({"subscribe": f"d{number}"}, user=f"u{number}")
-    assert steps(2) <= few + 5
+    settle_all(store, place.outbox)
+    assert steps(store, lambda: post.send({"state": {"n": 2}}, user="oven")) <= few + 5
+
+
+def test_a_letter_costs_little_more_beside_many_old_ones(store: Store) -> None:
+    now = [9.0]
+    letters = Mail(store, clock=lambda: now[0])
+    post = Post("mail", letters.handle)
+    new = {"to": "b", "text": "x"}
+    post.send(new, user="a")
+    few = steps(store, lambda: post.send(new, user="a"))
+    for number in range(300):
+        post.send(new, user=f"u{number}")
+    while settle_all(store, letters.outbox):
+        pass
+    now[0] += 2 * mail.DAY_S
+    assert steps(store, lambda: post.send(new, user="a")) <= few + 300 * 5 // 10
 
 
 # --- the file ---

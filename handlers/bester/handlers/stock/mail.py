@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS got (number INTEGER PRIMARY KEY, id TEXT, user TEXT, 
     UNIQUE (id, user, server));
 CREATE INDEX IF NOT EXISTS sent_by ON sent (user, number);
 CREATE INDEX IF NOT EXISTS got_by ON got (user, number);
+CREATE INDEX IF NOT EXISTS got_from ON got (user, server, at, writer);
 """
 
 
