@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -54,6 +55,43 @@ class Handler:
         finally:
             self._at_once -= 1
             writer.close()
+
+
+async def one_at_a_time(listening: socket.socket, begin: asyncio.Event) -> None:
+    """Answer one message after another, each on a connection that is closed before the next is accepted."""
+    loop = asyncio.get_running_loop()
+    await begin.wait()
+    while True:
+        end, _ = await loop.sock_accept(listening)
+        with end:
+            end.setblocking(False)
+            frame = b""
+            while len(frame) < 4 or len(frame) < 4 + int.from_bytes(frame[:4], "little"):
+                frame += await loop.sock_recv(end, 4096)
+            await loop.sock_sendall(end, framed(GOOD))
+
+
+async def test_handler_with_a_full_backlog_gets_every_message(folder: str) -> None:
+    path, endpoint = f"{folder}/h.sock", f"ipc://{folder}/f.sock"
+    worker = Worker(legacy_app(path, ["old"]), endpoint)
+    begin = asyncio.Event()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen(0)
+        listening.setblocking(False)
+        serving = asyncio.create_task(one_at_a_time(listening, begin))
+        try:
+            async with StandIn(endpoint) as broker:
+                worker.start()
+                await broker.expect(Hello)
+                broker.send(*(request(number, b"1", "old", f"u{number}") for number in range(40)))
+                begin.set()
+                replies = await broker.replies(40)
+                assert {reply.status for reply in replies.values()} == {0}, replies
+                await worker.stop()
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
 
 
 @asynccontextmanager

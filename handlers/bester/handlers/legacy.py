@@ -10,6 +10,7 @@ on the server's loop, and ends a request that takes longer than its type may. Pa
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,6 +24,8 @@ from bester.handlers.payload import QuietError
 
 CONNECTIONS = 64
 """Connections to the handler at once; such programs serve one at a time and keep a short backlog."""
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.002, 0.1
+"""Bounds of the pause between two attempts to connect to a handler whose backlog is full; it doubles."""
 HEADER_BYTES = 4
 ENVELOPE_BYTES = 1024 * 1024
 """Bytes of a frame beside its data, which the broker bounds: a command names up to 10,000 targets."""
@@ -82,7 +85,7 @@ def legacy_app(
 
 async def _exchange(path: str, data: bytes, limit_bytes: int) -> bytes:
     """Send one message and return the answered frame. Raises OSError, QuietError."""
-    reader, writer = await asyncio.open_unix_connection(path)
+    reader, writer = await asyncio.open_unix_connection(sock=await _connected(path))
     try:
         writer.write(len(data).to_bytes(HEADER_BYTES, "little") + data)
         length = int.from_bytes(await reader.readexactly(HEADER_BYTES), "little")
@@ -93,6 +96,25 @@ async def _exchange(path: str, data: bytes, limit_bytes: int) -> bytes:
         raise QuietError("the handler closed the connection without an answer") from None
     finally:
         writer.transport.abort()
+
+
+async def _connected(path: str) -> socket.socket:
+    """Return a socket that is connected to the handler, once the handler has room in its backlog. Raises OSError."""
+    pause_s = FIRST_PAUSE_S
+    while True:
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            end.setblocking(False)
+            end.connect(path)
+        except BlockingIOError:  # no more than is in the backlog waits in the system, so the rest waits here
+            end.close()
+        except BaseException:
+            end.close()
+            raise
+        else:
+            return end
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
 
 def command_of(answer: bytes) -> Command:
