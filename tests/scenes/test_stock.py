@@ -39,7 +39,7 @@ async def drain(handler: Handler, store: Store, outbox: Outbox) -> None:
     """Emit all that waits, as the app's task does."""
     while waiting := store.waiting(64):
         for emit in waiting:
-            outbox.settle(emit, await handler.emits(emit.type, *emit.commands))
+            outbox.settle((emit, await handler.emits(emit.type, *emit.commands)))
 
 
 async def two(stage: Stage, type_: str, *handles: Any) -> tuple[list[Server], list[Handler]]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bester.handlers import App, Outcome
+from bester.handlers import App, Outcome, send_clients
 from bester.handlers.stock import chat, joined, kitchen, mail, presence, rooms, subjects
 from bester.handlers.stock import store as stock_store
 from bester.handlers.stock.kitchen import Kitchen
@@ -250,7 +251,7 @@ def test_nothing_is_left_of_names_that_another_server_has_made_up(
     monkeypatch.setattr(subjects, "MAX_OF_SERVER", 2)
     post, place = Mail(store), Kitchen(store)
     Post("mail", post.handle).send({"id": "L", "from": "g", "to": ["nobody"], "text": "x"}, peer="s2")
-    post.outbox.settle(store.waiting(1)[0], Outcome(False, {"nobody": "failed:unknown-user"}, "unknown-user"))
+    post.outbox.settle((store.waiting(1)[0], Outcome(False, {"nobody": "failed:unknown-user"}, "unknown-user")))
     [receipt] = store.waiting(10)
     assert b'"outcome":"failed:unknown-user"' in receipt.commands[0].body
     devices = Post("kitchen", place.handle)
@@ -275,14 +276,14 @@ def test_subscriber_who_is_away_gets_one_notice_and_the_newest_state_at_the_retu
     for n in range(3):
         post.send({"state": {"n": n}}, user="oven")
         for emit in store.waiting(10):
-            place.outbox.settle(emit, Outcome(True, {"a": "queued"}))
+            place.outbox.settle((emit, Outcome(True, {"a": "queued"})))
             assert n == 0
     for connected in ([], ["oven"], ["a"], ["a"]):
         with store.turn() as db:
             place.devices.notices.back(db, connected)
         assert len(store.waiting(10)) == (connected == ["a"])
     assert b'{"n":2}' in store.waiting(10)[0].commands[0].body
-    place.outbox.settle(store.waiting(1)[0], Outcome(False, {"a": "failed:unknown-user"}, "unknown-user"))
+    place.outbox.settle((store.waiting(1)[0], Outcome(False, {"a": "failed:unknown-user"}, "unknown-user")))
     post.send({"state": {"n": 9}}, user="oven")
     assert store.waiting(10) == []
 
@@ -302,7 +303,7 @@ def test_server_that_takes_no_notice_gets_the_newest_a_minute_later_or_none(
     post.send({"state": {"n": 1}}, user="oven")
     [emit] = store.waiting(10)
     outcome = Outcome(not how.startswith("failed"), {} if how == "delivered" else {"s2": how})
-    place.outbox.settle(emit, outcome)
+    place.outbox.settle((emit, outcome))
     post.send({"state": {"n": 2}}, user="oven")
     assert len(store.waiting(10)) == at_once
     for seconds, expected in ((59, at_once), (2, at_once + later), (60, at_once + later)):
@@ -343,8 +344,7 @@ def test_presence_ends_with_time_and_with_the_connection(store: Store) -> None:
 def settle_all(store: Store, outbox: Outbox) -> list[Any]:
     """Settle the emits that wait, as delivered; return their data."""
     emits = store.waiting(1000)
-    for emit in emits:
-        outbox.settle(emit, Outcome(True, {}))
+    outbox.settle(*((emit, Outcome(True, {})) for emit in emits))
     return [json.loads(emit.commands[0].body) for emit in emits]
 
 
@@ -425,6 +425,48 @@ def steps(store: Store, act: Callable[[], object]) -> int:
     with store.turn() as db:
         db.set_progress_handler(None, 0)
     return next(taken)
+
+
+class Broker:
+    """Stand-in for a running app, whose emits end once `is_open`; `most_at_once` is how many waited then."""
+
+    def __init__(self) -> None:
+        self.is_open = asyncio.Event()
+        self.waiting = self.most_at_once = 0
+
+    async def emit(self, *_: object, **__: object) -> Outcome:
+        """Wait with the others; return that all got it."""
+        self.waiting += 1
+        self.most_at_once = max(self.most_at_once, self.waiting)
+        await self.is_open.wait()
+        self.waiting -= 1
+        return Outcome(True, {})
+
+
+async def test_outcomes_that_come_at_once_are_settled_at_once(store: Store) -> None:
+    """A transaction for each would hold the loop as often as long as the disk takes."""
+    place, broker = Kitchen(store, clock=lambda: 9.0), Broker()
+    with store.turn() as db:
+        for number in range(50):
+            about = {"subject": f"d{number}", "server": None}
+            store.emit_later(db, "kitchen", send_clients(["a"], {"n": number}), about)
+    running = asyncio.create_task(place.outbox.run(broker))  # type: ignore[arg-type]
+    async with asyncio.timeout(10):
+        while broker.most_at_once < 50:
+            await asyncio.sleep(0.01)
+        deleted: list[str] = []
+        with store.turn() as db:
+            db.set_trace_callback(deleted.append)
+        broker.is_open.set()
+        while store.waiting(1):
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    with store.turn() as db:
+        db.set_trace_callback(None)
+    assert sum(text.startswith("DELETE FROM emits") for text in deleted) == 50
+    begun = [text for text in deleted if text.startswith(("BEGIN", "DELETE FROM emits"))]
+    assert len([1 for first, then in pairwise(begun) if first.startswith("BEGIN") and then.startswith("DELETE")]) == 1
 
 
 def test_a_change_costs_no_more_beside_many_subscribers_of_others(store: Store) -> None:

@@ -37,17 +37,20 @@ class Outbox:
         self._on_outcome = on_outcome
         self._news: asyncio.Event | None = None
         self._sending: dict[int, asyncio.Task[None]] = {}
+        self._ended: list[tuple[Waiting, Outcome]] = []
+        self._settling: asyncio.Task[bool] | None = None
 
     def wake(self) -> None:
         """Look at the table soon; called on the loop after a change."""
         if self._news is not None:
             self._news.set()
 
-    def settle(self, emit: Waiting, outcome: Outcome) -> None:
-        """Remove an emit whose outcome is known."""
+    def settle(self, *ended: tuple[Waiting, Outcome]) -> None:
+        """Remove emits whose outcomes are known, in one transaction: each takes as long as the disk."""
         with self._store.turn() as db:
-            if db.execute("DELETE FROM emits WHERE number = ?", (emit.number,)).rowcount:
-                self._on_outcome(db, emit.about, outcome)
+            for emit, outcome in ended:
+                if db.execute("DELETE FROM emits WHERE number = ?", (emit.number,)).rowcount:
+                    self._on_outcome(db, emit.about, outcome)
 
     async def run(self, app: App) -> None:
         """Send emits until the app ends."""
@@ -69,20 +72,33 @@ class Outbox:
         finally:
             for task in self._sending.values():
                 task.cancel()
-            await asyncio.gather(*self._sending.values(), return_exceptions=True)
+            settling = [] if self._settling is None else [self._settling]
+            await asyncio.gather(*self._sending.values(), *settling, return_exceptions=True)
 
     async def _send(self, app: App, emit: Waiting) -> None:
         try:
             outcome = await self._outcome_of(app, emit)
-            if outcome is None:
+            if outcome is None or not await self._settled(emit, outcome):
                 await asyncio.sleep(PAUSE_S)
-            else:
-                self.settle(emit, outcome)
-        except HandlerError:  # logged by the store
-            await asyncio.sleep(PAUSE_S)
         finally:
             self._sending.pop(emit.number, None)
             self.wake()
+
+    async def _settled(self, emit: Waiting, outcome: Outcome) -> bool:
+        """Settle an emit together with those that end in this turn of the loop; return whether the file took it."""
+        self._ended.append((emit, outcome))
+        if self._settling is None:
+            self._settling = asyncio.create_task(self._settle_ended())
+        return await asyncio.shield(self._settling)
+
+    async def _settle_ended(self) -> bool:
+        await asyncio.sleep(0)
+        ended, self._ended, self._settling = self._ended, [], None
+        try:
+            self.settle(*ended)
+        except HandlerError:  # logged by the store
+            return False
+        return True
 
     async def _outcome_of(self, app: App, emit: Waiting) -> Outcome | None:
         """Return an emit's outcome, None where it must be tried again."""
