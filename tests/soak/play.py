@@ -142,7 +142,8 @@ async def _servers(directory: Path) -> AsyncIterator[dict[str, LiveServer]]:
     try:
         for name in SERVERS:
             servers[name] = await _start(directory, name)
-        for server in servers.values():  # their links to each other have descriptors, too
+        for server in servers.values():  # the links of their handlers, and to each other, have descriptors, too
+            await server.has_type("onward")
             await server.processes[0].says("server-reached")
         yield servers
     finally:
