@@ -359,8 +359,7 @@ class CurveSocket(FabricSocket):
         for descriptor, key, size_bytes in self.unread.look(drained=drained):
             address = self.unread.address(descriptor)
             if self.unread.cut(descriptor):
-                why = f"it sent {size_bytes >> 20} MiB ahead of what was read, or of a message that does not end"
-                self._on_refused(address, key.decode(), why)
+                self._on_refused(address, key.decode(), ahead(size_bytes))
 
     def cut(self, identity: bytes, party: str, why: str) -> None:
         """End the connection of a party's routing id, with a line in the log."""
@@ -419,6 +418,13 @@ class CurveSocket(FabricSocket):
             self._ended[left.identity] = left
             if self._loop is not None and self._again is None:  # the last messages first
                 self._again = self._loop.call_soon(self._drain)
+
+
+def ahead(size_bytes: int) -> str:
+    """Return the reason for which a connection ends that sends so much ahead. The log has each reason once a minute, so
+    sizes of one magnitude are one reason."""
+    most_mib = 1 << (size_bytes >> 20).bit_length()
+    return f"it sent up to {most_mib} MiB ahead of what was read, or of a message that does not end"
 
 
 def as_bytes(frames: Sequence[bytes]) -> Sequence[bytes]:
