@@ -32,9 +32,11 @@ IS_THERE = _sodium is not None
 
 
 class RawCurve:
-    """A party on a plain connection. `next_nonce` is the one of the next message."""
+    """A party on a plain connection, which has chosen the routing id `identity`, and names `more` properties in its
+    handshake. `next_nonce` is the one of the next message."""
 
-    def __init__(self, pair: Pair, server: str) -> None:
+    def __init__(self, pair: Pair, server: str, identity: bytes = b"", more: bytes = b"") -> None:
+        self._properties = _property("Socket-Type", b"DEALER") + _property("Identity", identity) + more
         self._public, self._secret = z85.decode(pair.public.encode()), z85.decode(pair.secret.encode())
         self._server = z85.decode(server.encode())
         self._shared = b""
@@ -54,7 +56,7 @@ class RawCurve:
         theirs, cookie = opened[:32], opened[32:]
         nonce, salt = self._nonce(), os.urandom(16)
         vouch = _box(public + self._server, b"VOUCH---" + salt, theirs, self._secret)
-        plain = self._public + salt + vouch + _property("Socket-Type", b"DEALER") + _property("Identity", b"")
+        plain = self._public + salt + vouch + self._properties
         initiate = b"\x08INITIATE" + cookie + nonce + _box(plain, b"CurveZMQINITIATE" + nonce, theirs, secret)
         self.writer.write(_frame(initiate, COMMAND))
         await self._command(b"\x05READY")

@@ -361,6 +361,7 @@ static bool open_link(handler_link *link) {
     if (link->socket == NULL) return false;
     zmq_setsockopt(link->socket, ZMQ_LINGER, &linger, sizeof linger);
     zmq_setsockopt(link->socket, ZMQ_SNDHWM, &unlimited, sizeof unlimited);
+    zmq_setsockopt(link->socket, ZMQ_RCVHWM, &unlimited, sizeof unlimited); /* see the protocol: libzmq may abort */
     zmq_setsockopt(link->socket, ZMQ_IPV6, &ipv6, sizeof ipv6);
     if (link->secret[0] != 0 &&
         (zmq_setsockopt(link->socket, ZMQ_CURVE_SECRETKEY, link->secret, 41) != 0 ||

@@ -104,7 +104,8 @@ class Link {
 
   open() {
     const { fabric, curve } = this.options;
-    this.socket = new zmq.Dealer({ linger: 0, ipv6: fabric.includes("["), sendHighWaterMark: 0, ...curve });
+    const unlimited = { sendHighWaterMark: 0, receiveHighWaterMark: 0 }; // the latter, as libzmq may abort: see the protocol
+    this.socket = new zmq.Dealer({ linger: 0, ipv6: fabric.includes("["), ...unlimited, ...curve });
     this.socket.connect(fabric);
     this.quiet = 0;
     this.listen(this.socket).catch((error) => this.end(error));

@@ -99,6 +99,7 @@ module Bester
       @socket = @context.socket(ZMQ::DEALER) or raise "#{@fabric}: #{ZMQ::Util.error_string}"
       @socket.setsockopt(ZMQ::LINGER, 0) # what a dead broker never read must not keep us
       @socket.setsockopt(ZMQ::SNDHWM, 0)
+      @socket.setsockopt(ZMQ::RCVHWM, 0) # see the protocol: libzmq may abort
       @socket.setsockopt(ZMQ::IPV6, 1) if @fabric.include?("[")
       encrypt if @key
       check(@socket.connect(@fabric))

@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from bester.broker.connections import ConnectionNumbers
-from bester.broker.curve import CurveSocket, Zap
+from bester.broker.curve import CurveSocket, Zap, ahead
 from bester.broker.fabric_socket import RECEIVED_AT_ONCE, Frames
 from bester.broker.keys import KeyPair
 from bester.broker.link_counts import MOST_LINKS, LinkCounts
@@ -120,6 +120,12 @@ async def passing_on(port: int, most_bytes: int) -> AsyncIterator[tuple[int, asy
 
 def party(port: int, pair: Pair) -> KeyedParty:
     return KeyedParty(f"tcp://127.0.0.1:{port}", pair, PAIRS["server"].public)
+
+
+def test_sizes_of_one_magnitude_are_one_reason() -> None:
+    """The log has a line a minute for each address, key and reason."""
+    assert len({ahead(size_mib * MIB) for size_mib in range(256, 512)}) == 1
+    assert ahead(300 * MIB).startswith("it sent up to 512 MiB ahead")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::]", marks=needs_ipv6)])

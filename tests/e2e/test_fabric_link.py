@@ -96,7 +96,11 @@ async def welcomed(
 
 @asynccontextmanager
 async def foreign(
-    on_messages: Callable[[list[Message | Malformed]], None], on_lost: Callable[[str], None]
+    on_messages: Callable[[list[Message | Malformed]], None],
+    on_lost: Callable[[str], None],
+    role: str = "server",
+    *,
+    shared: bool = False,
 ) -> AsyncIterator[Callable[[Message], None]]:
     """Link to another server by key, which is welcomed; yield a function that sends a message of that server, and waits
     where little of what was sent before has been taken in."""
@@ -106,8 +110,8 @@ async def foreign(
         server.curve_server, server.curve_secretkey = 1, theirs.secret.encode()
         server.bind(f"tcp://127.0.0.1:{port}")
         link = FabricLink(
-            f"tcp://127.0.0.1:{port}", LinkClient("server", "s1", {}), on_messages=on_messages, on_ready=welcomed.set,
-            on_lost=on_lost, keys=LinkKeys(ours, theirs.public),
+            f"tcp://127.0.0.1:{port}", LinkClient(role, "s1", {}), on_messages=on_messages, on_ready=welcomed.set,
+            on_lost=on_lost, keys=LinkKeys(ours, theirs.public), shared=shared,
         )  # fmt: skip
         link.start()
         peer, _ = await asyncio.to_thread(server.recv_multipart)
@@ -121,9 +125,10 @@ async def foreign(
         await link.close(0)
 
 
-async def test_messages_of_another_server_stop_no_input_however_many_are_not_read() -> None:
+@pytest.mark.parametrize(("role", "shared"), [("server", False), ("bridge", False), ("handler", True)])
+async def test_no_number_of_messages_that_are_not_read_stops_the_input_of_a_link(role: str, shared: bool) -> None:
     """A PING behind them would end this process, once the connection was reset and they are read: libzmq asserts that
-    none comes then."""
+    none comes then. An encrypted door sends PINGs, and a broker that is killed ends its connections."""
     done = asyncio.Event()
     taken: list[object] = []
 
@@ -132,7 +137,7 @@ async def test_messages_of_another_server_stop_no_input_however_many_are_not_rea
         if len(taken) >= 5000:
             done.set()
 
-    async with foreign(take, pytest.fail) as send:
+    async with foreign(take, pytest.fail, role, shared=shared) as send:
         for _ in range(5000):  # without a turn of the loop
             send(Relayed(1, "delivered", {"note": NOTE[:1000]}))
         await asyncio.wait_for(done.wait(), DEADLINE_S)

@@ -15,7 +15,7 @@ import pytest
 
 from bester.broker.hosts import Hosts
 from bester.broker.lookups import PATIENCE_S
-from bester.broker.names import Followed, LookupThreads, Names, connect, find, numeric
+from bester.broker.names import MOST_ADDRESSES, Followed, LookupThreads, Names, connect, find, numeric
 from tests.e2e.name_server import DEADLINE_S, Clock, NameServer, name_server, until
 
 
@@ -52,6 +52,17 @@ async def test_one_thread_looks_up_one_name_for_all_requesters(server: NameServe
     server.release()
     assert await asyncio.gather(*asking) == [("192.0.2.1",)] * 50
     assert server.asked["s2.example"] == 1
+
+
+async def test_addresses_of_a_name_are_bounded(server: NameServer) -> None:
+    """Whoever owns the name chooses how many there are, and each is looked at for each message."""
+    server.knows["many.example"] = many = tuple(f"192.0.{number >> 8}.{number & 255}" for number in range(4000))
+    assert await find("many.example", 10.0, server.lookers) == many[:MOST_ADDRESSES]
+    names, known = Names(server.lookers), asyncio.Event()
+    assert names.ask("many.example", known.set)
+    await asyncio.wait_for(known.wait(), DEADLINE_S)
+    assert names.addresses("many.example") == many[:MOST_ADDRESSES]
+    names.close()
 
 
 async def test_reason_of_a_failed_lookup(server: NameServer) -> None:

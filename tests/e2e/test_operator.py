@@ -14,8 +14,11 @@ from typing import Any
 import aiohttp
 import jsonschema_rs
 import pytest
+from aiohttp.test_utils import make_mocked_request
+from aiohttp.web import BaseRequest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bester.broker.operator.http import host_of
 from tests.e2e.operator_stand import HEAD, TOKEN, Operator, operated, page_of, secret_in
 from tests.live import BESTER, LiveServer, Process, RawClient, head, shared_server, short_directory
 
@@ -95,6 +98,18 @@ async def test_nothing_is_shown_without_the_token(shared: Operator, path: str) -
         status, text = await shared.request(path, token=token)
         assert (status, "token" in text) == (401, True)
     assert TOKEN not in "\n".join(line for process in shared.server.processes for line in process.lines)
+
+
+async def test_request_without_a_host_is_answered_and_the_name_of_this_machine_not_looked_up(
+    shared: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name server that hangs would hold the server, for anybody who connects."""
+    reader, writer = await asyncio.open_connection(*shared.base.removeprefix("http://").split(":"))
+    writer.write(b"GET /health HTTP/1.0\r\n\r\n")
+    assert b" 200 OK" in await reader.readline()
+    writer.close()
+    monkeypatch.setattr(BaseRequest, "host", property(pytest.fail))
+    assert host_of(make_mocked_request("GET", "/health")) == ""
 
 
 async def test_who_may_look_and_who_may_act() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,17 +12,18 @@ import pytest
 import zmq
 
 from bester.broker.curve import REFUSED
-from tests.e2e.test_endless_message import PAIRS, Door, door, party
+from tests.e2e.test_endless_message import MIB, PAIRS, Door, door, party
 from tests.raw_curve import COMMAND, IS_THERE, PING, RawCurve
 
 pytestmark = pytest.mark.skipif(not IS_THERE, reason="libsodium is needed")
+KEY = PAIRS["endless"].public.encode()
 MANY = 5000
 """Above the bound that ZeroMQ would have on messages that are not read."""
 
 
 @asynccontextmanager
-async def raw(here: Door) -> AsyncIterator[RawCurve]:
-    link = RawCurve(PAIRS["endless"], PAIRS["server"].public)
+async def raw(here: Door, identity: bytes = b"", more: bytes = b"") -> AsyncIterator[RawCurve]:
+    link = RawCurve(PAIRS["endless"], PAIRS["server"].public, identity, more)
     await link.connect(here.port)
     try:
         yield link
@@ -74,3 +76,31 @@ async def test_commands_of_a_party_harm_nobody(name: bytes) -> None:
             await here.until(lambda: any(frames[2:] == [b"honest"] for frames in here.read))
         finally:
             honest.close()
+
+
+@pytest.mark.parametrize("identity", [b"\0\0\0\0\1", b"\0", b"1", b"x" * 255, b"x" * 70_000])
+async def test_routing_id_that_a_party_chooses_counts_for_nothing(identity: bytes) -> None:
+    """Of two connections with one, ZeroMQ would take the first message of the second for another; and one of the kind
+    that it makes up itself, for a later connection, would end the process with that connection."""
+    async with door() as here:
+        for number in range(1, 200, 2):  # the answer of ZAP may come before ZeroMQ has read the party's own choice
+            async with raw(here, identity) as first, raw(here, identity) as second:
+                first.send(b"first")
+                second.send(b"first")
+                await here.until(partial(here.has_read, number + 1))
+        assert sorted(here.read) == sorted([b"%d" % number, KEY, b"first"] for number in range(1, 201))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel must count the bytes of a connection")
+@pytest.mark.parametrize("speaks", [True, False])
+async def test_megabytes_of_properties_end_their_connection(*, speaks: bool) -> None:
+    """libzmq keeps fourteen times as many bytes of them, as long as the connection stays."""
+    async with door() as here, raw(here, more=b"\1x\0\0\0\0" * (MIB // 3)) as link:  # 2 MiB
+        here.socket.unread.most_strange_bytes = 3 * MIB if speaks else MIB
+        if speaks:
+            link.send(b"first")
+            await here.until(partial(here.has_read, 1))
+            assert not here.refused
+            here.socket.unread.most_bytes = MIB
+        await here.until(lambda: here.refused)
+        await link.ended()

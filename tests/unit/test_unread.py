@@ -134,3 +134,29 @@ def test_connection_that_ends_before_it_is_looked_at_has_no_address() -> None:
         assert (unread.address(descriptor), unread.cut(descriptor)) == (UNSEEN, False)
         os.fstat(descriptor)  # it is open still
         os.close(descriptor)
+
+
+def test_strangers_have_less_together_than_a_party() -> None:
+    """Of a handshake libzmq makes many times as many bytes, before the key is looked at."""
+    unread = Unread()
+    with coming(unread) as one, coming(unread) as other:
+        unread.most_strange_bytes = 3 * MIB
+        one.bring(MIB)
+        other.bring(2 * MIB)
+        assert one.cut(drained=True) == []
+        other.bring(MIB)
+        assert one.cut(drained=True) == [3 * MIB]
+
+
+def test_bytes_of_a_long_handshake_stay() -> None:
+    unread = Unread()
+    unread.most_bytes = 3 * MIB
+    with coming(unread) as come:
+        come.bring(2 * MIB)
+        come.bring(frame(100))
+        come.read(100)
+        assert come.cut(drained=True) == []
+        come.bring(MIB)
+        assert come.cut(drained=False) == []
+        come.bring(1)
+        assert come.cut(drained=False) == [3 * MIB + 1]

@@ -4,13 +4,16 @@ ZAP answers each handshake with whether the key is known. libzmq asks a REP sock
 socket is read on the loop. (`zmq.auth` is not used: none of its hooks sees address and key of a refused party together,
 and it answers in a coroutine or a thread of its own.)
 
-A routing id is no identity. Once a party has left, another known party may take its routing id, and would be sent what
-was meant for the first. So the connection of each message is read (ZAP's `User-Id`: the party's key, and a number), a
-routing id whose connection changes is another link, and nothing is sent to a routing id whose connection has ended.
+A routing id is no identity: its party may choose it. One that begins with a zero byte may be the next that libzmq makes
+up for another connection, and libzmq aborts the process then; one of a party that has left would get what was meant for
+that party. So ZAP's answer names the routing id of each connection: its number. And the connection of each message is
+read (ZAP's `User-Id`: the party's key, and the number), a routing id whose connection changes is another link, and
+nothing is sent to a routing id whose connection has ended.
 """
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable, Container, Sequence
 from typing import Any
@@ -21,6 +24,7 @@ from zmq.utils import z85
 from bester.broker import link_counts
 from bester.broker.connections import Connection, ConnectionNumbers
 from bester.broker.fabric_socket import RECEIVED_AT_ONCE, FabricSocket, Frames
+from bester.broker.fence import Fence
 from bester.broker.keys import KeyPair
 from bester.broker.link_counts import LinkCounts
 from bester.broker.long_messages import HELD_OFF, SHORT_FRAMES, WHY, LongMessages
@@ -29,8 +33,12 @@ from bester.broker.turn import Turn
 from bester.broker.unread import UNSEEN, Unread
 from bester.broker.wire.messages import MAX_FRAMES
 
+_IDENTITY = b"\x08Identity"
+"""Name of the routing id among the properties of a connection, as ZMTP writes it."""
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 DOMAIN = b"bester"
+ENVELOPE = 2
+"""Frames before a request: the routing id of who asks, and an empty one."""
 KEY_BYTES = 32
 HANDSHAKE_MS = 5000
 """Time of a connection for its handshake: as long as a client has for its first frame."""
@@ -72,7 +80,12 @@ OnRefused = Callable[[str, str, str], None]
 
 class Zap:
     """ZAP handler of one context: lets in the keys of `known`, unless `long_messages` hold them off, or they have as
-    many `links` as they may. Each connection has one of `numbers`. Make it before any socket of the context binds."""
+    many `links` as they may. Each connection has one of `numbers`. Make it before any socket of the context binds; the
+    thread of its doors has the one bit of `affinity`, or is the context's only one.
+
+    libzmq asks while it reads what a party says of itself, the routing id among that: an answer that came before it had
+    read on would be overruled. So the answer waits until the thread has passed a `Fence`.
+    """
 
     def __init__(
         self,
@@ -82,25 +95,45 @@ class Zap:
         numbers: ConnectionNumbers,
         long_messages: LongMessages | None = None,
         links: LinkCounts | None = None,
+        affinity: int = 0,
     ) -> None:
         self._known = known
         self._long = long_messages or LongMessages()
         self._links = links or LinkCounts()
         self._numbers = numbers
         self._on_refused = on_refused
-        self._socket = FabricSocket(context, zmq.REP, self._answer, drain_s=READ_S)
+        self._answers: list[Frames] = []  # that wait for the fence after this one
+        self._due: list[Frames] = []  # that wait for this fence
+        self._fence = Fence(context, affinity, self._send_due)
+        self._socket = FabricSocket(context, zmq.ROUTER, self._take, drain_s=READ_S)
+        self._socket.socket.set_hwm(0)  # each request is of one connection
         self._socket.socket.bind(ZAP_ENDPOINT)
         self._socket.register()
 
-    def _answer(self, frames: Frames) -> None:
-        reply, refused = zap_reply(frames, self._known, self._why_later)
+    def _take(self, frames: Frames) -> None:
+        asker, request = frames[:ENVELOPE], frames[ENVELOPE:]
+        reply, refused = zap_reply(request, self._known, self._why_later)
         if refused is not None:
             self._numbers.next_name(b"")  # so that its door does not take it for one that never came to ask
             self._on_refused(*refused, reply[3].decode() if reply[2] == LATER else "the key is not known here")
         else:
             reply[4] = self._numbers.next_name(reply[4])
-        self._socket.send(reply)
+            number = b"%d" % self._numbers.last
+            reply[5] = _IDENTITY + struct.pack(">I", len(number)) + number
+        self._answers.append(asker + reply)
+        self._pass_fence()
+
+    def _pass_fence(self) -> None:
+        if self._answers and not self._due:
+            self._due, self._answers = self._answers, []
+            self._fence.ask()
+
+    def _send_due(self) -> None:
+        for answer in self._due:
+            self._socket.send(answer)
+        self._due = []
         self._socket.look_again()
+        self._pass_fence()
 
     def _why_later(self, key: str) -> str:
         """Return why a key is not let in for now, empty where it is."""
@@ -110,6 +143,7 @@ class Zap:
 
     def close(self) -> None:
         """Answer no more."""
+        self._fence.close()
         self._socket.close()
 
 
@@ -325,8 +359,7 @@ class CurveSocket(FabricSocket):
         for descriptor, key, size_bytes in self.unread.look(drained=drained):
             address = self.unread.address(descriptor)
             if self.unread.cut(descriptor):
-                why = f"it sent {size_bytes >> 20} MiB ahead of what was read, or of a message that does not end"
-                self._on_refused(address, key.decode(), why)
+                self._on_refused(address, key.decode(), ahead(size_bytes))
 
     def cut(self, identity: bytes, party: str, why: str) -> None:
         """End the connection of a party's routing id, with a line in the log."""
@@ -385,6 +418,13 @@ class CurveSocket(FabricSocket):
             self._ended[left.identity] = left
             if self._loop is not None and self._again is None:  # the last messages first
                 self._again = self._loop.call_soon(self._drain)
+
+
+def ahead(size_bytes: int) -> str:
+    """Return the reason for which a connection ends that sends so much ahead. The log has each reason once a minute, so
+    sizes of one magnitude are one reason."""
+    most_mib = 1 << (size_bytes >> 20).bit_length()
+    return f"it sent up to {most_mib} MiB ahead of what was read, or of a message that does not end"
 
 
 def as_bytes(frames: Sequence[bytes]) -> Sequence[bytes]:

@@ -244,8 +244,10 @@ class FabricLink:
 
     def _new_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> FabricSocket:
         socket = self._kind(context, zmq.DEALER, self._received, self._turn)
-        if self._is_foreign:  # a server elsewhere is trusted no more than a party: bytes are bounded (`curve`)
-            socket.socket.rcvhwm = 0
+        # As at an encrypted door (`curve`), which sends PINGs itself: at a bound on messages that are not read, the end
+        # of its connection ends this process. Credit bounds what a broker sends.
+        socket.socket.rcvhwm = 0
+        if self._is_foreign:  # a server elsewhere is trusted no more than a party: bytes are bounded
             self._unread = Unread()
             self._descriptor, self._is_flooded = -1, False
         if isinstance(socket, SharedSocket):

@@ -35,6 +35,8 @@ from bester.broker.wire.silence import ReadUntil
 IO_THREADS = 2
 """Threads of ZeroMQ: one for parties on this machine, and one for those on tcp, so that the bytes of an ipc socket wait
 for no flood that is decrypted."""
+IPC_THREAD, TCP_THREAD = 1, 2
+"""Their bits in ZMQ_AFFINITY."""
 BACKLOG = 1024
 """Connections that wait to be accepted: all handlers of a busy machine at once, at its start. ZeroMQ's own bound is
 100, which a stranger fills in a moment: an honest party's connection begins a second later then, or never."""
@@ -93,7 +95,7 @@ class FabricListeners:
         socket.socket.router_mandatory = 1
         socket.socket.ipv6 = "[" in endpoint
         socket.socket.backlog = BACKLOG
-        socket.socket.affinity = 1 << (where.transport != "ipc")
+        socket.socket.affinity = IPC_THREAD if where.transport == "ipc" else TCP_THREAD
         self._bind(socket, endpoint, where)
         socket.register()
 
@@ -115,7 +117,9 @@ class FabricListeners:
         if self._pair is None:
             raise ConfigError("[fabric] listen: an encrypted listener needs this server's key; set [fabric] key")
         if self._zap is None:
-            self._zap = Zap(self._context, known, receivers.refused, self._numbers, self._long, self._links)
+            self._zap = Zap(
+                self._context, known, receivers.refused, self._numbers, self._long, self._links, affinity=TCP_THREAD
+            )
 
         def received(frames: Frames) -> None:
             identity, key, *rest = frames

@@ -26,7 +26,8 @@ from bester.broker.wire.messages import MAX_FRAME_BYTES, MAX_FRAMES
 CONTEXT_DESCRIPTORS = 16
 """Descriptors that must be free for a context: two for each of its threads, three at most, and two for a socket."""
 HIGH_WATER_MARK = 256
-"""Queued ZeroMQ messages (each a batch) for one peer; credit keeps a healthy peer far below."""
+"""Queued ZeroMQ messages (each a batch) for one peer, and from one at a plain door; credit keeps a healthy peer far
+below."""
 DRAIN_AT_ONCE = 64
 """ZeroMQ messages read before other sockets get their turn."""
 SKIPPED_AT_ONCE = 1_000

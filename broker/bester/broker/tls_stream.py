@@ -27,6 +27,9 @@ RECORD_BYTES = 16 * 1024
 MOST_SHAKEN = 16 * 1024
 """Bytes of a client's handshake: OpenSSL takes a chain of certificates apart in one call, which takes six milliseconds
 for as many bytes of the smallest ones. A server's chain of three certificates has some thousands."""
+MOST_SHOWN = 2 * MOST_SHAKEN
+"""Bytes of a server's handshake: its certificate may have many names. OpenSSL's own bound on a chain, 100 KB, would let
+one take 33 ms."""
 MOST_ANSWERED = 64 * 1024
 """Bytes of answers of TLS itself that a peer may leave unread, such as those to requests for new keys."""
 PARTING_S = 1.0
@@ -203,8 +206,9 @@ class TlsStream(Layer):
                 break
             except ssl.SSLWantReadError:
                 self._pump()
-                if self._host is None and self._shaken_bytes > MOST_SHAKEN:
-                    self._fail(TlsError(f"its handshake has more than {MOST_SHAKEN >> 10} KiB"))
+                most_bytes = MOST_SHAKEN if self._host is None else MOST_SHOWN
+                if self._shaken_bytes > most_bytes:
+                    self._fail(TlsError(f"its handshake has more than {most_bytes >> 10} KiB", unread=True))
                     return
                 fed_bytes = self._feed(1)
                 if not fed_bytes:

@@ -19,6 +19,12 @@ from bester.broker.wire.messages import MAX_FRAME_BYTES
 MOST_BYTES = 5 * MAX_FRAME_BYTES
 """Bytes that were not read yet, over all connections of one party: as many as may wait when they are read (`slices`).
 Memory."""
+MOST_STRANGE_BYTES = MAX_FRAME_BYTES
+"""The same over all connections of which no message was read: of the properties that a party names in its handshake,
+as many as it likes and before its key is looked at, libzmq makes fourteen times as many bytes."""
+SHAKEN_BYTES = 64 * 1024
+"""Bytes of a handshake, and of what comes at once behind it, that are no matter: an honest one has some hundreds."""
+_STRANGERS = b"strangers"
 UNSEEN = "unseen"
 """Stands for the address of a party that had left before it was looked at; it is seen at one of its next attempts."""
 LOOKED_AT_ONCE = 256
@@ -39,14 +45,21 @@ half of an IPv6 address, and what is in memory behind, which is another at each 
 
 class _Connection:
     """`base` is the count of bytes at a look at which all whole messages were read, `read` the bytes of messages that
-    were read since, `held` the bytes that were not."""
+    were read since, `held` the bytes that were not. `shaken` are the bytes that had come beside the first message when
+    that was read, where there were many: those of a handshake stay in memory. None before the first message."""
 
-    __slots__ = ("base", "held", "party", "peer", "read")
+    __slots__ = ("base", "held", "party", "peer", "read", "shaken")
 
     def __init__(self, peer: tuple[Any, ...]) -> None:
         self.peer = peer
         self.party = b""
         self.base = self.held = self.read = 0
+        self.shaken: int | None = None
+
+    @property
+    def whose(self) -> bytes:
+        """Party whose bytes these are; _STRANGERS before the first message."""
+        return _STRANGERS if self.shaken is None else self.party
 
 
 class Unread:
@@ -57,6 +70,7 @@ class Unread:
 
     def __init__(self) -> None:
         self.most_bytes = MOST_BYTES
+        self.most_strange_bytes = MOST_STRANGE_BYTES
         self._connections: dict[int, _Connection] = {}
         self._next = 0
 
@@ -84,6 +98,9 @@ class Unread:
             connection.party = party
             sizes = list(map(len, frames))
             connection.read += sum(sizes) + FRAME_BYTES * len(sizes) + MORE_BYTES * sum(map(LONG_BYTES.__lt__, sizes))
+            if connection.shaken is None:
+                beside = _received(descriptor) - connection.read
+                connection.shaken = beside if beside > SHAKEN_BYTES else 0
 
     def look(self, *, drained: bool) -> list[tuple[int, bytes, int]]:
         """Return the connections that must end: descriptor, party (empty before its first whole message) and bytes.
@@ -93,10 +110,13 @@ class Unread:
         totals: dict[bytes, int] = {}
         for connection in self._connections.values():
             if connection.held:
-                totals[connection.party] = totals.get(connection.party, 0) + connection.held
-        if not totals or max(totals.values()) <= self.most_bytes:
+                totals[connection.whose] = totals.get(connection.whose, 0) + connection.held
+        if all(held <= self._most_of(whose) for whose, held in totals.items()):
             return []
         return list(self._largest(totals))
+
+    def _most_of(self, whose: bytes) -> int:
+        return min(self.most_bytes, self.most_strange_bytes) if whose == _STRANGERS else self.most_bytes
 
     def cut(self, descriptor: int) -> bool:
         """Shut a connection down, if the descriptor is still its own; return whether it was."""
@@ -122,15 +142,15 @@ class Unread:
     def _measure(self, descriptor: int, connection: _Connection, *, drained: bool) -> None:
         received = _received(descriptor)
         if received < connection.base or (drained and connection.read):
-            connection.base, connection.read = received, 0
+            connection.base, connection.read = received - (connection.shaken or 0), 0
         connection.held = max(received - connection.base - connection.read, 0)
 
     def _largest(self, totals: dict[bytes, int]) -> Iterator[tuple[int, bytes, int]]:
         """Yield the largest connections of each party that is above the bound, until the rest is below."""
         ordered = sorted(self._connections.items(), key=lambda each: each[1].held, reverse=True)
         for descriptor, connection in ordered:
-            if totals.get(connection.party, 0) > self.most_bytes:
-                totals[connection.party] -= connection.held
+            if totals.get(connection.whose, 0) > self._most_of(connection.whose):
+                totals[connection.whose] -= connection.held
                 yield descriptor, connection.party, connection.held
 
 
