@@ -316,8 +316,8 @@ LIVE: tuple[Check[Status], ...] = (
     ),
     Check(
         "disk",
-        "less than 256 MiB of room for store or accounts",
-        "make room",
+        "less than 256 MiB of room for store or accounts, or room for less than 16 files",
+        "make room; remove files",
         "BesterDiskNearlyFull",
         _disk,
     ),
