@@ -332,7 +332,12 @@ class StoreDriver:
             result = result._replace(kept=self._store.hold_back(group))
         self._away = self._away and not result.ok
         held_back, self._held_back = self._held_back, not result.ok
-        self._router.figures.store.failures += not result.ok
+        figures = self._router.figures.store
+        figures.failures += not result.ok
+        if not result.ok:
+            figures.failing = result.why
+        elif group or result.late:  # otherwise nothing may have been written
+            figures.failing = None
         if group or result.late or result.dropped or (held_back and result.ok):  # answers may wait for it
             self._carry_out(self._router.on_committed(group, result, self._clock()))
 

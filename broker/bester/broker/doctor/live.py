@@ -151,6 +151,12 @@ def _certificate(status: Status) -> Iterator[Found]:
             return  # bridges of one server show the same certificate
 
 
+def _store(status: Status) -> Iterator[Found]:
+    why = status["store"].get("failing")
+    if why is not None:
+        yield "error", f"the last commit of the store failed: {text_of(why)}", "see the log, and make room or mend it"
+
+
 def _disk(status: Status) -> Iterator[Found]:
     room = status["store"]["room_bytes"]
     if room is not None:
@@ -313,6 +319,13 @@ LIVE: tuple[Check[Status], ...] = (
         "start it; a living one adopts what it kept",
         "BesterBrokerDead",
         _broker,
+    ),
+    Check(
+        "store",
+        "store or accounts are damaged, or cannot be used; the last commit failed",
+        "restore a backup; make room, where the reason is no room",
+        "BesterStoreFails",
+        _store,
     ),
     Check(
         "disk",

@@ -284,7 +284,7 @@ LOCAL: tuple[Check[Local], ...] = (
         _keys,
     ),
     Check("clock", "", "", "BesterClockOff", _clock),
-    Check("store", "store or accounts are damaged, or cannot be used", "restore a backup", "BesterStoreFails", _store),
+    Check("store", "", "", "BesterStoreFails", _store),
     Check("broker", "", "", "BesterBrokerDead", _brokers),
     Check("disk", "", "", "BesterDiskNearlyFull", _disk),
     Check(
