@@ -532,3 +532,28 @@ async def test_forked_copy_ends_with_its_function(folder: Path, over: str, statu
         code, errors = await ended(process)
     assert code == 0, errors
     assert errors.count(last) == 4 if last else "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sys.stdin.close()",
+        "sys.stdin = None",
+        "sys.stdin = open('/dev/null')",
+        "import os; os.dup2(os.open('/dev/null', os.O_RDONLY), 0)",
+    ],
+)
+async def test_module_may_do_without_standard_input_and_ends_with_its_parent(folder: Path, code: str) -> None:
+    """The pipe at the standard input of a child ends with the parent; the number was soon that of another file."""
+    (folder / "mine.py").write_text(f"{APP}\n{code}\n")
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint) as broker:
+        process = await start(folder, "mine:app", "--fabric", endpoint, "--child", "0")
+        await broker.expect(Hello)
+        broker.send(request(1, b"1"))
+        assert (await broker.expect(Reply)).token == 1
+        assert process.stdin is not None
+        process.stdin.close()
+        await broker.expect(Goodbye)
+        code_, errors = await ended(process)
+    assert (code_, errors.count("\n")) == (0, 1), errors

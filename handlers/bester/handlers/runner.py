@@ -125,6 +125,7 @@ def run(
     Returns the exit status.
     """
     _prepare(log_format, log_level)
+    lifeline = None if child is None else os.dup(0)  # the app's modules may close or replace standard input
     shadow = environ.get("BESTER_SHADOW", "") not in ("", "0")
     try:
         _check_filled({"--fabric": fabric, "--key": (key,), "--server-key": (server_key,), "--name": (name,)})
@@ -141,7 +142,7 @@ def run(
     except LoadError as error:
         return _fail(str(error), error.status)
     if workers == 1 and not reload:
-        return _on_loop(lambda: _serve(worker, is_child=child is not None))
+        return _on_loop(lambda: _serve(worker, lifeline))
     command = [sys.executable, "-m", "bester.handlers"]
     command += [word for endpoint in endpoints for word in ("--fabric", endpoint)]
     command += [spec] if spec else ["--socket", str(socket), "--order", order or ORDERS[0]]
@@ -384,10 +385,10 @@ def _end_hung(name: str) -> None:
     os._exit(1)  # the loop is held: a gentler end would never run
 
 
-async def _serve(worker: Worker | Cluster, is_child: bool) -> int:
+async def _serve(worker: Worker | Cluster, lifeline: int | None) -> int:
     last = _LastResort(worker.name)
     with stop_signals(lambda: last.end_within(LAST_S, 1)) as stop:
-        if is_child:
+        if lifeline is not None:
             worker.on_hung(lambda: _end_hung(worker.name))
         try:
             if not await _prepared(worker, stop):
@@ -399,8 +400,8 @@ async def _serve(worker: Worker | Cluster, is_child: bool) -> int:
             worker.start()
         except zmq.ZMQError as error:
             return _fail(f"cannot connect to {worker.endpoint}: {error.strerror}; give another --fabric")
-        if is_child:
-            await _watch_input(stop)
+        if lifeline is not None:
+            await _watch(lifeline, stop)
         over, stopped = asyncio.ensure_future(worker.wait_over()), asyncio.ensure_future(stop.wait())
         await asyncio.wait((over, stopped), return_when=asyncio.FIRST_COMPLETED)
         over.cancel()
@@ -449,5 +450,6 @@ class _Lifeline(asyncio.Protocol):
         self._stop.set()
 
 
-async def _watch_input(stop: asyncio.Event) -> None:
-    await asyncio.get_running_loop().connect_read_pipe(lambda: _Lifeline(stop), sys.stdin)
+async def _watch(lifeline: int, stop: asyncio.Event) -> None:
+    pipe = open(lifeline, "rb", buffering=0)  # noqa: SIM115, ASYNC230 (the transport closes it; nothing is read here)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: _Lifeline(stop), pipe)
