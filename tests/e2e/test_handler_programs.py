@@ -388,6 +388,24 @@ async def test_slow_import_is_logged(folder: Path) -> None:
         assert (await ended(process))[0] == 0
 
 
+@pytest.mark.parametrize("wait", ["await asyncio.to_thread(sys.stdin.readline)", "sys.stdin.readline()"])
+async def test_slow_start_hook_is_logged_with_its_line(folder: Path, wait: str) -> None:
+    hook = f"\n@app.on_start\nasync def open_till():\n    {wait}\n"
+    (folder / "mine.py").write_text(APP + hook)
+    at = f"{folder}/mine.py:{(APP + hook).count(chr(10))}"
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint) as broker:
+        process = await start(folder, "-c", QUICKLY.format(name="SLOW_IMPORT_S"), "mine:app", "--fabric", endpoint)
+        assert process.stderr is not None
+        line = (await asyncio.wait_for(process.stderr.readline(), PATIENCE_S)).decode()
+        assert f"the start hooks have taken 0.3 s so far, and are at {at}; nothing is served before their end" in line
+        assert process.stdin is not None
+        process.stdin.write(b"go on\n")
+        await broker.expect(Hello)
+        process.terminate()
+        assert (await ended(process))[0] == 0
+
+
 async def test_refusal_is_one_line_and_status_1(folder: Path) -> None:
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint, refuse=Error("reserved", "bester.auth is not yours", 1)):
