@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,24 @@ async def test_cause_of_an_end_is_one_line(directory: Path, caplog: pytest.LogCa
     assert "handler shop ended with exit status 1: shop: cannot open the till; starting it again in 0.1 s" in warnings
     assert "handler raises ended with exit status 1: KeyError: 'till'; starting it again in 0.1 s" in warnings
     assert "handler quiet ended with exit status 1; starting it again in 0.1 s" in warnings
+
+
+async def test_end_without_a_line_before_a_handler_serves_is_told_from_a_later_one(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    early = "while it was imported or started, without a line"
+    programs = {"exits": "import os; os._exit(7)", "crashes": "import os; os.kill(os.getpid(), 11)"}
+    children = [replace(python(name, program), lifeline=True) for name, program in programs.items()]
+    async with running(directory, *children):
+        await until(lambda: "handler exits ended" in caplog.text and "handler crashes was ended" in caplog.text)
+        assert f"handler exits ended with exit status 7 {early}; starting it again in 0.1 s" in caplog.messages
+        assert f"handler crashes was ended by SIGSEGV {early}; starting it again in 0.1 s" in caplog.messages
+    served = replace(python("serves", "input()"), lifeline=True)
+    async with running(directory, served) as group:
+        await until(lambda: "serves" in group.pids)
+        group.served("serves", ())
+        os.kill(group.pids["serves"], signal.SIGTERM)
+        await until(lambda: "handler serves was ended by SIGTERM; starting it again in 0.1 s" in caplog.messages)
 
 
 @pytest.mark.parametrize(("number", "name"), [(40, "signal 40"), (63, "signal 63"), (signal.SIGUSR1, "SIGUSR1")])
@@ -356,6 +375,7 @@ async def test_long_and_binary_lines_are_logged_in_pieces(directory: Path, caplo
 
 PARENT = """
 import asyncio, sys
+from dataclasses import replace
 from pathlib import Path
 from bester.bridge.children.plan import Child
 from bester.bridge.children.supervisor import Children

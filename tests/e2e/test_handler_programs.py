@@ -388,6 +388,24 @@ async def test_slow_import_is_logged(folder: Path) -> None:
         assert (await ended(process))[0] == 0
 
 
+@pytest.mark.parametrize("wait", ["await asyncio.to_thread(sys.stdin.readline)", "sys.stdin.readline()"])
+async def test_slow_start_hook_is_logged_with_its_line(folder: Path, wait: str) -> None:
+    hook = f"\n@app.on_start\nasync def open_till():\n    {wait}\n"
+    (folder / "mine.py").write_text(APP + hook)
+    at = f"{folder}/mine.py:{(APP + hook).count(chr(10))}"
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint) as broker:
+        process = await start(folder, "-c", QUICKLY.format(name="SLOW_IMPORT_S"), "mine:app", "--fabric", endpoint)
+        assert process.stderr is not None
+        line = (await asyncio.wait_for(process.stderr.readline(), PATIENCE_S)).decode()
+        assert f"the start hooks have taken 0.3 s so far, and are at {at}; nothing is served before their end" in line
+        assert process.stdin is not None
+        process.stdin.write(b"go on\n")
+        await broker.expect(Hello)
+        process.terminate()
+        assert (await ended(process))[0] == 0
+
+
 async def test_refusal_is_one_line_and_status_1(folder: Path) -> None:
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint, refuse=Error("reserved", "bester.auth is not yours", 1)):
@@ -476,3 +494,84 @@ async def test_a_module_that_ends_the_program_as_it_is_imported_is_one_line(
     assert errors.startswith("bester: ")
     assert errors.endswith(f"{text}\n")
     assert errors.count("\n") == 1
+
+
+FORKS = """
+import os
+ends = asyncio.Queue()
+
+def fork(message=None):
+    copy = os.fork()
+    if not copy:
+        OVER
+    status = os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
+    return message.reply(status) if message is not None else status
+
+async def on_loop(message=None):
+    return fork(message)
+
+app.handler("plain")(fork)
+app.handler("inline", inline=True)(lambda message: fork(message))
+app.handler("async")(on_loop)
+
+@app.task
+async def task():
+    ends.put_nowait(await on_loop())
+
+@app.handler("task")
+async def of_task(message):
+    return message.reply(await ends.get())
+"""
+
+
+@pytest.mark.parametrize(
+    ("over", "status", "last"),
+    [
+        ("return None", 0, "a copy of this process, made with os.fork, has returned"),
+        ("sys.exit(7)", 7, ""),
+        ("sys.exit('enough')", 1, "enough"),
+        ("raise ValueError('in the copy')", 1, "ValueError: in the copy"),
+    ],
+)
+async def test_forked_copy_ends_with_its_function(folder: Path, over: str, status: int, last: str) -> None:
+    """The copy has the queue of the first process, whose requests must not be handled in it, too."""
+    (folder / "mine.py").write_text(APP + FORKS.replace("OVER", over))
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint) as broker:
+        process = await start(folder, "mine:app", "--fabric", endpoint)
+        await broker.expect(Hello)
+        for token, type_ in enumerate(("plain", "inline", "async", "echo"), 1):
+            broker.send(request(token, b"null", type_))
+        broker.send(request(5, b"null", "task"))
+        replies = [await broker.expect(Reply) for _ in range(5)]
+        bodies = {reply.token: json.loads(reply.commands[0].body) for reply in replies}
+        assert bodies == {1: status, 2: status, 3: status, 4: None, 5: status}
+        process.send_signal(signal.SIGTERM)
+        code, errors = await ended(process)
+    assert code == 0, errors
+    assert errors.count(last) == 4 if last else "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sys.stdin.close()",
+        "sys.stdin = None",
+        "sys.stdin = open('/dev/null')",
+        "import os; os.dup2(os.open('/dev/null', os.O_RDONLY), 0)",
+    ],
+)
+async def test_module_may_do_without_standard_input_and_ends_with_its_parent(folder: Path, code: str) -> None:
+    """The pipe at the standard input of a child ends with the parent; the number was soon that of another file."""
+    (folder / "mine.py").write_text(f"{APP}\n{code}\n")
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint) as broker:
+        process = await start(folder, "mine:app", "--fabric", endpoint, "--child", "0")
+        await broker.expect(Hello)
+        broker.send(request(1, b"1"))
+        assert (await broker.expect(Reply)).token == 1
+        assert process.stdin is not None
+        process.stdin.close()
+        await broker.expect(Goodbye)
+        code_, errors = await ended(process)
+    assert (code_, errors.count("\n")) == (0, 1), errors

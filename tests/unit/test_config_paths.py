@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bester.broker import besterd, config_file
-from bester.broker.config import Config
+from bester.broker.config import Config, defaults
 from bester.broker.wire.codes import ConfigError
 
 BESTERD = '{"network": {"types": ["unix"], "unix": {"address": "s"}}, "handlers": {"typeMap": {}}}'
@@ -55,3 +55,19 @@ def test_a_file_that_cannot_be_looked_at_is_a_fault_of_the_configuration(
     for path in (tmp_path / "loop", tmp_path / ("x" * 300)):
         with pytest.raises(ConfigError, match="cannot read it"):
             read(path)
+
+
+def test_path_of_a_socket_is_utf_8(tmp_path: Path) -> None:
+    """ZeroMQ takes no other, and no answer to `bester status` may name another: `bester check` found nothing wrong."""
+    odd = tmp_path / os.fsdecode(b"\xff")
+    odd.mkdir()
+    (odd / "bester.toml").touch()
+    with pytest.raises(ConfigError, match=r"fabric\.sock: not UTF-8, .*; name one that is"):
+        config_file.load(odd / "bester.toml")
+    with pytest.raises(ConfigError, match=r"fabric\.sock: not UTF-8"):
+        defaults(odd)
+    (odd / "bester.toml").write_text(f"[server]\ndata_dir = '{tmp_path}/data'\n[native]\nunix = 'n.sock'")
+    with pytest.raises(ConfigError, match=r"\[native\] unix: .*n\.sock: not UTF-8"):
+        config_file.load(odd / "bester.toml")
+    (odd / "bester.toml").write_text(f"[server]\ndata_dir = '{tmp_path}/data'\n")
+    assert config_file.load(odd / "bester.toml").fabric.listen == (f"ipc://{tmp_path}/data/fabric.sock",)

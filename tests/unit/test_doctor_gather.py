@@ -234,6 +234,19 @@ def test_directory_that_cannot_be_written_to_is_named_with_its_remedy(directory:
     assert remedy in errors[0]["remedy"]
 
 
+@pytest.mark.skipif(not may_mount(), reason="takes a disk of its own, which root mounts")
+def test_disk_with_room_for_no_more_files_is_named(directory: Path) -> None:
+    """A start on it failed with `unable to open database file`, and nothing was found wrong."""
+    found(directory)
+    command = [str(BESTER), "check", "-c", str(directory / "bester.toml"), "--json"]
+    mount = 'mount -t tmpfs -o mode=700,size=300m,nr_inodes=5 tmpfs "$0" && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mount, str(directory / "data"), *command]
+    rows = map(json.loads, subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines())
+    (error,) = (row for row in rows if row["level"] == "error")
+    assert error["check"] == "disk"
+    assert "room for 4 more files (inodes)" in error["text"]
+
+
 def test_port_that_another_program_holds_is_named_with_its_process(directory: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

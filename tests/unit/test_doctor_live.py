@@ -133,6 +133,14 @@ def disk_full() -> dict[str, Any]:
     return status(scene)
 
 
+def store_fails() -> dict[str, Any]:
+    scene = stand()
+    scene.bridge()
+    scene.router.figures.store.failures = 1
+    scene.router.figures.store.failing = "no room: HINT"
+    return status(scene)
+
+
 def mailbox_full() -> dict[str, Any]:
     scene = stand(bounds=Bounds(user_messages=3, sender_share=1.0))
     bridge, chat = scene.bridge("alice"), scene.handler("chat")
@@ -234,6 +242,8 @@ FAULTS = [
     Fault(certificate_ends, "certificate", "expires in 3.0 days", "renew it", "BesterCertificateEnds",
           "bridge_certificate_end_seconds"),
     Fault(disk_full, "disk", "10.0 MiB left", "make room", "BesterDiskNearlyFull", "store_room_bytes"),
+    Fault(store_fails, "store", "the last commit of the store failed: no room: HINT", "make room", "BesterStoreFails",
+          "store_failures_total"),
     Fault(mailbox_full, "mailbox full", "the mailbox of bob is full: 3 messages", "bob must connect",
           "BesterMailboxFull", "mailboxes_full"),
     Fault(clock_off, "clock", "s2 is 90 s ahead of this one's", "NTP", "BesterClockOff", "server_clock_ahead_seconds"),

@@ -94,6 +94,7 @@ def test_good_facts_give_one_ok_or_more_of_each_check() -> None:
         ({"ahead_s": 7200.0}, "clock", "warning", "written 2.0 h from now", "NTP"),
         ({"stores": (File("s", "/s", "/s: malformed: page 3; restore it"),)}, "store", "error", "page 3", "restore"),
         ({"rooms": (("/d", 1024.0),)}, "disk", "error", "the disk of /d has 1.0 KiB left", "make room"),
+        ({"files": (("/d", 1),)}, "disk", "error", "the disk of /d has room for 1 more file (inodes)", "remove files"),
         (
             {"descriptors": 1024}, "descriptors", "warning",
             "1024 descriptors are enough for 896 connections, and [native] max_connections is 20000", "ulimit -Hn",

@@ -155,6 +155,27 @@ def test_core_learns_of_a_failed_commit(stand: Stand) -> None:
     assert not stand.driver.due
 
 
+def test_status_has_why_the_last_commit_failed_until_one_succeeds(stand: Stand) -> None:
+    stand.store.full = True
+    stand.driver.add([KEEP], [])
+    stand.driver.run()
+    why = stand.router.figures.store.as_map()["failing"]
+    assert why
+    stand.store.full = False
+    stand.driver.tick()
+    assert stand.router.figures.store.failing == why, "nothing was written since"
+    stand.driver.add([KEEP], [])
+    stand.driver.run()
+    assert stand.router.figures.store.as_map()["failing"] is None
+    stand.store.broken = True
+    stand.driver.add([RecordType("chat")], [])
+    stand.driver.tick()
+    assert stand.router.figures.store.as_map()["failing"]
+    stand.store.broken = False
+    stand.driver.tick()
+    assert stand.router.figures.store.as_map()["failing"] is None, "what was held back is written"
+
+
 def test_failed_read_is_tried_again(stand: Stand) -> None:
     stand.driver.add([KEEP], [])
     stand.driver.run()

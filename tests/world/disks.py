@@ -44,6 +44,11 @@ class Disk:
         self._server = server
 
     @property
+    def held_back(self) -> int:
+        """Return the count of the writes that wait for a sound disk."""
+        return self.store.held_back
+
+    @property
     def is_due(self) -> bool:
         """Return whether a lease is to be renewed."""
         return self.store.is_due

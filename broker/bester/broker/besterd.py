@@ -183,9 +183,9 @@ class _Reader:
 
     def _socket(self, text: str, key_path: str) -> Path:
         path = self.directory / text
-        fault = socket_path_fault(path)
+        fault = socket_path_fault(path, "choose a shorter one")
         if fault:
-            self._fail(key_path, f"{fault}; choose a shorter one")
+            self._fail(key_path, fault)
         return path
 
     def _map(self, value: object, key_path: str) -> dict[str, Any]:

@@ -256,11 +256,10 @@ def defaults(directory: Path) -> Config:
     """Return the configuration without a file: one plain listener on loopback and the stock handlers."""
     data_dir = directory / "bester-data"
     listen = (f"ipc://{data_dir}/fabric.sock",)
-    too_long = socket_path_fault(data_dir / "fabric.sock")
-    if too_long:
-        raise ConfigError(
-            f"{too_long}; start in a directory with a shorter path, or set [server] data_dir in bester.toml"
-        )
+    elsewhere = "start in a directory with a shorter path, or set [server] data_dir in bester.toml"
+    fault = socket_path_fault(data_dir / "fabric.sock", elsewhere)
+    if fault:
+        raise ConfigError(fault)
     return Config(
         directory=directory,
         server=ServerConfig(host_name(), data_dir, host_name()),
@@ -284,12 +283,15 @@ def name_fault(name: str) -> str | None:
     return f"{name!r}: a name is up to {NAME_LIMIT} letters, digits, '.', '-' and '_', these three not at its ends"
 
 
-def socket_path_fault(path: Path) -> str | None:
-    """Return the fault of a path that is too long for a Unix socket, or None."""
-    length = len(str(path).encode(errors="surrogateescape"))
+def socket_path_fault(path: Path, shorter: str) -> str | None:
+    """Return the fault of a path of a Unix socket, with its remedy (`shorter` for one that is too long), or None."""
+    try:
+        length = len(str(path).encode())
+    except UnicodeEncodeError:
+        return f"{path}: not UTF-8, as the path of a socket has to be; name one that is"
     if length <= PATH_BYTES:
         return None
-    return f"{path}: {length} bytes, and a Unix socket's path has {PATH_BYTES} at most"
+    return f"{path}: {length} bytes, and a Unix socket's path has {PATH_BYTES} at most; {shorter}"
 
 
 def listener_fault(key: str, address: HostPort, insecure: bool) -> str | None:

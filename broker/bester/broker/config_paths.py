@@ -54,9 +54,9 @@ class Paths(NamedTuple):
     def socket(self, table: Table, key: str) -> Path | None:
         """Return the path of a Unix socket, short enough for the system; None for a missing key."""
         path = self.path(table, key)
-        fault = socket_path_fault(path) if path else None
+        fault = socket_path_fault(path, "choose a shorter one") if path else None
         if fault:
-            table.fail(key, f"{fault}; choose a shorter one")
+            table.fail(key, fault)
         return path
 
     def endpoints(self, table: Table, key: str, texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -72,9 +72,9 @@ class Paths(NamedTuple):
         endpoint = table.checked(key, parse_endpoint, text)
         if endpoint.tcp is None:
             path = self.expanded(endpoint.path)
-            fault = socket_path_fault(path)
+            fault = socket_path_fault(path, "set a shorter [server] data_dir, or name a shorter ipc:// path here")
             if fault:
-                table.fail(key, f"{fault}; set a shorter [server] data_dir, or name a shorter ipc:// path here")
+                table.fail(key, fault)
             return f"ipc://{path}"
         if key == "listen" and endpoint.tcp.host != "localhost" and not is_numeric(endpoint.tcp.host):
             table.fail(key, f"{text!r}: listen at an address of this machine, or at all with tcp://0.0.0.0:PORT")

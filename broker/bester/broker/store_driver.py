@@ -127,6 +127,7 @@ class StoreDriver:
         self._unread: list[StoreRead] = []
         self._questions = Questions()
         self._held_back = False  # the store may hold back writes of a group that failed
+        self._owes = False  # the store does hold back some
         self._pending: _Pending | None = None
         self._waiting_bytes = 0  # bytes of writes that came since a group is pending
         self._away = False  # a group was pending for too long, and nothing was written since
@@ -332,7 +333,12 @@ class StoreDriver:
             result = result._replace(kept=self._store.hold_back(group))
         self._away = self._away and not result.ok
         held_back, self._held_back = self._held_back, not result.ok
-        self._router.figures.store.failures += not result.ok
+        figures = self._router.figures.store
+        figures.failures += not result.ok
+        if not result.ok:
+            figures.failing, self._owes = result.why, self._store.held_back > 0
+        elif group or self._owes:  # otherwise nothing was written
+            figures.failing, self._owes = None, False
         if group or result.late or result.dropped or (held_back and result.ok):  # answers may wait for it
             self._carry_out(self._router.on_committed(group, result, self._clock()))
 

@@ -19,6 +19,7 @@ from bester.broker.wire.messages import DONE, FAILED, Command, Heartbeat, Meta, 
 from bester.broker.wire.messages import Message as WireMessage
 from bester.broker.wire.notes import describe, safe_note
 from bester.broker.wire.runs import Received
+from bester.handlers import forks
 from bester.handlers.app import Route, Runs
 from bester.handlers.exclusive import Exclusive
 from bester.handlers.executor import Ends, Executor
@@ -58,6 +59,7 @@ class Requests:
             on_useless, link.vouch, link.flush,
         )  # fmt: skip
         self.drained = asyncio.Event()
+        self._process = forks.process
         self._life = number
         self._lives = of  # a life's remainder by this count is the broker's number
         self._outstanding = 0
@@ -148,6 +150,7 @@ class Requests:
         if self._pool.takes_turns:
             return requests
         call, until, monotonic = route.call, now + SLICE_S, time.monotonic
+        origin = self._process
         replies: list[WireMessage] = []
         left: Sequence[Received] = ()
         enough = QUICK
@@ -155,10 +158,12 @@ class Requests:
             try:
                 result = call(Message(request))
             except BaseException as error:  # noqa: BLE001 (any exception of the user's function is its failure)
+                forks.end_copy(origin, error)
                 self._send_all(replies)
                 self._outstanding += 1
                 self._each(partial(self._failed, error=error), [(request, route, life, now)])
             else:
+                forks.end_copy(origin)
                 if type(result) is Command:  # the usual result, which needs no look
                     replies.append(_new(Reply, (request.token, DONE, [result], None, None)))
                 else:

@@ -35,7 +35,7 @@ from bester.broker.wire.type_names import spelling_fault
 from bester.handlers.app import App
 from bester.handlers.cluster import Cluster
 from bester.handlers.loading import LoadError, load
-from bester.handlers.stacks import line_of
+from bester.handlers.stacks import line_of, waits_at
 from bester.handlers.supervising import stop_signals, supervise
 from bester.handlers.worker import DRAIN_S, Worker
 
@@ -47,7 +47,7 @@ KEY_NAMES = ("--key FILE (or BESTER_KEY)", "--server-key KEY (or BESTER_SERVER_K
 ORDERS = ("user", "none")
 """Orders of a user's messages for a handler at a socket: one at a time and in order, or concurrently."""
 SLOW_IMPORT_S = 5.0
-"""Seconds after which a running import is logged: nothing is served before its end."""
+"""Seconds after which a running import, or start hook, is logged: nothing is served before its end."""
 LAST_S = DRAIN_S + 5.0
 """Seconds from SIGTERM to the end of the process, even where a function holds the loop."""
 EXIT_S = 2.0
@@ -125,6 +125,7 @@ def run(
     Returns the exit status.
     """
     _prepare(log_format, log_level)
+    lifeline = None if child is None else os.dup(0)  # the app's modules may close or replace standard input
     shadow = environ.get("BESTER_SHADOW", "") not in ("", "0")
     try:
         _check_filled({"--fabric": fabric, "--key": (key,), "--server-key": (server_key,), "--name": (name,)})
@@ -141,7 +142,7 @@ def run(
     except LoadError as error:
         return _fail(str(error), error.status)
     if workers == 1 and not reload:
-        return _on_loop(lambda: _serve(worker, is_child=child is not None))
+        return _on_loop(lambda: _serve(worker, lifeline))
     command = [sys.executable, "-m", "bester.handlers"]
     command += [word for endpoint in endpoints for word in ("--fabric", endpoint)]
     command += [spec] if spec else ["--socket", str(socket), "--order", order or ORDERS[0]]
@@ -295,7 +296,29 @@ def _slow_import_logged(spec: str | None) -> Iterator[None]:
         line = line_of(thread)
         log.warning(text, spec, SLOW_IMPORT_S, line, extra=logs.facts("slow-import", app=spec, line=line))
 
-    timer = threading.Timer(SLOW_IMPORT_S, warn)
+    with _called_after(SLOW_IMPORT_S, warn):
+        yield
+
+
+@contextlib.contextmanager
+def _slow_start_logged(name: str, task: asyncio.Task[Any] | None) -> Iterator[None]:
+    """Log once where the start hooks of `task` stand, if they take long; they may hold the loop."""
+    thread, loop = threading.get_ident(), asyncio.get_running_loop()
+
+    def warn() -> None:
+        running = asyncio.current_task(loop)
+        line = waits_at(task) if task is not None and running is None else line_of(thread)
+        text = "%s: the start hooks have taken %g s so far, and are at %s; nothing is served before their end"
+        log.warning(text, name, SLOW_IMPORT_S, line, extra=logs.facts("slow-start-hook", name=name, line=line))
+
+    with _called_after(SLOW_IMPORT_S, warn):
+        yield
+
+
+@contextlib.contextmanager
+def _called_after(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """Have `call` made on a thread of its own, unless what is done here is over by then."""
+    timer = threading.Timer(seconds, call)
     timer.daemon = True
     timer.start()
     try:
@@ -384,10 +407,10 @@ def _end_hung(name: str) -> None:
     os._exit(1)  # the loop is held: a gentler end would never run
 
 
-async def _serve(worker: Worker | Cluster, is_child: bool) -> int:
+async def _serve(worker: Worker | Cluster, lifeline: int | None) -> int:
     last = _LastResort(worker.name)
     with stop_signals(lambda: last.end_within(LAST_S, 1)) as stop:
-        if is_child:
+        if lifeline is not None:
             worker.on_hung(lambda: _end_hung(worker.name))
         try:
             if not await _prepared(worker, stop):
@@ -399,8 +422,8 @@ async def _serve(worker: Worker | Cluster, is_child: bool) -> int:
             worker.start()
         except zmq.ZMQError as error:
             return _fail(f"cannot connect to {worker.endpoint}: {error.strerror}; give another --fabric")
-        if is_child:
-            await _watch_input(stop)
+        if lifeline is not None:
+            await _watch(lifeline, stop)
         over, stopped = asyncio.ensure_future(worker.wait_over()), asyncio.ensure_future(stop.wait())
         await asyncio.wait((over, stopped), return_when=asyncio.FIRST_COMPLETED)
         over.cancel()
@@ -425,7 +448,8 @@ async def _prepared(worker: Worker | Cluster, stop: asyncio.Event) -> bool:
 
     stopping.add_done_callback(cancel)
     try:
-        await worker.prepare()
+        with _slow_start_logged(worker.name, task):
+            await worker.prepare()
     except asyncio.CancelledError:
         if task is None or not stop.is_set():
             raise
@@ -449,5 +473,6 @@ class _Lifeline(asyncio.Protocol):
         self._stop.set()
 
 
-async def _watch_input(stop: asyncio.Event) -> None:
-    await asyncio.get_running_loop().connect_read_pipe(lambda: _Lifeline(stop), sys.stdin)
+async def _watch(lifeline: int, stop: asyncio.Event) -> None:
+    pipe = open(lifeline, "rb", buffering=0)  # noqa: SIM115, ASYNC230 (the transport closes it; nothing is read here)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: _Lifeline(stop), pipe)

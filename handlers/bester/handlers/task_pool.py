@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bester.handlers import forks
 from bester.handlers.app import Runs
 from bester.handlers.message import Message
 from bester.handlers.stacks import waits_at
@@ -79,6 +80,7 @@ class TaskPool:
         self._failed = failed
         self._due = due
         self._loop = asyncio.get_running_loop()
+        self._process = forks.process
         self._context = contextvars.copy_context()
         self._queue: deque[Job] | Turns = deque()  # turns after a slice that was used up, until the queue is empty
         self._turns_until = 0.0
@@ -265,6 +267,7 @@ class TaskPool:
     async def _work(self, me: asyncio.Task[None]) -> bool:
         """Work off the queue as its leader; return whether this member must not be used again."""
         snapshot, untouched, now = contextvars.copy_context, self._context, time.monotonic
+        origin = self._process
         self._lead(me)
         is_spent = False
         while (queue := self._queue) and not (is_spent or self._held_back):
@@ -284,11 +287,13 @@ class TaskPool:
                 if job[1].runs is not _INLINE:
                     result = await result
             except BaseException as error:
+                forks.end_copy(origin, error)
                 if self._ends_member(error, me):
                     raise
                 self._end()
                 self._failed(job, error)  # any exception of the user's function, SystemExit included, is its failure
             else:
+                forks.end_copy(origin)
                 self._ended.append((job, result))
                 if job[1].by_user:
                     self._end()  # which queues the next request of its group

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from bester.handlers import forks
 from bester.handlers.message import Message
 from bester.handlers.payload import QuietError
 from bester.handlers.stacks import position_of
@@ -35,10 +36,15 @@ End = tuple[Job, Any, BaseException | None]
 def outcome_of(function: Callable[..., Any], *arguments: Any) -> tuple[Any, BaseException | None]:
     """Call a plain function; return its result, or its exception: not every exception escapes from a thread by itself
     (no future takes StopIteration, and its awaiter would wait for ever)."""
+    origin = forks.process
+    result: Any = None
+    failure: BaseException | None = None
     try:
-        return function(*arguments), None
+        result = function(*arguments)
     except BaseException as error:  # noqa: BLE001 (a thread has no caller to raise to)
-        return None, error
+        failure = error
+    forks.end_copy(origin, failure)
+    return result, failure
 
 
 class Overdue(NamedTuple):

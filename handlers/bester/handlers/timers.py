@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError
+from bester.handlers import forks
 from bester.handlers.app import Timer
 from bester.handlers.threads import outcome_of
 
@@ -53,17 +54,20 @@ async def _run(timer: Timer) -> None:
 
 
 async def _call(timer: Timer) -> None:
-    name = getattr(timer.function, "__qualname__", timer.function)
+    name, origin = getattr(timer.function, "__qualname__", timer.function), forks.process
     try:
         if inspect.iscoroutinefunction(timer.function):
             await timer.function()
+            forks.end_copy(origin)
         else:
             _, failure = await asyncio.to_thread(outcome_of, timer.function)
             if failure is not None:
                 raise failure
     except BesterError as error:
+        forks.end_copy(origin, error)
         log.warning("%s: %s", name, error, extra=facts("timer-failed", function=str(name), code=error.code))
     except BaseException as error:
+        forks.end_copy(origin, error)
         task = asyncio.current_task()
         cancelled = issubclass(type(error), asyncio.CancelledError | GeneratorExit)  # `isinstance` may raise here
         if cancelled and (task is None or task.cancelling()):

@@ -43,6 +43,11 @@ class Lives:
         self._started = 0.0
         self._backoff = Backoff()
 
+    @property
+    def has_served(self) -> bool:
+        """Whether the child has served in its present life."""
+        return self._served
+
     def started(self, now: float) -> None:
         """Note that a life begins. A child that was given up stays so until it serves."""
         self.count += 1

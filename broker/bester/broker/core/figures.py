@@ -99,16 +99,17 @@ class TypeFigures:
 
 class StoreFigures:
     """Figures of the store: `commits`, of which there were `failures`, the seconds that they took together, and the
-    times that they waited for the disk (`sync`). `adopted` counts the messages taken over from other brokers of this
-    server. The shell says how large the files are, and how much room there is;
-    None where there is no file."""
+    times that they waited for the disk (`sync`). `failing` is why the last commit failed, None where it did not.
+    `adopted` counts the messages taken over from other brokers of this server. The shell says how large the files are,
+    and how much room there is; None where there is no file."""
 
-    __slots__ = ("adopted", "commit_s", "commits", "failures", "room_bytes", "size_bytes", "sync")
+    __slots__ = ("adopted", "commit_s", "commits", "failing", "failures", "room_bytes", "size_bytes", "sync")
 
     def __init__(self) -> None:
         self.adopted = 0
         self.commits = 0
         self.failures = 0
+        self.failing: str | None = None
         self.commit_s = 0.0
         self.sync = Histogram(SYNC_BUCKETS_S)
         self.size_bytes: int | None = None
@@ -118,7 +119,7 @@ class StoreFigures:
         """Return the figures as a map of plain values."""
         return {
             "commits": self.commits, "failures": self.failures, "commit_s": round(self.commit_s, 6),
-            "adopted": self.adopted,
+            "failing": self.failing, "adopted": self.adopted,
             "bytes": self.size_bytes, "room_bytes": self.room_bytes,
             "sync": list(self.sync.counts), "sync_s": round(self.sync.sum_s, 6), "sync_buckets_s": list(SYNC_BUCKETS_S),
         }  # fmt: skip

@@ -151,6 +151,12 @@ def _certificate(status: Status) -> Iterator[Found]:
             return  # bridges of one server show the same certificate
 
 
+def _store(status: Status) -> Iterator[Found]:
+    why = status["store"].get("failing")
+    if why is not None:
+        yield "error", f"the last commit of the store failed: {text_of(why)}", "see the log, and make room or mend it"
+
+
 def _disk(status: Status) -> Iterator[Found]:
     room = status["store"]["room_bytes"]
     if room is not None:
@@ -315,9 +321,16 @@ LIVE: tuple[Check[Status], ...] = (
         _broker,
     ),
     Check(
+        "store",
+        "store or accounts are damaged, or cannot be used; the last commit failed",
+        "restore a backup; make room, where the reason is no room",
+        "BesterStoreFails",
+        _store,
+    ),
+    Check(
         "disk",
-        "less than 256 MiB of room for store or accounts",
-        "make room",
+        "less than 256 MiB of room for store or accounts, or room for less than 16 files",
+        "make room; remove files",
         "BesterDiskNearlyFull",
         _disk,
     ),

@@ -17,6 +17,8 @@ SOMAXCONN = 4096
 """The kernel's own default since Linux 5.4; with less, clients that all reconnect at once wait for TCP's timers."""
 FUTURE_S = 60.0
 """Time by which a file may be newer than now: file servers have clocks of their own."""
+ROOM_FILES = 16
+"""Files for which a disk must have room: those of a start (databases and their logs, lock, key, sockets), twice."""
 
 PortState = Literal["free", "listening", "taken", "denied", "no-address"]
 
@@ -63,7 +65,8 @@ class Local(NamedTuple):
     `server` is the trouble of a running server that does not answer, None where it answers or none runs. `fault` is
     that of the configuration, which leaves nothing else to look at. `descriptors` is the limit of open files of the
     server, or of this shell where none runs; `backlog` is the kernel's `somaxconn`, None where the system shows none.
-    `ahead_s` is by how much the newest of the server's files is in the future. `rooms` are the bytes free by directory.
+    `ahead_s` is by how much the newest of the server's files is in the future. `rooms` are the bytes free by directory,
+    `files` the files for which there is room, where the disk counts them.
     """
 
     config: str
@@ -78,6 +81,7 @@ class Local(NamedTuple):
     keys: tuple[File, ...] = ()
     stores: tuple[File, ...] = ()
     rooms: tuple[tuple[str, float], ...] = ()
+    files: tuple[tuple[str, int], ...] = ()
     ahead_s: float = 0.0
     descriptors: int | None = None
     connections: int = 0
@@ -174,6 +178,10 @@ def _brokers(facts: Local) -> Iterator[Found]:
 def _disk(facts: Local) -> Iterator[Found]:
     for where, room in facts.rooms:
         yield disk(room, f"the disk of {text_of(where)}")
+    for where, room in facts.files:
+        if room < ROOM_FILES:
+            text = f"the disk of {text_of(where)} has room for {several(room, 'more file')} (inodes)"
+            yield "error", text, f"remove files there, {ROOM_FILES} or more: without room for files no server starts"
 
 
 def _descriptors(facts: Local) -> Iterator[Found]:
@@ -276,7 +284,7 @@ LOCAL: tuple[Check[Local], ...] = (
         _keys,
     ),
     Check("clock", "", "", "BesterClockOff", _clock),
-    Check("store", "store or accounts are damaged, or cannot be used", "restore a backup", "BesterStoreFails", _store),
+    Check("store", "", "", "BesterStoreFails", _store),
     Check("broker", "", "", "BesterBrokerDead", _brokers),
     Check("disk", "", "", "BesterDiskNearlyFull", _disk),
     Check(

@@ -70,6 +70,7 @@ STATUS = record(
         adopted=COUNT,
         commits=COUNT,
         failures=COUNT,
+        failing=maybe(TEXT),
         commit_s=NUMBER,
         sync=several(COUNT),
         sync_s=NUMBER,

@@ -30,6 +30,10 @@ class Store(Protocol):
         """Take the right to write before `open`; return who has it where another process has. Raises BesterError."""
 
     @property
+    def held_back(self) -> int:
+        """Return the count of the writes that wait for room, or for a sound disk."""
+
+    @property
     def is_due(self) -> bool:
         """Return whether the store needs a commit now, which may be empty."""
 

@@ -56,6 +56,7 @@ def gather(config: Config, status: Mapping[str, Any] | None, trouble: str | None
         stores=tuple(_stores(config)),
         brokers=_brokers_of(config),
         rooms=tuple(_rooms(directories)),
+        files=tuple(_rooms_for_files(directories)),
         ahead_s=_newest(config.server.data_dir) - now_s,
         descriptors=_descriptors(owner),
         connections=config.native.max_connections,
@@ -238,10 +239,21 @@ def _damage(path: Path, *, store: bool) -> str | None:
 
 def _rooms(directories: Mapping[Path, None]) -> Iterator[tuple[str, float]]:
     for path in directories:
-        there = next(each for each in (path, *path.parents) if os.path.exists(each))
         with contextlib.suppress(OSError):
-            disk = os.statvfs(there)
+            disk = _disk_of(path)
             yield str(path), float(disk.f_bavail * disk.f_frsize)
+
+
+def _rooms_for_files(directories: Mapping[Path, None]) -> Iterator[tuple[str, int]]:
+    for path in directories:
+        with contextlib.suppress(OSError):
+            disk = _disk_of(path)
+            if disk.f_files:  # 0: this disk has no such bound
+                yield str(path), disk.f_favail
+
+
+def _disk_of(path: Path) -> os.statvfs_result:
+    return os.statvfs(next(each for each in (path, *path.parents) if os.path.exists(each)))
 
 
 def _newest(data_dir: Path) -> float:
