@@ -11,6 +11,7 @@ import logging
 import select
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import psycopg
@@ -48,11 +49,13 @@ class Store(Protocol):
 
 class LeasedConnection:
     """The connection of `broker` to the database of `store`, which is told its trouble. `commits` counts those of the
-    namespace, `renewed_at` is the time of the latest one."""
+    namespace, `renewed_at` is the time of the latest one, by a `clock` that goes on while the machine sleeps."""
 
-    def __init__(self, broker: str, synchronous: str, store: Store) -> None:
+    def __init__(self, broker: str, synchronous: str, store: Store, clock: Callable[[], float]) -> None:
         self.broker = broker
+        self.clock = clock
         self.renewed_at = 0.0
+        self._returned_at = float("-inf")  # of the first commit after the lease had run out
         self.commits = 0
         self._lease: Lease | None = None
         self._synchronous = _SYNCHRONOUS[synchronous]
@@ -79,10 +82,19 @@ class LeasedConnection:
         """Arguments of the function `hold`, which a transaction calls first: it checks and renews the lease."""
         return self.lease.ns, self.lease.epoch, self.commits + 1, LEASE_S
 
+    @property
+    def is_back(self) -> bool:
+        """Return whether this broker was just back from where it could not renew its lease: whatever kept it from that
+        may have kept the others, which have the time of a lease to come back as well."""
+        return self.clock() - self._returned_at < LEASE_S
+
     def on_committed(self) -> None:
         """Count a commit."""
+        now = self.clock()
+        if now - self.renewed_at > LEASE_S:
+            self._returned_at = now
         self.commits += 1
-        self.renewed_at = time.monotonic()
+        self.renewed_at = now
 
     # --- the lease ---
 
@@ -97,7 +109,7 @@ class LeasedConnection:
         taken = leases.take(self.connection, self.broker)
         if isinstance(taken, Held):
             return taken
-        self._lease, self.commits, self.renewed_at = taken, taken.commits, time.monotonic()
+        self._lease, self.commits, self.renewed_at = taken, taken.commits, self.clock()
         return None
 
     def forget(self) -> None:
