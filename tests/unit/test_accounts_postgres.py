@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from bester.broker.accounts_postgres import PostgresAccounts, ServedAccounts
-from bester.broker.postgres import Database
+from bester.broker.postgres import Database, connect
 from bester.broker.verifying import LET_IN, OVERLOADED, WRONG
 from bester.broker.wire.codes import BesterError
 from tests.postgres_server import Cluster
@@ -103,6 +103,45 @@ def test_account_of_a_removed_name_is_kept_when_the_removal_is_struck_off(
     wait_until(lambda: served.removed() == {"ann"} and served.exists("ann"))
     wait_until(lambda: served.strike_off({"ann"}))
     assert served.exists("ann")
+
+
+def removed_unseen(database: Database, *statements: str) -> None:
+    """Remove ann, and strike the removal off, as a server sees it that looks only once both are done."""
+    with connect(database, "a test") as other, other.transaction():
+        for statement in ("UPDATE account_version SET number = number + 1", "DELETE FROM account", *statements):
+            other.execute(statement.encode())
+
+
+def test_removal_that_another_broker_has_struck_off_is_seen(database: Database, served: ServedAccounts) -> None:
+    assert served.exists("ann")
+    removed_unseen(database)
+    wait_until(lambda: not served.exists("ann"))
+    assert served.removed() == {"ann"}
+    wait_until(lambda: served.strike_off({"ann"}))
+    assert served.removed() == set()
+
+
+def test_account_made_anew_behind_a_removal_that_is_struck_off_is_another_one(
+    accounts: PostgresAccounts, database: Database, served: ServedAccounts
+) -> None:
+    again = "INSERT INTO account SELECT 'ann', '', 1.5, false, number FROM account_version"
+    removed_unseen(database, again, "UPDATE account_version SET number = number + 1")
+    wait_until(lambda: served.token("ann") == "1.5")
+    assert served.removed() == {"ann"}
+    accounts.add("bob", "secret")
+    wait_until(lambda: served.exists("bob"))
+    assert served.removed() == {"ann"}
+    wait_until(lambda: served.strike_off({"ann"}))
+    accounts.remove("bob")
+    wait_until(lambda: not served.exists("bob"))
+    assert served.removed() == {"bob"}
+
+
+def test_schema_with_the_longest_name_has_accounts(cluster: Cluster) -> None:
+    database = Database(cluster.url(), f"{cluster.schema()}_{'s' * 63}"[:63])
+    with closing(PostgresAccounts(database)) as accounts, closing(ServedAccounts(database)) as served:
+        accounts.add("ann", "secret")
+        wait_until(lambda: served.exists("ann"))
 
 
 async def test_user_changes_the_own_password(accounts: PostgresAccounts, served: ServedAccounts) -> None:
