@@ -351,6 +351,28 @@ def test_database_that_has_lost_commits_is_written_no_more(
     assert asked(far, "SELECT number FROM entry WHERE ns = :ns") == [(1,)]
 
 
+@pytest.mark.parametrize("connects_again", [False, True])
+@pytest.mark.parametrize("reads", [False, True])
+def test_database_that_has_lost_a_start_gives_its_numbers_another_epoch(
+    far: PostgresStore, cable: Cable, connects_again: bool, reads: bool
+) -> None:
+    asked(far, "UPDATE broker SET lease = lease - 1, life = life - 1, commits = commits - 1 WHERE ns = :ns")
+    ((before,),) = asked(far, "SELECT epoch FROM broker WHERE ns = :ns")
+    if connects_again:
+        cable.pull_out()
+        cable.plug_in()
+    if reads:
+        with pytest.raises(BesterError):
+            far.read(Fetch(BOB, 0, LOTS, LOTS))
+    else:
+        assert not far.commit([keep(1)]).ok
+    assert "the database was set back, or is a copy; this process must end" in far.fenced
+    with closing(PostgresStore(cable.database, far.broker)) as second:
+        asked(far, "UPDATE broker SET until = 'epoch' WHERE ns = :ns")
+        found = second.open()
+        assert (found.life, found.epoch != before) == (1, True)
+
+
 def test_schema_that_is_removed_under_a_broker_is_named(cluster: Cluster) -> None:
     database = cluster.database()
     with closing(PostgresStore(database, "b1")) as store:
@@ -461,13 +483,16 @@ def test_views_show_what_is_kept(store: PostgresStore) -> None:
         ("postgresql://h/d?user=u&sslpassword=secret", "postgresql://h/d?user=u"),
         ("postgresql:///d?host=/run/pg", "postgresql:///d?host=/run/pg"),
         ("postgresql://u:a@b@h/d", "postgresql://u@h/d"),
+        ("postgresql://u@h/d?passwd=secret&PGPASSWORD=sec+ret&passfile=/p", "postgresql://u@h/d?passfile=/p"),
+        ("postgresql://u@h/d?pass%77ord=sec%2Bret", "postgresql://u@h/d"),
+        ("postgresql://?service=s", "postgresql://?service=s"),
     ],
 )
 def test_address_is_shown_without_its_password(url: str, where: str) -> None:
     database = Database(url)
     assert url_fault(url) is None
     assert (database.where, "sec" in repr(database)) == (where, False)
-    shown = why(database, psycopg.OperationalError("a\nb secret sec%40ret sec@ret a@b"))
+    shown = why(database, psycopg.OperationalError("a\nb secret sec%40ret sec@ret sec+ret sec%2Bret a@b"))
     assert shown.startswith(f"{where}: a b ")
     assert not any(secret in shown for secret in database.secrets)
 
@@ -495,7 +520,8 @@ def test_refused_connection_has_its_remedy(words: str, remedy: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["postgresql:/u:secret@h/d", "postgresql://u:secret@h", "postgresql://u:secret@h/d#x", "postgresql://u:%zz@[h/d",
-     "postgresql://u:secret@h/", "postgresql://u:secret@h/d\n", "postgresql://u:secret%t@h/d", "mysql://u:secret@h/d"],
+     "postgresql://u:secret@h/", "postgresql://u:secret@h/d\n", "postgresql://u:secret%t@h/d", "mysql://u:secret@h/d",
+     "postgresql://u:secret/x@h/d"],
 )  # fmt: skip
 def test_address_that_cannot_be_used_is_not_quoted(url: str) -> None:
     fault = url_fault(url)

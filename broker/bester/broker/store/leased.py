@@ -12,6 +12,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import psycopg
@@ -19,6 +20,7 @@ import psycopg
 from bester.broker import postgres, postgres_schema
 from bester.broker.logs import facts
 from bester.broker.postgres import Database
+from bester.broker.postgres_schema import new_epoch
 from bester.broker.store import lease as leases
 from bester.broker.store.lease import LEASE_S, Lease
 from bester.broker.store_requests import Held
@@ -164,7 +166,7 @@ class LeasedConnection:
         self._again_at = now + AGAIN_S
         try:
             connection = self._connect()
-            commits = self._look(connection)
+            commits = self.look(connection)
         except psycopg.Error as error:
             unavailable = postgres.unavailable(self._store.database, error)
             self._tell_away(unavailable.text)
@@ -177,21 +179,27 @@ class LeasedConnection:
         self._found()
         return connection
 
-    def _look(self, connection: Connection) -> int | None:
-        """Return how many commits the namespace has had, once none is under way; None where the lease was taken. The
-        connection is closed where that cannot be found out."""
+    def look(self, connection: Connection) -> int | None:
+        """Return how many commits the namespace has had, once none is under way; None where the lease was taken, or the
+        database has forgotten it. The connection is closed where that cannot be found out.
+
+        Starts that the database has forgotten are counted anew, and with them numbers that other servers know: the
+        namespace gets another epoch, or they would take the next messages for duplicates."""
         lease = self.lease
         try:
             with connection.transaction():
                 row = connection.execute(
-                    "SELECT lease, commits FROM broker WHERE ns = %s FOR UPDATE", (lease.ns,)
+                    "SELECT lease, commits FROM broker WHERE ns = %s AND name = %s FOR UPDATE", (lease.ns, self.broker)
                 ).fetchone()
+                is_set_back = row is None or row[0] < lease.epoch
+                if row is not None and is_set_back:
+                    connection.execute("UPDATE broker SET epoch = %s WHERE ns = %s", (new_epoch(), lease.ns))
         except BaseException:
             connection.close()
             raise
         if row is None or row[0] != lease.epoch:
             connection.close()
-            self.fence()
+            self.fence(_OTHER_COMMITS if is_set_back else TAKEN)
             return None
         return int(row[1])
 
@@ -229,6 +237,13 @@ class LeasedConnection:
             self._store.away = self._store.fenced
             _log.error("%s", self._store.fenced, extra=facts("store-fenced", why=self._store.fenced))
 
+    def on_refused(self, connection: Connection, reason: str = TAKEN) -> None:
+        """Tell the store that this process must end, since the database says that its lease is another's; the reason
+        may be another one."""
+        with suppress(psycopg.Error):
+            self.look(connection)
+        self.fence(reason)
+
     def settle(self) -> tuple[Connection, bool]:
         """Connect again, at once and then however long that takes; return the connection, and whether the group that
         was under way when the old one broke is committed. Raises BesterError where the process ends before anybody
@@ -238,7 +253,7 @@ class LeasedConnection:
             nap_s = NAP_S
             try:
                 connection = self._connect()
-                commits = self._look(connection)
+                commits = self.look(connection)
             except psycopg.Error:
                 self._tell_away(self._lost_why)
                 continue

@@ -258,7 +258,7 @@ class PostgresStore(Commits):
             pass
         state = str(getattr(error, "sqlstate", None) or "")
         if state == postgres_schema.LEASE_LOST and isinstance(error, psycopg.Error):
-            self._held.fence(error.diag.message_primary or TAKEN)
+            self._held.on_refused(connection, error.diag.message_primary or TAKEN)
             return BesterError("storage-unavailable", self.fenced)
         if isinstance(error, MemoryError):
             return BesterError("storage-full", f"{self.database.where}: no memory to write to it; see what takes it")
@@ -310,7 +310,7 @@ class PostgresStore(Commits):
                         if not is_last:
                             continue
                     elif error.sqlstate == postgres_schema.LEASE_LOST:
-                        self._held.fence()
+                        self._held.on_refused(connection)
                     raise postgres.unavailable(self.database, error) from None
                 except ValueError as error:
                     text = f"{self.database.where}: damaged ({error}); restore a backup of the schema"
