@@ -404,6 +404,24 @@ def test_refusal_of_the_database_has_its_code(state: str, code: str, busy: bool,
     assert numbers(store) == [2]
 
 
+@pytest.mark.parametrize("function", ["hold", "held"])
+def test_statement_behind_a_failed_one_is_good_afterwards(function: str, store: PostgresStore) -> None:
+    """The library prepares a statement at its sixth execution, whatever becomes of those before it."""
+    for number in range(1, 9):
+        asked(store, f"ALTER FUNCTION {function} RENAME TO elsewhere")
+        try:
+            if function == "hold":
+                assert not store.commit([keep(100 + number)]).ok
+            else:
+                with pytest.raises(BesterError):
+                    store.read(Fetch(BOB, 0, LOTS, LOTS))
+        finally:
+            asked(store, f"ALTER FUNCTION elsewhere RENAME TO {function}")
+        result = store.commit([keep(number)])
+        assert result.ok, result.why
+        assert numbers(store) == list(range(1, number + 1))
+
+
 def test_long_names_are_kept(store: PostgresStore) -> None:
     names = [f"{chr(0x10000 + number)}" * 500 + "\ud800" * 500 for number in range(3)]
     kept = [entry(number, mailbox(name[:128]), id=f"{name}.0.0", target=name) for number, name in enumerate(names, 1)]

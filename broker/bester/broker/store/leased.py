@@ -208,6 +208,8 @@ class LeasedConnection:
         this process, or its machine, stood still. Whoever needs a connection next connects again, or calls the database
         away."""
         if self.connection is not None:
+            if not self.connection.closed and not self.connection.broken:
+                self._again_at = 0.0  # the database is there
             self.connection.close()
             self.connection = None
         if self._lost_at is None:
@@ -266,6 +268,14 @@ class LeasedConnection:
                 self.fence(_OTHER_COMMITS)
             self._closing.wait()  # no report would be right: nobody can tell any more, and the process ends
         raise BesterError("storage-unavailable", self._store.away)
+
+
+def is_lost(connection: Connection, error: Exception) -> bool:
+    """Return whether a connection is of no use any more after an error: it is broken, or the library takes a statement
+    for prepared that is not. A statement is that for good where its fifth execution was behind a failed one, in one
+    piece with it."""
+    out_of_step = isinstance(error, psycopg.errors.InvalidSqlStatementName)
+    return connection.closed or connection.broken or out_of_step
 
 
 def _is_sound(connection: Connection) -> bool:

@@ -24,7 +24,7 @@ from bester.broker.postgres import Database
 from bester.broker.store import postgres_adoption, postgres_reading
 from bester.broker.store.commits import BusyError, Commits, UnwritableError
 from bester.broker.store.lease import RENEW_S
-from bester.broker.store.leased import TAKEN, LeasedConnection
+from bester.broker.store.leased import TAKEN, LeasedConnection, is_lost
 from bester.broker.store.postgres_reading import rows
 from bester.broker.store.postgres_writing import Group, Statement, key_of_entry
 from bester.broker.store.reading import outcome_of
@@ -185,7 +185,7 @@ class PostgresStore(Commits):
                 try:
                     repeated = self._write_group(connection, group)
                 except (*_UNPACKABLE, MemoryError, psycopg.Error) as error:
-                    if not connection.closed and not connection.broken:
+                    if not is_lost(connection, error):
                         raise self._failed(connection, error) from None
                     reason = " ".join(str(error).split())[: postgres.TEXT_LIMIT]
                     self._held.lose(reason)
@@ -305,7 +305,7 @@ class PostgresStore(Commits):
                 try:
                     return self._read(connection, read)
                 except psycopg.Error as error:
-                    if connection.closed or connection.broken:
+                    if is_lost(connection, error):
                         self._held.lose(" ".join(str(error).split())[: postgres.TEXT_LIMIT])
                         if not is_last:
                             continue
@@ -347,7 +347,7 @@ class PostgresStore(Commits):
                 adopted = move.carry_out(adopt)
                 self._adopting = adopt.first
         except psycopg.Error as error:
-            if not connection.closed and not connection.broken:
+            if not is_lost(connection, error):
                 self._adopting = None
                 raise
             self._held.lose(" ".join(str(error).split())[: postgres.TEXT_LIMIT])
