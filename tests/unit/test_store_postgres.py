@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bester.broker.postgres import Database, connect, schema_fault, url_fault, why
+from bester.broker.postgres import LOCK_MS, Database, connect, schema_fault, url_fault, why
 from bester.broker.postgres_schema import STEPS, migrate
 from bester.broker.store import lease
 from bester.broker.store.postgres import PostgresStore
@@ -173,6 +173,26 @@ def test_read_alone_finds_that_the_lease_was_taken(store: PostgresStore) -> None
         with pytest.raises(BesterError, match="another process has taken the lease"):
             numbers(store)
         assert store.fenced
+
+
+def test_start_waits_for_a_broker_that_adopts_what_is_there(store: PostgresStore) -> None:
+    name = f"{store.broker}-other"
+    with closing(PostgresStore(store.database, name)) as other:
+        other.open()
+    opened: list[int] = []
+    again = PostgresStore(store.database, name)
+    thread = threading.Thread(target=lambda: opened.append(again.open().life))
+    waits = (
+        "SELECT application_name FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND "  # noqa: S608 (own words)
+        f"clock_timestamp() > query_start + {LOCK_MS} * INTERVAL '1.1 ms'"
+    )
+    with connect(store.database, "a test") as adopter, closing(again):
+        with adopter.transaction():
+            adopter.execute("SELECT 1 FROM broker WHERE name = %s FOR UPDATE", (name,))
+            thread.start()
+            wait_until(lambda: (f"bester broker {name}",) in asked(store, waits) or not thread.is_alive())
+        thread.join(30)
+        assert opened == [2]
 
 
 def test_takeover_waits_for_a_commit_that_has_begun(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
