@@ -136,6 +136,15 @@ def test_broker_that_is_just_back_leaves_others_the_time_to_come_back(pair: Pair
     assert pair.adopt().snapshot.queues[BOB].messages == 2
 
 
+def test_clock_of_the_database_that_was_set_lets_no_lease_run_out(pair: Pair) -> None:
+    pair.write(pair.one, keep(1))
+    assert pair.two.read(FindBrokers()).abandoned == ""
+    pair.now[0] -= LEASE_S  # that of the database is ahead by so much
+    pair.run_out(pair.one)
+    assert pair.two.read(FindBrokers()).abandoned == ""
+    assert pair.adopt() == Adopted()
+
+
 def test_empty_namespace_is_not_adopted(pair: Pair) -> None:
     pair.run_out(pair.one)
     assert pair.two.read(FindBrokers()).abandoned == ""

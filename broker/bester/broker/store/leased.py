@@ -22,7 +22,7 @@ from bester.broker.logs import facts
 from bester.broker.postgres import Database
 from bester.broker.postgres_schema import new_epoch
 from bester.broker.store import lease as leases
-from bester.broker.store.lease import LEASE_S, Lease
+from bester.broker.store.lease import LEASE_S, RENEW_S, Lease
 from bester.broker.store_requests import Held
 from bester.broker.wire.codes import BesterError
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 AGAIN_S = 0.5
 """Pause between two tries to connect: a database that is back is noticed within two seconds, and one that is away is
 not stormed."""
+CLOCK_S = 2.0
+"""Time by which a lease may be renewed late, and clocks differ in their pace between two looks."""
 NAP_S = 0.25
 """Pause between two looks for the fate of a group."""
 _AS_SET = "current_setting('synchronous_commit')"
@@ -58,6 +60,7 @@ class LeasedConnection:
         self.clock = clock
         self.renewed_at = 0.0
         self._returned_at = float("-inf")  # of the first commit after the lease had run out
+        self._database_ahead_s = float("inf")  # of this process's clock
         self.commits = 0
         self._lease: Lease | None = None
         self._synchronous = _SYNCHRONOUS[synchronous]
@@ -89,6 +92,14 @@ class LeasedConnection:
         """Return whether this broker was just back from where it could not renew its lease: whatever kept it from that
         may have kept the others, which have the time of a lease to come back as well."""
         return self.clock() - self._returned_at < LEASE_S
+
+    def on_database_clock(self, database_s: float) -> None:
+        """Take in the time of the database. Where its clock was set, or another machine's is ahead of that of the one
+        that failed, the leases of all brokers seem to have run out."""
+        ahead_s = database_s - self.clock()
+        if ahead_s - self._database_ahead_s > LEASE_S - RENEW_S - CLOCK_S:
+            self._returned_at = self.clock()
+        self._database_ahead_s = ahead_s
 
     def on_committed(self) -> None:
         """Count a commit."""

@@ -325,7 +325,8 @@ class PostgresStore(Commits):
         with connection.pipeline():
             connection.execute("SELECT held(%b, %b)", (lease.ns, lease.epoch))
             if isinstance(read, FindBrokers):
-                found = postgres_adoption.find(connection, lease.ns)
+                found, database_s = postgres_adoption.find(connection, lease.ns)
+                self._held.on_database_clock(database_s)
                 return found._replace(abandoned="") if self._held.is_back else found
             if isinstance(read, FindEntry) and read.number:
                 return postgres_adoption.find_entry(connection, lease.ns, lease.epoch, read)
