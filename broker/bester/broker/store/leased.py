@@ -281,12 +281,11 @@ class LeasedConnection:
         raise BesterError("storage-unavailable", self._store.away)
 
 
-def is_lost(connection: Connection, error: Exception) -> bool:
-    """Return whether a connection is of no use any more after an error: it is broken, or the library takes a statement
-    for prepared that is not. A statement is that for good where its fifth execution was behind a failed one, in one
-    piece with it."""
-    out_of_step = isinstance(error, psycopg.errors.InvalidSqlStatementName)
-    return connection.closed or connection.broken or out_of_step
+def is_stale(error: Exception) -> bool:
+    """Return whether a new connection may do what this one has refused: the library takes a statement for prepared that
+    is not, for good, where its sixth execution was behind a failed one, in one piece with it; or this server takes no
+    writes any more, and another one of the address does."""
+    return isinstance(error, psycopg.errors.InvalidSqlStatementName | psycopg.errors.ReadOnlySqlTransaction)
 
 
 def _is_sound(connection: Connection) -> bool:

@@ -24,7 +24,7 @@ from bester.broker.postgres import Database
 from bester.broker.store import postgres_adoption, postgres_reading
 from bester.broker.store.commits import BusyError, Commits, UnwritableError
 from bester.broker.store.lease import RENEW_S
-from bester.broker.store.leased import TAKEN, LeasedConnection, is_lost
+from bester.broker.store.leased import TAKEN, LeasedConnection, is_stale
 from bester.broker.store.postgres_reading import rows
 from bester.broker.store.postgres_writing import Group, Statement, key_of_entry
 from bester.broker.store.reading import outcome_of
@@ -185,9 +185,14 @@ class PostgresStore(Commits):
                 try:
                     repeated = self._write_group(connection, group)
                 except (*_UNPACKABLE, MemoryError, psycopg.Error) as error:
-                    if not is_lost(connection, error):
-                        raise self._failed(connection, error) from None
                     reason = " ".join(str(error).split())[: postgres.TEXT_LIMIT]
+                    if not connection.closed and not connection.broken:
+                        failed = self._failed(connection, error)
+                        if is_last or not is_stale(error):
+                            raise failed from None
+                        self._held.lose(reason)
+                        connection = self._held.connected()
+                        continue
                     self._held.lose(reason)
                     connection, was_committed = self._held.settle()
                     if was_committed:
@@ -305,7 +310,7 @@ class PostgresStore(Commits):
                 try:
                     return self._read(connection, read)
                 except psycopg.Error as error:
-                    if is_lost(connection, error):
+                    if connection.closed or connection.broken or (is_stale(error) and not is_last):
                         self._held.lose(" ".join(str(error).split())[: postgres.TEXT_LIMIT])
                         if not is_last:
                             continue
@@ -348,7 +353,7 @@ class PostgresStore(Commits):
                 adopted = move.carry_out(adopt)
                 self._adopting = adopt.first
         except psycopg.Error as error:
-            if not is_lost(connection, error):
+            if not connection.closed and not connection.broken:
                 self._adopting = None
                 raise
             self._held.lose(" ".join(str(error).split())[: postgres.TEXT_LIMIT])
