@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
-from bester.broker.accounts_postgres import PostgresAccounts, ServedAccounts
+from bester.broker import postgres
+from bester.broker.accounts_postgres import WRITERS, PostgresAccounts, ServedAccounts
 from bester.broker.postgres import Database, connect
 from bester.broker.verifying import LET_IN, OVERLOADED, WRONG
 from bester.broker.wire.codes import BesterError
@@ -158,6 +161,23 @@ async def test_user_that_another_program_has_let_in_gets_an_account(
     assert served.exists("guest")
     assert await served.learn("guest")
     assert [each.name for each in accounts.list()] == ["ann", "guest"]
+
+
+async def test_many_new_users_at_once_take_few_connections(
+    served: ServedAccounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    most: list[int] = []
+
+    def counted(database: Database, name: str) -> Any:
+        made.append(connect(database, name))
+        most.append(sum(not each.closed for each in made))
+        return made[-1]
+
+    monkeypatch.setattr(postgres, "connect", counted)
+    assert await asyncio.gather(*(served.learn(f"guest{number}") for number in range(40))) == [True] * 40
+    assert max(most) <= WRITERS
+    assert served.exists("guest39")
 
 
 async def test_logins_go_on_while_the_database_is_away(

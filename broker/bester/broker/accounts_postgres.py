@@ -43,6 +43,9 @@ AGAIN_S = 0.5
 """Pause before the next try to connect."""
 CHANNEL_CHARACTERS = 63
 """Bound of PostgreSQL on the name of a channel."""
+WRITERS = 2
+"""Connections for changes by users at once: many may come for the first time, or change their passwords, in one moment,
+and connections are what a database has few of."""
 CLOSE_S = 5.0
 """Patience with the thread at the end."""
 _VERSION = "UPDATE account_version SET number = number + 1"
@@ -221,6 +224,7 @@ class ServedAccounts:
         self._readings = 0  # count of replaced tables; the loop has taken in those up to `_seen`
         self._seen = 0
         self._closing = threading.Event()
+        self._writers = asyncio.Semaphore(WRITERS)
         try:
             connection = self._connect()
             try:
@@ -297,7 +301,9 @@ class ServedAccounts:
         if name in self._known:
             return True
         try:
-            await asyncio.to_thread(self._write, _ADD, name, NO_PASSWORD, time.time())
+            async with self._writers:
+                if name not in self._known:
+                    await asyncio.to_thread(self._write, _ADD, name, NO_PASSWORD, time.time())
         except BesterError as error:
             extra = facts("accounts-broken", why=error.text)
             _log.error("user %r cannot be given an account now: %s", name, error.text, extra=extra)
@@ -311,7 +317,8 @@ class ServedAccounts:
         )
 
     async def _replace(self, user: str, stored: str, made: str) -> bool:
-        return await asyncio.to_thread(self._write, _REPLACE, user, made, 0.0, stored)
+        async with self._writers:
+            return await asyncio.to_thread(self._write, _REPLACE, user, made, 0.0, stored)
 
     def _write(self, statements: Sequence[str], *values: object) -> bool:
         """Change accounts by a connection of its own, and take the change in. Raises BesterError."""
