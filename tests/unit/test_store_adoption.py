@@ -122,6 +122,8 @@ def test_broker_that_is_just_back_leaves_others_the_time_to_come_back(pair: Pair
     pair.now[0] += LEASE_S + 1.0
     for store in (pair.one, pair.two):  # the database was away, or locked
         pair.run_out(store)
+    assert pair.two.read(FindBrokers()).abandoned == "", "a read that has waited as long"
+    assert pair.adopt() == Adopted()
     pair.write(pair.two)
     assert pair.two.read(FindBrokers()).abandoned == ""
     assert pair.adopt() == Adopted()

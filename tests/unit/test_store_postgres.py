@@ -549,6 +549,9 @@ def test_address_is_shown_without_its_password(url: str, where: str) -> None:
         ("failed to resolve host 'db': [Errno -2] Name or service not known", "name server"),
         ('invalid port number: "99999"', "see [store] url"),
         ("server does not support SSL, but SSL was required", "sslmode"),
+        ('FATAL: invalid value for parameter "x": "y" DETAIL: Tablespace "y" does not exist.', "see [store] url"),
+        ("session is read-only", "name the primary"), ("server is in hot standby mode", "name the primary"),
+        ("server is not in hot standby mode", "see [store] url"),
     ],
 )  # fmt: skip
 def test_refused_connection_has_its_remedy(words: str, remedy: str) -> None:

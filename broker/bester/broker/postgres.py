@@ -62,6 +62,12 @@ _NAME_SESSION = "SELECT set_config('bester.session', %s, false)"
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _REFUSALS = (
+    ("invalid value for parameter ", "url"),
+    ("unrecognized configuration parameter ", "url"),
+    ("session is read-only", "25006"),
+    ("server is in hot standby mode", "25006"),
+    ("session is not read-only", "url"),
+    ("server is not in hot standby mode", "url"),
     ("invalid database ", "invalid"),
     ("too many ", "53300"),
     ("connection slots are reserved", "53300"),

@@ -89,9 +89,10 @@ class LeasedConnection:
 
     @property
     def is_back(self) -> bool:
-        """Return whether this broker was just back from where it could not renew its lease: whatever kept it from that
-        may have kept the others, which have the time of a lease to come back as well."""
-        return self.clock() - self._returned_at < LEASE_S
+        """Return whether this broker could not renew its lease, or could not until a moment ago: whatever kept it from
+        that may have kept the others, which have the time of a lease to come back as well."""
+        now = self.clock()
+        return now - self.renewed_at > LEASE_S or now - self._returned_at < LEASE_S
 
     def on_database_clock(self, database_s: float) -> None:
         """Take in the time of the database. Where its clock was set, or another machine's is ahead of that of the one

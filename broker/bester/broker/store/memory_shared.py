@@ -216,7 +216,8 @@ class SharedMemoryStore(MemoryStore):
 
     def _abandoned(self) -> SharedMemoryStore | None:
         now = self.database.clock()
-        if now - self._returned_s < self.database.lease_s:  # what kept this one away may have kept the others
+        is_back = self.until_s < now or now - self._returned_s < self.database.lease_s
+        if is_back:  # what kept this one away may have kept the others
             return None
         for other in self._all():
             if other is not self and other.until_s < now and (other._rows or other._lanes or other._letters):
