@@ -98,6 +98,11 @@ class Cluster:
         self._run("psql", "--command=ALTER SYSTEM SET synchronous_standby_names = '*'", database=True)
         self._run("pg_ctl", "reload")
 
+    def refuse_writes(self) -> None:
+        """Take no writes any more, of whoever is connected."""
+        self._run("psql", "--command=ALTER SYSTEM SET default_transaction_read_only = on", database=True)
+        self._run("pg_ctl", "reload")
+
     def start(self) -> None:
         """Start the server, and wait until it answers."""
         options = " ".join(f"-c {setting}" for setting in self._settings)

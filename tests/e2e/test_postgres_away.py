@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bester.broker.store.postgres import PostgresStore
 from tests.e2e.test_postgres import UNAVAILABLE, kept_again, outcome, posted, received, servers_on
 from tests.live import DEADLINE_S, LiveServer, RawClient
 from tests.postgres_server import Cluster, Standby, binaries, either
+from tests.unit.store_stand import keep
 
 pytestmark = pytest.mark.stores("postgresql")
 
@@ -96,6 +100,22 @@ def pair() -> Iterator[tuple[Cluster, Standby]]:
             standby.close()
     finally:
         primary.close()
+
+
+def test_primary_that_takes_no_writes_any_more_is_left_for_the_promoted_standby(pair: tuple[Cluster, Standby]) -> None:
+    primary, standby = pair
+    with closing(PostgresStore(either(*pair), "b1")) as store:
+        store.open()
+        numbers = count(1)
+        primary.refuse_writes()
+        while store.commit([keep(next(numbers))]).ok:  # its process has yet to hear of it
+            pass
+        standby.promote()
+        deadline = time.monotonic() + DEADLINE_S
+        while not store.commit([keep(next(numbers))]).ok:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert not store.away
 
 
 async def test_failover_to_a_synchronous_standby_loses_nothing(pair: tuple[Cluster, Standby]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
-from bester.broker.accounts_postgres import PostgresAccounts, ServedAccounts
-from bester.broker.postgres import Database
+from bester.broker import postgres
+from bester.broker.accounts_postgres import WRITERS, PostgresAccounts, ServedAccounts
+from bester.broker.postgres import Database, connect
 from bester.broker.verifying import LET_IN, OVERLOADED, WRONG
 from bester.broker.wire.codes import BesterError
 from tests.postgres_server import Cluster
@@ -105,6 +108,45 @@ def test_account_of_a_removed_name_is_kept_when_the_removal_is_struck_off(
     assert served.exists("ann")
 
 
+def removed_unseen(database: Database, *statements: str) -> None:
+    """Remove ann, and strike the removal off, as a server sees it that looks only once both are done."""
+    with connect(database, "a test") as other, other.transaction():
+        for statement in ("UPDATE account_version SET number = number + 1", "DELETE FROM account", *statements):
+            other.execute(statement.encode())
+
+
+def test_removal_that_another_broker_has_struck_off_is_seen(database: Database, served: ServedAccounts) -> None:
+    assert served.exists("ann")
+    removed_unseen(database)
+    wait_until(lambda: not served.exists("ann"))
+    assert served.removed() == {"ann"}
+    wait_until(lambda: served.strike_off({"ann"}))
+    assert served.removed() == set()
+
+
+def test_account_made_anew_behind_a_removal_that_is_struck_off_is_another_one(
+    accounts: PostgresAccounts, database: Database, served: ServedAccounts
+) -> None:
+    again = "INSERT INTO account SELECT 'ann', '', 1.5, false, number FROM account_version"
+    removed_unseen(database, again, "UPDATE account_version SET number = number + 1")
+    wait_until(lambda: served.token("ann") == "1.5")
+    assert served.removed() == {"ann"}
+    accounts.add("bob", "secret")
+    wait_until(lambda: served.exists("bob"))
+    assert served.removed() == {"ann"}
+    wait_until(lambda: served.strike_off({"ann"}))
+    accounts.remove("bob")
+    wait_until(lambda: not served.exists("bob"))
+    assert served.removed() == {"bob"}
+
+
+def test_schema_with_the_longest_name_has_accounts(cluster: Cluster) -> None:
+    database = Database(cluster.url(), f"{cluster.schema()}_{'s' * 63}"[:63])
+    with closing(PostgresAccounts(database)) as accounts, closing(ServedAccounts(database)) as served:
+        accounts.add("ann", "secret")
+        wait_until(lambda: served.exists("ann"))
+
+
 async def test_user_changes_the_own_password(accounts: PostgresAccounts, served: ServedAccounts) -> None:
     assert await served.change("ann", "wrong", "new", HERE) == WRONG
     assert await served.change("ann", "secret", "new", HERE) == LET_IN
@@ -119,6 +161,23 @@ async def test_user_that_another_program_has_let_in_gets_an_account(
     assert served.exists("guest")
     assert await served.learn("guest")
     assert [each.name for each in accounts.list()] == ["ann", "guest"]
+
+
+async def test_many_new_users_at_once_take_few_connections(
+    served: ServedAccounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    most: list[int] = []
+
+    def counted(database: Database, name: str) -> Any:
+        made.append(connect(database, name))
+        most.append(sum(not each.closed for each in made))
+        return made[-1]
+
+    monkeypatch.setattr(postgres, "connect", counted)
+    assert await asyncio.gather(*(served.learn(f"guest{number}") for number in range(40))) == [True] * 40
+    assert max(most) <= WRITERS
+    assert served.exists("guest39")
 
 
 async def test_logins_go_on_while_the_database_is_away(

@@ -142,6 +142,18 @@ def test_draining_broker_refuses_new_messages_and_leaves_resubmitted_ones_to_the
     assert stand.request(chat).meta["attempt"] == 3
 
 
+def test_draining_broker_leaves_new_messages_to_the_others() -> None:
+    stand, bridge, chat = town(is_shared=True)
+    bridge.submits(6)
+    request = stand.request(chat)
+    stand.router.drain()
+    bridge.submits(7)
+    stand.reply(chat, request.token)
+    assert bridge.reports() == [good(6)]
+    assert stand.heard_of(chat, Request) == []
+    assert stand.router.idle
+
+
 def test_second_hello_on_a_link_voids_the_reports_sent_on_it() -> None:
     stand, bridge, chat = town()
     bridge.submits(7)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bester.broker.postgres import Database, connect
+from bester.broker.store.lease import LEASE_S
 from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store.postgres import PostgresStore
 from bester.broker.store_brokers import Adopted, AdoptionSeen, Brokers
@@ -48,10 +49,10 @@ CAT, ALICE = mailbox("cat"), mailbox("alice")
 
 
 class Pair:
-    """Two brokers of one server; `run_out` lets the lease of the first one run out."""
+    """Two brokers of one server; `run_out` lets the lease of one run out. `now` is the time of their clocks."""
 
-    def __init__(self, one: Any, two: Any, run_out: Callable[[Any], None]) -> None:
-        self.one, self.two, self.run_out = one, two, run_out
+    def __init__(self, one: Any, two: Any, run_out: Callable[[Any], None], now: list[float]) -> None:
+        self.one, self.two, self.run_out, self.now = one, two, run_out, now
         self.firsts = count(FIRST, 10_000)
         one.open()
         self.snapshot: Snapshot = two.open()
@@ -75,15 +76,15 @@ class Pair:
 
 @pytest.fixture(params=["memory", "postgresql"])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    now = [0.0]
     if request.param == "memory":
-        now = [0.0]
         shared = SharedMemory(lambda: now[0])
 
         def run_out(store: Any) -> None:
             store.until_s = -1.0
 
         found = Pair(
-            shared.namespace("b1", dead_letters=LETTERS), shared.namespace("b2", dead_letters=LETTERS), run_out
+            shared.namespace("b1", dead_letters=LETTERS), shared.namespace("b2", dead_letters=LETTERS), run_out, now
         )
     else:
         database: Database = request.getfixturevalue("cluster").database()
@@ -91,8 +92,8 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
         def stop(store: Any) -> None:
             asked(store, "UPDATE broker SET until = clock_timestamp() WHERE ns = :ns")
 
-        one, two = (PostgresStore(database, name, dead_letters=LETTERS) for name in ("b1", "b2"))
-        found = Pair(one, two, stop)
+        one, two = (PostgresStore(database, name, dead_letters=LETTERS, clock=lambda: now[0]) for name in ("b1", "b2"))
+        found = Pair(one, two, stop, now)
     yield found
     found.end()
 
@@ -114,6 +115,36 @@ def test_living_broker_is_left_alone(pair: Pair) -> None:
     assert found.adoptions == ()
     assert pair.adopt() == Adopted()
     assert [each.number for each in of(pair.one)] == [1]
+
+
+def test_broker_that_is_just_back_leaves_others_the_time_to_come_back(pair: Pair) -> None:
+    pair.write(pair.one, keep(1))
+    pair.now[0] += LEASE_S + 1.0
+    for store in (pair.one, pair.two):  # the database was away, or locked
+        pair.run_out(store)
+    assert pair.two.read(FindBrokers()).abandoned == "", "a read that has waited as long"
+    assert pair.adopt() == Adopted()
+    pair.write(pair.two)
+    assert pair.two.read(FindBrokers()).abandoned == ""
+    assert pair.adopt() == Adopted()
+    pair.write(pair.one, keep(2))
+
+    pair.run_out(pair.one)
+    for _ in range(2):
+        pair.now[0] += LEASE_S / 2
+        pair.write(pair.two)
+    pair.run_out(pair.one)
+    assert pair.two.read(FindBrokers()).abandoned == "b1"
+    assert pair.adopt().snapshot.queues[BOB].messages == 2
+
+
+def test_clock_of_the_database_that_was_set_lets_no_lease_run_out(pair: Pair) -> None:
+    pair.write(pair.one, keep(1))
+    assert pair.two.read(FindBrokers()).abandoned == ""
+    pair.now[0] -= LEASE_S  # that of the database is ahead by so much
+    pair.run_out(pair.one)
+    assert pair.two.read(FindBrokers()).abandoned == ""
+    assert pair.adopt() == Adopted()
 
 
 def test_empty_namespace_is_not_adopted(pair: Pair) -> None:

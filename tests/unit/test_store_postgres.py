@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bester.broker.postgres import Database, connect, schema_fault, url_fault, why
+from bester.broker.postgres import LOCK_MS, Database, connect, schema_fault, url_fault, why
 from bester.broker.postgres_schema import STEPS, migrate
 from bester.broker.store import lease
 from bester.broker.store.postgres import PostgresStore
@@ -173,6 +173,26 @@ def test_read_alone_finds_that_the_lease_was_taken(store: PostgresStore) -> None
         with pytest.raises(BesterError, match="another process has taken the lease"):
             numbers(store)
         assert store.fenced
+
+
+def test_start_waits_for_a_broker_that_adopts_what_is_there(store: PostgresStore) -> None:
+    name = f"{store.broker}-other"
+    with closing(PostgresStore(store.database, name)) as other:
+        other.open()
+    opened: list[int] = []
+    again = PostgresStore(store.database, name)
+    thread = threading.Thread(target=lambda: opened.append(again.open().life))
+    waits = (
+        "SELECT application_name FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND "  # noqa: S608 (own words)
+        f"clock_timestamp() > query_start + {LOCK_MS} * INTERVAL '1.1 ms'"
+    )
+    with connect(store.database, "a test") as adopter, closing(again):
+        with adopter.transaction():
+            adopter.execute("SELECT 1 FROM broker WHERE name = %s FOR UPDATE", (name,))
+            thread.start()
+            wait_until(lambda: (f"bester broker {name}",) in asked(store, waits) or not thread.is_alive())
+        thread.join(30)
+        assert opened == [2]
 
 
 def test_takeover_waits_for_a_commit_that_has_begun(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,6 +371,28 @@ def test_database_that_has_lost_commits_is_written_no_more(
     assert asked(far, "SELECT number FROM entry WHERE ns = :ns") == [(1,)]
 
 
+@pytest.mark.parametrize("connects_again", [False, True])
+@pytest.mark.parametrize("reads", [False, True])
+def test_database_that_has_lost_a_start_gives_its_numbers_another_epoch(
+    far: PostgresStore, cable: Cable, connects_again: bool, reads: bool
+) -> None:
+    asked(far, "UPDATE broker SET lease = lease - 1, life = life - 1, commits = commits - 1 WHERE ns = :ns")
+    ((before,),) = asked(far, "SELECT epoch FROM broker WHERE ns = :ns")
+    if connects_again:
+        cable.pull_out()
+        cable.plug_in()
+    if reads:
+        with pytest.raises(BesterError):
+            far.read(Fetch(BOB, 0, LOTS, LOTS))
+    else:
+        assert not far.commit([keep(1)]).ok
+    assert "the database was set back, or is a copy; this process must end" in far.fenced
+    with closing(PostgresStore(cable.database, far.broker)) as second:
+        asked(far, "UPDATE broker SET until = 'epoch' WHERE ns = :ns")
+        found = second.open()
+        assert (found.life, found.epoch != before) == (1, True)
+
+
 def test_schema_that_is_removed_under_a_broker_is_named(cluster: Cluster) -> None:
     database = cluster.database()
     with closing(PostgresStore(database, "b1")) as store:
@@ -380,6 +422,24 @@ def test_refusal_of_the_database_has_its_code(state: str, code: str, busy: bool,
     mend()
     assert store.commit([keep(2)]).ok
     assert numbers(store) == [2]
+
+
+@pytest.mark.parametrize("function", ["hold", "held"])
+def test_statement_behind_a_failed_one_is_good_afterwards(function: str, store: PostgresStore) -> None:
+    """The library prepares a statement at its sixth execution, whatever becomes of those before it."""
+    for number in range(1, 9):
+        asked(store, f"ALTER FUNCTION {function} RENAME TO elsewhere")
+        try:
+            if function == "hold":
+                assert not store.commit([keep(100 + number)]).ok
+            else:
+                with pytest.raises(BesterError):
+                    store.read(Fetch(BOB, 0, LOTS, LOTS))
+        finally:
+            asked(store, f"ALTER FUNCTION elsewhere RENAME TO {function}")
+        result = store.commit([keep(number)])
+        assert result.ok, result.why
+        assert numbers(store) == list(range(1, number + 1))
 
 
 def test_long_names_are_kept(store: PostgresStore) -> None:
@@ -461,13 +521,16 @@ def test_views_show_what_is_kept(store: PostgresStore) -> None:
         ("postgresql://h/d?user=u&sslpassword=secret", "postgresql://h/d?user=u"),
         ("postgresql:///d?host=/run/pg", "postgresql:///d?host=/run/pg"),
         ("postgresql://u:a@b@h/d", "postgresql://u@h/d"),
+        ("postgresql://u@h/d?passwd=secret&PGPASSWORD=sec+ret&passfile=/p", "postgresql://u@h/d?passfile=/p"),
+        ("postgresql://u@h/d?pass%77ord=sec%2Bret", "postgresql://u@h/d"),
+        ("postgresql://?service=s", "postgresql://?service=s"),
     ],
 )
 def test_address_is_shown_without_its_password(url: str, where: str) -> None:
     database = Database(url)
     assert url_fault(url) is None
     assert (database.where, "sec" in repr(database)) == (where, False)
-    shown = why(database, psycopg.OperationalError("a\nb secret sec%40ret sec@ret a@b"))
+    shown = why(database, psycopg.OperationalError("a\nb secret sec%40ret sec@ret sec+ret sec%2Bret a@b"))
     assert shown.startswith(f"{where}: a b ")
     assert not any(secret in shown for secret in database.secrets)
 
@@ -486,6 +549,9 @@ def test_address_is_shown_without_its_password(url: str, where: str) -> None:
         ("failed to resolve host 'db': [Errno -2] Name or service not known", "name server"),
         ('invalid port number: "99999"', "see [store] url"),
         ("server does not support SSL, but SSL was required", "sslmode"),
+        ('FATAL: invalid value for parameter "x": "y" DETAIL: Tablespace "y" does not exist.', "see [store] url"),
+        ("session is read-only", "name the primary"), ("server is in hot standby mode", "name the primary"),
+        ("server is not in hot standby mode", "see [store] url"),
     ],
 )  # fmt: skip
 def test_refused_connection_has_its_remedy(words: str, remedy: str) -> None:
@@ -495,7 +561,8 @@ def test_refused_connection_has_its_remedy(words: str, remedy: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["postgresql:/u:secret@h/d", "postgresql://u:secret@h", "postgresql://u:secret@h/d#x", "postgresql://u:%zz@[h/d",
-     "postgresql://u:secret@h/", "postgresql://u:secret@h/d\n", "postgresql://u:secret%t@h/d", "mysql://u:secret@h/d"],
+     "postgresql://u:secret@h/", "postgresql://u:secret@h/d\n", "postgresql://u:secret%t@h/d", "mysql://u:secret@h/d",
+     "postgresql://u:secret/x@h/d"],
 )  # fmt: skip
 def test_address_that_cannot_be_used_is_not_quoted(url: str) -> None:
     fault = url_fault(url)

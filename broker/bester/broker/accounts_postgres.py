@@ -11,7 +11,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
@@ -40,6 +41,11 @@ LOOK_S = 0.25
 """Longest time between two looks at the accounts: a notification that was lost delays a change by no more."""
 AGAIN_S = 0.5
 """Pause before the next try to connect."""
+CHANNEL_CHARACTERS = 63
+"""Bound of PostgreSQL on the name of a channel."""
+WRITERS = 2
+"""Connections for changes by users at once: many may come for the first time, or change their passwords, in one moment,
+and connections are what a database has few of."""
 CLOSE_S = 5.0
 """Patience with the thread at the end."""
 _VERSION = "UPDATE account_version SET number = number + 1"
@@ -52,7 +58,12 @@ def _ask(connection: Connection, statement: str, *values: object) -> list[tuple[
 
 
 def _channel(database: Database) -> str:
-    return f"{ACCOUNTS_CHANGED}_{database.schema}"
+    """Return the channel of a schema's changes; one with a long name has a digest of that: no channel has more than
+    CHANNEL_CHARACTERS."""
+    channel = f"{ACCOUNTS_CHANGED}_{database.schema}"
+    if len(channel) <= CHANNEL_CHARACTERS:
+        return channel
+    return f"{ACCOUNTS_CHANGED}_{blake2b(database.schema.encode(), digest_size=16).hexdigest()}"
 
 
 def _change(connection: Connection, database: Database, statements: Sequence[str], *values: object) -> bool:
@@ -163,6 +174,36 @@ class _Known(NamedTuple):
     disabled: bool
 
 
+class _Change(NamedTuple):
+    """Accounts as they are at a version, and the records of removals; `accounts` counts those that are there. `names`
+    are those that may have changed."""
+
+    version: int
+    known: dict[str, _Known]
+    removed: dict[str, int]
+    accounts: int
+    names: set[str]
+
+
+def _changed(connection: Connection, since: int, before: Mapping[str, _Known]) -> _Change:
+    """Return what has become of accounts since a version, -1 for all that is there. Raises psycopg.Error."""
+    with connection.transaction():
+        _ask(connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")  # as of one moment
+        ((version,),) = _ask(connection, "SELECT number FROM account_version")
+        found = _ask(connection, "SELECT name, hash, created_s, disabled FROM account WHERE changed > %s", since)
+        removed = dict(_ask(connection, "SELECT name, changed FROM removed"))
+        known = {} if since < 0 else dict(before)
+        names = {name for name, at in removed.items() if at > since}
+        for name in names:
+            known.pop(name, None)
+        known.update((name, _Known(*rest)) for name, *rest in found)
+        names.update(name for name, *_ in found)
+        count = len(known)
+        if since >= 0 and len(names) < version - since:  # a second change of an account, or a removal without a record
+            ((count,),) = _ask(connection, "SELECT count(*) FROM account")
+    return _Change(version, known, removed, count, names.union(before) if since < 0 else names)
+
+
 class ServedAccounts:
     """Logins of a running server (see `accounts.Logins`), answered from memory.
 
@@ -177,11 +218,13 @@ class ServedAccounts:
         self._reading = threading.Lock()
         self._known: dict[str, _Known] = {}
         self._removed: dict[str, int] = {}
+        self._missed: dict[str, int] = {}  # those of them whose record another broker has struck off
         self._struck_off: frozenset[str] = frozenset()  # removed accounts whose deletion is to be written
         self._version = -1
         self._readings = 0  # count of replaced tables; the loop has taken in those up to `_seen`
         self._seen = 0
         self._closing = threading.Event()
+        self._writers = asyncio.Semaphore(WRITERS)
         try:
             connection = self._connect()
             try:
@@ -258,7 +301,9 @@ class ServedAccounts:
         if name in self._known:
             return True
         try:
-            await asyncio.to_thread(self._write, _ADD, name, NO_PASSWORD, time.time())
+            async with self._writers:
+                if name not in self._known:
+                    await asyncio.to_thread(self._write, _ADD, name, NO_PASSWORD, time.time())
         except BesterError as error:
             extra = facts("accounts-broken", why=error.text)
             _log.error("user %r cannot be given an account now: %s", name, error.text, extra=extra)
@@ -272,7 +317,8 @@ class ServedAccounts:
         )
 
     async def _replace(self, user: str, stored: str, made: str) -> bool:
-        return await asyncio.to_thread(self._write, _REPLACE, user, made, 0.0, stored)
+        async with self._writers:
+            return await asyncio.to_thread(self._write, _REPLACE, user, made, 0.0, stored)
 
     def _write(self, statements: Sequence[str], *values: object) -> bool:
         """Change accounts by a connection of its own, and take the change in. Raises BesterError."""
@@ -335,23 +381,24 @@ class ServedAccounts:
         )
         with self._reading:
             self._removed = {name: at for name, at in self._removed.items() if gone.get(name) != at}
+            self._missed = {name: at for name, at in self._missed.items() if gone.get(name) != at}
 
     def _read(self, connection: Connection) -> None:
-        """Take in what has changed since the last version; all, where there was none."""
+        """Take in what has changed since the last version; all, where there was none, or where a removal was missed,
+        which another broker has struck off already."""
         with self._reading:
             ((version,),) = _ask(connection, "SELECT number FROM account_version")
-            before = self._version
-            if version == before:
+            if version == self._version:
                 return
-            with connection.transaction():
-                found = _ask(
-                    connection, "SELECT name, hash, created_s, disabled FROM account WHERE changed > %s", before
-                )
-                removed = dict(_ask(connection, "SELECT name, changed FROM removed"))
-            known = {} if before < 0 else dict(self._known)
-            for name, at in removed.items():
-                if at > before:
-                    known.pop(name, None)
-            known.update((name, _Known(*rest)) for name, *rest in found)
-            self._known, self._removed, self._version = known, removed, version
+            change = _changed(connection, self._version if self._version < version else -1, self._known)
+            if change.accounts != len(change.known):
+                change = _changed(connection, -1, self._known)
+            missed = {name: change.version for name in change.names if self._is_missed(name, change)}
+            self._missed = {name: at for name, at in (self._missed | missed).items() if name not in change.removed}
+            self._known, self._removed, self._version = change.known, self._missed | change.removed, change.version
             self._readings += 1
+
+    def _is_missed(self, name: str, change: _Change) -> bool:
+        """Return whether an account was removed, and perhaps made anew."""
+        old, new = self._known.get(name), change.known.get(name)
+        return old is not None and (new is None or new.created_s != old.created_s)

@@ -56,11 +56,18 @@ POOLED = "let the pooler in between give each connection a session of its own: p
 NEEDS = 'PostgreSQL needs the library psycopg, which is not installed: pip install "psycopg[binary]>=3.2"'
 SECRET_VARIABLES = ("PGPASSWORD",)
 """Variables of libpq that hold a secret of the server's own."""
-_SECRETS = ("password", "sslpassword", "oauth_client_secret")
+_SECRET = re.compile("pass(?!file)|pwd|secret", re.IGNORECASE)
+"""In the name of an option that holds a secret, also of one that libpq does not know."""
 _NAME_SESSION = "SELECT set_config('bester.session', %s, false)"
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _REFUSALS = (
+    ("invalid value for parameter ", "url"),
+    ("unrecognized configuration parameter ", "url"),
+    ("session is read-only", "25006"),
+    ("server is in hot standby mode", "25006"),
+    ("session is not read-only", "url"),
+    ("server is not in hot standby mode", "url"),
     ("invalid database ", "invalid"),
     ("too many ", "53300"),
     ("connection slots are reserved", "53300"),
@@ -110,7 +117,7 @@ class Database:
         """Return the address without passwords, for people."""
         parts = urlsplit(self.url)
         user, at, hosts = parts.netloc.rpartition("@")
-        options = [(key, value) for key, value in parse_qsl(parts.query) if key not in _SECRETS]
+        options = [(key, value) for key, value in parse_qsl(parts.query) if not _SECRET.search(key)]
         query = f"?{urlencode(options, safe='/,:')}" if options else ""
         return f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}{query}"
 
@@ -119,7 +126,8 @@ class Database:
         """Return the passwords in the address, as written and as meant."""
         parts = urlsplit(self.url)
         written = [parts.netloc.rpartition("@")[0].partition(":")[2]]
-        written += [value for key, value in parse_qsl(parts.query) if key in _SECRETS]
+        options = (option.partition("=") for option in parts.query.split("&"))
+        written += [value for key, _, value in options if _SECRET.search(unquote(key))]
         return [secret for each in written if each for secret in {each, unquote(each)}]
 
 
@@ -136,7 +144,9 @@ def url_fault(url: str) -> str | None:
         return "has a % that is followed by no two digits; write it as %25"
     if parts.fragment:
         return "has a # in it; write it as %23"
-    if not parts.path.strip("/") and "dbname" not in dict(parse_qsl(parts.query)):
+    if "@" in parts.path:  # what is before it may be the end of a password
+        return "has an @ behind a /; write a / in a user or password as %2F, an @ in a database's name as %40"
+    if not parts.path.strip("/") and not {"dbname", "service"} & dict(parse_qsl(parts.query)).keys():
         return "names no database; write postgresql://USER@HOST/DATABASE"
     if not url.isprintable():
         return "has a character that cannot be printed; write it as %XX"

@@ -125,8 +125,8 @@ class Ingress:
             return
         token, session, type_, body, meta = submit.token, submit.session, submit.type, submit.body, submit.meta
         resume, attempt = peer.resume, attempt_of(meta)
-        if resume is not None and attempt > 1 and (self._is_known(peer, token, attempt) or self.draining):
-            return  # the bridge submits again to this broker's next life; a refusal would deny the first entry
+        if resume is not None and self._is_known_or_left(peer, resume, token, attempt):
+            return
         id_ = f"{peer.prefix}{token}"
         case = Case(_SUBMIT, peer.link, token, id_, id_)
         case.resubmitted = attempt > 1
@@ -171,12 +171,18 @@ class Ingress:
         self._reports.refuse(case, code)
         return True
 
-    def _is_known(self, peer: Peer, token: int, attempt: int) -> bool:
-        """Return whether a message that a bridge submits again is known, so that only its report is due."""
-        assert peer.resume is not None
-        earlier = peer.resume.find(token, attempt)
+    def _is_known_or_left(self, peer: Peer, resume: BridgeResume, token: int, attempt: int) -> bool:
+        """Return whether a message from a bridge does not enter. One that is submitted again may be known, so that only
+        its report is due. A broker that ends leaves others to its next life, to which the bridge submits again (a
+        refusal would deny the first entry), or to another broker."""
+        if attempt > 1 and self._is_known(peer, resume, token, attempt):
+            return True
+        return self.draining and (attempt > 1 or resume.is_shared)
+
+    def _is_known(self, peer: Peer, resume: BridgeResume, token: int, attempt: int) -> bool:
+        earlier = resume.find(token, attempt)
         if earlier is None:
-            return peer.resume.is_reporting(token)
+            return resume.is_reporting(token)
         if isinstance(earlier, Case):
             earlier.link = peer.link
         else:
@@ -192,8 +198,7 @@ class Ingress:
     def _submit_of_server(self, peer: Peer, submit: Submit, now: float) -> None:
         """Enter a message by the native protocol: its sender is known by certificate or address, not by the header."""
         attempt = attempt_of(submit.meta)
-        again = peer.resume is not None and attempt > 1
-        if again and (self._is_known(peer, submit.token, attempt) or self.draining):
+        if peer.resume is not None and self._is_known_or_left(peer, peer.resume, submit.token, attempt):
             return
         host, claimed = text(submit.meta.get("address")) or "", text(submit.meta.get("server"))
         if not self._strangers.hold(peer, submit, host, claimed, self._hosts, now):

@@ -34,7 +34,7 @@ class BridgeResume:
 
     def __init__(self, link: Link, sweep_at: int, max_unacked: int, reached: Counter[str], *, is_shared: bool) -> None:
         self._reached = reached
-        self._is_shared = is_shared
+        self.is_shared = is_shared
         self._max_unacked = max_unacked
         self.link: Link | None = link
         self.since: float | None = None
@@ -100,7 +100,7 @@ class BridgeResume:
         self._counted = 0
         self._sweep()
         for case in self._cases.values():
-            case.moved = self._is_shared
+            case.moved = self.is_shared
             self._watch(case)
         self.link, self.since = None, now
 
@@ -125,7 +125,7 @@ class BridgeResume:
         A bridge counts its attempts at all brokers: with the second one here, no other broker has had the message.
         Another one may have processed it before a later attempt: then neither case nor report is a mere refusal.
         """
-        was_elsewhere = self._is_shared and attempt > SECOND
+        was_elsewhere = self.is_shared and attempt > SECOND
         case = self._cases.get(token)
         if case is not None and case.pending:
             case.moved = was_elsewhere

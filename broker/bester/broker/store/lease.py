@@ -23,6 +23,9 @@ LEASE_S = 10.0
 """Time for which a lease lives after its last renewal: longer than any pause of a healthy process."""
 RENEW_S = 3.0
 """Age at which an idle broker renews its lease: three tries fit into its life."""
+ADOPTION_MS = 30_000
+"""Patience of a start with a broker that adopts what is there just now: a part of that takes seconds, and PostgreSQL
+ends one that has stopped in the middle."""
 
 
 class Lease(NamedTuple):
@@ -39,6 +42,7 @@ def take(connection: Connection, name: str) -> Lease | Held:
     A lease that lives is left alone, unless its holder was a process of this machine that is no more. Raises
     psycopg.Error."""
     with connection.transaction():
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(ADOPTION_MS),))
         connection.execute(
             "INSERT INTO broker (name, epoch) VALUES (%s, %s) ON CONFLICT (name) DO NOTHING", (name, new_epoch())
         )

@@ -11,6 +11,8 @@ import logging
 import select
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import psycopg
@@ -18,8 +20,9 @@ import psycopg
 from bester.broker import postgres, postgres_schema
 from bester.broker.logs import facts
 from bester.broker.postgres import Database
+from bester.broker.postgres_schema import new_epoch
 from bester.broker.store import lease as leases
-from bester.broker.store.lease import LEASE_S, Lease
+from bester.broker.store.lease import LEASE_S, RENEW_S, Lease
 from bester.broker.store_requests import Held
 from bester.broker.wire.codes import BesterError
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 AGAIN_S = 0.5
 """Pause between two tries to connect: a database that is back is noticed within two seconds, and one that is away is
 not stormed."""
+CLOCK_S = 2.0
+"""Time by which a lease may be renewed late, and clocks differ in their pace between two looks."""
 NAP_S = 0.25
 """Pause between two looks for the fate of a group."""
 _AS_SET = "current_setting('synchronous_commit')"
@@ -48,11 +53,14 @@ class Store(Protocol):
 
 class LeasedConnection:
     """The connection of `broker` to the database of `store`, which is told its trouble. `commits` counts those of the
-    namespace, `renewed_at` is the time of the latest one."""
+    namespace, `renewed_at` is the time of the latest one, by a `clock` that goes on while the machine sleeps."""
 
-    def __init__(self, broker: str, synchronous: str, store: Store) -> None:
+    def __init__(self, broker: str, synchronous: str, store: Store, clock: Callable[[], float]) -> None:
         self.broker = broker
+        self.clock = clock
         self.renewed_at = 0.0
+        self._returned_at = float("-inf")  # of the first commit after the lease had run out
+        self._database_ahead_s = float("inf")  # of this process's clock
         self.commits = 0
         self._lease: Lease | None = None
         self._synchronous = _SYNCHRONOUS[synchronous]
@@ -79,10 +87,28 @@ class LeasedConnection:
         """Arguments of the function `hold`, which a transaction calls first: it checks and renews the lease."""
         return self.lease.ns, self.lease.epoch, self.commits + 1, LEASE_S
 
+    @property
+    def is_back(self) -> bool:
+        """Return whether this broker could not renew its lease, or could not until a moment ago: whatever kept it from
+        that may have kept the others, which have the time of a lease to come back as well."""
+        now = self.clock()
+        return now - self.renewed_at > LEASE_S or now - self._returned_at < LEASE_S
+
+    def on_database_clock(self, database_s: float) -> None:
+        """Take in the time of the database. Where its clock was set, or another machine's is ahead of that of the one
+        that failed, the leases of all brokers seem to have run out."""
+        ahead_s = database_s - self.clock()
+        if ahead_s - self._database_ahead_s > LEASE_S - RENEW_S - CLOCK_S:
+            self._returned_at = self.clock()
+        self._database_ahead_s = ahead_s
+
     def on_committed(self) -> None:
         """Count a commit."""
+        now = self.clock()
+        if now - self.renewed_at > LEASE_S:
+            self._returned_at = now
         self.commits += 1
-        self.renewed_at = time.monotonic()
+        self.renewed_at = now
 
     # --- the lease ---
 
@@ -97,7 +123,7 @@ class LeasedConnection:
         taken = leases.take(self.connection, self.broker)
         if isinstance(taken, Held):
             return taken
-        self._lease, self.commits, self.renewed_at = taken, taken.commits, time.monotonic()
+        self._lease, self.commits, self.renewed_at = taken, taken.commits, self.clock()
         return None
 
     def forget(self) -> None:
@@ -152,7 +178,7 @@ class LeasedConnection:
         self._again_at = now + AGAIN_S
         try:
             connection = self._connect()
-            commits = self._look(connection)
+            commits = self.look(connection)
         except psycopg.Error as error:
             unavailable = postgres.unavailable(self._store.database, error)
             self._tell_away(unavailable.text)
@@ -165,21 +191,27 @@ class LeasedConnection:
         self._found()
         return connection
 
-    def _look(self, connection: Connection) -> int | None:
-        """Return how many commits the namespace has had, once none is under way; None where the lease was taken. The
-        connection is closed where that cannot be found out."""
+    def look(self, connection: Connection) -> int | None:
+        """Return how many commits the namespace has had, once none is under way; None where the lease was taken, or the
+        database has forgotten it. The connection is closed where that cannot be found out.
+
+        Starts that the database has forgotten are counted anew, and with them numbers that other servers know: the
+        namespace gets another epoch, or they would take the next messages for duplicates."""
         lease = self.lease
         try:
             with connection.transaction():
                 row = connection.execute(
-                    "SELECT lease, commits FROM broker WHERE ns = %s FOR UPDATE", (lease.ns,)
+                    "SELECT lease, commits FROM broker WHERE ns = %s AND name = %s FOR UPDATE", (lease.ns, self.broker)
                 ).fetchone()
+                is_set_back = row is None or row[0] < lease.epoch
+                if row is not None and is_set_back:
+                    connection.execute("UPDATE broker SET epoch = %s WHERE ns = %s", (new_epoch(), lease.ns))
         except BaseException:
             connection.close()
             raise
         if row is None or row[0] != lease.epoch:
             connection.close()
-            self.fence()
+            self.fence(_OTHER_COMMITS if is_set_back else TAKEN)
             return None
         return int(row[1])
 
@@ -188,6 +220,8 @@ class LeasedConnection:
         this process, or its machine, stood still. Whoever needs a connection next connects again, or calls the database
         away."""
         if self.connection is not None:
+            if not self.connection.closed and not self.connection.broken:
+                self._again_at = 0.0  # the database is there
             self.connection.close()
             self.connection = None
         if self._lost_at is None:
@@ -217,6 +251,13 @@ class LeasedConnection:
             self._store.away = self._store.fenced
             _log.error("%s", self._store.fenced, extra=facts("store-fenced", why=self._store.fenced))
 
+    def on_refused(self, connection: Connection, reason: str = TAKEN) -> None:
+        """Tell the store that this process must end, since the database says that its lease is another's; the reason
+        may be another one."""
+        with suppress(psycopg.Error):
+            self.look(connection)
+        self.fence(reason)
+
     def settle(self) -> tuple[Connection, bool]:
         """Connect again, at once and then however long that takes; return the connection, and whether the group that
         was under way when the old one broke is committed. Raises BesterError where the process ends before anybody
@@ -226,7 +267,7 @@ class LeasedConnection:
             nap_s = NAP_S
             try:
                 connection = self._connect()
-                commits = self._look(connection)
+                commits = self.look(connection)
             except psycopg.Error:
                 self._tell_away(self._lost_why)
                 continue
@@ -239,6 +280,13 @@ class LeasedConnection:
                 self.fence(_OTHER_COMMITS)
             self._closing.wait()  # no report would be right: nobody can tell any more, and the process ends
         raise BesterError("storage-unavailable", self._store.away)
+
+
+def is_stale(error: Exception) -> bool:
+    """Return whether a new connection may do what this one has refused: the library takes a statement for prepared that
+    is not, for good, where its sixth execution was behind a failed one, in one piece with it; or this server takes no
+    writes any more, and another one of the address does."""
+    return isinstance(error, psycopg.errors.InvalidSqlStatementName | psycopg.errors.ReadOnlySqlTransaction)
 
 
 def _is_sound(connection: Connection) -> bool:

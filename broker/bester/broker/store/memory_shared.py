@@ -75,6 +75,7 @@ class SharedMemoryStore(MemoryStore):
         self.held = 0
         self.until_s = 0.0
         self._clock_saved_s = 0.0
+        self._returned_s = float("-inf")  # of the first commit after the lease had run out
 
     @property
     def is_due(self) -> bool:
@@ -87,6 +88,7 @@ class SharedMemoryStore(MemoryStore):
         self.held = self.lease_epoch
         self.fenced = ""
         self._renew()
+        self._returned_s = float("-inf")
         return super().open()
 
     def inspect(self) -> Snapshot:
@@ -94,7 +96,10 @@ class SharedMemoryStore(MemoryStore):
         return replace(super().inspect(), is_shared=True)
 
     def _renew(self) -> None:
-        self.until_s = self.database.clock() + self.database.lease_s
+        now = self.database.clock()
+        if self.until_s < now:
+            self._returned_s = now
+        self.until_s = now + self.database.lease_s
 
     def check_lease(self) -> None:
         """Raise BesterError where the lease was taken."""
@@ -211,6 +216,9 @@ class SharedMemoryStore(MemoryStore):
 
     def _abandoned(self) -> SharedMemoryStore | None:
         now = self.database.clock()
+        is_back = self.until_s < now or now - self._returned_s < self.database.lease_s
+        if is_back:  # what kept this one away may have kept the others
+            return None
         for other in self._all():
             if other is not self and other.until_s < now and (other._rows or other._lanes or other._letters):
                 return other

@@ -12,18 +12,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from bester.broker import postgres, postgres_schema
+from bester.broker.clocks import with_sleep
 from bester.broker.logs import facts
 from bester.broker.postgres import Database
 from bester.broker.store import postgres_adoption, postgres_reading
 from bester.broker.store.commits import BusyError, Commits, UnwritableError
 from bester.broker.store.lease import RENEW_S
-from bester.broker.store.leased import TAKEN, LeasedConnection
+from bester.broker.store.leased import TAKEN, LeasedConnection, is_stale
 from bester.broker.store.postgres_reading import rows
 from bester.broker.store.postgres_writing import Group, Statement, key_of_entry
 from bester.broker.store.reading import outcome_of
@@ -65,7 +66,7 @@ _log = logging.getLogger("bester.broker.store")
 class PostgresStore(Commits):
     """A store in the namespace of `broker`. With `synchronous` `full` a commit is on the database's disk, and on its
     standbys where PostgreSQL is set so; with `normal` a power cut may take the last moments. Above `dead_letters` a new
-    dead letter replaces the oldest.
+    dead letter replaces the oldest. `clock` measures the age of the lease, in seconds.
 
     `fenced` is set where another process has taken the lease: this one must end.
     """
@@ -73,10 +74,11 @@ class PostgresStore(Commits):
     is_remote = True
 
     def __init__(
-        self, database: Database, broker: str, synchronous: str = "full", *, dead_letters: int = 10_000
-    ) -> None:
+        self, database: Database, broker: str, synchronous: str = "full", *, dead_letters: int = 10_000,
+        clock: Callable[[], float] = with_sleep,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self._held = LeasedConnection(broker, synchronous, self)
+        self._held = LeasedConnection(broker, synchronous, self, clock)
         self.database = database
         self.broker = broker
         self._dead_letters = dead_letters
@@ -91,7 +93,7 @@ class PostgresStore(Commits):
     @property
     def is_due(self) -> bool:
         """Return whether the lease is to be renewed, by a commit that may be empty."""
-        return self._is_open and not self.fenced and time.monotonic() - self._held.renewed_at > RENEW_S
+        return self._is_open and not self.fenced and self._held.clock() - self._held.renewed_at > RENEW_S
 
     # --- opening ---
 
@@ -183,9 +185,14 @@ class PostgresStore(Commits):
                 try:
                     repeated = self._write_group(connection, group)
                 except (*_UNPACKABLE, MemoryError, psycopg.Error) as error:
-                    if not connection.closed and not connection.broken:
-                        raise self._failed(connection, error) from None
                     reason = " ".join(str(error).split())[: postgres.TEXT_LIMIT]
+                    if not connection.closed and not connection.broken:
+                        failed = self._failed(connection, error)
+                        if is_last or not is_stale(error):
+                            raise failed from None
+                        self._held.lose(reason)
+                        connection = self._held.connected()
+                        continue
                     self._held.lose(reason)
                     connection, was_committed = self._held.settle()
                     if was_committed:
@@ -256,7 +263,7 @@ class PostgresStore(Commits):
             pass
         state = str(getattr(error, "sqlstate", None) or "")
         if state == postgres_schema.LEASE_LOST and isinstance(error, psycopg.Error):
-            self._held.fence(error.diag.message_primary or TAKEN)
+            self._held.on_refused(connection, error.diag.message_primary or TAKEN)
             return BesterError("storage-unavailable", self.fenced)
         if isinstance(error, MemoryError):
             return BesterError("storage-full", f"{self.database.where}: no memory to write to it; see what takes it")
@@ -303,12 +310,12 @@ class PostgresStore(Commits):
                 try:
                     return self._read(connection, read)
                 except psycopg.Error as error:
-                    if connection.closed or connection.broken:
+                    if connection.closed or connection.broken or (is_stale(error) and not is_last):
                         self._held.lose(" ".join(str(error).split())[: postgres.TEXT_LIMIT])
                         if not is_last:
                             continue
                     elif error.sqlstate == postgres_schema.LEASE_LOST:
-                        self._held.fence()
+                        self._held.on_refused(connection)
                     raise postgres.unavailable(self.database, error) from None
                 except ValueError as error:
                     text = f"{self.database.where}: damaged ({error}); restore a backup of the schema"
@@ -323,7 +330,9 @@ class PostgresStore(Commits):
         with connection.pipeline():
             connection.execute("SELECT held(%b, %b)", (lease.ns, lease.epoch))
             if isinstance(read, FindBrokers):
-                return postgres_adoption.find(connection, lease.ns)
+                found, database_s = postgres_adoption.find(connection, lease.ns)
+                self._held.on_database_clock(database_s)
+                return found._replace(abandoned="") if self._held.is_back else found
             if isinstance(read, FindEntry) and read.number:
                 return postgres_adoption.find_entry(connection, lease.ns, lease.epoch, read)
             return postgres_reading.answer(connection, lease.ns, read)
@@ -335,6 +344,8 @@ class PostgresStore(Commits):
         lease = self._held.lease
         if self._adopting == adopt.first:
             return self._adopted(postgres_adoption.told_again(connection, lease.ns, adopt))
+        if self._held.is_back:
+            return Adopted()
         move = postgres_adoption.Move(connection, lease.ns, self._serial, self._dead_letters)
         try:
             with connection.transaction():

@@ -130,15 +130,16 @@ class _Note(NamedTuple):
     meta: bytes
 
 
-def find(connection: Connection, ns: int) -> Brokers:
-    """Return the brokers of the server. Raises psycopg.Error."""
+def find(connection: Connection, ns: int) -> tuple[Brokers, float]:
+    """Return the brokers of the server, and the time of the database's clock, in seconds. Raises psycopg.Error."""
+    ((database_s,),) = rows(connection, "SELECT extract(epoch FROM clock_timestamp())::float8")
     found = rows(connection, _ABANDONED, ns)
     brokers = [each._replace(name=read_text(each.name)) for each in brokers_of(connection)]
     adoptions = [
         AdoptionSeen(read_text(broker), read_text(adopter), max(ago_s, 0.0), *counts)
         for broker, adopter, ago_s, *counts in rows(connection, _RECORDS, GONE_S, MOST_ADOPTIONS)
     ]
-    return Brokers(read_text(found[0][1]) if found else "", tuple(brokers), tuple(adoptions))
+    return Brokers(read_text(found[0][1]) if found else "", tuple(brokers), tuple(adoptions)), database_s
 
 
 def find_entry(connection: Connection, ns: int, lease: int, read: FindEntry) -> tuple[Entry, str | None] | None:
