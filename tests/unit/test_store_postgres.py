@@ -213,6 +213,30 @@ def test_takeover_waits_for_a_commit_that_has_begun(store: PostgresStore, monkey
         assert taken == [None]
 
 
+def test_lease_is_as_old_as_the_beginning_of_its_commit(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that took longer than the lease lives is followed by another one at once, before anybody adopts."""
+    now = [100.0]
+    store = PostgresStore(cluster.database(), "b1", clock=lambda: now[0])
+    store.open()
+    try:
+        transact = store._transact
+
+        def slow(*arguments: Any) -> Any:
+            try:
+                return transact(*arguments)
+            finally:
+                now[0] += lease.LEASE_S + 1
+
+        due = []
+        for way, writes in ((transact, [keep(1)]), (slow, [keep(2)]), (transact, [])):
+            monkeypatch.setattr(store, "_transact", way)
+            assert store.commit(writes).ok
+            due.append(store.is_due)
+        assert due == [False, True, False]
+    finally:
+        store.close()
+
+
 def test_namespaces_of_one_database_are_apart(store: PostgresStore) -> None:
     with closing(PostgresStore(store.database, f"{store.broker}-other")) as other:
         other.open()

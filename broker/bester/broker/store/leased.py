@@ -53,12 +53,13 @@ class Store(Protocol):
 
 class LeasedConnection:
     """The connection of `broker` to the database of `store`, which is told its trouble. `commits` counts those of the
-    namespace, `renewed_at` is the time of the latest one, by a `clock` that goes on while the machine sleeps."""
+    namespace, `renewed_at` is the time at which the latest one began, by a `clock` that goes on while the machine
+    sleeps: the lease lives from then on, however long the commit took."""
 
     def __init__(self, broker: str, synchronous: str, store: Store, clock: Callable[[], float]) -> None:
         self.broker = broker
         self.clock = clock
-        self.renewed_at = 0.0
+        self.renewed_at = self._begun_at = 0.0
         self._returned_at = float("-inf")  # of the first commit after the lease had run out
         self._database_ahead_s = float("inf")  # of this process's clock
         self.commits = 0
@@ -82,9 +83,10 @@ class LeasedConnection:
         """Return whether the lease is taken."""
         return self._lease is not None
 
-    @property
-    def next_commit(self) -> tuple[int, int, int, float]:
-        """Arguments of the function `hold`, which a transaction calls first: it checks and renews the lease."""
+    def begin(self) -> tuple[int, int, int, float]:
+        """Begin a transaction: return the arguments of the function `hold`, which the transaction calls first, and
+        which checks and renews the lease."""
+        self._begun_at = self.clock()
         return self.lease.ns, self.lease.epoch, self.commits + 1, LEASE_S
 
     @property
@@ -108,7 +110,7 @@ class LeasedConnection:
         if now - self.renewed_at > LEASE_S:
             self._returned_at = now
         self.commits += 1
-        self.renewed_at = now
+        self.renewed_at = self._begun_at
 
     # --- the lease ---
 
@@ -120,10 +122,11 @@ class LeasedConnection:
             self.connection = self._connect()
             postgres.see_session(self.connection, self._store.database)
             postgres_schema.migrate(self.connection, self._store.database)
+        now = self.clock()
         taken = leases.take(self.connection, self.broker)
         if isinstance(taken, Held):
             return taken
-        self._lease, self.commits, self.renewed_at = taken, taken.commits, self.clock()
+        self._lease, self.commits, self.renewed_at = taken, taken.commits, now
         return None
 
     def forget(self) -> None:

@@ -137,7 +137,7 @@ class PostgresStore(Commits):
         connection, ns = self._held.connection, self._held.lease.ns
         assert connection is not None
         with connection.transaction():
-            connection.execute("SELECT hold(%s, %s, %s, %s)", self._held.next_commit)
+            connection.execute("SELECT hold(%s, %s, %s, %s)", self._held.begin())
             row = connection.execute(
                 "UPDATE broker SET life = life + 1 WHERE ns = %s RETURNING epoch, life", (ns,)
             ).fetchone()
@@ -247,7 +247,7 @@ class PostgresStore(Commits):
         """Send a transaction in one piece, and return the answers. Raises what the first failed statement raises."""
         with connection.pipeline():
             connection.execute("BEGIN")
-            connection.execute("SELECT hold(%b, %b, %b, %b)", self._held.next_commit)
+            connection.execute("SELECT hold(%b, %b, %b, %b)", self._held.begin())
             cursors = [
                 connection.execute(statement.text.encode(), statement.values, binary=True) for statement in statements
             ]
@@ -349,7 +349,7 @@ class PostgresStore(Commits):
         move = postgres_adoption.Move(connection, lease.ns, self._serial, self._dead_letters)
         try:
             with connection.transaction():
-                connection.execute("SELECT hold(%b, %b, %b, %b)", self._held.next_commit)
+                connection.execute("SELECT hold(%b, %b, %b, %b)", self._held.begin())
                 adopted = move.carry_out(adopt)
                 self._adopting = adopt.first
         except psycopg.Error as error:
