@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bester.broker.postgres import LOCK_MS, Database, connect, schema_fault, url_fault, why
+from bester.broker.postgres import LOCK_MS, Database, connect
 from bester.broker.postgres_schema import STEPS, migrate
 from bester.broker.store import lease
 from bester.broker.store.postgres import PostgresStore
@@ -529,74 +529,3 @@ def test_views_show_what_is_kept(store: PostgresStore) -> None:
     assert asked(store, "SELECT id, outcome FROM outcomes WHERE broker = :broker") == [("s1/b/3.0.0", "delivered")]
     assert asked(store, "SELECT id, reason FROM dead_letters WHERE broker = :broker") == [("x", "handler-lost")]
     assert asked(store, "SELECT living, starts FROM brokers WHERE broker = :broker") == [(True, 1)]
-
-
-# --- addresses ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("url", "where"),
-    [
-        ("postgresql://u:secret@h/d", "postgresql://u@h/d"),
-        (
-            "postgres://u:sec%40ret@h:1,i:2/d?sslmode=require&password=secret",
-            "postgresql://u@h:1,i:2/d?sslmode=require",
-        ),
-        ("postgresql://h/d?user=u&sslpassword=secret", "postgresql://h/d?user=u"),
-        ("postgresql:///d?host=/run/pg", "postgresql:///d?host=/run/pg"),
-        ("postgresql://u:a@b@h/d", "postgresql://u@h/d"),
-        ("postgresql://u@h/d?passwd=secret&PGPASSWORD=sec+ret&passfile=/p", "postgresql://u@h/d?passfile=/p"),
-        ("postgresql://u@h/d?pass%77ord=sec%2Bret", "postgresql://u@h/d"),
-        ("postgresql://?service=s", "postgresql://?service=s"),
-    ],
-)
-def test_address_is_shown_without_its_password(url: str, where: str) -> None:
-    database = Database(url)
-    assert url_fault(url) is None
-    assert (database.where, "sec" in repr(database)) == (where, False)
-    shown = why(database, psycopg.OperationalError("a\nb secret sec%40ret sec@ret sec+ret sec%2Bret a@b"))
-    assert shown.startswith(f"{where}: a b ")
-    assert not any(secret in shown for secret in database.secrets)
-
-
-@pytest.mark.parametrize(
-    ("words", "remedy"),
-    [
-        ('FATAL: role "x" does not exist', "see the user"), ('FATAL: database "x" does not exist', "createdb"),
-        ("fe_sendauth: no password supplied", "see the user"), ("Connection refused", "is running"),
-        ('FATAL: too many connections for role "x"', "CONNECTION LIMIT"),
-        ("FATAL: sorry, too many clients already", "max_connections"),
-        ("FATAL: remaining connection slots are reserved for roles with the SUPERUSER attribute", "max_connections"),
-        ("FATAL: the database system is starting up", "connects again"),
-        ('FATAL: cannot connect to invalid database "x"', "DROP DATABASE was interrupted"),
-        ('FATAL: database "x" is not currently accepting connections', "ALLOW_CONNECTIONS"),
-        ("failed to resolve host 'db': [Errno -2] Name or service not known", "name server"),
-        ('invalid port number: "99999"', "see [store] url"),
-        ("server does not support SSL, but SSL was required", "sslmode"),
-        ('FATAL: invalid value for parameter "x": "y" DETAIL: Tablespace "y" does not exist.', "see [store] url"),
-        ("session is read-only", "name the primary"), ("server is in hot standby mode", "name the primary"),
-        ("server is not in hot standby mode", "see [store] url"),
-    ],
-)  # fmt: skip
-def test_refused_connection_has_its_remedy(words: str, remedy: str) -> None:
-    assert remedy in why(Database("postgresql://u@h/d"), psycopg.OperationalError(words)).partition(words)[2]
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["postgresql:/u:secret@h/d", "postgresql://u:secret@h", "postgresql://u:secret@h/d#x", "postgresql://u:%zz@[h/d",
-     "postgresql://u:secret@h/", "postgresql://u:secret@h/d\n", "postgresql://u:secret%t@h/d", "mysql://u:secret@h/d",
-     "postgresql://u:secret/x@h/d"],
-)  # fmt: skip
-def test_address_that_cannot_be_used_is_not_quoted(url: str) -> None:
-    fault = url_fault(url)
-    assert fault is not None
-    assert "secret" not in fault
-
-
-@pytest.mark.parametrize(
-    ("schema", "is_good"),
-    [("bester", True), ("a_1", True), ("A", False), ('a"b', False), ("pg_x", False), ("", False), ("a" * 64, False)],
-)
-def test_schema_has_a_plain_name(schema: str, is_good: bool) -> None:
-    assert (schema_fault(schema) is None) == is_good
