@@ -209,7 +209,9 @@ async def test_cancelled_report_is_not_sent_again(server: FakeServer, caplog: py
 
 
 async def test_callback_of_a_report_that_calls_the_client_is_told_why_not(server: FakeServer) -> None:
-    def program() -> str:
+    server.on_message = lambda peer, payload: None
+
+    def program(attached: concurrent.futures.Future[None]) -> str:
         said: concurrent.futures.Future[str] = concurrent.futures.Future()
 
         def call(_: object) -> None:
@@ -220,9 +222,16 @@ async def test_callback_of_a_report_that_calls_the_client_is_told_why_not(server
 
         with Client(server.address, user="bob", password="secret") as client:
             client.submit("chat", 1).add_done_callback(call)
+            attached.set_result(None)
             return said.result(DEADLINE_S)
 
-    assert "call the client from another one" in await within(asyncio.to_thread(program))
+    attached: concurrent.futures.Future[None] = concurrent.futures.Future()
+    running = asyncio.create_task(asyncio.to_thread(program, attached))
+    peer = await server.peer()
+    payload = await peer.payload()
+    await within(asyncio.wrap_future(attached))
+    peer.report(payload["id"])
+    assert "call the client from another one" in await within(running)
 
 
 async def test_close_wakes_a_waiting_thread(server: FakeServer) -> None:
