@@ -7,7 +7,7 @@ import concurrent.futures
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -208,28 +208,34 @@ async def test_cancelled_report_is_not_sent_again(server: FakeServer, caplog: py
     assert not caplog.records
 
 
-async def test_callback_of_a_report_that_calls_the_client_is_told_why_not(server: FakeServer) -> None:
+@pytest.mark.parametrize("call", [lambda client: client.send("chat", 2), Client.close])
+async def test_callback_of_a_report_that_calls_the_client_is_told_why_not(
+    server: FakeServer, call: Callable[[Client], object]
+) -> None:
     server.on_message = lambda peer, payload: None
 
-    def program(attached: concurrent.futures.Future[None]) -> str:
+    def program(added: concurrent.futures.Future[None]) -> str:
         said: concurrent.futures.Future[str] = concurrent.futures.Future()
 
-        def call(_: object) -> None:
+        def called(_: object) -> None:
             try:
-                client.send("chat", 2)
+                call(client)
             except RuntimeError as error:
                 said.set_result(str(error))
 
         with Client(server.address, user="bob", password="secret") as client:
-            client.submit("chat", 1).add_done_callback(call)
-            attached.set_result(None)
-            return said.result(DEADLINE_S)
+            client.submit("chat", 1).add_done_callback(called)
+            added.set_result(None)  # of a report that had come before, it would run here
+            text = said.result(DEADLINE_S)
+            assert client.send("chat", 3, timeout_s=DEADLINE_S).good  # the client goes on
+            return text
 
-    attached: concurrent.futures.Future[None] = concurrent.futures.Future()
-    running = asyncio.create_task(asyncio.to_thread(program, attached))
+    added: concurrent.futures.Future[None] = concurrent.futures.Future()
+    running = asyncio.create_task(asyncio.to_thread(program, added))
     peer = await server.peer()
     payload = await peer.payload()
-    await within(asyncio.wrap_future(attached))
+    await within(asyncio.wrap_future(added))
+    server.on_message = lambda peer, payload: peer.report(payload["id"])
     peer.report(payload["id"])
     assert "call the client from another one" in await within(running)
 

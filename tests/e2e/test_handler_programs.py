@@ -397,7 +397,9 @@ async def test_slow_start_hook_is_logged_with_its_line(folder: Path, wait: str) 
     async with StandIn(endpoint) as broker:
         process = await start(folder, "-c", QUICKLY.format(name="SLOW_IMPORT_S"), "mine:app", "--fabric", endpoint)
         assert process.stderr is not None
-        line = (await asyncio.wait_for(process.stderr.readline(), PATIENCE_S)).decode()
+        line = "importing"  # which may be slow, too
+        while "importing" in line:
+            line = (await asyncio.wait_for(process.stderr.readline(), PATIENCE_S)).decode()
         assert f"the start hooks have taken 0.3 s so far, and are at {at}; nothing is served before their end" in line
         assert process.stdin is not None
         process.stdin.write(b"go on\n")
@@ -494,62 +496,6 @@ async def test_a_module_that_ends_the_program_as_it_is_imported_is_one_line(
     assert errors.startswith("bester: ")
     assert errors.endswith(f"{text}\n")
     assert errors.count("\n") == 1
-
-
-FORKS = """
-import os
-ends = asyncio.Queue()
-
-def fork(message=None):
-    copy = os.fork()
-    if not copy:
-        OVER
-    status = os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
-    return message.reply(status) if message is not None else status
-
-async def on_loop(message=None):
-    return fork(message)
-
-app.handler("plain")(fork)
-app.handler("inline", inline=True)(lambda message: fork(message))
-app.handler("async")(on_loop)
-
-@app.task
-async def task():
-    ends.put_nowait(await on_loop())
-
-@app.handler("task")
-async def of_task(message):
-    return message.reply(await ends.get())
-"""
-
-
-@pytest.mark.parametrize(
-    ("over", "status", "last"),
-    [
-        ("return None", 0, "a copy of this process, made with os.fork, has returned"),
-        ("sys.exit(7)", 7, ""),
-        ("sys.exit('enough')", 1, "enough"),
-        ("raise ValueError('in the copy')", 1, "ValueError: in the copy"),
-    ],
-)
-async def test_forked_copy_ends_with_its_function(folder: Path, over: str, status: int, last: str) -> None:
-    """The copy has the queue of the first process, whose requests must not be handled in it, too."""
-    (folder / "mine.py").write_text(APP + FORKS.replace("OVER", over))
-    endpoint = f"ipc://{folder}/f.sock"
-    async with StandIn(endpoint) as broker:
-        process = await start(folder, "mine:app", "--fabric", endpoint)
-        await broker.expect(Hello)
-        for token, type_ in enumerate(("plain", "inline", "async", "echo"), 1):
-            broker.send(request(token, b"null", type_))
-        broker.send(request(5, b"null", "task"))
-        replies = [await broker.expect(Reply) for _ in range(5)]
-        bodies = {reply.token: json.loads(reply.commands[0].body) for reply in replies}
-        assert bodies == {1: status, 2: status, 3: status, 4: None, 5: status}
-        process.send_signal(signal.SIGTERM)
-        code, errors = await ended(process)
-    assert code == 0, errors
-    assert errors.count(last) == 4 if last else "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

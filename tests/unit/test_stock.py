@@ -416,6 +416,43 @@ def test_server_that_was_away_gets_more_notices_than_may_wait(store: Store, monk
         assert db.execute("SELECT COUNT(*) FROM behind").fetchone() == (0,)
 
 
+def test_look_leaves_the_places_to_messages_where_few_are_free(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stock_store, "EMITS", 8)
+    now = [9.0]
+    place = Kitchen(store, clock=lambda: now[0])
+    post = Post("kitchen", place.handle)
+    for device in (devices := [f"d{number}" for number in range(5)]):
+        post.send({"user": "g", "ask": {"subscribe": device}}, peer="s2")
+        post.send({"state": {"n": 1}}, user=device)
+    settle_all(store, place.outbox)
+    with store.turn() as db:
+        place.devices.notices.on_outcome(db, {"server": "s2", "subject": "d0"}, Outcome(True, {"s2": "queued"}))
+        for _ in range(5):
+            store.emit_later(db, "kitchen", send_clients(["a"], {}), {"subject": "x", "server": None})
+    now[0] += 61
+    place.look([])
+    assert len(store.waiting(10)) == 5
+    settle_all(store, place.outbox)
+    told = []
+    for _ in devices:
+        place.look([])
+        told += [each["device"] for each in settle_all(store, place.outbox)]
+    assert sorted(told) == devices
+
+
+def test_letters_that_fill_all_places_are_settled_together(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each makes room for its receipt."""
+    monkeypatch.setattr(stock_store, "EMITS", 3)
+    letters = Mail(store, clock=lambda: 9.0)
+    post = Post("mail", letters.handle)
+    post.send({"to": ["b", "c", "d"], "text": "x"}, user="a")
+    assert "too many notices" in post.note({"to": "e", "text": "x"}, user="a")
+    emits = store.waiting(10)
+    letters.outbox.settle(*((emit, Outcome(True, {})) for emit in emits))
+    receipts = [json.loads(emit.commands[0].body) for emit in store.waiting(10)]
+    assert sorted(receipt["to"] for receipt in receipts) == ["b", "c", "d"]
+
+
 def steps(store: Store, act: Callable[[], object]) -> int:
     """Return how many steps SQLite takes for something, in tens."""
     taken = count()

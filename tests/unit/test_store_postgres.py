@@ -15,11 +15,14 @@ from typing import Any
 import psycopg
 import pytest
 
+from bester.broker.core.router import Router
+from bester.broker.core.settings import Settings
 from bester.broker.postgres import LOCK_MS, Database, connect
 from bester.broker.postgres_schema import STEPS, migrate
 from bester.broker.store import lease
 from bester.broker.store.postgres import PostgresStore
 from bester.broker.store.postgres_brokers import namespaces
+from bester.broker.store_driver import StoreDriver
 from bester.broker.store_requests import (
     Bury,
     Committed,
@@ -251,6 +254,23 @@ def test_namespaces_of_one_database_are_apart(store: PostgresStore) -> None:
 
 
 # --- connections ----------------------------------------------------------------------------------------------------
+
+
+def test_status_says_no_more_that_the_database_is_away_once_the_lease_is_renewed(
+    far: PostgresStore, cable: Cable
+) -> None:
+    """An idle broker writes nothing else for long."""
+    router = Router(Settings("s1"), epoch="e", first_token=1, now=0.0, wall_s=0.0)
+    driver, figures = StoreDriver(router, far, lambda effects: None), router.figures.store
+    cable.pull_out()
+    far._held.renewed_at -= lease.RENEW_S
+    driver.tick()
+    assert figures.failing
+    cable.plug_in()
+    far._held._again_at = 0.0
+    driver.tick()
+    assert not far.away
+    assert figures.failing is None
 
 
 def test_connection_that_was_closed_is_made_anew(far: PostgresStore, cable: Cable) -> None:

@@ -128,6 +128,7 @@ class StoreDriver:
         self._questions = Questions()
         self._held_back = False  # the store may hold back writes of a group that failed
         self._owes = False  # the store does hold back some
+        self._was_away = False  # the last commit failed as the database could not be reached: any one shows the contrary
         self._pending: _Pending | None = None
         self._waiting_bytes = 0  # bytes of writes that came since a group is pending
         self._away = False  # a group was pending for too long, and nothing was written since
@@ -337,8 +338,9 @@ class StoreDriver:
         figures.failures += not result.ok
         if not result.ok:
             figures.failing, self._owes = result.why, self._store.held_back > 0
-        elif group or self._owes:  # otherwise nothing was written
-            figures.failing, self._owes = None, False
+            self._was_away = self._store.is_remote and result.code == "storage-unavailable"
+        elif group or self._owes or self._was_away:  # otherwise nothing was written
+            figures.failing, self._owes, self._was_away = None, False, False
         if group or result.late or result.dropped or (held_back and result.ok):  # answers may wait for it
             self._carry_out(self._router.on_committed(group, result, self._clock()))
 

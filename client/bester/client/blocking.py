@@ -112,6 +112,7 @@ class Client:
         """
         if not self._open or self._process != os.getpid():
             return
+        self._check_thread()
         try:
             self._do(lambda: self._client.close(timeout_s))
         finally:
@@ -206,8 +207,7 @@ class Client:
             raise RuntimeError(
                 "the client belongs to the process that started it, of which this one is a fork: make another"
             )
-        if threading.current_thread() is self._thread:  # which would wait for itself
-            raise RuntimeError("a callback of a report runs in the client's thread: call the client from another one")
+        self._check_thread()
         with self._gate:
             if not self._open or self._loop is None:
                 raise ClientClosed("not-connected", "the client is not open: use it inside `with`")
@@ -219,6 +219,11 @@ class Client:
         except BaseException:
             waiting.cancel()  # the caller was interrupted: its call is dropped
             raise
+
+    def _check_thread(self) -> None:
+        """Raise RuntimeError in the client's own thread, which would wait for itself."""
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a callback of a report runs in the client's thread: call the client from another one")
 
     def _stop(self) -> None:
         with self._gate:

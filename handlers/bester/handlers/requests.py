@@ -59,7 +59,6 @@ class Requests:
             on_useless, link.vouch, link.flush,
         )  # fmt: skip
         self.drained = asyncio.Event()
-        self._process = forks.process
         self._life = number
         self._lives = of  # a life's remainder by this count is the broker's number
         self._outstanding = 0
@@ -68,7 +67,8 @@ class Requests:
         self._unbegun: list[Received] = []  # held while barred
 
     def run_by(self, executor: Executor) -> None:
-        """Set what runs the requests."""
+        """Set what runs the requests, in this process."""
+        self._process = forks.process  # not the one of a program that has made the worker and forked then
         self._executor = executor
         self._pool, self._threads, self._groups = executor.pool, executor.threads, executor.groups
         self._overtime = executor.overtime

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from bester.broker.wire.arguments import check_function
+from bester.handlers import forks
 
 S = TypeVar("S")
 
@@ -54,14 +55,21 @@ class States:
         raise LookupError(f"no start hook has returned a {kind.__name__} (there is {known}); see @app.on_start")
 
     async def start(self) -> None:
-        """Run the start hooks in order, and keep what they return. An exception of a hook passes through."""
+        """Run the start hooks in order, and keep what they return. An exception of a hook passes through. A copy of the
+        process that a hook has forked ends with the hook: it would serve like the first one."""
         if self._started:
             return
         self._started = True
+        origin = forks.process
         for function in self._starts:
-            value = function()
-            if inspect.isawaitable(value):
-                value = await value
+            try:
+                value = function()
+                if inspect.isawaitable(value):
+                    value = await value
+            except BaseException as error:
+                forks.end_copy(origin, error)
+                raise
+            forks.end_copy(origin)
             if value is not None:
                 self._values.append(value)
 

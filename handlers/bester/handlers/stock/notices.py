@@ -79,7 +79,7 @@ class Notices:
         for (server,) in due:
             db.execute("DELETE FROM away WHERE server = ?", (server,))
             db.execute("INSERT OR IGNORE INTO behind SELECT server, subject FROM readers WHERE server = ?", (server,))
-        behind = db.execute(BEHIND, (self._store.room(db) - least,)).fetchall()
+        behind = db.execute(BEHIND, (max(self._store.room(db) - least, 0),)).fetchall()  # below 0: without a limit
         for server, subject, type_ in behind:
             if type_ is None:
                 db.execute("DELETE FROM behind WHERE server = ? AND subject = ?", (server, subject))

@@ -49,7 +49,7 @@ class Outbox:
         """Remove emits whose outcomes are known, in one transaction: each takes as long as the disk."""
         with self._store.turn() as db:
             for emit, outcome in ended:
-                if db.execute("DELETE FROM emits WHERE number = ?", (emit.number,)).rowcount:
+                if self._store.end_emit(db, emit.number):
                     self._on_outcome(db, emit.about, outcome)
 
     async def run(self, app: App) -> None:

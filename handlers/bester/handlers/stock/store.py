@@ -121,6 +121,13 @@ class Store:
         row = (type_, text_from([command]), json.dumps(about))
         db.execute("INSERT INTO emits (type, commands, about) VALUES (?, ?, ?)", row)
 
+    def end_emit(self, db: sqlite3.Connection, number: int) -> bool:
+        """Remove an emit, and make room for another; return False where it was removed before."""
+        room = self.room(db)
+        is_there = db.execute("DELETE FROM emits WHERE number = ?", (number,)).rowcount > 0
+        self._room = room + is_there
+        return is_there
+
     def room(self, db: sqlite3.Connection) -> int:
         """Return how many emits the transaction may still add."""
         if self._room is None:
