@@ -128,9 +128,7 @@ class StoreDriver:
         self._questions = Questions()
         self._held_back = False  # the store may hold back writes of a group that failed
         self._owes = False  # the store does hold back some
-        self._was_away = (
-            False  # the last commit failed as the database could not be reached: any one shows the contrary
-        )
+        self._was_away = False  # the database was, at the last commit: any later one shows that it is there
         self._pending: _Pending | None = None
         self._waiting_bytes = 0  # bytes of writes that came since a group is pending
         self._away = False  # a group was pending for too long, and nothing was written since
