@@ -96,6 +96,10 @@ async def test_end_without_a_line_before_a_handler_serves_is_told_from_a_later_o
         await until(lambda: "handler exits ended" in caplog.text and "handler crashes was ended" in caplog.text)
         assert f"handler exits ended with exit status 7 {early}; starting it again in 0.1 s" in caplog.messages
         assert f"handler crashes was ended by SIGSEGV {early}; starting it again in 0.1 s" in caplog.messages
+    record = json.dumps({"event": "slow-start-hook", "level": "warning", "text": "slow"})
+    says = replace(python("says", f"import os; print({record!r}); os._exit(7)"), lifeline=True)
+    async with running(directory, says):
+        await until(lambda: "handler says ended with exit status 7; starting it again in 0.1 s" in caplog.messages)
     served = replace(python("serves", "input()"), lifeline=True)
     async with running(directory, served) as group:
         await until(lambda: "serves" in group.pids)

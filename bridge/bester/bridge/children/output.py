@@ -37,10 +37,12 @@ _log = logging.getLogger("bester.bridge.children")
 
 
 class Output:
-    """Output of one life of a child; `cause` is the line that gives the reason of its end."""
+    """Output of one life of a child; `cause` is the line that gives the reason of its end, and `is_silent` says that
+    there was no line."""
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.is_silent = True
         self._failure = ""
         self._last: deque[str] = deque(maxlen=LAST_LINES)
 
@@ -74,6 +76,7 @@ class Output:
     def _log(self, line: bytes) -> None:
         record = _record(line)
         if record is not None:
+            self.is_silent = False
             self._log_record(record)
             return
         text = line.decode(errors="replace").rstrip()
@@ -82,6 +85,7 @@ class Output:
             fields = facts("output", handler=self._name) | {"sentence": piece} | PACED
             _log.info("%s | %s", self._name, piece, extra=fields)
         if text:
+            self.is_silent = False
             self._last.append(text[-LINE_LIMIT:])
 
     def _log_record(self, record: dict[str, Any]) -> None:

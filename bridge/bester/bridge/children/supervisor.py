@@ -260,7 +260,7 @@ class Children:
                 self._tell_guard(b"-", process.pid)
                 await asyncio.wait([reading], timeout=LAST_OUTPUT_S)
                 reading.cancel()
-        is_early = child.lifeline and not (child.shadow or output.cause or self.lives[child.name].has_served)
+        is_early = child.lifeline and output.is_silent and not (child.shadow or self.lives[child.name].has_served)
         early = " while it was imported or started, without a line" if is_early else ""  # as by os._exit, or a crash
         if status < 0:
             return f"was ended by {_signal_name(-status)}{early}", False

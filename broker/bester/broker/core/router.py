@@ -399,7 +399,8 @@ class Router:
         self._units.known_types.given_up = types
 
     def drain(self) -> None:
-        """Refuse all messages from now on, and let those under way go on: this broker is about to end."""
+        """Refuse all messages from now on, or leave them to others, and let those under way go on: this broker is about
+        to end."""
         self._ingress.draining = True
         self._dispatcher.ending = True
 
