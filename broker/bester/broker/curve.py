@@ -129,9 +129,9 @@ class Zap:
             self._fence.ask()
 
     def _send_due(self) -> None:
-        for answer in self._due:
+        due, self._due = self._due, []
+        for answer in due:
             self._socket.send(answer)
-        self._due = []
         self._socket.look_again()
         self._pass_fence()
 
