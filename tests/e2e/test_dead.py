@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.dead_letters import MAX_REPLAYED
+from bester.broker.core.dead_letters import MOST
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import Bury, DeadLetter
 from tests.live import BESTER, LiveServer, Process, head, short_directory
@@ -152,7 +152,7 @@ async def test_dead_letter_that_fails_again_stays(scene: Scene) -> None:
 
 @pytest.mark.stores("sqlite")
 async def test_more_dead_letters_than_fit_one_question_are_replayed_oldest_first(scene: Scene) -> None:
-    count = MAX_REPLAYED + 3
+    count = MOST["deadReplay"] + 3
     await scene.server.stop()
     store = SqliteStore(scene.directory / "data" / "store.db")
     store.open()

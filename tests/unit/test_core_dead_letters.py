@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bester.broker.core import dead_letters as letters_module
-from bester.broker.core.dead_letters import MAX_REPLAYED
+from bester.broker.core.dead_letters import MOST
 from bester.broker.core.effects import Link, Notice
 from bester.broker.core.settings import Budget, Limits, Route, Settings
 from bester.broker.store_requests import Bounds, Bury, Committed, DeadLetter, FindDeadLetters, lane
@@ -408,13 +408,14 @@ def test_replay_by_type_leaves_other_types_and_stays_without_a_handler() -> None
 
 def test_one_question_replays_a_bounded_number() -> None:
     ward = Ward(Limits(attempts=1))
-    letters = [DeadLetter(f"s1/x/{number}", "t", b"1", "timeout", START, {}) for number in range(MAX_REPLAYED + 5)]
+    most = MOST["deadReplay"]
+    letters = [DeadLetter(f"s1/x/{number}", "t", b"1", "timeout", START, {}) for number in range(most + 5)]
     assert ward.stand.store.commit([Bury(letter) for letter in letters]).ok
     well = ward.stand.handler("t", credit=5000)
     first = ward.asks("deadReplay", {}).value
-    assert (first["replayed"], first["left"]) == (MAX_REPLAYED, 5)
+    assert (first["replayed"], first["left"]) == (most, 5)
     requests = ward.stand.heard_of(well, Request)
-    assert [request.meta["id"] for request in requests] == [letter.id for letter in letters[:MAX_REPLAYED]]
+    assert [request.meta["id"] for request in requests] == [letter.id for letter in letters[:most]]
     for request in requests[:-1]:
         ward.stand.reply(well, request.token)
     ward.stand.store.commit([Bury(letters[0]._replace(id="later"))])
@@ -422,11 +423,11 @@ def test_one_question_replays_a_bounded_number() -> None:
     assert second == {"replayed": 5, "left": 0}  # neither the one being replayed, nor later ones
     for request in ward.stand.heard_of(well, Request):
         ward.stand.reply(well, request.token)
-    assert [letter.id for letter in ward.letters()] == ["later", letters[MAX_REPLAYED - 1].id]
+    assert [letter.id for letter in ward.letters()] == ["later", letters[most - 1].id]
 
 
 def test_all_dead_letters_are_dropped_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(letters_module, "MAX_LISTED", 2)
+    monkeypatch.setattr(letters_module, "MOST", {"deadDrop": 2})
     ward = Ward()
     ward.stand.store.commit([Bury(DeadLetter(f"{number}", "t", b"1", "timeout", START, {})) for number in range(5)])
     start = None

@@ -200,6 +200,17 @@ def test_bodies_read_at_once_are_bounded(stand: Stand, monkeypatch: pytest.Monke
     assert len(stand.read(FindDeadLetters(None, None, 100, bodies=False))) == 3
 
 
+@pytest.mark.parametrize("bodies", [True, False])
+def test_page_is_bounded_by_its_bodies_read_or_not(stand: Stand, monkeypatch: pytest.MonkeyPatch, bodies: bool) -> None:
+    for module in (memory_letters, reading, postgres_reading):
+        monkeypatch.setattr(module, "PAGE_BYTES", 100)
+    stand.write(heavy("a", 40), heavy("b", 60), heavy("heavy", 400))
+    first: DeadLetterPage = stand.read(FindDeadLetters(None, None, 9, bodies, True))
+    assert ([each.id for each in first.letters], first.left) == (["a", "b"], 1)
+    second: DeadLetterPage = stand.read(FindDeadLetters(None, None, 9, bodies, True, first.after, first.upto))
+    assert ([each.id for each in second.letters], second.left) == (["heavy"], 0)
+
+
 def test_dead_letters_are_listed_latest_first(stand: Stand) -> None:
     stand.write(Bury(letter("a")), Bury(letter("b", "mail")), Bury(letter("c")))
     assert stand.read(dead()) == [letter("c"), letter("b", "mail"), letter("a")]

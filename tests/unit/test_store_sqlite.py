@@ -18,7 +18,7 @@ import pytest
 from bester.broker.store import file, open_store, schema
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store.sqlite import SqliteStore
-from bester.broker.store_requests import Bounds, Bury, DeadLetter, Entry, Fetch, FindDeadLetters
+from bester.broker.store_requests import Bounds, Bury, DeadLetter, End, Entry, Fetch, FindDeadLetters
 from bester.broker.wire.codes import BesterError
 from tests.plain_user import plain_user
 from tests.unit.store_sqlite_stand import BOB, LOTS, keep, waiting
@@ -383,3 +383,11 @@ def test_removed_or_replaced_file_takes_no_writes(path: Path) -> None:
         path.with_name("away").rename(path)
         assert store.commit([keep(4)]).ok
         assert waiting(store) == [1, 4]
+
+
+def test_end_of_a_message_does_not_write_its_body_again(store: SqliteStore, path: Path) -> None:
+    assert store.commit([keep(1, os.urandom(500_000))]).ok
+    log = path.with_name(f"{path.name}-wal")
+    before_bytes = log.stat().st_size
+    assert store.commit([End(1, "delivered", forget=True)]).ok
+    assert log.stat().st_size - before_bytes < 100_000

@@ -92,7 +92,7 @@ def show(config_path: Path | None, json_lines: bool, id_: str) -> None:
 )
 @id_argument
 def replay(config_path: Path | None, id_: str | None, type_: str | None, all_: bool, as_type: str | None) -> None:
-    """Replay: ID, those of a type, or all. A dead letter whose replay ends well is removed."""
+    """Replay: ID, those of a --type, or --all of them. A dead letter whose replay ends well is removed."""
     selected = _selected(id_, type_, all_)
     _check_type(as_type)
     count = _done(config_path, "deadReplay", selected | ({"as": as_type} if as_type else {}), "replayed")
@@ -110,7 +110,7 @@ def replay(config_path: Path | None, id_: str | None, type_: str | None, all_: b
 @click.option("--yes", is_flag=True, help="Drop without a question.")
 @id_argument
 def drop(config_path: Path | None, id_: str | None, type_: str | None, all_: bool, yes: bool) -> None:
-    """Drop: ID, those of a type, or all. A dropped dead letter is lost for good."""
+    """Drop: ID, those of a --type, or --all of them. A dropped dead letter is lost for good."""
     selected = _selected(id_, type_, all_)
     if not yes and not id_:
         if not sys.stdin.isatty():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bester.broker.core import policy
@@ -23,13 +24,12 @@ from bester.broker.store_requests import Bury, DeadLetter, DeadLetterPage, Entry
 from bester.broker.wire.messages import Answer, Ask, Message
 from bester.broker.wire.outcomes import failed
 
-MAX_LISTED = 10_000
-MAX_REPLAYED = 1_000
+MOST = MappingProxyType({"deadList": 10_000, "deadShow": 1, "deadReplay": 200, "deadDrop": 1_000})
 """Dead letters of one question: a turn of the loop has an end. Dead letters are replayed or dropped oldest first, and
 the answer says how many are left of those there were, and where to go on (`next`, for the next question's `from`)."""
 MAX_SERIAL = 2**63
 NOWHERE = Link("direct", b"dead letters")
-QUESTIONS = frozenset({"deadList", "deadShow", "deadReplay", "deadDrop"})
+QUESTIONS = frozenset(MOST)
 _REPLAYED = re.compile(r"\.replay\.([0-9]{1,18})$")
 """Ending of the id under which a dead letter goes to its server once more."""
 
@@ -121,8 +121,7 @@ class DeadLetters:
         if not _sound(wanted) or (question == "deadShow" and argument is None):
             return Answer(ask.token, 1, None)  # an unreadable choice must not mean `all`
         id_, type_, limit = wanted.get("id"), wanted.get("type"), wanted.get("limit")
-        most = MAX_REPLAYED if question == "deadReplay" else MAX_LISTED
-        limit = most if limit is None else min(limit, most)
+        limit = MOST[question] if limit is None else min(limit, MOST[question])
         asked = _Question(question, ask.token, wanted.get("as"), in_pages=question in ("deadReplay", "deadDrop"))
         bodies = question in ("deadShow", "deadReplay")
         after, upto = wanted.get("from") or (0, 0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import accumulate
+from itertools import accumulate, islice
 
 from bester.broker.store.rows import pack, unpack
 from bester.broker.store_requests import (
     LETTER_BYTES,
+    PAGE_BYTES,
     READ_BYTES,
     DeadLetter,
     DeadLetterPage,
@@ -89,13 +90,14 @@ class MemoryLetters:
 
 def _found(read: FindDeadLetters, letters: Iterable[DeadLetter]) -> list[DeadLetter]:
     """Return those of these letters that are meant, within the limits of the read."""
-    found = [
-        letter._replace(meta=unpack(pack(letter.meta)), body=letter.body if read.bodies else b"")
-        for letter in letters
-        if _is_meant(letter, read)
+    found = list(islice((letter for letter in letters if _is_meant(letter, read)), read.limit))
+    if read.bodies or read.oldest_first:
+        most_bytes = PAGE_BYTES if read.oldest_first else READ_BYTES
+        sizes = accumulate(len(letter.body) for letter in found)
+        found = found[: max(1, sum(size <= most_bytes for size in sizes))]
+    return [
+        letter._replace(meta=unpack(pack(letter.meta)), body=letter.body if read.bodies else b"") for letter in found
     ]
-    sizes = accumulate(len(letter.body) for letter in found[: read.limit])
-    return found[: max(1, sum(size <= READ_BYTES for size in sizes))]
 
 
 def _is_meant(letter: DeadLetter, read: FindDeadLetters) -> bool:

@@ -12,6 +12,7 @@ from bester.broker.store.postgres_writing import ID_PART, beginning, key_of_lett
 from bester.broker.store.reading import Row, entry_of, letters_of, outcome_of
 from bester.broker.store.rows import counts_by_server, of_all_brokers, read_text, summed_shares, unpack, unpack_lane
 from bester.broker.store_requests import (
+    PAGE_BYTES,
     READ_BYTES,
     ClockState,
     DeadLetter,
@@ -153,29 +154,30 @@ def _find_dead_letters(connection: Connection, ns: int, read: FindDeadLetters) -
         where, values = f"{where} AND key = %b", (*values, key_of_letter(read.id))
     elif read.type is not None:
         where, values = f"{where} AND type = %b", (*values, written(read.type))
-    body = "body" if read.bodies else "''::bytea"
     if not read.oldest_first:
-        return letters_of(_letters(connection, body, where, values, read.limit, "serial DESC"))[0]
+        return letters_of(_letters(connection, read, where, values, "serial DESC"), READ_BYTES)[0]
     upto = read.upto or rows(connection, "SELECT coalesce(max(serial), 0) FROM letter WHERE ns = %b", ns)[0][0]
     where = f"{where} AND serial > %b AND serial <= %b"
-    letters, after = letters_of(_letters(connection, body, where, (*values, read.after, upto), read.limit, "serial"))
+    letters, after = letters_of(_letters(connection, read, where, (*values, read.after, upto), "serial"), PAGE_BYTES)
     left = f"SELECT count(*) FROM letter WHERE {where}"  # noqa: S608 (own words)
     return DeadLetterPage(letters, rows(connection, left, *values, after or upto, upto)[0][0], after or upto, upto)
 
 
 def _letters(
-    connection: Connection, body: str, where: str, values: tuple[Any, ...], limit: int, order: str
+    connection: Connection, read: FindDeadLetters, where: str, values: tuple[Any, ...], order: str
 ) -> list[Row]:
     """Return the rows of dead letters in an order, as many as may be read at once, but at least one."""
-    size = f"sum(length({body})) OVER (ORDER BY {order})"
+    body = "body" if read.bodies else "''::bytea"
+    size = "length(body)" if read.bodies or read.oldest_first else "0"
     sized = (
-        f"SELECT serial, id, type, {body} AS body, reason, at_s, meta, {size} AS upto, "  # noqa: S608 (own words)
+        f"SELECT serial, id, type, {body} AS body, {size} AS size, reason, at_s, meta, "  # noqa: S608 (own words)
+        f"sum({size}) OVER (ORDER BY {order}) AS upto, "
         f"row_number() OVER (ORDER BY {order}) AS at FROM (SELECT * FROM letter WHERE {where} "
         f"ORDER BY {order} LIMIT %b) AS first"
     )
-    columns = "serial, id, type, body, reason, at_s, meta"
+    columns = "serial, id, type, body, size, reason, at_s, meta"
     query = f"SELECT {columns} FROM ({sized}) AS sized WHERE at = 1 OR upto <= %b ORDER BY {order}"  # noqa: S608 (own words)
-    return rows(connection, query, *values, limit, READ_BYTES)
+    return rows(connection, query, *values, read.limit, PAGE_BYTES if read.oldest_first else READ_BYTES)
 
 
 def snapshot(

@@ -10,6 +10,7 @@ from bester.broker.store.rows import read_text, summed_up, text, unpack
 from bester.broker.store_brokers import Adopted, Brokers
 from bester.broker.store_requests import (
     DAMAGED,
+    PAGE_BYTES,
     READ_BYTES,
     Adopt,
     DeadLetter,
@@ -154,25 +155,27 @@ def _oldest(db: sqlite3.Connection) -> dict[str, dict[Any, Any]]:
 def _find_dead_letters(db: sqlite3.Connection, read: FindDeadLetters) -> list[DeadLetter] | DeadLetterPage:
     column, value = ("id", read.id) if read.id is not None else ("type", read.type)
     where, values = ("TRUE", ()) if value is None else (f"{column} = ?", (text(value),))
-    body = "body" if read.bodies else "x''"
-    select = f"SELECT serial, id, type, {body}, reason, at_s, meta FROM letter WHERE {where}"  # noqa: S608 (names alone)
+    body, size = ("body", "length(body)") if read.bodies else ("x''", "length(body)" if read.oldest_first else "0")
+    select = f"SELECT serial, id, type, {body}, {size}, reason, at_s, meta FROM letter WHERE {where}"  # noqa: S608 (names alone)
     if not read.oldest_first:
-        return letters_of(db.execute(f"{select} ORDER BY serial DESC LIMIT ?", (*values, read.limit)))[0]
+        latest = db.execute(f"{select} ORDER BY serial DESC LIMIT ?", (*values, read.limit))
+        return letters_of(latest, READ_BYTES)[0]
     upto = read.upto or db.execute("SELECT coalesce(max(serial), 0) FROM letter").fetchone()[0]
     between = "serial > ? AND serial <= ?"
     letters, after = letters_of(
-        db.execute(f"{select} AND {between} ORDER BY serial LIMIT ?", (*values, read.after, upto, read.limit))
+        db.execute(f"{select} AND {between} ORDER BY serial LIMIT ?", (*values, read.after, upto, read.limit)),
+        PAGE_BYTES,
     )
     left = f"SELECT count(*) FROM letter WHERE {where} AND {between}"  # noqa: S608 (names alone)
     return DeadLetterPage(letters, db.execute(left, (*values, after or upto, upto)).fetchone()[0], after or upto, upto)
 
 
-def letters_of(rows: Iterable[Row]) -> tuple[list[DeadLetter], int]:
-    """Return as many dead letters as may be read at once, and the serial of the last one."""
+def letters_of(rows: Iterable[Row], most_bytes: int) -> tuple[list[DeadLetter], int]:
+    """Return as many dead letters as have `most_bytes`, at least one, and the serial of the last one."""
     letters: list[DeadLetter] = []
-    last, room_bytes = 0, READ_BYTES
-    for serial, id_, type_, text_, reason, at_s, meta in rows:
-        room_bytes -= len(text_)
+    last, room_bytes = 0, most_bytes
+    for serial, id_, type_, text_, size, reason, at_s, meta in rows:
+        room_bytes -= size
         if letters and room_bytes < 0:
             break
         last = serial

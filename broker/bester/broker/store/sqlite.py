@@ -210,6 +210,7 @@ class SqliteStore(Commits):
             f"journal_size_limit = {LOG_BYTES}",
             f"cache_size = -{CACHE_KIB}",
             "temp_store = MEMORY",
+            "secure_delete = FAST",  # a build that wipes would write each body that has ended to the disk once more
         ):
             self._db.execute(f"PRAGMA {setting}")
 
