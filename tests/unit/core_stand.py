@@ -25,9 +25,10 @@ from bester.broker.core.effects import (
     Verify,
 )
 from bester.broker.core.inspection import Inspection
+from bester.broker.core.queue_table import FULL
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_requests import DeadLetter, Entry, Fetch, FindDeadLetters, Write, mailbox
+from bester.broker.store_requests import DeadLetter, Entry, Fetch, FindDeadLetters, Write, is_mailbox, mailbox
 from bester.broker.wire.messages import (
     Answer,
     Ask,
@@ -212,8 +213,25 @@ class Stand(SimServer):
 
     @property
     def state(self) -> Inspection:
-        """Return counts of all state in the router."""
-        return self.router.inspect()
+        """Return counts of all state in the router; those that a status has at hand must be the same."""
+        seen = self.router.inspect()
+        mailboxes = [queue for key, queue in seen.queues.table.items() if is_mailbox(key)]
+        status = self.router.status(self.now)
+        assert status["queued"] == {
+            "messages": sum(queue.messages for queue in seen.queues.table.values()),
+            "bytes": sum(queue.size_bytes for queue in seen.queues.table.values()),
+            "inflight": sum(queue.inflight for queue in seen.queues.table.values()),
+            "mailboxes": len(mailboxes),
+            "mailbox_messages": sum(queue.messages for queue in mailboxes),
+        }
+        bounds = self.settings.bounds
+        full = [
+            each
+            for each in mailboxes
+            if each.messages >= FULL * bounds.user_messages or each.size_bytes >= FULL * bounds.user_bytes
+        ]
+        assert status["full_mailboxes"]["count"] == len(full)
+        return seen
 
     @property
     def queued(self) -> tuple[int, int]:

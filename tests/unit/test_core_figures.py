@@ -6,7 +6,8 @@ import pytest
 
 from bester.broker.core.figures import BUCKETS_S, FOLD_AT, MAX_TYPES, OTHERS, Figures, Histogram
 from bester.broker.core.settings import Route, Settings
-from bester.broker.core.status import figures_of
+from bester.broker.core.status import MAX_TYPES_OF_ONE, figures_of
+from bester.broker.core.types_state import MAX_ROWS
 from bester.broker.wire.messages import Ask, Confirm, Deliver, Goodbye, Heartbeat, Reply, Request
 from tests.unit.core_stand import Stand, clients
 
@@ -78,6 +79,53 @@ def test_types_beyond_the_bound_share_their_figures() -> None:
         figures.of(f"t{number}").received += 1
     assert len(figures.types) <= MAX_TYPES + 1
     assert figures.types[OTHERS].received == 10
+
+
+def test_types_beyond_the_bound_share_a_row_of_the_status() -> None:
+    scene = stand()
+    types = [f"t{number:04}" for number in range(MAX_TYPES + 10)]
+    many, chat = scene.handler(*types, credit=1), scene.handler("chat", types[0])
+    scene.say(chat, Heartbeat())
+    bridge = scene.bridge("alice")
+    for type_ in (types[0], *types):
+        scene.submit(bridge, type_)
+    rows = scene.router.status(scene.now)["types"]
+    assert len(rows) <= MAX_TYPES + 1
+    assert rows[OTHERS]["workers"] == 2  # each once, for whatever types of these it serves
+    assert rows[types[0]]["workers"] == 2
+    assert sum(row["inflight"] for row in rows.values()) == sum(
+        len(scene.heard_of(each, Request)) for each in (many, chat)
+    )
+    assert sum(row["waiting"] + row["inflight"] for row in rows.values()) == len(types) + 1
+
+
+def test_status_lists_some_types_of_a_handler_and_counts_the_others() -> None:
+    scene = stand()
+    scene.handler(*(f"t{number:03}" for number in range(MAX_TYPES_OF_ONE + 5)))
+    (row,) = scene.router.status(scene.now)["handlers"]
+    assert (row["types"][:2], len(row["types"]), row["more_types"]) == (["t000", "t001"], MAX_TYPES_OF_ONE, 5)
+
+
+def test_types_are_told_page_by_page() -> None:
+    scene = stand()
+    operator = scene.join("operator", "o", {})
+    types = sorted(f"t{number}" for number in range(2 * MAX_ROWS + 1))
+    scene.handler(*types)
+    seen: list[str] = []
+    pages = 0
+    argument: dict[str, str] | None = None
+    while pages == 0 or argument is not None:
+        page = scene.ask(operator, "types", argument).value
+        seen += [row["type"] for row in page["types"]]
+        pages += 1
+        argument = {"from": page["next"]} if page["left"] else None
+    assert (seen, pages) == (types, 3)
+
+
+@pytest.mark.parametrize("argument", ["t1", 3, [], {"from": 3}, {"from": None}])
+def test_question_for_a_page_that_is_none_is_refused(argument: object) -> None:
+    scene = stand()
+    assert scene.ask(scene.join("operator", "o", {}), "types", argument).status == 1
 
 
 @pytest.mark.parametrize(

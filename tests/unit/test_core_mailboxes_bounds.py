@@ -176,7 +176,7 @@ def test_removed_account_ends_its_mailbox() -> None:
     assert stand.ask(post.bridge, "outcome", [1, message]).value == {"bob": "failed:unknown-user", "carol": "queued"}
     stand.wait(1.0)
     assert stand.state.queues.messages == 1
-    assert stand.router.users() == ["alice", "bob", "carol"]
+    assert sorted(set(stand.router.users())) == ["alice", "bob", "carol"]
 
 
 def test_sender_has_the_late_outcome_of_a_removed_account() -> None:

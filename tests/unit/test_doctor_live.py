@@ -15,7 +15,7 @@ from bester.broker.core.settings import Budget, Limits, Route, Settings
 from bester.broker.core.symptoms import busiest
 from bester.broker.doctor.findings import CERTIFICATE_S, ROOM_BYTES
 from bester.broker.doctor.live import BEHIND, CLOCK_WARNING_S, FLOOD, FLOOD_PER_S, LIVE, findings_of
-from bester.broker.operator.metrics import text_of
+from bester.broker.operator.metrics import pieces_of
 from bester.broker.store.lease import LEASE_S
 from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store_requests import Bounds
@@ -274,7 +274,7 @@ def test_fault_is_named_with_its_remedy_and_an_alert(fault: Fault) -> None:
     assert "remedy:" in rule
     values = [
         sample.value
-        for family in text_string_to_metric_families(text_of(seen).decode())
+        for family in text_string_to_metric_families(b"".join(pieces_of(seen)).decode())
         for sample in family.samples
         if sample.name == f"bester_{fault.metric}"
     ]

@@ -17,7 +17,7 @@ from bester.broker.core.effects import Link
 from bester.broker.core.rates import LOOKS
 from bester.broker.core.settings import Route, Settings
 from bester.broker.lockout import FAILURES
-from bester.broker.operator.metrics import text_of
+from bester.broker.operator.metrics import SAMPLES, pieces_of
 from bester.broker.server import Broker
 from bester.broker.store.lease import LEASE_S
 from bester.broker.store.memory_shared import SharedMemory
@@ -69,7 +69,7 @@ class Scene(Stand):
         self.chat = self.handler("chat")
 
     def metrics(self) -> dict[str, Metric]:
-        return families(text_of(self.router.status(self.now)))
+        return families(b"".join(pieces_of(self.router.status(self.now))))
 
     def message(self, type_: str = "chat") -> None:
         self.submit(self.front, type_)
@@ -253,7 +253,7 @@ def test_brokers_that_live_and_that_do_not_are_told_apart() -> None:
     two.wait(LEASE_S + 10.0)
     shared.namespace("b3").open()
     two.wait(3.0)
-    living = families(text_of(two.router.status(two.now)))["bester_broker_living"]
+    living = families(b"".join(pieces_of(two.router.status(two.now))))["bester_broker_living"]
     assert {sample.labels["broker"]: sample.value for sample in living.samples} == {"b1": 0, "b2": 1, "b3": 1}
 
 
@@ -263,9 +263,24 @@ def test_every_metric_has_its_event() -> None:
     scene.tell()
     status = scene.router.status(scene.now)
     status["store"] |= {"bytes": 1, "room_bytes": 1}
-    shown = set(families(text_of(status)))
+    shown = set(families(b"".join(pieces_of(status))))
     assert shown == set(MOVES) | set(BEYOND), "a metric without an event that moves it, or an event without a metric"
     assert all(test in globals() for test in BEYOND.values())
+
+
+def test_metrics_of_many_types_come_in_small_pieces() -> None:
+    scene = Scene()
+    types = [f"t{number}" for number in range(500)]
+    scene.handler(*types)
+    for type_ in types:
+        scene.message(type_)
+    pieces = list(pieces_of(scene.router.status(scene.now)))
+    assert max(piece.count(b"\n") for piece in pieces) <= SAMPLES + 2  # with what it is, and of which kind
+    text = b"".join(pieces)
+    for name in ("bester_message_seconds", "bester_messages_waiting"):
+        assert text.count(b"# TYPE %b " % name.encode()) == 1
+        shown = {sample.labels["type"] for sample in families(text)[name].samples}
+        assert shown >= {*types, "chat"}
 
 
 def test_counts_of_a_bridge_are_metrics_by_their_names() -> None:
@@ -320,7 +335,7 @@ class Shell:
         return (await asyncio.wait_for(self.logged_in.get(), DEADLINE_S)).reason
 
     def metrics(self) -> dict[str, Metric]:
-        return families(text_of(self.broker.router.status(time.monotonic())))
+        return families(b"".join(pieces_of(self.broker.router.status(time.monotonic()))))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from bester.broker.core.effects import Link
 from bester.broker.core.settings import COUNTED as BROKER_COUNTED
 from bester.broker.core.settings import Route, Settings
 from bester.broker.core.status import MAX_FIGURES
-from bester.broker.operator.metrics import text_of
+from bester.broker.operator.metrics import pieces_of
 from bester.broker.store_requests import Committed
 from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import Deliver, Error, Malformed
@@ -39,7 +39,7 @@ def test_status_and_metrics_have_every_counter_of_the_broker() -> None:
     status = stand.router.status(stand.now)
     assert status["reached"] == dict.fromkeys(BROKER_COUNTED, 0)
     assert page().count("| reached |") == len(BROKER_COUNTED)
-    text = text_of(status).decode()
+    text = b"".join(pieces_of(status)).decode()
     for name in BROKER_COUNTED:
         assert f'bester_bound_reached_total{{bound="{name}"}} 0.0' in text
 

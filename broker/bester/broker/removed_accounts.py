@@ -8,9 +8,14 @@ messages of the old one. A removal must not be struck off before its end is on d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import islice
 
 from bester.broker.users import Logins
+
+CHECKED_AT_ONCE = 1_000
+"""Users whose accounts are looked up in one call of `due`, some milliseconds: a server may have a million mailboxes,
+and every change of an account is a reason to look."""
 
 
 class RemovedAccounts:
@@ -24,6 +29,7 @@ class RemovedAccounts:
         self._names: set[str] = set()
         self._disabled: set[str] = set()
         self._changed = False
+        self._unchecked: Iterator[str] = iter(())
 
     def check(self) -> None:
         """Record removals by other processes; cheap without any."""
@@ -47,21 +53,26 @@ class RemovedAccounts:
         self.check()
         return self._accounts.existing(names) - self._names
 
-    def due(self, users: Callable[[], list[str]]) -> list[str]:
+    def due(self, users: Callable[[], Iterable[str]]) -> list[str]:
         """Return the users to report to the core as removed; repeatedly, as a bridge may bring back a connection.
 
         `users` returns those with connections or messages. A user without an account counts as removed, since the file
-        of accounts may be an older copy.
+        of accounts may be an older copy: CHECKED_AT_ONCE of them are looked up in a call, after a change all of them.
         """
         self.check()
-        if not self._changed:
+        some = list(islice(self._unchecked, CHECKED_AT_ONCE))
+        if not some and self._changed:
+            self._changed = False
+            self._unchecked = iter(users())
+            some = list(islice(self._unchecked, CHECKED_AT_ONCE))
+        if not some:
             return sorted(self._names)
-        self._changed = False
-        return sorted(self._names.union(user for user in users() if not self._accounts.exists(user)))
+        return sorted(self._names.union(some).difference(self._accounts.existing(some) - self._names))
 
-    def strike_off_ended(self, users: Callable[[], Iterable[str]]) -> None:
-        """Strike off the removed accounts of which nothing is left; call when all output of the core is on disk."""
+    def strike_off_ended(self, is_left: Callable[[str], bool]) -> None:
+        """Strike off the removed accounts of which nothing is left; call when all output of the core is on disk.
+        `is_left` returns whether a user has connections or messages."""
         if self._names:
-            gone = self._names.difference(users())
+            gone = {name for name in self._names if not is_left(name)}
             if gone and self._accounts.strike_off(gone):
                 self._names -= gone

@@ -310,7 +310,7 @@ class Broker:
         self._driver.tick()
         self._retry_later()
         if self._driver.is_idle:
-            self._removed_accounts.strike_off_ended(self.router.users)
+            self._removed_accounts.strike_off_ended(self.router.has)
 
     # --- out ---
 

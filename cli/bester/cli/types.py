@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from bester.broker.streams import plain
 from bester.cli import tables
 from bester.cli.options import config_option, load
 from bester.cli.output import err, out
+
+if TYPE_CHECKING:
+    from bester.broker.config import Config
 
 COLUMNS = ("TYPE", "WORKERS", "WAITING", "VERSIONS", "CONTRACT")
 
@@ -25,14 +28,9 @@ def types(config_path: Path | None, json_lines: bool, asyncapi: bool) -> None:
     if json_lines and asyncapi:
         raise click.UsageError("--json and --asyncapi print different things; give one of them")
     config = load(config_path)
-    from bester.broker.wire.codes import BesterError
     from bester.broker.wire.type_names import is_reserved
-    from bester.cli.operate import ask
 
-    answer = ask(config, "types")
-    if answer.status != 0:
-        raise BesterError("unknown-op", f"{config.server.name} does not know this question; is this program newer?")
-    rows: list[dict[str, Any]] = answer.value["types"]
+    rows, left = _asked(config)
     if asyncapi:
         from bester.cli.asyncapi import document
 
@@ -45,8 +43,26 @@ def types(config_path: Path | None, json_lines: bool, asyncapi: bool) -> None:
         err("no handler serves any type now")
     else:
         tables.show([_cells(row) for row in rows], COLUMNS)
-    if answer.value["left"]:
-        err(f"bester: {answer.value['left']} more types are not shown")
+    if left:
+        err(f"bester: {left} more types are not shown")
+
+
+def _asked(config: Config) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of all types, asked for page by page, and the number of those that an older server keeps back.
+    Raises BesterError."""
+    from bester.broker.wire.codes import BesterError
+    from bester.cli.operate import ask
+
+    rows: list[dict[str, Any]] = []
+    start: str | None = None
+    while True:
+        answer = ask(config, "types", None if start is None else {"from": start})
+        if answer.status != 0:
+            raise BesterError("unknown-op", f"{config.server.name} does not know this question; is this program newer?")
+        rows += answer.value["types"]
+        start = answer.value.get("next")
+        if start is None:
+            return rows, int(answer.value["left"])
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -13,12 +13,12 @@ from bester.broker.core.assemble import Units
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.effects import ChangePassword, Effects
-from bester.broker.core.inspection import Inspection
+from bester.broker.core.inspection import Bound, Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.rates import Rates
 from bester.broker.core.refused import Refused
 from bester.broker.core.settings import Settings
-from bester.broker.core.status import figures_of, sessions_of, status_of
+from bester.broker.core.status import Counts, figures_of, sessions_of, status_of
 from bester.broker.core.symptoms import busiest, refused_lately
 from bester.broker.core.types_state import types_of
 from bester.broker.wire.messages import Answer, Ask
@@ -49,14 +49,9 @@ class Inquiries:
     def inspect(self) -> Inspection:
         """Return counts of everything that this broker holds. Counting is done at the call, which takes longer the more
         there is."""
-        units, peers = self._units, self._by_link.values()
-        bounds = {
-            **units.peers.bounds(), **units.dispatcher.bounds(), **units.queues.bounds(), **units.ingress.bounds(),
-            **units.credit.bounds(),
-            **units.auth.bounds(),
-        }  # fmt: skip
+        units, peers, bounds = self._units, self._by_link.values(), self._bounds()
         return Inspection(
-            peers=dict(Counter(peer.role for peer in peers)),
+            peers=self._roles(),
             strangers=units.peers.strangers,
             users=units.directory.user_count,
             sessions=units.directory.session_count,
@@ -80,6 +75,24 @@ class Inquiries:
             reached=Counter(self._out.reached),
         )
 
+    def _roles(self) -> dict[str, int]:
+        return dict(Counter(peer.role for peer in self._by_link.values()))
+
+    def _bounds(self) -> dict[str, Bound]:
+        units = self._units
+        return {
+            **units.peers.bounds(), **units.dispatcher.bounds(), **units.queues.bounds(), **units.ingress.bounds(),
+            **units.credit.bounds(), **units.auth.bounds(),
+        }  # fmt: skip
+
+    def _counts(self) -> Counts:
+        units = self._units
+        waiting, inflight = units.workers.by_type(peer.worker for peer in self._by_link.values() if peer.worker)
+        return Counts(
+            self._roles(), units.directory.user_count, units.directory.session_count, units.reports.open,
+            units.deliveries.count, waiting, inflight, self._bounds(), self._out.reached,
+        )  # fmt: skip
+
     def _symptoms(self, now: float) -> dict[str, Any]:
         return {
             "at_s": round(self._clock.wall(now), 3),
@@ -95,7 +108,7 @@ class Inquiries:
         """Return the status of this broker as plain values, see `status_of`."""
         units = self._units
         return status_of(
-            self._settings, self.inspect(), units.figures, self._by_link.values(), units.queues, units.relays,
+            self._settings, self._counts(), units.figures, self._by_link.values(), units.queues, units.relays,
             units.standing, units.cockpit.oldest_s(now), now, up_s=now - self._started, draining=units.ingress.draining,
             symptoms=self._symptoms(now),
         )  # fmt: skip
@@ -109,8 +122,9 @@ class Inquiries:
         elif ask.question in QUESTIONS:
             answer = self._units.dead_letters.on_question(peer.link, ask)
         elif ask.question == "types":
-            value = types_of(self._by_link.values(), self._units.contracts, self._units.workers, self._units.shadows)
-            answer = Answer(ask.token, 0, value)
+            units, peers = self._units, self._by_link.values()
+            page = types_of(ask.argument, peers, units.contracts, units.workers, units.shadows)
+            answer = Answer(ask.token, int(page is None), page)
         elif ask.question == "status":
             answer = Answer(ask.token, 0, self.status(now))
         elif ask.question == "follow":

@@ -5,11 +5,16 @@ Pure counting: `queues` has the states of the messages, and says what is counted
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from bester.broker.core.inspection import Bound
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.core.shares import Shares
 from bester.broker.store_requests import Snapshot, StoredQueue, is_mailbox, lane, owner_of
 from bester.broker.wire.outcomes import OUTCOME_TYPE
+
+FULL = 0.9
+"""Part of the bound from which a mailbox is nearly full: its user has time to act."""
 
 
 class Queue:
@@ -82,14 +87,22 @@ class _Server:
 class QueueTable:
     """All queues by key, those to one server together, and their bounds.
 
-    `messages` counts the messages of all queues, in flight or not.
+    `messages` counts the messages of all queues, in flight or not, `size_bytes` their bodies; `inflight` those in
+    flight; `mailboxes` the queues of users, with `mailbox_messages` in them. `nearly_full` are the mailboxes of which
+    FULL of a bound is used, by key: a look at the server must not take longer the more mailboxes there are.
     """
 
     def __init__(self, settings: Settings, snapshot: Snapshot) -> None:
         self.limits: Limits = settings.limits
         self.messages = 0
+        self.inflight = 0
+        self.mailboxes = 0
+        self.mailbox_messages = 0
+        self.nearly_full: dict[str, Queue] = {}
         self._bounds = settings.bounds
-        self._size = 0
+        self._full_messages = FULL * settings.bounds.user_messages
+        self._full_bytes = FULL * settings.bounds.user_bytes
+        self.size_bytes = 0
         self._queues: dict[str, Queue] = {}
         self._servers: dict[str, _Server] = {}
         self._shares = Shares(settings.bounds, snapshot.shares)
@@ -110,16 +123,16 @@ class QueueTable:
         owner = self._servers.get(server)
         return list(owner.lanes.values()) if owner is not None else []
 
-    def owners(self) -> list[str]:
-        """Return the users with a mailbox that is not empty."""
-        return [owner_of(key) for key in self._queues if is_mailbox(key)]
+    def owners(self) -> Iterator[str]:
+        """Yield the users with a mailbox that is not empty, as of this call."""
+        return (owner_of(key) for key in list(self._queues) if is_mailbox(key))
 
     def bounds(self) -> dict[str, Bound]:
         """Return how full the queues are together, by the name of the bound."""
         bounds = self._bounds
         return {
             "queued": Bound(self.messages, bounds.messages),
-            "queued_bytes": Bound(self._size, bounds.total_bytes),
+            "queued_bytes": Bound(self.size_bytes, bounds.total_bytes),
         }
 
     def bound_reached(self, key: str, sharer: str | None, size: int) -> tuple[str | None, str | None]:
@@ -128,7 +141,7 @@ class QueueTable:
         bounds = self._bounds
         if self.messages >= bounds.messages:
             return "storage-full", "messages"
-        if self._size + size > bounds.total_bytes:
+        if self.size_bytes + size > bounds.total_bytes:
             return "storage-full", "total_bytes"
         if is_mailbox(key):
             queue = self._queues.get(key)
@@ -155,7 +168,9 @@ class QueueTable:
         """Enter a queue that is not empty, or is about to have its first message."""
         self._queues[queue.key] = queue
         messages, size = queue.messages, queue.size_bytes
-        if not is_mailbox(queue.key):
+        if is_mailbox(queue.key):
+            self.mailboxes += 1
+        else:
             self._servers.setdefault(owner_of(queue.key), _Server()).lanes[queue.key] = queue
         queue.messages = queue.size_bytes = 0
         self._count(queue, messages, size)
@@ -166,9 +181,15 @@ class QueueTable:
         queue.messages += messages
         queue.size_bytes += size
         self.messages += messages
-        self._size += size
+        self.size_bytes += size
         self._shares.count(queue.key, sharer, messages, size)
-        if not is_mailbox(queue.key):
+        if is_mailbox(queue.key):
+            self.mailbox_messages += messages
+            if queue.messages >= self._full_messages or queue.size_bytes >= self._full_bytes:
+                self.nearly_full[queue.key] = queue
+            elif self.nearly_full:
+                self.nearly_full.pop(queue.key, None)
+        else:
             server = self._servers[owner_of(queue.key)]
             server.messages += messages
             server.size_bytes += size
@@ -177,7 +198,10 @@ class QueueTable:
         """Forget a queue that is empty."""
         self._queues.pop(queue.key, None)
         self._shares.forget(queue.key)
-        if not is_mailbox(queue.key):
+        if is_mailbox(queue.key):
+            self.mailboxes -= 1
+            self.nearly_full.pop(queue.key, None)
+        else:
             server = self._servers[owner_of(queue.key)]
             del server.lanes[queue.key]
             if not server.lanes:

@@ -107,8 +107,8 @@ class Queues(RecordTable):
         return QueuesState(
             table=table,
             messages=self.messages,
-            size_bytes=self._size,
-            inflight=sum(each.inflight for each in table.values()),
+            size_bytes=self.size_bytes,
+            inflight=self.inflight,
             writing=states[State.WRITING] + states[State.WRITING_INFLIGHT] + states[State.ENDED_EARLY],
             ended_early=states[State.ENDED_EARLY],
             ended=states[State.ENDED],

@@ -59,6 +59,7 @@ class RecordTable(QueueTable):
             return after
         if inflight:
             queue.inflight += inflight
+            self.inflight += inflight
             queue.inflight_bytes += inflight * record.size
             if inflight > 0:
                 self._push(queue, record.number)

@@ -15,8 +15,9 @@ of a message is the dispatcher's. Bad input from a link never raises here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from bester.broker.core import policy
@@ -33,7 +34,7 @@ from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.core.submit_credit import Count
 from bester.broker.hosts import Hosts
 from bester.broker.store_brokers import Adopted
-from bester.broker.store_requests import Committed, SaveClock, SaveName, Snapshot, Write
+from bester.broker.store_requests import Committed, SaveClock, SaveName, Snapshot, Write, mailbox
 from bester.broker.wire.messages import (
     Answer,
     Close,
@@ -216,9 +217,13 @@ class Router:
         """Number of links that have spoken, with or without a HELLO."""
         return len(self._by_link) + self._peers.strangers
 
-    def users(self) -> list[str]:
-        """Return the users with a session, and those for whom messages are queued."""
-        return sorted({*self._units.directory.users(), *self._units.queues.owners()})
+    def users(self) -> Iterator[str]:
+        """Yield the users with a session, and those for whom messages are queued, as of this call; some twice."""
+        return chain(self._units.directory.users(), self._units.queues.owners())
+
+    def has(self, user: str) -> bool:
+        """Return whether a user has a session, or messages are queued for them."""
+        return self.is_connected(user) or self._units.queues.get(mailbox(user)) is not None
 
     def on_account_removed(self, user: str, now: float) -> Effects:
         """Close the sessions of a removed user, and end the messages queued for that user."""

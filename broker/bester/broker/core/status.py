@@ -5,58 +5,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from heapq import nlargest, nsmallest
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+from bester.broker.core.auth import AuthHandler
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Link
-from bester.broker.core.figures import BUCKETS_S, Figures, TypeFigures
-from bester.broker.core.inspection import Inspection
+from bester.broker.core.figures import BUCKETS_S, MAX_TYPES, OTHERS, Figures, TypeFigures
+from bester.broker.core.inspection import Bound
 from bester.broker.core.peer import Peer
+from bester.broker.core.pools import Worker
+from bester.broker.core.queue_table import Queue
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
 from bester.broker.core.settings import COUNTED, Settings
 from bester.broker.core.standing import Standing
-from bester.broker.core.symptoms import full_mailboxes
-from bester.broker.store_requests import is_mailbox
+from bester.broker.core.symptoms import SHOWN
+from bester.broker.store_requests import Bounds, owner_of
 from bester.broker.wire.trouble import is_of_keys
 
 MAX_HANDLERS = 1_000
 """Handlers in one status; those beyond are counted."""
+MAX_TYPES_OF_ONE = 100
+"""Types of one handler in a status; those beyond are counted."""
 MAX_SESSIONS = 1_000
 """Users in one list of sessions; those beyond are counted."""
 MAX_FIGURES = 128
 """Figures that a bridge may send of itself."""
 MAX_NAME = 64
 """Characters of the name of such a figure."""
+_NOBODY = MappingProxyType({"workers": 0, "stuck": 0, "waiting": 0, "inflight": 0})
+"""Further figures of a type that nobody serves, and of which nothing waits."""
+
+
+class Counts(NamedTuple):
+    """Counts of a broker that a status shows: each at hand, so that a look takes no longer the more there is to count.
+    See Inspection; `waiting` and `inflight` are messages by type."""
+
+    peers: Mapping[str, int]
+    users: int
+    sessions: int
+    cases: int
+    deliveries: int
+    waiting: Mapping[str, int]
+    inflight: Mapping[str, int]
+    bounds: Mapping[str, Bound]
+    reached: Counter[str]
 
 
 def status_of(
-    settings: Settings, seen: Inspection, figures: Figures, peers: Iterable[Peer], queues: Queues, relays: Relays,
+    settings: Settings, seen: Counts, figures: Figures, peers: Iterable[Peer], queues: Queues, relays: Relays,
     standing: Standing, oldest_s: Mapping[str, float], now: float, *, up_s: float, draining: bool,
     symptoms: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Return the status as maps of plain values. Times are in seconds, sizes in bytes.
 
-    `types` has for each type its figures (see TypeFigures), with `waiting`, `inflight` and `workers`; `buckets_s` are
-    the ends of the histograms' buckets. `servers` are the configured ones, `oldest_s` the ages of their oldest queued
-    messages; `bounds` are pairs of used and most. `reached` counts how often something was refused, dropped or
-    forgotten at a bound. `broker` is this broker's name where the store may be shared. `declared` are the types of
-    declared handlers. `symptoms` are further facts for the doctor, such as the other `brokers` of the server.
+    `types` has for each type its figures (see TypeFigures), with `waiting`, `inflight`, `workers` and those of them
+    that are `stuck`; types beyond MAX_TYPES have one row together, OTHERS. `buckets_s` are the ends of the histograms'
+    buckets. `servers` are the configured ones, `oldest_s` the ages of their oldest queued messages; `bounds` are pairs
+    of used and most. `reached` counts how often something was refused, dropped or forgotten at a bound. `broker` is
+    this broker's name where the store may be shared. `declared` are the types of declared handlers. `symptoms` are
+    further facts for the doctor, such as the other `brokers` of the server.
     """
     peers = list(peers)
     handlers = [peer for peer in peers if peer.worker is not None or peer.auth is not None]
-    served: dict[str, int] = {}
-    for peer in handlers:
-        for type_ in peer.types:
-            served[type_] = served.get(type_, 0) + 1
-    named = (*settings.declared_types, *served, *seen.workers.waiting, *seen.workers.inflight)
-    types = {type_: _type() for type_ in named} | figures.as_map()
-    for type_, row in types.items():
-        row["workers"] = served.get(type_, 0)
-        row["waiting"] = seen.workers.waiting.get(type_, 0)
-        row["inflight"] = seen.workers.inflight.get(type_, 0)
-    mailboxes = [state for key, state in seen.queues.table.items() if is_mailbox(key)]
     return {
         "server": settings.name,
         "broker": settings.broker,
@@ -69,7 +84,7 @@ def status_of(
         "lockouts": figures.lockouts,
         "cases": seen.cases,
         "deliveries": seen.deliveries,
-        "types": types,
+        "types": _types(settings.declared_types, seen, figures, handlers),
         "buckets_s": list(BUCKETS_S),
         "handlers": [_handler(peer, now) for peer in handlers[:MAX_HANDLERS]],
         "more_handlers": max(0, len(handlers) - MAX_HANDLERS),
@@ -78,14 +93,14 @@ def status_of(
             _server(name, settings, queues, relays, standing, oldest_s.get(name), now) for name in settings.routes
         ],
         "queued": {
-            "messages": seen.queues.messages, "bytes": seen.queues.size_bytes, "inflight": seen.queues.inflight,
-            "mailboxes": len(mailboxes), "mailbox_messages": sum(state.messages for state in mailboxes),
+            "messages": queues.messages, "bytes": queues.size_bytes, "inflight": queues.inflight,
+            "mailboxes": queues.mailboxes, "mailbox_messages": queues.mailbox_messages,
         },
         "store": figures.store.as_map(),
         "bounds": {name: [bound.used, bound.most] for name, bound in seen.bounds.items()},
         "reached": {name: seen.reached[name] for name in COUNTED},
         "declared": sorted(settings.declared_types),
-        "full_mailboxes": full_mailboxes(seen.queues.table, settings.bounds),
+        "full_mailboxes": _full_mailboxes(queues.nearly_full.values(), settings.bounds),
         **symptoms,
     }  # fmt: skip
 
@@ -108,16 +123,62 @@ def figures_of(argument: object) -> dict[str, int] | None:
     return dict(argument) if fits else None
 
 
-def _type() -> dict[str, Any]:
-    return TypeFigures().as_map()
+def _types(
+    declared: Iterable[str], seen: Counts, figures: Figures, handlers: Sequence[Peer]
+) -> dict[str, dict[str, Any]]:
+    """Return the figures by type, with what waits, what is in flight, and who serves the type."""
+    blank = TypeFigures().as_map
+    rows = {type_: row | _NOBODY for type_, row in ({each: blank() for each in declared} | figures.as_map()).items()}
+
+    def row_of(type_: str) -> dict[str, Any]:
+        """Return the row of a type, which may be that of all others."""
+        key = type_ if type_ in rows or len(rows) < MAX_TYPES else OTHERS
+        row = rows.get(key)
+        if row is None:
+            row = rows[key] = blank() | _NOBODY
+        return row
+
+    for key, counts in (("waiting", seen.waiting), ("inflight", seen.inflight)):
+        for type_, count in counts.items():
+            row_of(type_)[key] += count
+    serving: dict[frozenset[str], list[Peer]] = {}  # many handlers serve the same types
+    for peer in handlers:
+        serving.setdefault(peer.types, []).append(peer)
+    for types, workers in serving.items():
+        stuck = sum(_holder(peer).stuck for peer in workers)
+        for row in {id(row): row for row in map(row_of, types)}.values():  # all others are one
+            row["workers"] += len(workers)
+            row["stuck"] += stuck
+    return rows
+
+
+def _full_mailboxes(full: Collection[Queue], bounds: Bounds) -> dict[str, Any]:
+    """Return the `count` of mailboxes that are nearly full, and the `fullest` of them, each with the `part` of the
+    bound that it uses."""
+    parts = (
+        (max(queue.messages / bounds.user_messages, queue.size_bytes / bounds.user_bytes), queue.key, queue)
+        for queue in full
+    )
+    rows = [
+        {"user": owner_of(key), "messages": queue.messages, "bytes": queue.size_bytes, "part": round(part, 3)}
+        for part, key, queue in nlargest(SHOWN, parts)
+    ]
+    return {"count": len(full), "fullest": rows}
+
+
+def _holder(peer: Peer) -> Worker | AuthHandler:
+    holder = peer.worker or peer.auth
+    assert holder is not None
+    return holder
 
 
 def _handler(peer: Peer, now: float) -> dict[str, Any]:
-    worker = peer.worker or peer.auth
-    assert worker is not None
+    worker = _holder(peer)
     return {
-        "name": peer.name, "types": sorted(peer.types), "credit": worker.credit, "inflight": len(worker.inflight),
-        "stuck": worker.stuck, "leaving": peer.leaving, "silent_s": round(now - peer.last_heard, 3),
+        "name": peer.name, "types": nsmallest(MAX_TYPES_OF_ONE, peer.types),
+        "more_types": max(0, len(peer.types) - MAX_TYPES_OF_ONE),
+        "credit": worker.credit, "inflight": len(worker.inflight), "stuck": worker.stuck,
+        "leaving": peer.leaving, "silent_s": round(now - peer.last_heard, 3),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Facts in a status that only the server knows and the doctor needs: who floods, whose mailbox is full, the dead
+"""Facts in a status that only the server knows and the doctor needs: who floods, the dead
 letters and refusals of the last minutes. Pure; each list has a bound, and is made when somebody asks.
 """
 
@@ -9,9 +9,7 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
-from bester.broker.core.inspection import QueueState
 from bester.broker.core.refused import Refusal
-from bester.broker.store_requests import Bounds, is_mailbox, owner_of
 
 SHOWN = 10
 """Rows of each list: a person reads no more, and counts tell how many there are."""
@@ -19,8 +17,6 @@ RECENT_S = 600.0
 """Time for which a dead letter, and a refused party, is news."""
 MAX_RECENT = 1_000
 """Dead letters whose time is remembered: more of them in RECENT_S are as bad."""
-FULL = 0.9
-"""Part of the bound from which a mailbox is nearly full: its user has time to act."""
 
 
 class RecentDead:
@@ -38,22 +34,6 @@ class RecentDead:
         counts = Counter((type_, reason) for at, type_, reason in self._letters if now - at <= RECENT_S)
         rows = [{"type": type_, "reason": why, "count": count} for (type_, why), count in counts.most_common(SHOWN)]
         return {"window_s": RECENT_S, "count": counts.total(), "by": rows}
-
-
-def full_mailboxes(table: Mapping[str, QueueState], bounds: Bounds) -> dict[str, Any]:
-    """Return the `count` of mailboxes that are nearly full, and the `fullest` of them, each with the `part` of the
-    bound that it uses."""
-    parts = (
-        (max(state.messages / bounds.user_messages, state.size_bytes / bounds.user_bytes), key, state)
-        for key, state in table.items()
-        if is_mailbox(key)
-    )
-    full = [each for each in parts if each[0] >= FULL]
-    rows = [
-        {"user": owner_of(key), "messages": state.messages, "bytes": state.size_bytes, "part": round(part, 3)}
-        for part, key, state in heapq.nlargest(SHOWN, full)
-    ]
-    return {"count": len(full), "fullest": rows}
 
 
 def busiest(waiting: Mapping[Hashable, int]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from heapq import nsmallest
 from typing import Any
 
 from bester.broker.core.auth import AuthHandler
@@ -12,32 +13,40 @@ from bester.broker.core.pools import Worker
 from bester.broker.core.shadows import Shadow, Shadows
 from bester.broker.core.workers import Workers
 
-MAX_ROWS = 20_000
-"""Types in one answer; those beyond are counted."""
-MAX_CONTRACT_BYTES = 16 * 1024 * 1024
-"""Bytes of the schemas in one answer: it must pass as one message."""
+MAX_ROWS = 1_000
+"""Types in one answer, some milliseconds; the next question may go on behind these."""
+MAX_CONTRACT_BYTES = 1024 * 1024
+"""Bytes of the schemas in one answer, that of the last type may be above."""
 
 
-def types_of(peers: Iterable[Peer], contracts: Contracts, workers: Workers, shadows: Shadows) -> dict[str, Any]:
-    """Return `types`, a list of maps, by name, and `left`, the number of types that are not listed.
+def types_of(
+    argument: object, peers: Iterable[Peer], contracts: Contracts, workers: Workers, shadows: Shadows
+) -> dict[str, Any] | None:
+    """Return a page of `types`, a list of maps, by name; `left`, the number of types behind it, and with those `next`,
+    the `from` of the next question's argument. None where the argument is none.
 
     Each map has `type`, `waiting` (messages), `workers` (maps of `name`, `version`, `software`, `credit`, `inflight`,
     `leaving` and `contract`, an index or None), `contracts` (schemas) and `differ`: the workers do not agree on the
     contract. `shadows` are maps of `name`, `version`, `software`, `credit`, `inflight`, `leaving`, and the counts of
     `shadows.Counts`.
     """
+    start = "" if argument is None else argument.get("from", "") if type(argument) is dict else None
+    if type(start) is not str:
+        return None
     by_type: dict[str, list[Peer]] = {}
     for peer in peers:
         if peer.role == "handler":
             for type_ in peer.types:
-                by_type.setdefault(type_, []).append(peer)
+                if type_ > start:
+                    by_type.setdefault(type_, []).append(peer)
     rows = []
     room = MAX_CONTRACT_BYTES
-    for type_ in sorted(by_type)[:MAX_ROWS]:
+    for type_ in nsmallest(MAX_ROWS, by_type):
+        if room <= 0:
+            break
         found = contracts.of(type_)
         known = [each for each in found if each is not None]
         room -= sum(len(each.text) for each in known)
-        schemas = [each.schema for each in known] if room >= 0 else []
         numbers = {each.text: number for number, each in enumerate(known)}
         rows.append(
             {
@@ -47,11 +56,12 @@ def types_of(peers: Iterable[Peer], contracts: Contracts, workers: Workers, shad
                     _worker(peer, type_, contracts, numbers) for peer in by_type[type_] if peer.worker or peer.auth
                 ],
                 "shadows": [_shadow(peer, type_, shadows) for peer in by_type[type_] if peer.shadow is not None],
-                "contracts": schemas,
+                "contracts": [each.schema for each in known],
                 "differ": len(found) > 1,
             }
         )
-    return {"types": rows, "left": max(0, len(by_type) - MAX_ROWS)}
+    left = len(by_type) - len(rows)
+    return {"types": rows, "left": left, **({"next": rows[-1]["type"]} if left else {})}
 
 
 def _worker(peer: Peer, type_: str, contracts: Contracts, numbers: dict[bytes, int]) -> dict[str, Any]:

@@ -229,13 +229,19 @@ class Workers:
                 yield from bound.waiting
         yield from self.queues.jobs()
 
+    def by_type(self, workers: Iterable[Worker]) -> tuple[dict[str, int], dict[str, int]]:
+        """Return the messages that wait, and those in flight at these workers which are not over, by type."""
+        held = (job for worker in workers for job in worker.inflight.values())
+        waiting = {type_: count for type_, (count, _) in self.queues.counts().items()}
+        return waiting, dict(Counter(job.type for job in held if not job.is_settled))
+
     def inspect(self, workers: Iterable[Worker]) -> WorkersState:
         """Return counts of waiting messages, and of those in flight at these workers: the workers that have joined and
         are not lost."""
-        held = (job for worker in workers for job in worker.inflight.values())
+        waiting, inflight = self.by_type(workers)
         return WorkersState(
-            waiting={type_: count for type_, (count, _) in self.queues.counts().items()},
-            inflight=dict(Counter(job.type for job in held if not job.is_settled)),
+            waiting=waiting,
+            inflight=inflight,
             queues=len(self._by_type),
             groups=len(self._groups),
             suspects=len(self.queues.suspects.types()),

@@ -87,7 +87,8 @@ class OperatorHttp:
         self.app.router.add_get("/metrics", self._metrics)
         self.app.router.add_get("/api/openapi.json", self._openapi)
         self.app.router.add_get("/api/live", self._live_status)
-        for path, question in (("status", "status"), ("sessions", "sessions"), ("types", "types"), ("peers", "peers")):
+        self.app.router.add_get("/api/types", self._types)
+        for path, question in (("status", "status"), ("sessions", "sessions"), ("peers", "peers")):
             self.app.router.add_get(f"/api/{path}", self._answer(question))
         self.app.router.add_get("/api/findings", self._findings)
         self.app.router.add_get("/api/dead", self._dead)
@@ -187,8 +188,11 @@ class OperatorHttp:
         return web.json_response({"ready": not why, "why": why or None}, status=503 if why else 200)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        text = metrics.text_of(await self._desk.ask("status"))
-        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        pieces: list[bytes] = []
+        for piece in metrics.pieces_of(await self._desk.ask("status")):
+            pieces.append(piece)
+            await asyncio.sleep(0)  # a turn of the loop for each
+        return web.Response(body=b"".join(pieces), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def _openapi(self, request: web.Request) -> web.Response:
         return web.json_response(document())
@@ -199,6 +203,9 @@ class OperatorHttp:
             return _json(await self._desk.ask(question))
 
         return handler
+
+    async def _types(self, request: web.Request) -> web.Response:
+        return _json(await self._desk.ask("types", {"from": request.query.get("from", "")}))
 
     async def _findings(self, request: web.Request) -> web.Response:
         return _json(_found(await self._desk.ask("status")))

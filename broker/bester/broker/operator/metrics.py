@@ -5,24 +5,46 @@ Names follow the conventions: the prefix `bester_`, base units (seconds, bytes),
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 STATES = ("up", "down", "unknown")
+SAMPLES = 200
+"""Samples of one piece of the text."""
+HISTOGRAMS = 10
+"""Histograms in one part of a metric: each has 18 samples."""
+_HEAD = re.compile(rb"\A(?:#[^\n]*\n)+")
 REACHED = "reached_"
 """Beginning of the figures of a bridge that count what happened at a bound."""
 
 
-def text_of(status: Mapping[str, Any]) -> bytes:
-    """Return the metrics in Prometheus' text format."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(status))
-    return generate_latest(registry)
+def pieces_of(status: Mapping[str, Any]) -> Iterator[bytes]:
+    """Yield the metrics in Prometheus' text format, in pieces of some milliseconds: a server may have 2,000 types."""
+    before = ""
+    for metric in _Collector(status).collect():
+        samples = metric.samples
+        for begin in range(0, len(samples) or 1, SAMPLES):
+            metric.samples = samples[begin : begin + SAMPLES]
+            text = generate_latest(_Registry(metric))
+            yield text if metric.name != before else _HEAD.sub(b"", text)
+            before = metric.name
+
+
+class _Registry(CollectorRegistry):
+    """One metric, for the library to write."""
+
+    def __init__(self, metric: Metric) -> None:
+        super().__init__(auto_describe=False)
+        self._metric = metric
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric."""
+        yield self._metric
 
 
 class _Collector:
@@ -32,7 +54,7 @@ class _Collector:
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics."""
+        """Yield the metrics; one of very many samples in parts, one after the other."""
         yield from self._broker()
         yield from self._parties()
         yield from self._senders()
@@ -146,8 +168,7 @@ class _Collector:
             name = f"bester_messages_{key}" if key != "workers" else "bester_handlers"
             counts = {type_: row[key] for type_, row in types.items()}
             yield _by_key(GaugeMetricFamily, name, f"{about}, by type.", "type", counts)
-        hanging = Counter(type_ for each in self._status["handlers"] if each["stuck"] for type_ in each["types"])
-        stuck = {type_: hanging[type_] for type_ in types}
+        stuck = {type_: row["stuck"] for type_, row in types.items()}
         yield _by_key(GaugeMetricFamily, "bester_handlers_stuck", "Handlers that are stuck, by type.", "type", stuck)
         declared = dict.fromkeys(self._status["declared"], 1)
         about = "1 for a type of a declared handler."
@@ -156,10 +177,12 @@ class _Collector:
             ("bester_handler_seconds", "took", "Time of handlers over a message."),
             ("bester_message_seconds", "whole", "Time from the entry of a message to its report."),
         ):
-            times = HistogramMetricFamily(name, about, labels=["type"])
-            for type_, row in types.items():
-                _add_times(times, [type_], self._status["buckets_s"], row[key], row[f"{key}_s"])
-            yield times
+            rows = iter(types.items())
+            while some := tuple(islice(rows, HISTOGRAMS)):
+                times = HistogramMetricFamily(name, about, labels=["type"])
+                for type_, row in some:
+                    _add_times(times, [type_], self._status["buckets_s"], row[key], row[f"{key}_s"])
+                yield times
 
     def _servers(self) -> Iterator[Metric]:
         servers = self._status["servers"]

@@ -12,7 +12,10 @@ GETS = {
     "/metrics": ("The status as Prometheus metrics.", ()),
     "/api/status": ("Who is connected, figures by type, servers, store, bounds.", ()),
     "/api/sessions": ("The users with a session.", ()),
-    "/api/types": ("The message types, their workers and contracts.", ()),
+    "/api/types": (
+        "The message types, their workers and contracts; those behind `from`, which `next` names.",
+        ("from",),
+    ),
     "/api/peers": ("The other servers, and what is queued for them.", ()),
     "/api/dead": ("Dead letters without their bodies, the latest first.", ("type", "limit")),
     "/api/dead/letter": ("One dead letter with its body.", ("id",)),

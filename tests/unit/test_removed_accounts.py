@@ -1,0 +1,59 @@
+"""Removed accounts: the users that are looked up after a change, and the end of a removal."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from bester.broker.accounts import Accounts
+from bester.broker.removed_accounts import CHECKED_AT_ONCE, RemovedAccounts
+
+USERS = [f"u{number:04}" for number in range(2 * CHECKED_AT_ONCE + 10)]
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="b-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def accounts(directory: Path) -> Iterator[Accounts]:
+    with closing(Accounts(directory)) as accounts:
+        with closing(sqlite3.connect(directory / "accounts.db")) as db, db:
+            db.executemany("INSERT INTO account VALUES (?, '', 0)", [(user,) for user in USERS])
+        yield accounts
+
+
+def test_all_users_are_looked_up_after_a_change_some_at_a_time(accounts: Accounts, directory: Path) -> None:
+    removed = RemovedAccounts(accounts)
+    present = [*USERS[:5], "early", *USERS[5:], "late"]
+    seen = [removed.due(lambda: present) for _ in range(4)]
+    assert seen == [["early"], [], ["late"], []]
+    with closing(Accounts(directory)) as other:
+        other.remove(USERS[-1])
+    assert removed.due(lambda: present) == ["early", USERS[-1]], "a removal is known at once"
+    with closing(Accounts(directory)) as other:
+        other.remove(USERS[0])
+    seen = [removed.due(lambda: present) for _ in range(3)]
+    assert seen == [
+        [USERS[0], USERS[-1]],
+        sorted([USERS[0], USERS[-1], "late"]),
+        sorted([USERS[0], USERS[-1], "early"]),
+    ]
+
+
+def test_removal_is_struck_off_once_nothing_of_the_user_is_left(accounts: Accounts, directory: Path) -> None:
+    removed = RemovedAccounts(accounts)
+    with closing(Accounts(directory)) as other:
+        other.remove(USERS[0])
+        other.remove(USERS[1])
+    assert removed.due(list) == USERS[:2]
+    removed.strike_off_ended(lambda user: user == USERS[1])
+    assert removed.due(list) == [USERS[1]]
+    assert accounts.removed() == {USERS[1]}
