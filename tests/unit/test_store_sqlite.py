@@ -15,10 +15,21 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bester.broker.store import file, open_store, schema
+from bester.broker.store import file, open_store, reading, schema
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store.sqlite import SqliteStore
-from bester.broker.store_requests import Bounds, Bury, DeadLetter, End, Entry, Fetch, FindDeadLetters
+from bester.broker.store_requests import (
+    Bounds,
+    Bury,
+    DeadLetter,
+    End,
+    Entry,
+    Fetch,
+    FindDeadLetters,
+    FindOutcomes,
+    PurgeOutcomes,
+    SaveName,
+)
 from bester.broker.wire.codes import BesterError
 from tests.plain_user import plain_user
 from tests.unit.store_sqlite_stand import BOB, LOTS, keep, waiting
@@ -391,3 +402,39 @@ def test_end_of_a_message_does_not_write_its_body_again(store: SqliteStore, path
     before_bytes = log.stat().st_size
     assert store.commit([End(1, "delivered", forget=True)]).ok
     assert log.stat().st_size - before_bytes < 100_000
+
+
+def test_outcomes_of_a_message_are_found_by_its_id(store: SqliteStore, path: Path) -> None:
+    asked: list[str] = []
+    with closing(sqlite3.connect(path)) as db:
+        db.set_trace_callback(asked.append)
+        reading.answer(db, FindOutcomes("m1", "alice"))
+        ((_, _, _, plan), *_) = db.execute(f"EXPLAIN QUERY PLAN {asked[0]}").fetchall()
+    assert "INDEX entry_id" in plan
+
+
+def test_outcomes_are_counted_anew_where_there_may_be_too_many_alone(store: SqliteStore, path: Path) -> None:
+    def end(first: int, count: int) -> None:
+        numbers = range(first, first + count)
+        assert store.commit([keep(number) for number in numbers]).ok
+        assert store.commit([End(number, "delivered") for number in numbers]).ok
+
+    def left() -> tuple[int, int]:
+        """Let a minute pass: return the lowest number, and how many outcomes are remembered."""
+        assert store.commit([PurgeOutcomes(0.0, 500)]).ok
+        while store.commit([SaveName("s1")]).forgotten:
+            pass
+        with closing(sqlite3.connect(path)) as db:
+            lowest, count = db.execute("SELECT min(number), count(*) FROM entry").fetchone()
+            return lowest, count
+
+    end(1, 400)
+    assert left() == (1, 400)
+    end(401, 100)
+    assert left() == (1, 500)
+    end(501, 1)
+    assert left() == (7, 495)  # a hundredth more, for the next ones
+    end(502, 5)
+    assert left() == (7, 500)
+    end(507, 300)
+    assert left() == (312, 495)

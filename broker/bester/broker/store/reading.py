@@ -133,9 +133,10 @@ def _find_entry(db: sqlite3.Connection, read: FindEntry) -> tuple[Entry, str | N
 
 
 def _outcomes(db: sqlite3.Connection, read: FindOutcomes) -> dict[str, str]:
+    # The + keeps SQLite from going by number, through all messages that there are.
     rows = db.execute(
         "SELECT target, outcome FROM entry WHERE id >= ? AND id < ? AND sender = ?3 "
-        "AND number > coalesce((SELECT upto FROM disowned WHERE name = ?3), 0) ORDER BY number",
+        "AND +number > coalesce((SELECT upto FROM disowned WHERE name = ?3), 0) ORDER BY number",
         (text(read.message + ".0"), text(read.message + ".:"), text(read.sender)),  # a number comes next
     )
     return summed_up((read_text(target), outcome_of(outcome)) for target, outcome in rows)

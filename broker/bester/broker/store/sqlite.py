@@ -26,15 +26,18 @@ from bester.broker.store.reading import answer
 from bester.broker.store.snapshot import snapshot
 from bester.broker.store.writing import (
     CARRY_OUT,
+    count_outcomes,
     drop_heavy_letters,
     drop_oldest_letters,
-    forget_from,
     forget_some,
     insert,
+    oldest_beyond,
+    weigh_letters,
 )
 from bester.broker.store_requests import (
     LETTER_BYTES,
     Bury,
+    End,
     Enqueue,
     PurgeOutcomes,
     Read,
@@ -106,7 +109,9 @@ class SqliteStore(Commits):
         self._unwritten: tuple[str, int] | None = None  # the name and count of this life, until they can be written
         self._again_at = 0.0
         self._busy_s = file.BUSY_S  # patience with a lock of another process: none once the store is open
-        self._to_forget: tuple[float, int] | None = None  # see `forget_from`
+        self._to_forget: tuple[float, int] | None = None  # see `forget_some`
+        self._outcomes: int | None = None  # no more outcomes are remembered than these; None: not counted yet
+        self._letter_bytes: int | None = None  # the same of the bodies of dead letters
 
     # --- opening ---
 
@@ -357,15 +362,34 @@ class SqliteStore(Commits):
 
     def _carry_out(self, kind: type[Any], run: list[Any]) -> dict[int, str | None]:
         if kind is Enqueue or kind is RecordRemote:
+            if kind is RecordRemote and self._outcomes is not None:
+                self._outcomes += len(run)
             return insert(self._db, run)
         if kind is PurgeOutcomes:
-            self._to_forget = forget_from(self._db, run[-1])
-            self._letters_dropped += drop_heavy_letters(self._db, LETTER_BYTES)
+            self._purge(run[-1])
         else:
             CARRY_OUT[kind](self._db, run)
-        if kind is Bury:
+        if kind is End and self._outcomes is not None:
+            self._outcomes += len(run)
+        elif kind is Bury:
+            if self._letter_bytes is not None:
+                self._letter_bytes += sum(len(each.letter.body) for each in run)
             self._letters_dropped += drop_oldest_letters(self._db, self._dead_letters)
         return {}
+
+    def _purge(self, purge: PurgeOutcomes) -> None:
+        """Drop heavy dead letters, and note which outcomes are to be forgotten. To count either takes the longer the
+        more there are, so they are counted where there may be too many alone, and a hundredth more is forgotten."""
+        upto = -1 if self._to_forget is None else self._to_forget[1]
+        if self._outcomes is None or self._outcomes > purge.most:
+            self._outcomes = count_outcomes(self._db)
+            if self._outcomes > purge.most:
+                self._outcomes = purge.most - purge.most // 100
+                upto = oldest_beyond(self._db, self._outcomes)
+        self._to_forget = purge.before_s, upto
+        if self._letter_bytes is None or self._letter_bytes > LETTER_BYTES:
+            self._letters_dropped += drop_heavy_letters(self._db, LETTER_BYTES)
+            self._letter_bytes = weigh_letters(self._db)
 
     def _forget_some(self) -> tuple[int, int]:
         """Forget some of the outcomes that are to be forgotten; the next commits forget the rest. Returns how many had

@@ -18,7 +18,6 @@ from bester.broker.store_requests import (
     Enqueue,
     ForgetRemote,
     MarkSent,
-    PurgeOutcomes,
     RecordRemote,
     RecordType,
     Rewrite,
@@ -56,6 +55,7 @@ _DROP_HEAVY = (
     "DELETE FROM letter WHERE serial IN (SELECT serial FROM "
     "(SELECT serial, sum(length(body)) OVER (ORDER BY serial DESC) AS size FROM letter) WHERE size > ?)"
 )
+_REMEMBERED = f"SELECT count(*) FROM entry WHERE {REMEMBERED}"  # noqa: S608 (own words)
 _TOO_MANY = f"SELECT number FROM entry WHERE {REMEMBERED} ORDER BY number DESC LIMIT 1 OFFSET ?"  # noqa: S608 (own words)
 _FORGET_OVER = (
     "DELETE FROM entry WHERE number IN "
@@ -263,11 +263,22 @@ def drop_heavy_letters(db: sqlite3.Connection, limit_bytes: int) -> int:
     return db.execute(_DROP_HEAVY, (limit_bytes,)).rowcount
 
 
-def forget_from(db: sqlite3.Connection, forget: PurgeOutcomes) -> tuple[float, int]:
-    """Return a time and a number: outcomes that expired before that time, or have a number up to that one, are to be
-    forgotten."""
-    row = db.execute(_TOO_MANY, (forget.most,)).fetchone()
-    return forget.before_s, -1 if row is None else row[0]
+def count_outcomes(db: sqlite3.Connection) -> int:
+    """Return how many messages are kept for their outcome alone. SQLite counts a million for 50 ms."""
+    count: int = db.execute(_REMEMBERED).fetchone()[0]
+    return count
+
+
+def weigh_letters(db: sqlite3.Connection) -> int:
+    """Return the bytes of the bodies of all dead letters."""
+    size: int = db.execute("SELECT coalesce(sum(length(body)), 0) FROM letter").fetchone()[0]
+    return size
+
+
+def oldest_beyond(db: sqlite3.Connection, most: int) -> int:
+    """Return the number up to which outcomes are to be forgotten, so that `most` are left."""
+    row = db.execute(_TOO_MANY, (most,)).fetchone()
+    return -1 if row is None else row[0]
 
 
 def forget_some(db: sqlite3.Connection, before_s: float, upto: int, limit: int) -> tuple[int, int]:
