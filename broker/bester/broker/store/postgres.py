@@ -86,6 +86,8 @@ class PostgresStore(Commits):
         self._serial = 0
         self._sharing = False
         self._to_forget: tuple[float, int] | None = None
+        self._outcomes: int | None = None
+        self._letter_bytes: int | None = None
         self._adopting: int | None = None  # first number of an adoption that may be committed, and was not answered
         self._measure_at = 0.0
         self._at_work = threading.Lock()
@@ -151,7 +153,7 @@ class PostgresStore(Commits):
             ((last,),) = rows(connection, "SELECT max(serial) FROM body WHERE ns = %b", ns)
         self._held.on_committed()
         self._serial, self._sharing = (last or 0) + 1, last is not None
-        self._to_forget = None
+        self._to_forget = self._outcomes = self._letter_bytes = None
         self._is_open = True
         self._warn(connection)
         return found
@@ -196,6 +198,7 @@ class PostgresStore(Commits):
                     self._held.lose(reason)
                     connection, was_committed = self._held.settle()
                     if was_committed:
+                        self._outcomes = self._letter_bytes = None
                         repeated = self._duplicates_of(connection, writes)
                     elif is_last:
                         raise BesterError("storage-unavailable", f"{self.database.where}: {reason}") from None
@@ -213,6 +216,8 @@ class PostgresStore(Commits):
             sharing=self._sharing,
             dead_letters=self._dead_letters,
             to_forget=self._to_forget,
+            outcomes=self._outcomes,
+            letter_bytes=self._letter_bytes,
         )
         try:
             group.add(writes)
@@ -233,7 +238,7 @@ class PostgresStore(Commits):
         for statement, cursor in zip(group.statements, cursors, strict=True):
             if statement.take is not None:
                 statement.take(cursor)
-        self._to_forget = group.to_forget
+        self._to_forget, self._outcomes, self._letter_bytes = group.to_forget, group.outcomes, group.letter_bytes
         self._forgotten += group.forgotten
         return group.repeated
 
@@ -334,6 +339,8 @@ class PostgresStore(Commits):
                 self._held.on_database_clock(database_s)
                 return found._replace(abandoned="") if self._held.is_back else found
             if isinstance(read, FindEntry) and read.number:
+                if self._outcomes is not None:
+                    self._outcomes += 1  # it may be moved to this namespace
                 return postgres_adoption.find_entry(connection, lease.ns, lease.epoch, read)
             return postgres_reading.answer(connection, lease.ns, read)
 
@@ -369,6 +376,7 @@ class PostgresStore(Commits):
 
     def _count_move(self, move: postgres_adoption.Move) -> None:
         self._held.on_committed()
+        self._outcomes = self._letter_bytes = None
         self._sharing = self._sharing or move.serial > self._serial
         self._serial = move.serial
 

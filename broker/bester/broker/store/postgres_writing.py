@@ -164,7 +164,11 @@ _FORGET_OVER = """
 DELETE FROM entry WHERE ns = %b AND number IN
 (SELECT number FROM entry WHERE ns = %b AND outcome IS NOT NULL AND expires_s < %b::float8 ORDER BY expires_s LIMIT %b)
 """
-_TOO_MANY = f"(SELECT number FROM entry WHERE ns = %b AND {REMEMBERED} ORDER BY number DESC LIMIT 1 OFFSET %b)"  # noqa: S608 (own words)
+_TOO_MANY = f"""
+(SELECT number FROM entry WHERE ns = %b AND {REMEMBERED} ORDER BY number DESC LIMIT 1 OFFSET
+(SELECT CASE WHEN count(*) > %b THEN %b ELSE %b END FROM entry WHERE ns = %b AND {REMEMBERED}))
+"""  # noqa: S608 (own words)
+_REMEMBERED = f"SELECT count(*) FROM entry WHERE ns = %b AND {REMEMBERED}"  # noqa: S608 (own words)
 _FORGET_OLDEST = f"""
 DELETE FROM entry WHERE ns = %b AND number IN
 (SELECT number FROM entry WHERE ns = %b AND {REMEMBERED} AND number <= UPTO ORDER BY number LIMIT %b)
@@ -215,18 +219,22 @@ class Group:
 
     `repeated` has the numbers of the duplicates once all answers are taken. `serial` is the next one of a shared body;
     with `sharing` there may be shared bodies, and Ends look for them. `to_forget` is what is left of a purge: outcomes
-    that expired before a time, or have a number up to this one. `forgotten` counts what the group forgets at bounds,
-    once all answers are taken.
+    that expired before a time, or have a number up to this one. No more than `outcomes` are remembered (None: not
+    counted yet), and no more than `letter_bytes` are in dead letters. `forgotten` counts what the group forgets at
+    bounds, once all answers are taken.
     """
 
     def __init__(
-        self, ns: int, *, serial: int, sharing: bool, dead_letters: int, to_forget: tuple[float, int] | None
-    ) -> None:
+        self, ns: int, *, serial: int, sharing: bool, dead_letters: int, to_forget: tuple[float, int] | None,
+        outcomes: int | None = None, letter_bytes: int | None = None,
+    ) -> None:  # fmt: skip
         self.statements: list[Statement] = []
         self.repeated: dict[int, str | None] = {}
         self.serial = serial
         self.sharing = sharing
         self.to_forget = to_forget
+        self.outcomes = outcomes
+        self.letter_bytes = letter_bytes
         self.forgotten: Counter[str] = Counter()  # by the name of a bound
         self._ns = ns
         self._dead_letters = dead_letters
@@ -246,6 +254,8 @@ class Group:
         self.statements.append(Statement(text_, values, take))
 
     def _insert(self, run: Sequence[Enqueue | RecordRemote]) -> None:
+        if self.outcomes is not None and isinstance(run[0], RecordRemote):
+            self.outcomes += len(run)
         shared = shared_bodies(run)
         serials: dict[bytes, int] = {}
         for body in shared:
@@ -287,6 +297,8 @@ class Group:
             self.repeated[number] = first[keys[number]] if is_here else outcome
 
     def _end(self, run: list[End]) -> None:
+        if self.outcomes is not None:
+            self.outcomes += len(run)
         outcomes = {each.number: written(each.outcome) for each in run}
         forgotten = [each.number for each in run if each.forget]
         numbers = list(outcomes)
@@ -326,6 +338,8 @@ class Group:
             )
             for id_, type_, body, reason, at_s, meta in latest.values()
         ]  # fmt: skip
+        if self.letter_bytes is not None:
+            self.letter_bytes += sum(len(letter.body) for letter in latest.values())
         self._say(_UNBURY, self._ns, [row[0] for row in rows])
         self._say(_BURY, self._ns, *_columns(rows))
         self._say(_DROP_OLDEST, self._ns, self._ns, self._dead_letters, take=self._take_dropped)
@@ -358,25 +372,40 @@ class Group:
             self._say(statement, self._ns, written(server))
 
     def _purge(self, run: list[PurgeOutcomes]) -> None:
-        self._say(_DROP_HEAVY, self._ns, self._ns, LETTER_BYTES, take=self._take_dropped)
+        if self.letter_bytes is None or self.letter_bytes > LETTER_BYTES:
+            self._say(_DROP_HEAVY, self._ns, self._ns, LETTER_BYTES, take=self._take_dropped)
+            self._say(
+                "SELECT coalesce(sum(length(body)), 0)::bigint FROM letter WHERE ns = %b",
+                self._ns,
+                take=self._take_weight,
+            )
 
     def _take_dropped(self, cursor: Cursor) -> None:
         self.forgotten["dead_letters"] += cursor.rowcount
 
+    def _take_weight(self, cursor: Cursor) -> None:
+        ((self.letter_bytes,),) = cursor.fetchall()
+
     def _forget_some(self, purge: PurgeOutcomes | None) -> None:
-        """Forget some of the outcomes that are to be forgotten; the next groups forget the rest."""
+        """Forget some of the outcomes that are to be forgotten; the next groups forget the rest. To count the outcomes
+        takes the longer the more there are, so they are counted where there may be too many alone."""
         counts: list[int] = []
         before_s, upto = self.to_forget or (0.0, -1)
+        oldest = _FORGET_OLDEST.replace("UPTO", "%b")
+        bound: tuple[int, ...] = (upto,)
         if purge is not None:
             before_s = purge.before_s
-            self._say(
-                f"SELECT {_TOO_MANY}", self._ns, purge.most, take=lambda cursor: self._take_upto(before_s, cursor)
-            )
+            self.to_forget = before_s, upto
+            if self.outcomes is None or self.outcomes > purge.most:
+                most = purge.most
+                kept = most - most // 100
+                beyond = self._ns, most, kept, most, self._ns
+                self._say(_REMEMBERED, self._ns, take=lambda cursor: self._take_count(most, cursor))
+                self._say(f"SELECT {_TOO_MANY}", *beyond, take=lambda cursor: self._take_upto(before_s, cursor))
+                oldest, bound = _FORGET_OLDEST.replace("UPTO", _TOO_MANY), beyond
         self._say(
             _FORGET_OVER, self._ns, self._ns, before_s, FORGOTTEN_AT_ONCE, take=lambda c: counts.append(c.rowcount)
         )
-        oldest = _FORGET_OLDEST.replace("UPTO", "%b" if purge is None else _TOO_MANY)
-        bound = (upto,) if purge is None else (self._ns, purge.most)
 
         def take(cursor: Cursor) -> None:
             self.forgotten["outcomes"] += cursor.rowcount
@@ -384,6 +413,11 @@ class Group:
                 self.to_forget = None
 
         self._say(oldest, self._ns, self._ns, *bound, FORGOTTEN_AT_ONCE, take=take)
+
+    def _take_count(self, most: int, cursor: Cursor) -> None:
+        """Take in how many outcomes there are, without those that are forgotten from now on."""
+        ((count,),) = cursor.fetchall()
+        self.outcomes = count if count <= most else most - most // 100
 
     def _take_upto(self, before_s: float, cursor: Cursor) -> None:
         ((upto,),) = cursor.fetchall()
