@@ -26,8 +26,11 @@ from bester.broker.store_requests import (
     Entry,
     Fetch,
     FindDeadLetters,
+    FindEntry,
+    FindOldest,
     FindOutcomes,
     PurgeOutcomes,
+    Read,
     SaveName,
 )
 from bester.broker.wire.codes import BesterError
@@ -404,13 +407,23 @@ def test_end_of_a_message_does_not_write_its_body_again(store: SqliteStore, path
     assert log.stat().st_size - before_bytes < 100_000
 
 
-def test_outcomes_of_a_message_are_found_by_its_id(store: SqliteStore, path: Path) -> None:
+@pytest.mark.parametrize(
+    "read",
+    [
+        Fetch(BOB, 0, LOTS, LOTS),
+        FindEntry("m1", "s2"),
+        FindOldest(),
+        FindOutcomes("m1", "alice"),
+    ],
+)  # fmt: skip
+def test_read_goes_through_no_more_messages_than_it_names(store: SqliteStore, path: Path, read: Read) -> None:
     asked: list[str] = []
     with closing(sqlite3.connect(path)) as db:
         db.set_trace_callback(asked.append)
-        reading.answer(db, FindOutcomes("m1", "alice"))
-        ((_, _, _, plan), *_) = db.execute(f"EXPLAIN QUERY PLAN {asked[0]}").fetchall()
-    assert "INDEX entry_id" in plan
+        reading.answer(db, read)
+        steps = [step for each in list(asked) for *_, step in db.execute(f"EXPLAIN QUERY PLAN {each}").fetchall()]
+    assert steps
+    assert not [step for step in steps if step.startswith("SCAN entry") or "rowid>" in step]
 
 
 def test_outcomes_are_counted_anew_where_there_may_be_too_many_alone(store: SqliteStore, path: Path) -> None:
