@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from bester.broker.accounts import Accounts
-from bester.broker.removed_accounts import CHECKED_AT_ONCE, RemovedAccounts
+from bester.broker.removed_accounts import CHECKED_AT_ONCE, REPORTED_AT_ONCE, RemovedAccounts
 
 USERS = [f"u{number:04}" for number in range(2 * CHECKED_AT_ONCE + 10)]
 
@@ -57,3 +57,20 @@ def test_removal_is_struck_off_once_nothing_of_the_user_is_left(accounts: Accoun
     removed.strike_off_ended(lambda user: user == USERS[1])
     assert removed.due(list) == [USERS[1]]
     assert accounts.removed() == {USERS[1]}
+
+
+def test_many_removed_accounts_are_reported_in_turn_and_struck_off_after_that_alone(
+    accounts: Accounts, directory: Path
+) -> None:
+    removed = RemovedAccounts(accounts)
+    gone = USERS[: 2 * REPORTED_AT_ONCE + 1]
+    with closing(sqlite3.connect(directory / "accounts.db")) as db, db:
+        db.executemany("INSERT INTO removed VALUES (?)", [(user,) for user in gone])
+        db.executemany("DELETE FROM account WHERE name = ?", [(user,) for user in gone])
+    first = removed.due(list)
+    assert first == gone[:REPORTED_AT_ONCE]
+    assert all(removed.is_under_removal(user) for user in gone)
+    removed.strike_off_ended(lambda user: user == first[0])
+    assert accounts.removed() == set(gone) - set(first[1:])
+    assert removed.due(list) == gone[REPORTED_AT_ONCE : 2 * REPORTED_AT_ONCE]
+    assert {first[0], gone[-1]} <= set(removed.due(list))

@@ -16,6 +16,8 @@ from bester.broker.users import Logins
 CHECKED_AT_ONCE = 1_000
 """Users whose accounts are looked up in one call of `due`, some milliseconds: a server may have a million mailboxes,
 and every change of an account is a reason to look."""
+REPORTED_AT_ONCE = 200
+"""Removed accounts that are reported in one call of `due`: each is looked for in many places, some 50 us."""
 
 
 class RemovedAccounts:
@@ -26,7 +28,8 @@ class RemovedAccounts:
 
     def __init__(self, accounts: Logins) -> None:
         self._accounts = accounts
-        self._names: set[str] = set()
+        self._names: dict[str, None] = {}  # those that are to be reported next are first
+        self._reported: set[str] = set()
         self._disabled: set[str] = set()
         self._changed = False
         self._unchecked: Iterator[str] = iter(())
@@ -35,7 +38,7 @@ class RemovedAccounts:
         """Record removals by other processes; cheap without any."""
         if self._accounts.changed():
             self._changed = True
-            self._names.update(self._accounts.removed())
+            self._names.update(dict.fromkeys(sorted(self._accounts.removed() - self._names.keys())))
             self._disabled = self._accounts.disabled()
 
     def shut_out(self, is_connected: Callable[[str], bool]) -> list[str]:
@@ -51,28 +54,36 @@ class RemovedAccounts:
     def accounts_of(self, names: Collection[str]) -> set[str]:
         """Return those of these names for whose users messages may be queued."""
         self.check()
-        return self._accounts.existing(names) - self._names
+        return self._accounts.existing(names) - self._names.keys()
 
     def due(self, users: Callable[[], Iterable[str]]) -> list[str]:
-        """Return the users to report to the core as removed; repeatedly, as a bridge may bring back a connection.
+        """Return the users to report to the core as removed, REPORTED_AT_ONCE of all in turn; repeatedly, as a bridge
+        may bring back a connection.
 
         `users` returns those with connections or messages. A user without an account counts as removed, since the file
         of accounts may be an older copy: CHECKED_AT_ONCE of them are looked up in a call, after a change all of them.
         """
         self.check()
+        names = list(islice(self._names, REPORTED_AT_ONCE))
+        if len(names) < len(self._names):
+            for name in names:
+                del self._names[name]
+                self._names[name] = None
+        self._reported.update(names)
         some = list(islice(self._unchecked, CHECKED_AT_ONCE))
         if not some and self._changed:
             self._changed = False
             self._unchecked = iter(users())
             some = list(islice(self._unchecked, CHECKED_AT_ONCE))
-        if not some:
-            return sorted(self._names)
-        return sorted(self._names.union(some).difference(self._accounts.existing(some) - self._names))
+        missing = set(some) - self._accounts.existing(some) if some else set()
+        return sorted(missing.union(names))
 
     def strike_off_ended(self, is_left: Callable[[str], bool]) -> None:
         """Strike off the removed accounts of which nothing is left; call when all output of the core is on disk.
         `is_left` returns whether a user has connections or messages."""
-        if self._names:
-            gone = {name for name in self._names if not is_left(name)}
+        if self._reported:
+            gone = {name for name in self._reported if not is_left(name)}
             if gone and self._accounts.strike_off(gone):
-                self._names -= gone
+                self._reported -= gone
+                for name in gone:
+                    del self._names[name]
