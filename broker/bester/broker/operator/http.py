@@ -14,6 +14,7 @@ import errno
 import hmac
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -79,6 +80,8 @@ class OperatorHttp:
         self._host = host
         self._requests = 0
         self._live = 0
+        self._live_at = -math.inf
+        self._live_event = b""
         self.connections: Connections | None = None
         """The connections that requests come from, once there is a listener."""
         self.app = web.Application(middlewares=[self._admit], client_max_size=MAX_BODY)
@@ -251,6 +254,15 @@ class OperatorHttp:
 
         return handler
 
+    async def _live_text(self) -> bytes:
+        """Return the event of the status with its findings; the open pages share it for half a second."""
+        now = asyncio.get_running_loop().time()
+        if now - self._live_at > LIVE_S / 2:
+            status = await self._desk.ask("status")
+            self._live_event = b"data: " + json.dumps(status | {"findings": _found(status)}).encode() + b"\n\n"
+            self._live_at = now
+        return self._live_event
+
     async def _live_status(self, request: web.Request) -> web.StreamResponse:
         """Send the status with its findings once a second, as server-sent events."""
         if self._live >= MAX_LIVE:
@@ -262,10 +274,9 @@ class OperatorHttp:
         try:
             await response.write(b"event: rights\ndata: " + may_act + b"\n\n")
             while True:
-                status = await self._desk.ask("status")
-                status |= {"findings": _found(status)}
+                text = await self._live_text()
                 async with asyncio.timeout(BODY_S):
-                    await response.write(b"data: " + json.dumps(status).encode() + b"\n\n")
+                    await response.write(text)
                 await asyncio.sleep(LIVE_S)
         except (ConnectionError, TimeoutError, BesterError):
             return response
