@@ -203,7 +203,7 @@ def test_bodies_read_at_once_are_bounded(stand: Stand, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("bodies", [True, False])
 def test_page_is_bounded_by_its_bodies_read_or_not(stand: Stand, monkeypatch: pytest.MonkeyPatch, bodies: bool) -> None:
     for module in (memory_letters, reading, postgres_reading):
-        monkeypatch.setattr(module, "PAGE_BYTES", 100)
+        monkeypatch.setattr(module, "LETTER_PAGE_BYTES", 100)
     stand.write(heavy("a", 40), heavy("b", 60), heavy("heavy", 400))
     first: DeadLetterPage = stand.read(FindDeadLetters(None, None, 9, bodies, True))
     assert ([each.id for each in first.letters], first.left) == (["a", "b"], 1)

@@ -20,7 +20,7 @@ LETTER_BYTES = 1024 * 1024 * 1024
 """Bound on the bodies of all dead letters together."""
 READ_BYTES = 64 * 1024 * 1024
 """Bound on the bodies of dead letters that are read at once."""
-PAGE_BYTES = 2 * 1024 * 1024
+LETTER_PAGE_BYTES = 2 * 1024 * 1024
 """Bound on the bodies of the dead letters of a page, read or not: they are replayed, or dropped, in one turn."""
 NAMES = 1_000
 """Names of the server that the store remembers: a container may have another name at every start, and outcomes under
@@ -341,7 +341,7 @@ class FindDeadLetters(NamedTuple):
     `limit`, and no more than READ_BYTES of bodies, at least one. Without `bodies` these are empty.
 
     With `oldest_first` the answer is a DeadLetterPage, the oldest first, of those above `after` and up to `upto` (0: up
-    to the latest), as an earlier page has named them. All bodies of a page have PAGE_BYTES at most, read or not."""
+    to the latest), as an earlier page has named them. All bodies of a page have LETTER_PAGE_BYTES at most, read or not."""
 
     id: str | None
     type: str | None

@@ -8,7 +8,7 @@ from itertools import accumulate, islice
 from bester.broker.store.rows import pack, unpack
 from bester.broker.store_requests import (
     LETTER_BYTES,
-    PAGE_BYTES,
+    LETTER_PAGE_BYTES,
     READ_BYTES,
     DeadLetter,
     DeadLetterPage,
@@ -92,7 +92,7 @@ def _found(read: FindDeadLetters, letters: Iterable[DeadLetter]) -> list[DeadLet
     """Return those of these letters that are meant, within the limits of the read."""
     found = list(islice((letter for letter in letters if _is_meant(letter, read)), read.limit))
     if read.bodies or read.oldest_first:
-        most_bytes = PAGE_BYTES if read.oldest_first else READ_BYTES
+        most_bytes = LETTER_PAGE_BYTES if read.oldest_first else READ_BYTES
         sizes = accumulate(len(letter.body) for letter in found)
         found = found[: max(1, sum(size <= most_bytes for size in sizes))]
     return [

@@ -12,7 +12,7 @@ from bester.broker.store.postgres_writing import ID_PART, beginning, key_of_lett
 from bester.broker.store.reading import Row, entry_of, letters_of, outcome_of
 from bester.broker.store.rows import counts_by_server, of_all_brokers, read_text, summed_shares, unpack, unpack_lane
 from bester.broker.store_requests import (
-    PAGE_BYTES,
+    LETTER_PAGE_BYTES,
     READ_BYTES,
     ClockState,
     DeadLetter,
@@ -165,7 +165,9 @@ def _find_dead_letters(connection: Connection, ns: int, read: FindDeadLetters) -
         return letters_of(_letters(connection, read, where, values, "serial DESC"), READ_BYTES)[0]
     upto = read.upto or rows(connection, "SELECT coalesce(max(serial), 0) FROM letter WHERE ns = %b", ns)[0][0]
     where = f"{where} AND serial > %b AND serial <= %b"
-    letters, after = letters_of(_letters(connection, read, where, (*values, read.after, upto), "serial"), PAGE_BYTES)
+    letters, after = letters_of(
+        _letters(connection, read, where, (*values, read.after, upto), "serial"), LETTER_PAGE_BYTES
+    )
     left = f"SELECT count(*) FROM letter WHERE {where}"  # noqa: S608 (own words)
     return DeadLetterPage(letters, rows(connection, left, *values, after or upto, upto)[0][0], after or upto, upto)
 
@@ -184,7 +186,7 @@ def _letters(
     )
     columns = "serial, id, type, body, size, reason, at_s, meta"
     query = f"SELECT {columns} FROM ({sized}) AS sized WHERE at = 1 OR upto <= %b ORDER BY {order}"  # noqa: S608 (own words)
-    return rows(connection, query, *values, read.limit, PAGE_BYTES if read.oldest_first else READ_BYTES)
+    return rows(connection, query, *values, read.limit, LETTER_PAGE_BYTES if read.oldest_first else READ_BYTES)
 
 
 def snapshot(

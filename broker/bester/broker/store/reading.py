@@ -10,7 +10,7 @@ from bester.broker.store.rows import read_text, summed_up, text, unpack
 from bester.broker.store_brokers import Adopted, Brokers
 from bester.broker.store_requests import (
     DAMAGED,
-    PAGE_BYTES,
+    LETTER_PAGE_BYTES,
     READ_BYTES,
     Adopt,
     DeadLetter,
@@ -175,7 +175,7 @@ def _find_dead_letters(db: sqlite3.Connection, read: FindDeadLetters) -> list[De
     between = "serial > ? AND serial <= ?"
     letters, after = letters_of(
         db.execute(f"{select} AND {between} ORDER BY serial LIMIT ?", (*values, read.after, upto, read.limit)),
-        PAGE_BYTES,
+        LETTER_PAGE_BYTES,
     )
     left = f"SELECT count(*) FROM letter WHERE {where} AND {between}"  # noqa: S608 (names alone)
     return DeadLetterPage(letters, db.execute(left, (*values, after or upto, upto)).fetchone()[0], after or upto, upto)

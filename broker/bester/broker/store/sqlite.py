@@ -161,6 +161,7 @@ class SqliteStore(Commits):
         """Open the existing file, and bring it to this version. Where the disk has no room for SQLite's shared memory,
         open the file without that, until there is some. Where there was no room for the file itself, a database in
         memory stands in, to which nothing is written."""
+        self._outcomes = self._letter_bytes = None
         if self._stands_in:
             self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
             schema.migrate(self._connection)
