@@ -341,7 +341,8 @@ class FindDeadLetters(NamedTuple):
     `limit`, and no more than READ_BYTES of bodies, at least one. Without `bodies` these are empty.
 
     With `oldest_first` the answer is a DeadLetterPage, the oldest first, of those above `after` and up to `upto` (0: up
-    to the latest), as an earlier page has named them. All bodies of a page have LETTER_PAGE_BYTES at most, read or not."""
+    to the latest), as an earlier page has named them. All bodies of a page, read or not, have LETTER_PAGE_BYTES at
+    most."""
 
     id: str | None
     type: str | None
