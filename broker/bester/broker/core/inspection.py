@@ -1,7 +1,8 @@
 """Inspection: the contents of a broker at one moment, as plain values: counts, and small tables. Pure.
 
-`Router.inspect()` puts an Inspection together for an operator or a test; each unit of the core gives its own part.
-Nothing is counted in advance, so an inspection costs nothing until somebody asks. The values are copies.
+`Router.inspect()` puts an Inspection together for a test, or for whoever looks for what is left over; each unit of the
+core gives its own part. Counting is done at the call, and takes longer the more there is; what a running server tells
+an operator is at hand (see `status`). The values are copies.
 """
 
 from __future__ import annotations
