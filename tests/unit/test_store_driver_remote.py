@@ -197,6 +197,20 @@ def test_absent_store_refuses_at_once_what_comes_behind_an_open_group() -> None:
     assert ([99], True) in stand.log
 
 
+def test_router_learns_that_a_store_is_back_which_was_away_during_a_read() -> None:
+    stand = Stand()
+    stand.add(Fetch(BOX, 0, 9, 99))
+    stand.store.away = "away; see PostgreSQL"  # the thread waits for the connection
+    stand.add(keep(1))
+    stand.driver.retry()
+    assert stand.log == [([1], False)]
+    stand.store.away = ""
+    stand.thread_ends()
+    stand.driver.tick()
+    stand.thread_ends()
+    assert stand.log[1:] == [("Fetch", 0), ([], True)]
+
+
 def test_large_messages_wait_for_a_commit_that_is_under_way_up_to_a_bound() -> None:
     stand = Stand()
     stand.add(keep(1))

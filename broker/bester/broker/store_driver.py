@@ -332,8 +332,8 @@ class StoreDriver:
             return
         if result.busy:
             result = result._replace(kept=self._store.hold_back(group))
+        failed, self._held_back = self._held_back or self._away, not result.ok
         self._away = self._away and not result.ok
-        held_back, self._held_back = self._held_back, not result.ok
         figures = self._router.figures.store
         figures.failures += not result.ok
         if not result.ok:
@@ -341,7 +341,7 @@ class StoreDriver:
             self._was_away = self._store.is_remote and result.code == "storage-unavailable"
         elif group or self._owes or self._was_away:  # otherwise nothing was written
             figures.failing, self._owes, self._was_away = None, False, False
-        if group or result.late or result.dropped or (held_back and result.ok):  # answers may wait for it
+        if group or result.late or result.dropped or (failed and result.ok):  # answers may wait for it
             self._carry_out(self._router.on_committed(group, result, self._clock()))
 
     def _probe(self) -> None:
