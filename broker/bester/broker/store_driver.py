@@ -215,7 +215,10 @@ class StoreDriver:
 
     def finish(self) -> None:
         """Write everything, whatever the bound of a group: the process ends. A lock is waited for, and a disk, for
-        FINISH_S at most."""
+        FINISH_S at most. Where another process has taken the store nothing can be written, and bridges wait to hear of
+        the end."""
+        if self._store.fenced:
+            return
         self.tick()
         deadline = self._clock() + FINISH_S
         while self._groups or self._writes or self._is_blocked():
