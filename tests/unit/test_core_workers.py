@@ -555,7 +555,6 @@ class Crews(RuleBasedStateMachine):
         self.all_answer()
         self.let_time_pass(31.0)
         self.all_answer()  # also the last worker, which became free for a suspect meanwhile
-        self.listen()
         state = self.stand.state
         assert self.reported == set(range(1, self.submitted + 1))
         assert self.stand.router.idle
