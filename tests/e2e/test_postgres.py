@@ -195,6 +195,7 @@ async def test_broker_whose_lease_was_taken_writes_nothing_and_ends(cluster: Clu
         stopped.send_signal(signal.SIGCONT)
         assert await asyncio.wait_for(stopped.process.wait(), DEADLINE_S * 2) == 1
         assert "another process has taken the lease" in stopped.lines[-1]
+        assert not [line for line in stopped.lines if "still under way" in line], "nothing was waited for"
         assert await received(second, "bob", len(kept)) == kept
         await ann.close()
 

@@ -7,6 +7,7 @@ from typing import Any
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store.memory_shared import SharedMemory
+from bester.broker.store_requests import Bounds
 from bester.broker.wire.messages import Confirm, Goodbye, Open, Report, Submit
 from tests.unit.core_stand import START, Stand
 
@@ -43,12 +44,15 @@ class Bridge:
         self.stand.say(self.link, Confirm(0, reports=reports))
 
 
-def town(limits: Limits | None = None, *, is_shared: bool = False) -> tuple[Stand, Bridge, Link]:
+def town(
+    limits: Limits | None = None, *, is_shared: bool = False, bounds: Bounds | None = None
+) -> tuple[Stand, Bridge, Link]:
     """Return a server, its bridge, and a handler of type `chat`; `is_shared`: the server may have other brokers."""
     routes = {"s2": Route("s2", native="10.0.0.2:2223")}
     settings = Settings(
-        "s1", routes=routes, hosts={"10.0.0.2": ("s2",)}, limits=limits or Limits(), declared_types=frozenset({"late"})
-    )
+        "s1", routes=routes, hosts={"10.0.0.2": ("s2",)}, limits=limits or Limits(), bounds=bounds or Bounds(),
+        declared_types=frozenset({"late"}),
+    )  # fmt: skip
     store = SharedMemory(lambda: 0.0).namespace("b1") if is_shared else None
     stand = Stand(settings, accounts=frozenset({"alice", "bob", "carol"}), now=START - 5.0, store=store)
     stand.wait(5.0)

@@ -7,6 +7,7 @@ import pytest
 from bester.broker.core.cases import MAX_ASKERS, Case, Kind, Reports
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.pending_answers import PendingAnswers
+from bester.broker.core.queues import FULL_TURN_S
 from bester.broker.core.settings import Limits
 from bester.broker.store_requests import Bury, Committed, DeadLetter
 from bester.broker.wire.messages import Close, Confirm, Deliver, Hello, Open, Relayed, Reply, Report, Request
@@ -318,3 +319,17 @@ def test_store_that_is_away_is_the_reason_until_it_can_be_written() -> None:
     post.queues(b"9")
     assert stand.mail("bob") == [b"9"]
     assert stand.state.queues.messages == 1
+
+
+def test_store_that_is_back_takes_messages_at_once() -> None:
+    stand = town()
+    post = Post(stand)
+    stand.store.locked = True
+    first = post.sends("bob")
+    stand.wait(6.0)
+    assert post.outcomes(first) == {"bob": "failed:storage-unavailable"}
+    assert post.outcomes(post.sends("bob")) == {"bob": "failed:storage-unavailable"}
+    stand.store.locked = False
+    stand.wait(FULL_TURN_S / 4)
+    post.queues(b"9")
+    assert stand.mail("bob") == [b"9"]

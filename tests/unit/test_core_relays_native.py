@@ -78,6 +78,18 @@ def test_message_to_a_native_server_is_queued_until_a_bridge_links() -> None:
     assert stand.kept(lane("s3", "clock")) == []
 
 
+@pytest.mark.parametrize("names", [("b1", "b2"), ("b2", "b1")])
+def test_bridge_for_native_servers_is_the_same_in_whatever_order_bridges_have_come(names: tuple[str, str]) -> None:
+    """One bridge passes on what two brokers of a server send, and so sees which copy of a message comes second."""
+    office = Office()
+    stand = office.stand
+    stand.say(office.bridge, Goodbye(None))
+    bridges = {name: stand.join("bridge", name, {"epoch": f"life-of-{name}"}) for name in names}
+    clock = stand.handler("clock", name="clock")
+    stand.emit(clock, "clock", servers("s3", body=b"1"))
+    assert stand.one(bridges["b1"], Forward).body == b"1"
+
+
 def test_unreachable_native_server_is_tried_again_and_contact_shortens_the_back_off() -> None:
     office = Office()
     stand = office.stand

@@ -7,6 +7,7 @@ import pytest
 from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store.memory_shared import SharedMemory
+from bester.broker.store_requests import Bounds
 from bester.broker.wire.messages import Confirm, Deliver, Goodbye, Hello, Message, Open, Reply, Request, Submit, Welcome
 from tests.unit.core_resume_stand import Bridge, good, town
 from tests.unit.core_stand import START, Stand, clients
@@ -366,6 +367,23 @@ def test_result_that_is_queued_already_is_not_queued_twice_after_a_restart() -> 
     assert bridge.reports() == [good(7, carol="queued")]
     assert len(stand.mail("carol")) == 1
     assert stand.state.queues.messages == 1
+
+
+def test_result_that_finds_no_room_after_a_restart_may_be_queued_already() -> None:
+    """The first copy fills the mailbox: a report that the message was refused would not be true."""
+    stand, bridge, chat = town(bounds=Bounds(user_messages=1))
+    bridge.submits(7)
+    stand.answer(chat, clients("carol", body=b"7"))
+    stand.restart()
+    bridge, chat = Bridge(stand), stand.handler("chat")
+    bridge.submits(7, attempt=2)
+    stand.answer(chat, clients("carol", "nobody", body=b"7"))
+    (report,) = bridge.reports()
+    assert report.recipients == {"carol": "failed:unreachable", "nobody": "failed:unknown-user"}
+    assert (report.reason, stand.mail("carol")) == ("unreachable", [b"7"])
+    bridge.submits(8)
+    stand.answer(chat, clients("carol", body=b"8"))
+    assert bridge.reports()[0].recipients == {"carol": "failed:mailbox-full"}
 
 
 def test_user_of_a_resubmitted_message_is_that_of_its_session() -> None:

@@ -537,6 +537,12 @@ class Crews(RuleBasedStateMachine):
             seconds -= 7.0
         self.patient = False
 
+    def all_answer(self) -> None:
+        while any(hand.held for hand in self.hands.values()):
+            self.listen()
+            self.reply(0, 0, 0)
+            self.listen()
+
     def teardown(self) -> None:
         """Let a last handler come and all answer: every message is reported once, and no state is left."""
         if not hasattr(self, "stand"):
@@ -546,12 +552,9 @@ class Crews(RuleBasedStateMachine):
         self.listen()
         for hand in self.hands.values():
             assert len(hand.held) <= max(hand.credit, hand.over)
-        while any(hand.held for hand in self.hands.values()):
-            self.listen()
-            self.reply(0, 0, 0)
-            self.listen()
+        self.all_answer()
         self.let_time_pass(31.0)
-        self.listen()
+        self.all_answer()  # also the last worker, which became free for a suspect meanwhile
         state = self.stand.state
         assert self.reported == set(range(1, self.submitted + 1))
         assert self.stand.router.idle

@@ -100,6 +100,22 @@ def test_schema_that_is_not_the_users_is_found_by_the_check(cluster: Cluster) ->
         owner.execute(f"DROP ROLE {user}".encode())
 
 
+def test_database_with_a_single_connection_left_is_found_by_the_check(cluster: Cluster) -> None:
+    """Messages and accounts have a connection each."""
+    user = f"single_{time.monotonic_ns()}"
+    with connect(cluster.database(), "a test") as owner:
+        owner.execute(f"CREATE ROLE {user} LOGIN CONNECTION LIMIT 1".encode())
+        owner.execute(f"GRANT CREATE ON DATABASE postgres TO {user}".encode())
+        try:
+            found = fault(Database(cluster.url(user), cluster.schema()))
+            assert found is not None and "too many connections" in found and "CONNECTION LIMIT" in found
+            owner.execute(f"ALTER ROLE {user} CONNECTION LIMIT 2".encode())
+            assert fault(Database(cluster.url(user), cluster.schema())) is None
+        finally:
+            owner.execute(f"DROP OWNED BY {user}".encode())
+            owner.execute(f"DROP ROLE {user}".encode())
+
+
 def test_database_in_another_encoding_is_found_by_the_check(cluster: Cluster) -> None:
     name = f"latin_{time.monotonic_ns()}"
     with connect(cluster.database(), "a test") as owner:

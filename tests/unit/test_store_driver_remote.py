@@ -71,13 +71,18 @@ class Stand(Router):
         self.store.open()
         self.now = 100.0
         self.threads = threads
+        self.pauses = 0
         self.driver = StoreDriver(
             self, self.store, self._carry, clock=lambda: self.now, aside=self._beside, groups=groups,
-            pause=lambda seconds: None,
+            pause=self._pause,
         )  # fmt: skip
 
     def _carry(self, effects: Effects) -> None:
         self.driver.add(effects.writes, effects.reads)
+
+    def _pause(self, seconds: float) -> None:
+        self.pauses += 1
+        self.now += seconds
 
     def _beside(self, work: Callable[[], None]) -> None:
         if not self.threads:
@@ -197,6 +202,20 @@ def test_absent_store_refuses_at_once_what_comes_behind_an_open_group() -> None:
     assert ([99], True) in stand.log
 
 
+def test_router_learns_that_a_store_is_back_which_was_away_during_a_read() -> None:
+    stand = Stand()
+    stand.add(Fetch(BOX, 0, 9, 99))
+    stand.store.away = "away; see PostgreSQL"  # the thread waits for the connection
+    stand.add(keep(1))
+    stand.driver.retry()
+    assert stand.log == [([1], False)]
+    stand.store.away = ""
+    stand.thread_ends()
+    stand.driver.tick()
+    stand.thread_ends()
+    assert stand.log[1:] == [("Fetch", 0), ([], True)]
+
+
 def test_large_messages_wait_for_a_commit_that_is_under_way_up_to_a_bound() -> None:
     stand = Stand()
     stand.add(keep(1))
@@ -222,3 +241,11 @@ def test_lease_that_is_due_is_renewed_beside_the_loop() -> None:
     stand.thread_ends()
     assert not stand.store.due
     assert stand.log == []
+
+
+def test_end_of_a_fenced_broker_waits_for_no_commit() -> None:
+    stand = Stand()
+    stand.add(keep(1))
+    stand.store.fenced = "another process has taken the lease"  # the thread waits for the end of the process
+    stand.driver.finish()
+    assert stand.pauses == 0

@@ -322,6 +322,15 @@ def test_log_says_what_an_away_database_means_whenever_that_is_noticed(
     assert far.away in caplog.text
 
 
+def test_away_database_is_told_with_the_reason_that_it_cannot_be_reached(far: PostgresStore, cable: Cable) -> None:
+    """Also while no try is made, and whatever had ended the old connection."""
+    far.commit([keep(1)])
+    cable.pull_out()
+    tried = far.commit([keep(2)])
+    waits = far.commit([keep(3)])
+    assert "No such file" in tried.why and tried.why in waits.why
+
+
 def test_database_that_is_away_is_noticed_at_once_and_nothing_is_lost(
     far: PostgresStore, cable: Cable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,7 +395,7 @@ def test_group_whose_fate_is_open_waits_for_the_database(far: PostgresStore, cab
     cable.cut, far.database = "after", nowhere
     thread = threading.Thread(target=lambda: results.append(far.commit([keep(1)])))
     thread.start()
-    wait_until(lambda: far.away != "")
+    wait_until(lambda: "/nowhere" in far.away and "No such file" in far.away)
     assert not results
     far.database = here
     thread.join(30)

@@ -212,14 +212,18 @@ def see_session(connection: Connection, database: Database) -> None:
         raise ConfigError(f"{database.where}: connections share sessions of PostgreSQL; {POOLED}")
 
 
+def another(database: Database) -> Connection:
+    """Return a further connection, without the settings of `connect`: it is made though a pooler has no session for it.
+    Raises psycopg.Error."""
+    import psycopg
+
+    return psycopg.connect(database.url, autocommit=True, connect_timeout=CONNECT_S, application_name="bester check")
+
+
 def _name_another(database: Database) -> None:
     """Name the session of a second connection, if it has one within CONNECT_S: a pooler that has no further session
     lets it wait for minutes, and does not give it the first one. Raises psycopg.Error."""
-    import psycopg
-
-    with psycopg.connect(
-        database.url, autocommit=True, connect_timeout=CONNECT_S, application_name="bester check"
-    ) as other:
+    with another(database) as other:
         name = f"SELECT set_config('bester.session', '{secrets.token_hex(8)}', false)"
         other.pgconn.send_query(name.encode())
         other.pgconn.flush()

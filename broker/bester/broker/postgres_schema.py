@@ -259,6 +259,7 @@ def fault(database: Database) -> str | None:
 
         try:
             with closing(postgres.connect(database, "bester check")) as connection:
+                postgres.another(database).close()  # messages and accounts have a connection each
                 postgres.see_session(connection, database)
                 if _one(connection, "SHOW transaction_read_only") == "on":
                     raise psycopg.errors.ReadOnlySqlTransaction("it takes no writes")

@@ -206,14 +206,15 @@ class Broker:
         self._close_listeners()
 
     async def drain(self, timeout_s: float) -> bool:
-        """Accept no new messages and wait, at most `timeout_s`, until none is unreported; return whether none is.
+        """Accept no new messages and wait, at most `timeout_s`, until none is unreported; return whether the time
+        sufficed.
 
         A broker whose store another process has taken ends at once: its bridges submit again elsewhere."""
         self.router.drain()
         deadline = time.monotonic() + timeout_s
         while not (self.router.idle or self._store.fenced) and time.monotonic() < deadline:  # noqa: ASYNC110 (the core has no events to wait for)
             await asyncio.sleep(TICK_S / 4)
-        return self.router.idle
+        return self.router.idle or bool(self._store.fenced)
 
     def attach(self, receiver: Receiver) -> Callable[[Sequence[Message]], int]:
         """Open a direct link for a bridge in this process; return the function that sends messages to the broker.

@@ -215,7 +215,10 @@ class StoreDriver:
 
     def finish(self) -> None:
         """Write everything, whatever the bound of a group: the process ends. A lock is waited for, and a disk, for
-        FINISH_S at most."""
+        FINISH_S at most. Where another process has taken the store nothing can be written, and bridges wait to hear of
+        the end."""
+        if self._store.fenced:
+            return
         self.tick()
         deadline = self._clock() + FINISH_S
         while self._groups or self._writes or self._is_blocked():
@@ -332,8 +335,8 @@ class StoreDriver:
             return
         if result.busy:
             result = result._replace(kept=self._store.hold_back(group))
+        failed, self._held_back = self._held_back or self._away, not result.ok
         self._away = self._away and not result.ok
-        held_back, self._held_back = self._held_back, not result.ok
         figures = self._router.figures.store
         figures.failures += not result.ok
         if not result.ok:
@@ -341,7 +344,7 @@ class StoreDriver:
             self._was_away = self._store.is_remote and result.code == "storage-unavailable"
         elif group or self._owes or self._was_away:  # otherwise nothing was written
             figures.failing, self._owes, self._was_away = None, False, False
-        if group or result.late or result.dropped or (held_back and result.ok):  # answers may wait for it
+        if group or result.late or result.dropped or (failed and result.ok):  # answers may wait for it
             self._carry_out(self._router.on_committed(group, result, self._clock()))
 
     def _probe(self) -> None:

@@ -131,7 +131,7 @@ class _Common(NamedTuple):
     snapshot: Snapshot
     around: Surroundings
     now: float
-    bridges: dict[Link, None]
+    bridges: dict[Link, str]
     trace: Trace
     reports: Reports
     directory: Directory
@@ -173,7 +173,7 @@ def assemble(
     limits = settings.limits
     trace = Trace(limits.trace, clock, settings.name)
     reports, directory, deliveries = Reports(out), Directory(limits.max_sessions), Deliveries()
-    figures, bridges = Figures(), dict[Link, None]()
+    figures, bridges = Figures(), dict[Link, str]()
     common = _Common(
         settings, out, clock, snapshot, around, now, bridges, trace, reports, directory, deliveries, figures
     )

@@ -197,8 +197,8 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
         recipients = {} if self.worst == DELIVERED or self.recipients is None else self.recipients
         if self.kind is Kind.EMIT:
             return Outcome(token, status, recipients, self.reason, self.note)
-        reason = MAY_HAVE_ARRIVED if self.resubmitted and not self.carried and self.reason in AGAIN else self.reason
-        return Report(token, status, reason, self.id, recipients, self.note)
+        report = Report(token, status, self.reason, self.id, recipients, self.note)
+        return in_doubt(report) if self.resubmitted and self.reason is not None else report
 
     def later_answer(self, token: int) -> Message:
         """Return the message that tells one of too many askers to ask later."""
@@ -210,10 +210,14 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
 
 
 def in_doubt(report: Report) -> Report:
-    """Return a report for a message that another broker may have processed meanwhile: never that the message was merely
-    refused."""
-    is_refusal = report.reason in AGAIN and not report.recipients
-    return report._replace(reason=MAY_HAVE_ARRIVED) if is_refusal else report
+    """Return a report for a message that another broker, or an earlier life, may have processed: never that the message
+    was merely refused, for a recipient or for all."""
+    recipients = {
+        name: failed(MAY_HAVE_ARRIVED) if reason_of(outcome) in AGAIN else outcome
+        for name, outcome in report.recipients.items()
+    }
+    reason = MAY_HAVE_ARRIVED if report.reason in AGAIN else report.reason
+    return report._replace(reason=reason, recipients=recipients)
 
 
 class Reports:

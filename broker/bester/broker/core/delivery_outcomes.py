@@ -20,7 +20,7 @@ class DeliveryOutcomes:
 
     def __init__(
         self, *, deliveries: Deliveries, commands: Commands, mailboxes: Mailboxes, relays: Relays, directory: Directory,
-        bridges: dict[Link, None], reports: Reports, trace: Trace,
+        bridges: dict[Link, str], reports: Reports, trace: Trace,
     ) -> None:  # fmt: skip
         self._deliveries = deliveries
         self._commands = commands

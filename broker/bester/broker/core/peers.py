@@ -71,7 +71,7 @@ class Peers:
     def __init__(
         self, settings: Settings, out: Effects, epoch: str, now: float, *, changes: WorkerChanges, workers: Workers,
         delivery_outcomes: DeliveryOutcomes, timeouts: Timeouts, relays: Relays, contracts: Contracts,
-        bridges: dict[Link, None], answers: PendingAnswers, restarts: Restarts, recordings: Recordings,
+        bridges: dict[Link, str], answers: PendingAnswers, restarts: Restarts, recordings: Recordings,
         shadows: Shadows, auth: AuthHandlers, credit: SubmitCredit, clock: Clock,
         process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
         read_until: Callable[[Link], float], take_unsent: Callable[[Link], Sequence[Message]], is_shared: bool,
@@ -268,7 +268,7 @@ class Peers:
             peer.resume.on_link_lost(self._answers.take(link), now)
             peer.resume.relink(link, now)
         peer.prefix = prefix
-        self._bridges[link] = None
+        self._bridges[link] = prefix
 
     def _employ(self, peer: Peer, options: HandlerOptions, contracts: dict[str, Contract] | None, now: float) -> None:
         """Make a handler's peer a worker with these contracts, or with None a shadow."""

@@ -187,6 +187,8 @@ class Queues(RecordTable):
         touched: dict[str, None] = {}
         if not result.ok:
             self._full_until, self._full_code = now + FULL_TURN_S, result.code
+        elif self._full_code == "storage-unavailable":
+            self._full_until = now  # a store that takes anything is there again; on a full disk an end finds room alone
         for write in writes:
             if type(write) is End:
                 ended = self._records.get(write.number)

@@ -38,9 +38,9 @@ OnEnded = Callable[[Entry, str, float], None]
 class Relays:
     """The messages to other servers.
 
-    `bridges` are the links of bridges, which forward to servers of the native protocol; `links` are the open links to
-    servers of the fabric. `on_ended` is called with each queued message that has ended, and its outcome; `chance`
-    returns numbers from 0 to 1, for jitter.
+    `bridges` are the links of bridges, which forward to servers of the native protocol, with the prefixes of their ids;
+    `links` are the open links to servers of the fabric. `on_ended` is called with each queued message that has ended,
+    and its outcome; `chance` returns numbers from 0 to 1, for jitter.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Relays:
         transfers: Transfers,
         reports: Reports,
         out: Effects,
-        bridges: Mapping[Link, None],
+        bridges: Mapping[Link, str],
         trace: Trace,
         reporters: Reporters,
         notes: RemoteNotes,
@@ -135,8 +135,10 @@ class Relays:
         return meta
 
     def _link(self, route: Route) -> Link | None:
+        """Return the link to a server, None where it has none. Of several bridges all brokers of this server choose the
+        same one, which marks what comes behind another broker's copy of a message."""
         if route.fabric is None:
-            return next(iter(self._bridges), None)
+            return min(self._bridges, key=self._bridges.__getitem__, default=None)
         link = Link("server", route.name.encode())
         return link if link in self.links else None
 

@@ -73,8 +73,9 @@ class Limits:
     """Such processes remembered; the oldest is forgotten first."""
     adoption_look_s: float = 3.0
     """Time between two looks for what another broker of this server has left in a shared store: a third of a lease."""
-    adopted_at_once: int = 10_000
-    """Messages and outcomes that are adopted in one transaction, some 0.1 ms each: commits wait behind it."""
+    adopted_at_once: int = 2_000
+    """Messages and outcomes that are adopted in one transaction, some 0.1 ms each: commits wait behind it. Larger parts
+    are not adopted sooner."""
     report_s: float = 5.0
     """Time in which a server may answer a message before the message is queued on disk, and its sender gets
     `queued`."""

@@ -184,7 +184,8 @@ class LeasedConnection:
             commits = self.look(connection)
         except psycopg.Error as error:
             unavailable = postgres.unavailable(self._store.database, error)
-            self._tell_away(unavailable.text)
+            self._lost_why = unavailable.text
+            self._tell_away(self._lost_why)
             raise unavailable from None
         if commits != self.commits:
             connection.close()
@@ -271,8 +272,9 @@ class LeasedConnection:
             try:
                 connection = self._connect()
                 commits = self.look(connection)
-            except psycopg.Error:
+            except psycopg.Error as error:
                 self._tell_away(self._lost_why)
+                self._lost_why = postgres.why(self._store.database, error)
                 continue
             if commits in (self.commits, self.commits + 1):
                 self.connection = connection
