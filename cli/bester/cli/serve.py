@@ -226,8 +226,8 @@ def banner(config: Config, addresses: Sequence[str]) -> list[str]:
 
 
 def _sending(config: Config, addresses: Sequence[str], program: str) -> str:
-    """Return the command that sends a message to one of a server's addresses, or what can be done without one. The stock
-    handlers echo and chat take its data; what any other handler takes is not known here."""
+    """Return the command that sends a message to one of a server's addresses, or what can be done without one. The
+    stock handlers echo and chat take its data; what any other handler takes is not known here."""
     from bester.broker.config import STOCK_HANDLERS
 
     first = next((each for each in addresses if not each.startswith(("ws://", "wss://"))), None)
