@@ -8,6 +8,7 @@ the kernel's count of the bytes that came on a connection is compared with the b
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,14 @@ MOST_STRANGE_BYTES = MAX_FRAME_BYTES
 as many as it likes and before its key is looked at, libzmq makes fourteen times as many bytes."""
 SHAKEN_BYTES = 64 * 1024
 """Bytes of a handshake, and of what comes at once behind it, that are no matter: an honest one has some hundreds."""
+MOST_STRANGERS = 1024
+"""Connections of which no message was read, those in the handshake; above it the oldest make way. Where no descriptor
+is left, libzmq (up to 4.3.5 at least) ends this process at the next connection to an ipc:// door."""
+STRANGERS_PART = 4
+"""Part of the descriptors that such connections have at most."""
+KEPT_PART, MOST_KEPT = 8, 1024
+"""Part of the descriptors, and the most of them, that are kept from strangers: while no more are free, nobody is
+accepted."""
 _STRANGERS = b"strangers"
 UNSEEN = "unseen"
 """Stands for the address of a party that had left before it was looked at; it is seen at one of its next attempts."""
@@ -71,7 +80,9 @@ class Unread:
     def __init__(self) -> None:
         self.most_bytes = MOST_BYTES
         self.most_strange_bytes = MOST_STRANGE_BYTES
+        self.most_strangers = MOST_STRANGERS
         self._connections: dict[int, _Connection] = {}
+        self._strange: dict[int, None] = {}  # descriptors of those of which no message was read, oldest first
         self._next = 0
 
     def begin(self, descriptor: int) -> None:
@@ -80,6 +91,13 @@ class Unread:
             peer = _peer_of(descriptor)
             if type(peer) is tuple:  # or the descriptor is that of a Unix socket by now
                 self._connections[descriptor] = _Connection(peer)
+                self._strange.pop(descriptor, None)  # it comes last
+                self._strange[descriptor] = None
+
+    def crowded_out(self) -> list[int]:
+        """Return the connections that must make way for others: the oldest of which no message was read."""
+        most = min(self.most_strangers, _limit() // STRANGERS_PART)
+        return list(islice(self._strange, max(len(self._strange) - most, 0)))
 
     def address(self, descriptor: int) -> str:
         """Return the address of the party at a connection; UNSEEN where it had left before it was looked at."""
@@ -89,6 +107,7 @@ class Unread:
     def end(self, descriptor: int) -> None:
         """Forget a connection that has ended."""
         self._connections.pop(descriptor, None)
+        self._strange.pop(descriptor, None)
 
     def count(self, came_by: tuple[bytes, int], frames: Sequence[bytes]) -> None:
         """Count the frames of a message that was read; `came_by` are party and descriptor."""
@@ -96,6 +115,7 @@ class Unread:
         connection = self._connections.get(descriptor)
         if connection is not None:
             connection.party = party
+            self._strange.pop(descriptor, None)
             sizes = list(map(len, frames))
             connection.read += sum(sizes) + FRAME_BYTES * len(sizes) + MORE_BYTES * sum(map(LONG_BYTES.__lt__, sizes))
             if connection.shaken is None:
@@ -121,6 +141,7 @@ class Unread:
     def cut(self, descriptor: int) -> bool:
         """Shut a connection down, if the descriptor is still its own; return whether it was."""
         connection = self._connections.pop(descriptor, None)
+        self._strange.pop(descriptor, None)
         with _duplicate(descriptor) as found:
             if connection is None or found is None:
                 return False
@@ -152,6 +173,17 @@ class Unread:
             if totals.get(connection.whose, 0) > self._most_of(connection.whose):
                 totals[connection.whose] -= connection.held
                 yield descriptor, connection.party, connection.held
+
+
+def is_scarce(descriptor: int) -> bool:
+    """Return whether few descriptors are free, as a new one tells: it is the lowest that was."""
+    return descriptor >= _limit() - min(_limit() // KEPT_PART, MOST_KEPT)
+
+
+def _limit() -> int:
+    """Return how many descriptors this process may have, which may be lowered at any time."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit if limit != resource.RLIM_INFINITY else 1 << 30
 
 
 @contextlib.contextmanager
