@@ -8,13 +8,13 @@ the kernel's count of the bytes that came on a connection is compared with the b
 from __future__ import annotations
 
 import contextlib
-import resource
 import socket
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from bester.broker.descriptors import is_among_last, limit
 from bester.broker.wire.messages import MAX_FRAME_BYTES
 
 MOST_BYTES = 5 * MAX_FRAME_BYTES
@@ -96,7 +96,7 @@ class Unread:
 
     def crowded_out(self) -> list[int]:
         """Return the connections that must make way for others: the oldest of which no message was read."""
-        most = min(self.most_strangers, _limit() // STRANGERS_PART)
+        most = min(self.most_strangers, limit() // STRANGERS_PART)
         return list(islice(self._strange, max(len(self._strange) - most, 0)))
 
     def address(self, descriptor: int) -> str:
@@ -177,13 +177,7 @@ class Unread:
 
 def is_scarce(descriptor: int) -> bool:
     """Return whether few descriptors are free, as a new one tells: it is the lowest that was."""
-    return descriptor >= _limit() - min(_limit() // KEPT_PART, MOST_KEPT)
-
-
-def _limit() -> int:
-    """Return how many descriptors this process may have, which may be lowered at any time."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return limit if limit != resource.RLIM_INFINITY else 1 << 30
+    return is_among_last(descriptor, min(limit() // KEPT_PART, MOST_KEPT))
 
 
 @contextlib.contextmanager
