@@ -149,9 +149,9 @@ def test_strangers_have_less_together_than_a_party() -> None:
         assert one.cut(drained=True) == [3 * MIB]
 
 
-def test_oldest_connection_without_a_message_makes_way() -> None:
+def test_oldest_connection_without_a_message_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (3, 3))
     unread = Unread()
-    unread.most_strangers = 1
     with coming(unread) as first, coming(unread) as second:
         assert unread.crowded_out() == [first.descriptor]
         first.read(1)
@@ -163,14 +163,10 @@ def test_oldest_connection_without_a_message_makes_way() -> None:
             unread.end(third.descriptor)
 
 
-def test_strangers_have_a_part_of_the_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_descriptors_are_not_for_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit, kept in ((1024, 128), (4096, 512), (65536, 1024)):
         monkeypatch.setattr(resource, "getrlimit", lambda which, limit=limit: (limit, limit))
         assert [is_scarce(limit - kept + each) for each in (-1, 0)] == [False, True]
-    unread = Unread()
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (7, 7))
-    with coming(unread) as first, coming(unread):
-        assert unread.crowded_out() == [first.descriptor]
     monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert not is_scarce(1 << 20)
 

@@ -25,11 +25,10 @@ MOST_STRANGE_BYTES = MAX_FRAME_BYTES
 as many as it likes and before its key is looked at, libzmq makes fourteen times as many bytes."""
 SHAKEN_BYTES = 64 * 1024
 """Bytes of a handshake, and of what comes at once behind it, that are no matter: an honest one has some hundreds."""
-MOST_STRANGERS = 1024
-"""Connections of which no message was read, those in the handshake; above it the oldest make way. Where no descriptor
-is left, libzmq (up to 4.3.5 at least) ends this process at the next connection to an ipc:// door."""
-STRANGERS_PART = 4
-"""Part of the descriptors that such connections have at most."""
+STRANGERS_PART = 2
+"""Part of the descriptors that connections have of which no message was read, those in the handshake; above it the
+oldest make way. With fewer places honest parties would be kept out beside a flood, which makes handshakes long. Where no
+descriptor is left, libzmq (up to 4.3.5 at least) ends this process at the next connection to an ipc:// door."""
 KEPT_PART, MOST_KEPT = 8, 1024
 """Part of the descriptors, and the most of them, that are kept from strangers: while no more are free, nobody is
 accepted."""
@@ -80,7 +79,6 @@ class Unread:
     def __init__(self) -> None:
         self.most_bytes = MOST_BYTES
         self.most_strange_bytes = MOST_STRANGE_BYTES
-        self.most_strangers = MOST_STRANGERS
         self._connections: dict[int, _Connection] = {}
         self._strange: dict[int, None] = {}  # descriptors of those of which no message was read, oldest first
         self._next = 0
@@ -96,8 +94,7 @@ class Unread:
 
     def crowded_out(self) -> list[int]:
         """Return the connections that must make way for others: the oldest of which no message was read."""
-        most = min(self.most_strangers, limit() // STRANGERS_PART)
-        return list(islice(self._strange, max(len(self._strange) - most, 0)))
+        return list(islice(self._strange, max(len(self._strange) - limit() // STRANGERS_PART, 0)))
 
     def address(self, descriptor: int) -> str:
         """Return the address of the party at a connection; UNSEEN where it had left before it was looked at."""
