@@ -27,8 +27,8 @@ SHAKEN_BYTES = 64 * 1024
 """Bytes of a handshake, and of what comes at once behind it, that are no matter: an honest one has some hundreds."""
 STRANGERS_PART = 2
 """Part of the descriptors that connections have of which no message was read, those in the handshake; above it the
-oldest make way. With fewer places honest parties would be kept out beside a flood, which makes handshakes long. Where no
-descriptor is left, libzmq (up to 4.3.5 at least) ends this process at the next connection to an ipc:// door."""
+oldest make way. With fewer places honest parties would be kept out beside a flood, which makes handshakes long. Where
+no descriptor is left, libzmq (up to 4.3.5 at least) ends this process at the next connection to an ipc:// door."""
 KEPT_PART, MOST_KEPT = 8, 1024
 """Part of the descriptors, and the most of them, that are kept from strangers: while no more are free, nobody is
 accepted."""
