@@ -10,6 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from click import ClickException
 from click.testing import CliRunner, Result
 
 from bester.cli.conform import conform
@@ -17,6 +18,12 @@ from bester.conform.cases import load
 from tests.conform.programs import broken, published
 from tests.conform.small_server import small_server
 from tests.live import BESTER, DEADLINE_S, Process, short_directory
+
+TCP_ALONE = """import os, time
+while not os.environ["BESTER_FABRIC"].startswith("tcp://"):
+    time.sleep(60)
+"""
+"""What stands before a program whose library has no ipc://."""
 
 
 def said(*arguments: str) -> Result:
@@ -44,6 +51,17 @@ def test_a_line_a_case_and_status_0(good: str) -> None:
         "pass  302  A body as a string",
         "2 passed, 0 failed",
     ]
+
+
+def test_a_library_without_ipc_is_tried_over_tcp(good: str, tmp_path: Path) -> None:
+    (tmp_path / "tcp.py").write_text(TCP_ALONE + Path(good).read_text())
+    program = [sys.executable, str(tmp_path / "tcp.py")]
+    result = said("handler", "--timeout", "0.5", "--case", "101", "--", *program)
+    assert isinstance(result.exception, ClickException)
+    assert "HELLO did not come within 1 s" in str(result.exception) and "add --tcp" in str(result.exception)
+    result = said("handler", "--tcp", "--case", "101", "--case", "108", "--", *program)
+    assert result.return_value == 0
+    assert result.output.splitlines()[-1] == "2 passed, 0 failed"
 
 
 def test_failure_shows_case_reason_and_status_1(bad: str) -> None:
@@ -86,7 +104,7 @@ def test_the_list(side: str) -> None:
         (["handler", "--timeout", "5", "--", "false"], "has ended with status 1"),
         (
             ["handler", "--", "sh", "-c", "echo 'Error: no module x'; printf '%s\n' at a at b c d; exit 1"],
-            "Error: no module x; ",
+            "HELLO did not come; the program has ended with status 1: Error: no module x",
         ),
         (["handler", "--bad", "5", "--", "true"], "--bad goes with --data"),
         (["handler", "--data", "{", "--", "true"], "is no JSON"),

@@ -8,7 +8,7 @@ import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
 import pytest
 
 from bester.conform import fabric
-from bester.conform.broker import Expected, check
+from bester.conform.broker import Expected, check, check_command
 from bester.conform.match import fault
 from bester.conform.result import Unseen
 from bester.conform.written import filled, hex_bytes
@@ -77,6 +77,8 @@ def test_valid_messages_of_a_handler(message: list[Any]) -> None:
         (msgpack.packb([[12, 1, "x", [["sendClients", ["a"], {"deep": [-(2**53)]}]]]]), "beyond 2\\^53"),
         (msgpack.packb([[1, 1, "handler", "n", {1: 2}]]), "options"),
         (msgpack.packb([[4, msgpack.ExtType(5, b"x")]]), "reason"),
+        (msgpack.packb([[1, 1, b"handler", "n"]]), "role is b'handler'; pack texts as str"),
+        (msgpack.packb([[1, 1, "handler", "n", {b"types": []}]]), "options is .*; pack texts as str"),
     ],
 )
 def test_invalid_messages_of_a_handler(frame: bytes, why: str) -> None:
@@ -97,6 +99,8 @@ def test_invalid_messages_of_a_handler(frame: bytes, why: str) -> None:
         ([1, 0, [["sendClients", ["ann"], {}]]], [], "neither bytes"),
         ([1, 0, [["sendClients", ["bob"], b'"A"']]], [], "expected"),
         ([1, 0, [["sendClients", "ann", b'"A"']]], [], "expected"),
+        ([1, 0, [["sendClients", [b"ann"], b'"A"']]], [], "pack texts as str"),
+        ([1, 0, [[b"sendClients", ["ann"], b'"A"']]], [], "pack texts as str"),
         ([1, 0, []], [], "expected one sendClients"),
         ([1, 1, [], "no"], [], "status 1"),
     ],
@@ -109,6 +113,22 @@ def test_reply_is_compared_with_its_request(fields: list[Any], attached: list[by
         return
     with pytest.raises(Unseen, match=why):
         check(heard, expected)
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ([b"sendClients", ["ann"], b"1"], True),
+        (["sendClients", [b"ann"], b"1"], True),
+        (["sendServers", ["s2"], b"1", b"chat"], True),
+        (["sendNobody", ["ann"], b"1"], False),
+        (["sendClients", [5], b"1"], False),
+    ],
+)
+def test_texts_packed_as_bytes_are_told_from_other_faults_of_a_command(command: list[Any], hint: bool) -> None:
+    with pytest.raises(Unseen) as caught:
+        check_command("REPLY 1", command, [])
+    assert ("pack texts as str, not as bytes" in str(caught.value)) is hint
 
 
 def test_a_failure_has_status_1_and_a_note() -> None:

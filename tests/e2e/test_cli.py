@@ -515,6 +515,13 @@ async def test_stock_handlers_take_the_message_that_the_banner_proposes(stock: H
     assert [each.targets for each in sent.commands] == [["alice"]]
 
 
+def test_banner_proposes_no_data_of_which_it_does_not_know_that_the_handler_takes_them(directory: Path) -> None:
+    own = HandlerConfig("greet", ("greet a guest",), app="greet:app")
+    line = banner(replace(defaults(directory), handlers=(own,)), ["127.0.0.1:2223"])[2]
+    assert line.endswith(" send --user alice 'greet a guest' DATA, where DATA is JSON that the handler takes")
+    assert " chat '{" in banner(replace(defaults(directory), handlers=(own, STOCK_HANDLERS[1])), ["127.0.0.1:2223"])[2]
+
+
 @pytest.mark.parametrize("address", ["ws://127.0.0.1:2226", "wss://127.0.0.1:2226"])
 def test_banner_names_no_command_that_cannot_reach_the_server(address: str, directory: Path) -> None:
     config = defaults(directory)

@@ -42,7 +42,12 @@ class Terminal:
 
 
 async def send(
-    address: str, terminal: Terminal, text: str = '{"text":"hello"}', type_: str = "chat", *, wrong: bool = False
+    address: str,
+    terminal: Terminal,
+    text: bytes | str = '{"text":"hello"}',
+    type_: str = "chat",
+    *,
+    wrong: bool = False,
 ) -> int:
     sending = send_once(
         address, "bob", "wrong" if wrong else "secret", type_, text, wait_s=0, timeout_s=5, echo=terminal.echo
@@ -188,7 +193,9 @@ class TestSend:
     async def test_wrong_use(self, server: FakeServer) -> None:
         for address, text, type_, what in (
             (f"unix:{'x' * 200}", "1", "chat", "a Unix socket's path has 107 bytes at most; name a shorter one"),
-            (server.address, "hello", "chat", "not JSON"),
+            (server.address, "hello", "chat", "for the shell and for JSON"),
+            (server.address, "\udcff", "chat", "not UTF-8; quote strings twice"),
+            (server.address, b"hello", "chat", "write one JSON value there"),
             (server.address, "1", "builtin", "not a type"),
             ("nowhere", "1", "chat", "HOST:PORT"),
         ):

@@ -59,6 +59,14 @@ def test_systemd_accepts_the_units() -> None:
             assert done.returncode == 0, f"{unit.name} is exposed more than 3.0:\n{done.stdout}"
 
 
+@pytest.mark.parametrize("unit", [each for each in UNITS if each.suffix == ".service"], ids=lambda unit: unit.name)
+def test_no_number_of_failed_starts_ends_the_restarts(unit: Path) -> None:
+    """The default of systemd is five starts in ten seconds, and a clock that is set late takes longer."""
+    before, _, service_ = unit.read_text().partition("[Service]")
+    assert "\nRestart=always\n" in service_
+    assert "\nStartLimitIntervalSec=0\n" in before
+
+
 class Manager:
     """The service manager's end of NOTIFY_SOCKET."""
 

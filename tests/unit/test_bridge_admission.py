@@ -36,6 +36,17 @@ class TestAdmission:
         scene.bridge.on_connection_lost(first)
         assert scene.bridge.inspect() == there
 
+    def test_stranger_makes_way_where_descriptors_are_scarce_and_a_user_does_not(self) -> None:
+        scene = Scene(max_connections=9)
+        alice, stranger = scene.log_in(), scene.connect()
+        assert scene.bridge.admit(ListConnection(scene.bridge), "unix", is_scarce=True)
+        assert stranger.lines() == ["bad auth_special overloaded"]
+        assert scene.bridge.admit(ListConnection(scene.bridge), "unix", is_scarce=True)  # the one before makes way
+        other = Scene(max_connections=9)
+        other.log_in()
+        assert not other.bridge.admit(ListConnection(other.bridge), "unix", is_scarce=True)
+        assert alice.aborted is None
+
     def test_cut_stranger_leaves_the_share_of_all_strangers_once(self) -> None:
         scene = Scene(max_connections=2)
         first, second = scene.connect(), scene.connect()

@@ -158,6 +158,13 @@ def test_bridges_and_this_machine_alone_may_send_the_longest_messages(door: str,
     assert most == (known.limits.max_values if is_bound else MAX_WEIGHT)
 
 
+def test_refusal_of_an_operator_over_tcp_names_the_remedy() -> None:
+    why = policy.may_join(settings("listed"), Link("tcp", b"1"), "operator", "bester")
+    assert why is not None
+    assert why.startswith("an operator is let in over ipc")
+    assert why.endswith('put "ipc://DATA_DIR/fabric.sock" into [fabric] listen')
+
+
 def test_unlisted_server_may_join_only_where_federation_is_open() -> None:
     assert policy.may_join(settings("listed"), Link("ipc", b"1"), "server", "stranger") is not None
     assert policy.may_join(settings("open"), Link("tcp", b"1"), "server", "stranger") is None

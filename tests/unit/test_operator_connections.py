@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 from aiohttp import web
 
+from bester.broker import descriptors
 from bester.broker.layer_turns import SLICE_S, TURN_S
 from bester.broker.operator.connections import MOST_BEGUN, PIECE_BYTES, Connection, Connections, RequestTurns
 from tests.unit.test_layer_turns import Loop
@@ -78,6 +79,18 @@ async def site(*, most: int = 100, idle_s: float = LONG_S) -> AsyncIterator[Site
     finally:
         listener.close()
         await runner.cleanup()
+
+
+async def test_oldest_makes_way_where_descriptors_are_scarce(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with site() as server:
+        first, leaving = await server.connect()
+        monkeypatch.setattr(descriptors, "limit", lambda: 32)  # all that are not kept are in use
+        second, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        assert await end_of(first) == b""
+        assert len(server.connections) == 1 and not second.at_eof()
+        leaving.close()
+        writer.close()
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("sent", [b"", HALF, b"G", b"\r\n", GET[:-2] + b"X-More: 1"])

@@ -117,6 +117,31 @@ async def test_what_passes_by_itself_is_tried_again_at_the_next_look_and_a_mista
     assert len(tried) == tries
 
 
+async def test_file_that_is_being_written_is_not_reloaded_before_it_stays_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "bester.toml"
+    file.write_text("# all\n")
+    base = replace(config(tmp_path), path=file)
+    read: list[str] = []
+
+    def prepare(new: Config, opened: ExitStack) -> Callable[[], None]:
+        read.append(file.read_text())
+        return lambda: None
+
+    reloader = Reloader(base, lambda: base)
+    reloader.add(["auth"], prepare)
+    reloader.start()
+    try:
+        for text in ("# the first half\n", "# the first half\n# the second half\n"):
+            file.write_text(text)
+            reloader.look()
+        assert read == []
+        for _ in range(2):
+            reloader.look()
+    finally:
+        reloader.close()
+    assert read == ["# the first half\n# the second half\n"]
+
+
 def test_file_that_is_gone_empty_or_a_pipe_leaves_everything_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

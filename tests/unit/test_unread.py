@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from bester.broker.unread import FRAME_BYTES, LONG_BYTES, MORE_BYTES, UNSEEN, Unread
+from bester.broker.unread import FRAME_BYTES, LONG_BYTES, MORE_BYTES, UNSEEN, Unread, is_scarce
 from tests.ipv6 import needs_ipv6
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel must count the bytes of a connection")
@@ -146,6 +147,28 @@ def test_strangers_have_less_together_than_a_party() -> None:
         assert one.cut(drained=True) == []
         other.bring(MIB)
         assert one.cut(drained=True) == [3 * MIB]
+
+
+def test_oldest_connection_without_a_message_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (3, 3))
+    unread = Unread()
+    with coming(unread) as first, coming(unread) as second:
+        assert unread.crowded_out() == [first.descriptor]
+        first.read(1)
+        assert unread.crowded_out() == []
+        with coming(unread) as third:
+            assert unread.crowded_out() == [second.descriptor]
+            assert unread.cut(second.descriptor)
+            assert unread.crowded_out() == []
+            unread.end(third.descriptor)
+
+
+def test_last_descriptors_are_not_for_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, kept in ((1024, 128), (4096, 512), (65536, 1024)):
+        monkeypatch.setattr(resource, "getrlimit", lambda which, limit=limit: (limit, limit))
+        assert [is_scarce(limit - kept + each) for each in (-1, 0)] == [False, True]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert not is_scarce(1 << 20)
 
 
 def test_bytes_of_a_long_handshake_stay() -> None:

@@ -51,10 +51,11 @@ class Admission:
         self._intake = intake
         self._push = outbound.push
 
-    def admit(self, connection: ClientConnection, host: str) -> bool:
-        """Accept a new connection and give it a session; False where there is no room, and no stranger to make way."""
+    def admit(self, connection: ClientConnection, host: str, *, is_scarce: bool) -> bool:
+        """Accept a new connection and give it a session; False where there is no room, and no stranger to make way.
+        There is none where the process `is_scarce` of descriptors either."""
         now = self._clock()
-        if not self._registry.has_room(host):
+        if is_scarce or not self._registry.has_room(host):
             stranger = self._registry.makes_way(host)
             if stranger is None:
                 self._meter.connections += 1

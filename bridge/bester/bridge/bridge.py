@@ -124,9 +124,10 @@ class Bridge:
         """Return whether there is room for a connection from this host, and no stranger has to make way."""
         return self._registry.has_room(host) and self._registry.strangers < self.limits.stranger_places
 
-    def admit(self, connection: ClientConnection, host: str) -> bool:
-        """Accept a new connection and give it a session; False where there is no room, and no stranger to make way."""
-        return self._admission.admit(connection, host)
+    def admit(self, connection: ClientConnection, host: str, *, is_scarce: bool = False) -> bool:
+        """Accept a new connection and give it a session; False where there is no room, and no stranger to make way.
+        `is_scarce`: the process has few descriptors left."""
+        return self._admission.admit(connection, host, is_scarce=is_scarce)
 
     def on_certificate(self, connection: ClientConnection, certificate: tuple[str, ...]) -> None:
         """Note the names in a peer's verified certificate, before any byte of its stream; empty without one."""

@@ -21,6 +21,7 @@ from bester.bridge.senders import Key
 from bester.bridge.session import Session
 from bester.bridge.states import State
 from bester.bridge.steps import UNIX_HOST
+from bester.broker.descriptors import is_among_last
 from bester.broker.logs import facts
 from bester.broker.tls_stream import TlsStream
 
@@ -28,6 +29,9 @@ log = logging.getLogger("bester.bridge")
 
 CHECK_AGAIN_S = 0.01
 """For loops that finish a write later, and call nothing then."""
+DESCRIPTORS_KEPT = 64
+"""Descriptors that no client gets: handlers and servers may be many, and where none is left libzmq (up to 4.3.5 at
+least) ends the process at the next connection to an ipc:// door."""
 _CLOSING = State.CLOSING
 _NO_ROOM = native_writing.report(native.AUTH_ID, 1, "overloaded")
 
@@ -89,7 +93,9 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         host = self.address = peer[0] if isinstance(peer, tuple) else UNIX_HOST
         self._ends.make_room(lambda: self._bridge.has_room(host))
-        if self._bridge.admit(self, host):
+        own = transport.get_extra_info("socket")
+        is_scarce = own is not None and is_among_last(own.fileno(), DESCRIPTORS_KEPT)
+        if self._bridge.admit(self, host, is_scarce=is_scarce):
             self._transport = transport
         else:
             fields = facts("connection-refused", address=host)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import argon2
 
+from bester.broker import database
 from bester.broker.accounts_file import BUSY_S, AccountsFile, broken
 from bester.broker.data_dir import prepare
 from bester.broker.logs import facts
@@ -252,6 +253,7 @@ class Accounts:
         except UnicodeEncodeError:
             raise BesterError("malformed", "a user name is text that UTF-8 can write") from None
         except sqlite3.Error as error:
+            database.unwrite(self._db, error)
             raise self._broken(error) from None
 
     def _all(self, statements: tuple[str, ...], name: str) -> bool:
@@ -266,6 +268,7 @@ class Accounts:
             finally:
                 self._undo()
         except sqlite3.Error as error:
+            database.unwrite(self._db, error)
             raise self._broken(error) from None
         return found
 

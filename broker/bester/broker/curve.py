@@ -13,6 +13,8 @@ nothing is sent to a routing id whose connection has ended.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import struct
 import time
 from collections.abc import Callable, Container, Sequence
@@ -30,7 +32,7 @@ from bester.broker.link_counts import LinkCounts
 from bester.broker.long_messages import HELD_OFF, SHORT_FRAMES, WHY, LongMessages
 from bester.broker.share import PART, Share
 from bester.broker.turn import Turn
-from bester.broker.unread import UNSEEN, Unread
+from bester.broker.unread import UNSEEN, Unread, is_scarce
 from bester.broker.wire.messages import MAX_FRAMES
 
 _IDENTITY = b"\x08Identity"
@@ -64,12 +66,15 @@ CLOCK = time.thread_time if time.get_clock_info("thread_time").resolution < READ
 """Clock of what reading and handling cost: where the system has one for each thread, a time without a processor is no
 costly message."""
 
+PAUSE_S = 1.0
+"""Time for which a door accepts nobody where descriptors are scarce: a handshake has HANDSHAKE_MS at most."""
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_DISCONNECTED
 """Not EVENT_HANDSHAKE_FAILED_PROTOCOL: behind a handshake, as for a nonce that was used before, telling of the error
 makes libzmq forget it. The connection would stay, and be read no more; once it was reset, the next PING would end this
 process (zeromq/libzmq 4364)."""
 UNFINISHED = "it ended in the handshake: it does not encrypt, or is no Bester"
 REFUSED = "it has another public key for this server than `bester keys` prints here, or it does not encrypt"
+CROWD = "too many connections are in the handshake at once: see who opens them, and have a firewall bound them"
 """Reasons for the log."""
 LATER = b"500"
 """ZAP's status for a known key that is not let in for now: with 300, of a failure that passes, libzmq ends the
@@ -213,6 +218,7 @@ class CurveSocket(FabricSocket):
         self._long = long_messages or LongMessages()
         self._dropped: dict[Connection, bool] = {}  # those that were cut: has the connection ended?
         self.unread = Unread()
+        self._paused: asyncio.TimerHandle | None = None
         self._has_failed = False  # a handshake; its descriptor comes next
         # At a bound on messages libzmq stops the input, and a PING among what it has read ends this process, once the
         # connection is reset (zeromq/libzmq 3937). Instead the bytes are bounded (`unread`), and what waits (`slices`).
@@ -396,10 +402,40 @@ class CurveSocket(FabricSocket):
         if event == zmq.EVENT_ACCEPTED:
             self._open[value] = self._numbers.last
             self.unread.begin(value)
+            if is_scarce(value):
+                self._pause()
+            for each in self.unread.crowded_out():
+                address = self.unread.address(each)
+                if self.unread.cut(each):
+                    self._on_refused(address, "", CROWD)
         elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
             self._has_failed = True
         elif event == zmq.EVENT_DISCONNECTED:
             self._on_disconnected(value)
+
+    def _pause(self) -> None:
+        """Accept nobody for PAUSE_S: the last descriptors are not for strangers."""
+        if self._paused is None and self._loop is not None:
+            bound = self.socket.last_endpoint
+            assert isinstance(bound, bytes)
+            endpoint = bound.decode().rstrip("\0")
+            with contextlib.suppress(zmq.ZMQError):  # it does not listen yet, or not any more
+                self.socket.unbind(endpoint)
+                self._paused = self._loop.call_later(PAUSE_S, self._go_on, endpoint)
+
+    def _go_on(self, endpoint: str) -> None:
+        try:
+            self.socket.bind(endpoint)
+        except zmq.ZMQError:  # no descriptor, or somebody listens there for the moment
+            self._paused = self._loop.call_later(PAUSE_S, self._go_on, endpoint) if self._loop is not None else None
+        else:
+            self._paused = None
+
+    def close(self) -> None:
+        """Close as FabricSocket does; a pause ends with it."""
+        if self._paused is not None:
+            self._paused.cancel()
+        super().close()
 
     def _on_disconnected(self, descriptor: int) -> None:
         address = self.unread.address(descriptor)

@@ -63,6 +63,31 @@ def is_no_room(error: sqlite3.Error | OSError) -> bool:
     return getattr(error, "sqlite_errorname", "").startswith(_NO_ROOM)
 
 
+def unwrite(db: sqlite3.Connection, error: BaseException) -> None:
+    """Overwrite in the log of `db` what a transaction has written whose wait for the disk failed; the transaction is
+    rolled back before.
+
+    Such a transaction is whole in the log, and the next opening after a kill, or after the last connection, would take
+    it for committed, although its failure was told.
+    """
+    if getattr(error, "sqlite_errorname", "") != "SQLITE_IOERR_FSYNC" or db.in_transaction:
+        return
+    with contextlib.suppress(sqlite3.Error):
+        before = [(name, db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("synchronous", "wal_autocheckpoint")]
+        try:
+            for name, _ in before:  # no wait, which would fail; nothing is moved out of a log that is not on the disk
+                db.execute(f"PRAGMA {name} = 0").close()
+            db.execute("BEGIN IMMEDIATE")
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            db.execute(f"PRAGMA user_version = {version}")
+            db.execute("COMMIT")
+        except sqlite3.Error:
+            db.execute("ROLLBACK")  # which fails where SQLite has rolled back by itself
+        finally:
+            for name, value in before:
+                db.execute(f"PRAGMA {name} = {value}").close()
+
+
 def look(path: Path, elsewhere: str, own: str = "") -> bool:
     """Return whether a file exists that may be a database.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 
 LEAST = 32
 """Descriptors of a program that serves: its loop, its files, and one ZeroMQ context."""
@@ -20,6 +21,17 @@ def is_scarce(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def limit() -> int:
+    """Return how many descriptors this process may have, which may be lowered at any time."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return soft if soft != resource.RLIM_INFINITY else 1 << 30
+
+
+def is_among_last(descriptor: int, kept: int) -> bool:
+    """Return whether fewer than `kept` descriptors are free, as a new one tells: it is the lowest that was."""
+    return descriptor >= limit() - kept
 
 
 def require(count: int) -> None:

@@ -25,8 +25,10 @@ from bester.broker.terminals import hung_up
 from bester.broker.tls_files import NotYetValidError
 from bester.broker.wire.codes import BesterError, ConfigError
 
-LOOK_S = 60.0
+LOOK_S = 57.0
 """Time between two looks at whether the file has changed: soon enough for who forgets the signal, and little work."""
+SETTLED_S = 3.0
+"""Time for which a changed file has to stay as it is: the first half of a file that is being written may be sound."""
 
 log = logging.getLogger("bester")
 
@@ -51,7 +53,9 @@ class Reloader:
         self._parts: list[Prepare] = []
         self._live: set[str] = set()
         self._seen: tuple[object, ...] = ()
+        self._found: tuple[object, ...] = ()  # at the latest look
         self._timer: asyncio.TimerHandle | None = None
+        self._settling: asyncio.TimerHandle | None = None
 
     def add(self, keys: Collection[str], prepare: Prepare) -> None:
         """Add a part, which applies these keys of the configuration, as in `fabric.parties` or `servers`."""
@@ -72,6 +76,8 @@ class Reloader:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            if self._settling is not None:
+                self._settling.cancel()
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
 
     def reload(self) -> bool:
@@ -110,9 +116,17 @@ class Reloader:
         self.look()
 
     def look(self) -> None:
-        """Reload if a file has changed, or what the last reload found no room for."""
-        if self._signature() != self._seen:
+        """Reload if a file has changed, and not since the look before, or what the last reload found no room for."""
+        found, before = self._signature(), self._found
+        self._found = found
+        if found == self._seen:
+            return
+        if found == before:
             self.reload()
+        elif self._timer is not None:
+            if self._settling is not None:
+                self._settling.cancel()
+            self._settling = asyncio.get_running_loop().call_later(SETTLED_S, self.look)
 
     def _signature(self) -> tuple[object, ...]:
         """Return what tells a changed file from the present one."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from bester.broker.descriptors import is_among_last, limit
 from bester.broker.wire.messages import MAX_FRAME_BYTES
 
 MOST_BYTES = 5 * MAX_FRAME_BYTES
@@ -24,6 +25,13 @@ MOST_STRANGE_BYTES = MAX_FRAME_BYTES
 as many as it likes and before its key is looked at, libzmq makes fourteen times as many bytes."""
 SHAKEN_BYTES = 64 * 1024
 """Bytes of a handshake, and of what comes at once behind it, that are no matter: an honest one has some hundreds."""
+STRANGERS_PART = 2
+"""Part of the descriptors that connections have of which no message was read, those in the handshake; above it the
+oldest make way. With fewer places honest parties would be kept out beside a flood, which makes handshakes long. Where
+no descriptor is left, libzmq (up to 4.3.5 at least) ends this process at the next connection to an ipc:// door."""
+KEPT_PART, MOST_KEPT = 8, 1024
+"""Part of the descriptors, and the most of them, that are kept from strangers: while no more are free, nobody is
+accepted."""
 _STRANGERS = b"strangers"
 UNSEEN = "unseen"
 """Stands for the address of a party that had left before it was looked at; it is seen at one of its next attempts."""
@@ -72,6 +80,7 @@ class Unread:
         self.most_bytes = MOST_BYTES
         self.most_strange_bytes = MOST_STRANGE_BYTES
         self._connections: dict[int, _Connection] = {}
+        self._strange: dict[int, None] = {}  # descriptors of those of which no message was read, oldest first
         self._next = 0
 
     def begin(self, descriptor: int) -> None:
@@ -80,6 +89,12 @@ class Unread:
             peer = _peer_of(descriptor)
             if type(peer) is tuple:  # or the descriptor is that of a Unix socket by now
                 self._connections[descriptor] = _Connection(peer)
+                self._strange.pop(descriptor, None)  # it comes last
+                self._strange[descriptor] = None
+
+    def crowded_out(self) -> list[int]:
+        """Return the connections that must make way for others: the oldest of which no message was read."""
+        return list(islice(self._strange, max(len(self._strange) - limit() // STRANGERS_PART, 0)))
 
     def address(self, descriptor: int) -> str:
         """Return the address of the party at a connection; UNSEEN where it had left before it was looked at."""
@@ -89,6 +104,7 @@ class Unread:
     def end(self, descriptor: int) -> None:
         """Forget a connection that has ended."""
         self._connections.pop(descriptor, None)
+        self._strange.pop(descriptor, None)
 
     def count(self, came_by: tuple[bytes, int], frames: Sequence[bytes]) -> None:
         """Count the frames of a message that was read; `came_by` are party and descriptor."""
@@ -96,6 +112,7 @@ class Unread:
         connection = self._connections.get(descriptor)
         if connection is not None:
             connection.party = party
+            self._strange.pop(descriptor, None)
             sizes = list(map(len, frames))
             connection.read += sum(sizes) + FRAME_BYTES * len(sizes) + MORE_BYTES * sum(map(LONG_BYTES.__lt__, sizes))
             if connection.shaken is None:
@@ -121,6 +138,7 @@ class Unread:
     def cut(self, descriptor: int) -> bool:
         """Shut a connection down, if the descriptor is still its own; return whether it was."""
         connection = self._connections.pop(descriptor, None)
+        self._strange.pop(descriptor, None)
         with _duplicate(descriptor) as found:
             if connection is None or found is None:
                 return False
@@ -152,6 +170,11 @@ class Unread:
             if totals.get(connection.whose, 0) > self._most_of(connection.whose):
                 totals[connection.whose] -= connection.held
                 yield descriptor, connection.party, connection.held
+
+
+def is_scarce(descriptor: int) -> bool:
+    """Return whether few descriptors are free, as a new one tells: it is the lowest that was."""
+    return is_among_last(descriptor, min(limit() // KEPT_PART, MOST_KEPT))
 
 
 @contextlib.contextmanager

@@ -88,8 +88,7 @@ def send(
     from bester.client.frames import Terms
 
     address = _address(to, config_path)
-    # An argument that is not UTF-8 holds surrogates.
-    text = given_json() if json_text == "-" else json_text.encode(errors="surrogateescape")
+    text = given_json() if json_text == "-" else json_text
     return _run(
         messaging.send_once(
             address,

@@ -72,6 +72,7 @@ def conform() -> None:
 @click.option("--jobs", type=click.IntRange(1, 64), default=JOBS, show_default=True, metavar="N",
               help="Programs to try at once.")  # fmt: skip
 @click.option("--curve", is_flag=True, help="Also play the cases with encryption (BESTER_KEY, BESTER_SERVER_KEY).")
+@click.option("--tcp", is_flag=True, help="Play every case over tcp://127.0.0.1, for a library that has no ipc://.")
 @click.option("--type", "type_", default="shout", show_default=True, callback=_type, metavar="TYPE",
               help="What BESTER_TYPES tells the program to serve.")  # fmt: skip
 @click.option("--data", callback=_json, metavar="JSON",
@@ -80,7 +81,7 @@ def conform() -> None:
 @click.argument("command", nargs=-1, metavar="-- COMMAND…")
 def handler(
     numbers: tuple[int, ...], json_lines: bool, junit: Path | None, list_only: bool, timeout_s: float, jobs: int,
-    curve: bool, type_: str, data: str | None, bad: str | None, command: tuple[str, ...],
+    curve: bool, tcp: bool, type_: str, data: str | None, bad: str | None, command: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Start a handler program against a scripted broker, and report case by case.
 
@@ -109,6 +110,7 @@ def handler(
                     within_s=timeout_s,
                     jobs=jobs,
                     curve=curve,
+                    tcp=tcp,
                     watch=watch,
                     served=type_,
                     sample=sample,
@@ -118,7 +120,7 @@ def handler(
     try:
         return _reported(played, json_lines, junit, "handler")
     except Unseen as unseen:
-        raise click.ClickException(f"{command[0]}: {unseen}; see that it serves what BESTER_FABRIC names") from None
+        raise click.ClickException(f"{command[0]}: {unseen}") from None
     except OSError as error:
         if error.filename != command[0]:
             raise

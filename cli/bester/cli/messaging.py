@@ -156,6 +156,8 @@ async def send_once(
     fault = json_text.fault(body)
     if fault is not None:
         hint = "quote strings twice, for the shell and for JSON: '\"hello\"'"
+        if not isinstance(json_text_, str):  # no shell has seen it
+            hint = 'write one JSON value there, as "hello" in quotes, in UTF-8'
         echo(f"the message is not JSON: {_shown(fault)}; {hint}", err=True)
         return WRONG_USE
     show = _Show(echo, on_frame)

@@ -226,8 +226,10 @@ def banner(config: Config, addresses: Sequence[str]) -> list[str]:
 
 
 def _sending(config: Config, addresses: Sequence[str], program: str) -> str:
-    """Return the command that sends a message to one of a server's addresses, or what can be done without one. The data
-    is such that the stock handlers echo and chat take it."""
+    """Return the command that sends a message to one of a server's addresses, or what can be done without one. The
+    stock handlers echo and chat take its data; what any other handler takes is not known here."""
+    from bester.broker.config import STOCK_HANDLERS
+
     first = next((each for each in addresses if not each.startswith(("ws://", "wss://"))), None)
     if first is None:
         others = "any WebSocket client can, as examples/web/chat.html; " if addresses else ""
@@ -236,8 +238,12 @@ def _sending(config: Config, addresses: Sequence[str], program: str) -> str:
     if first.startswith("tls://"):  # a certificate is for a name, seldom for the address of a listener
         address = f"tls://{config.server.name}:{first.rpartition(':')[2]}"
     to = f" --to {shlex.quote(address)}" if address != DEFAULT_ADDRESS else ""
-    type_ = next((handler.types[0] for handler in config.handlers if not handler.auth), "TYPE")
-    return f"""{program} send{to} --user alice {type_} '{{"to": "alice", "text": "hello"}}'"""
+    stock = {handler.app for handler in STOCK_HANDLERS}
+    serving = sorted((each for each in config.handlers if not each.auth), key=lambda each: each.app not in stock)
+    command = f"{program} send{to} --user alice {shlex.quote(serving[0].types[0]) if serving else 'TYPE'}"
+    if serving and serving[0].app in stock:
+        return f"""{command} '{{"to": "alice", "text": "hello"}}'"""
+    return f"{command} DATA, where DATA is JSON that the handler takes"
 
 
 def stock_print_note(config: Config) -> str | None:

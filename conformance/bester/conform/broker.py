@@ -16,7 +16,7 @@ import zmq.asyncio
 
 from bester.conform import fabric
 from bester.conform.fabric import Heard
-from bester.conform.match import shown
+from bester.conform.match import packed, shown
 from bester.conform.result import Unseen
 
 COMMANDS = ("sendClients", "sendServers", "sendHandler")
@@ -252,7 +252,8 @@ def check(heard: Heard, expected: Expected) -> None:
         raise Unseen(f"{where}: commands {shown(commands)}, expected one sendClients")
     command, targets, body = commands[0][:3]
     if command != "sendClients" or targets != [expected.user]:
-        raise Unseen(f"{where}: {shown(commands[0][:2])}, expected ['sendClients', [{expected.user!r}]]")
+        remedy = packed(command) or packed(targets)
+        raise Unseen(f"{where}: {shown(commands[0][:2])}, expected ['sendClients', [{expected.user!r}]]{remedy}")
     got = fabric.body_of(body, heard.attached)
     if got != expected.data:
         raise Unseen(f"{where}: answers {shown(got)}, expected {shown(expected.data)}")
@@ -261,12 +262,15 @@ def check(heard: Heard, expected: Expected) -> None:
 def check_command(where: str, command: Any, attached: Sequence[bytes]) -> None:
     """Check a command against the page: name, targets, body and type. Raises Unseen."""
     if not isinstance(command, list) or len(command) not in (3, 4) or command[0] not in COMMANDS:
-        raise Unseen(f"{where}: {shown(command)} is no command")
+        remedy = packed(command[:1]) if isinstance(command, list) else ""
+        raise Unseen(f"{where}: {shown(command)} is no command{remedy}")
     targets, type_ = command[1], command[3] if len(command) == 4 else None
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        raise Unseen(f"{where}: {command[0]}: targets are {shown(targets)}, expected an array of names")
+        raise Unseen(
+            f"{where}: {command[0]}: targets are {shown(targets)}, expected an array of names{packed(targets)}"
+        )
     if command[0] == "sendHandler" and len(targets) != 1:
         raise Unseen(f"{where}: sendHandler has {len(targets)} targets, expected exactly one type")
     if type_ is not None and not isinstance(type_, str):
-        raise Unseen(f"{where}: {command[0]}: its type is {shown(type_)}")
+        raise Unseen(f"{where}: {command[0]}: its type is {shown(type_)}{packed(type_)}")
     fabric.body_of(command[2], attached)

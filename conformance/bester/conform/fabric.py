@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
 
-from bester.conform.match import shown
+from bester.conform.match import packed, shown
 from bester.conform.result import Unseen
 
 OPS = {
@@ -93,7 +93,7 @@ def _read_one(link: bytes, message: Any, attached: list[bytes]) -> Heard:
         raise Unseen(f"{name} has {len(fields)} fields, it needs {least}: {shown(message)}")
     for (label, check), value in zip(checks, fields, strict=False):
         if not check(value):
-            raise Unseen(f"{name}: {label} is {shown(value)}")
+            raise Unseen(f"{name}: {label} is {shown(value)}{packed(value)}")
     _check_integers(name, fields)
     return Heard(name, fields, link, attached)
 

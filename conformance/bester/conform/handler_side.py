@@ -32,6 +32,7 @@ TRIES = 3
 """Attempts at a case that fails while this machine cannot keep time."""
 DEEPEST = 70
 """Longest path, in characters, of a directory for Unix sockets: the path of a socket has 107 at most."""
+CONNECT = "see that the program connects to the URL in BESTER_FABRIC; with a library that has no ipc://, add --tcp"
 TYPE = "shout"
 """Value of BESTER_TYPES for the program, by default."""
 
@@ -45,6 +46,7 @@ class HandlerSide:
         *,
         within_s: float = 10.0,
         curve: bool = False,
+        tcp: bool = False,
         watch: Watch = lambda word, pid: None,
         served: str = TYPE,
         sample: Sample | None = None,
@@ -52,6 +54,7 @@ class HandlerSide:
         self._argv = argv
         self._within_s = within_s
         self._curve = curve
+        self._tcp = tcp
         self._watch = watch
         self._served = served
         self._sample = sample
@@ -84,7 +87,9 @@ class HandlerSide:
             await self._open(stand, welcomed=True)
         except Unseen as unseen:
             complaint = stand.program.complaint if stand.program is not None else ""
-            raise Unseen(f"{unseen}: {complaint}" if complaint else str(unseen)) from None
+            silent = str(unseen).startswith("HELLO did not come within")
+            remedy = f"; {CONNECT}" if silent else ""
+            raise Unseen((f"{unseen}: {complaint}" if complaint else str(unseen)) + remedy) from None
         finally:
             if stand.reusable:
                 self._idle.append(stand)
@@ -153,10 +158,13 @@ class HandlerSide:
         if "curve" in needs:
             keys = zmq.curve_keypair()
             environment |= self._key_files(folder, number, keys[0])
-        tcp = "tcp" in needs or "curve" in needs
+        tcp = self._tcp or "tcp" in needs or "curve" in needs
         broker = Broker(self._context, "tcp://127.0.0.1:*" if tcp else socket_path(folder, number), keys)
 
         async def start() -> Program:
+            if broker.endpoint.endswith(":*"):  # the program comes before its broker
+                await broker.bind()
+                await broker.close()
             known: Mapping[str, str] = {**environment, "BESTER_FABRIC": broker.endpoint}
             return await Program.start(self._argv, known, folder / f"{number}.log", lambda pid: self._watch("+", pid))
 
@@ -190,11 +198,12 @@ class HandlerSide:
 
 async def conform(
     argv: Sequence[str], cases: Sequence[Case], told: Callable[[Result], None], *,
-    within_s: float = 10.0, jobs: int = 8, curve: bool = False, watch: Watch = lambda word, pid: None,
-    served: str = TYPE, sample: Sample | None = None,
+    within_s: float = 10.0, jobs: int = 8, curve: bool = False, tcp: bool = False,
+    watch: Watch = lambda word, pid: None, served: str = TYPE, sample: Sample | None = None,
 ) -> list[Result]:  # fmt: skip
     """Play cases against a program. Raises OSError where the program cannot be started, Unseen without a HELLO."""
-    async with HandlerSide(argv, within_s=within_s, curve=curve, watch=watch, served=served, sample=sample) as side:
+    side = HandlerSide(argv, within_s=within_s, curve=curve, tcp=tcp, watch=watch, served=served, sample=sample)
+    async with side:
         try:
             await side.look()
             return await side.play_all(cases, told, jobs)

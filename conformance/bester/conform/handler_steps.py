@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from bester.conform import fabric
 from bester.conform.broker import HEARTBEAT_MS, Broker, Expected
 from bester.conform.cases import Case, Step, one_verb
-from bester.conform.match import fault, shown
+from bester.conform.match import fault, packed, shown
 from bester.conform.program import Program
 from bester.conform.result import Unseen
 from bester.conform.written import filled, hex_bytes
@@ -367,7 +367,7 @@ def _check_types(heard: fabric.Heard) -> None:
     for type_ in types:
         good = isinstance(type_, str) and 1 <= len(type_) <= 128 and type_.isprintable() and "," not in type_
         if not good or type_.strip() != type_:
-            raise Unseen(f"HELLO: {shown(type_)} can be no message type")
+            raise Unseen(f"HELLO: {shown(type_)} can be no message type{packed(type_)}")
         if type_ in ("dummy", "builtin") or type_.startswith("bester."):
             raise Unseen(f"HELLO: the type {type_!r} is reserved")
 

@@ -58,3 +58,9 @@ def shown(value: Any) -> str:
     """Return a value as a report shows it: short, on one line."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
+
+
+def packed(value: Any) -> str:
+    """Return what to add to the fault of a value that should be, or hold, texts: the remedy where some are bytes."""
+    texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return "; pack texts as str, not as bytes" if any(isinstance(text, bytes) for text in texts) else ""

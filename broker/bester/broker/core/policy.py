@@ -187,7 +187,11 @@ def may_join(settings: Settings, link: Link, role: str, name: str, types: Collec
             return f"server {name!r} is not listed under [servers]"
         return None
     if door not in TRUSTED_DOORS and role != "handler":
-        return f"a {role} is let in over ipc only"
+        article = "an" if role == "operator" else "a"
+        return (
+            f"{article} {role} is let in over ipc, or over an encrypted tcp:// with a key of its own; "
+            'put "ipc://DATA_DIR/fabric.sock" into [fabric] listen'
+        )
     return None
 
 

@@ -15,12 +15,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import cast
 
+from bester.broker.descriptors import is_among_last
 from bester.broker.layer import Layer
 from bester.broker.layer_turns import LayerTurns
 
 MAX_CONNECTIONS = 128
 """Connections at once; above it the oldest one without a request in hand makes way. Twice the requests at once:
 browsers and scrapers keep connections open between requests."""
+DESCRIPTORS_KEPT = 32
+"""Descriptors that this side leaves to handlers and servers: half of those that clients leave."""
 IDLE_S = 30.0
 """Time of a connection without a request in hand: for a request's head, for the reading of an answer, and between two
 requests. Longer than the usual time between two scrapes."""
@@ -98,8 +101,10 @@ class Connections:
             connection.wait()
 
     def opened(self, connection: Connection) -> bool:
-        """Add a connection; return False where there is no room, because each connection has a request in hand."""
-        if len(self._open) >= self._most:
+        """Add a connection; return False where there is no room, because each connection has a request in hand. Where
+        the process has few descriptors left there is none either."""
+        own = connection.get_extra_info("socket")
+        if len(self._open) >= self._most or (own is not None and is_among_last(own.fileno(), DESCRIPTORS_KEPT)):
             oldest = next((each for each in self._open.values() if not each.busy), None)
             if oldest is None:
                 return False

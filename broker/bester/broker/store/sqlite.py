@@ -303,6 +303,7 @@ class SqliteStore(Commits):
             yield
         except BaseException as error:
             self._roll_back()
+            database.unwrite(self._db, error)
             if isinstance(error, _UNWRITABLE):
                 raise UnwritableError("storage-full", f"{self.path}: {_UNWRITABLE_WHY} ({error!r})") from None
             if isinstance(error, sqlite3.Error):

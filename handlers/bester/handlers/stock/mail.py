@@ -105,7 +105,7 @@ class Mail:
             row = (letter["mail"], recipient.name, who.server, who.name, now)
             fresh = db.execute("INSERT OR IGNORE INTO got (id, user, server, writer, at) VALUES (?, ?, ?, ?, ?)", row)
             if fresh.rowcount:
-                if _sent_by(db, recipient.name, who, now - DAY_S) > MAX_A_DAY:
+                if _sent_by(db, recipient.name, who, now) > MAX_A_DAY:
                     raise HandlerError(f"{recipient.name} takes {MAX_A_DAY} letters a day from {who.server or who}")
                 about = {"id": letter["mail"], "to": recipient.name, "type": message.type, "writer": who}
                 command = send_clients([recipient.name], letter | {"to": recipient.name})
@@ -124,10 +124,11 @@ class Mail:
                 db.execute("DELETE FROM got WHERE id = ? AND user = ? AND server = ?", row)
 
 
-def _sent_by(db: sqlite3.Connection, user: str, who: Address, since: float) -> int:
-    """Return how many letters a writer, or another server, has sent to a user."""
-    row = (user, who.server, who.server, who.name, since)
-    same = "SELECT COUNT(*) FROM got WHERE user = ? AND server = ? AND (? != '' OR writer = ?) AND at > ?"
+def _sent_by(db: sqlite3.Connection, user: str, who: Address, now: float) -> int:
+    """Return how many letters a writer, or another server, has sent to a user in a day. What is later than now was sent
+    before the clock was set back: such letters would count for as long as the clock was wrong."""
+    row = (user, who.server, who.server, who.name, now - DAY_S, now)
+    same = "SELECT COUNT(*) FROM got WHERE user = ? AND server = ? AND (? != '' OR writer = ?) AND at > ? AND at <= ?"
     return int(db.execute(same, row).fetchone()[0])
 
 

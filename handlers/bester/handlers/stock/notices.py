@@ -75,7 +75,8 @@ class Notices:
                 return
             db.execute("UPDATE subscribers SET away = 0 WHERE subject = ? AND user = ?", (subject, user))
             self._emit(db, type_, send_clients([user], self.notice(db, subject)), subject)
-        due = db.execute("SELECT server FROM away WHERE until <= ?", (self._clock(),)).fetchall()
+        now = self._clock()  # a time farther off than AWAY_S was written before the clock was set back
+        due = db.execute("SELECT server FROM away WHERE until <= ? OR until > ?", (now, now + AWAY_S)).fetchall()
         for (server,) in due:
             db.execute("DELETE FROM away WHERE server = ?", (server,))
             db.execute("INSERT OR IGNORE INTO behind SELECT server, subject FROM readers WHERE server = ?", (server,))

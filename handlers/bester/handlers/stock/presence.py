@@ -110,6 +110,8 @@ class Presence:
         """
         here, now = set(connected), self._clock()
         with self.store.turn() as db:
+            most = now + MAX_TTL_S  # more was written before the clock was set back
+            db.execute("UPDATE said SET until = ? WHERE until > ?", (most, most))
             said = db.execute(SAID, (json.dumps(GONE),)).fetchall()
             watching = {user for (user,) in db.execute("SELECT DISTINCT user FROM subscribers")}
             absent = ({row[0] for row in said} | watching) - here

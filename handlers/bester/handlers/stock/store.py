@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bester.broker import database
 from bester.broker.logs import facts
 from bester.broker.wire.messages import Command
 from bester.handlers import HandlerError, Message
@@ -87,9 +88,10 @@ class Store:
             try:
                 yield db
                 db.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
+                database.unwrite(db, error)
                 raise
         except (sqlite3.Error, OSError) as error:
             self.close()
