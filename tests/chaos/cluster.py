@@ -24,7 +24,7 @@ from bester.broker.accounts_postgres import PostgresAccounts
 from bester.broker.postgres import Database
 from tests.benchmarks.processes import children
 from tests.chaos.cables import Cable
-from tests.chaos.happened import CLUSTER_BROKERS, DATABASE, Happened, Stalls
+from tests.chaos.happened import CLUSTER_BROKERS, Happened
 from tests.chaos.journal import now_s
 from tests.chaos.letters import DeadLetter
 from tests.chaos.machine import Machine
@@ -160,12 +160,9 @@ class ServerCluster:
 
     async def keep_up(self, is_hit: Callable[[str], bool], happened: Happened) -> None:
         """Start brokers again that end by themselves, until cancelled: their lease was taken meanwhile. The end of one
-        is recorded: its users move to another broker, and back. So is a time in which nothing was carried, since this
-        process had no processor."""
-        stalls = Stalls(happened, DATABASE, CLUSTER_BROKERS)
+        is recorded: its users move to another broker, and back."""
         while True:
             await asyncio.sleep(LOOK_S * 5)
-            stalls.look(now_s())
             for program in (*self.brokers, *self.bridges):
                 if not program.part.alive and not is_hit(program.part.name):
                     program.start()

@@ -13,8 +13,7 @@ from math import inf
 
 SILENT_S = 4.0
 """Seconds of a freeze below which no process is taken for dead; above, a process may be, on a slow machine."""
-STALL_S = 1.0
-"""Pause of the run's own process above which it stood still: it looks some times a second."""
+
 
 DATABASE = "database"
 """Place of a hit on the database of a cluster: meanwhile nothing can be kept."""
@@ -111,20 +110,3 @@ class Happened:
             if since_s - slack_s <= at_s <= until_s + slack_s + late_s:
                 times.append((at_s - slack_s, at_s + slack_s))
         return times
-
-
-class Stalls:
-    """The times at which the run's own process stood still: it carries the cables of a cluster, which carried nothing
-    then. They are hits on these places."""
-
-    def __init__(self, happened: Happened, *places: str) -> None:
-        self._happened = happened
-        self._places = places
-        self._looked_s = inf
-
-    def look(self, at_s: float) -> None:
-        """Note that the process runs; call some times a second."""
-        if at_s - self._looked_s > STALL_S:
-            for where in self._places:
-                self._happened.ends(self._happened.begins(where, kills=False, at_s=self._looked_s), at_s)
-        self._looked_s = at_s

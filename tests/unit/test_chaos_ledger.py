@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import Enqueue, Entry, lane, mailbox
-from tests.chaos.happened import CLUSTER_BROKERS, DATABASE, Happened, Stalls
+from tests.chaos.happened import CLUSTER_BROKERS, DATABASE, Happened
 from tests.chaos.journal import Closed, Died, GivenUp, Got, Journal, Journals, Later, Record, Sent, Told
 from tests.chaos.ledger import Ledger, Verdict
 from tests.chaos.letters import DeadLetter
@@ -124,19 +124,6 @@ def test_brokers_that_were_frozen_connect_later_to_a_database_that_is_back(froze
     happened = Happened()
     happened.ends(happened.begins(DATABASE, kills=True, at_s=6.0), 6.1)
     happened.ends(happened.begins(CLUSTER_BROKERS, kills=False, at_s=6.6), 6.6 + frozen_s)
-    sent = Sent(1, "far", {"s2": ["bob"]}, 10.0)
-    report = Told(1, False, "storage-unavailable", {"s2": "failed:storage-unavailable"}, "s1/x/1", 10.2)
-    assert judged(sent, report, happened=happened).clean is is_clean
-
-
-@pytest.mark.parametrize(("looks", "is_clean"), [((8.0, 8.3, 10.5), True), ((8.0, 8.3, 9.6, 10.5), False)])
-def test_database_was_away_while_the_process_that_carries_its_cables_stood_still(
-    looks: Sequence[float], is_clean: bool
-) -> None:
-    happened = Happened()
-    stalls = Stalls(happened, DATABASE)
-    for at_s in looks:
-        stalls.look(at_s)
     sent = Sent(1, "far", {"s2": ["bob"]}, 10.0)
     report = Told(1, False, "storage-unavailable", {"s2": "failed:storage-unavailable"}, "s1/x/1", 10.2)
     assert judged(sent, report, happened=happened).clean is is_clean
