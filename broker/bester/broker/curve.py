@@ -14,7 +14,6 @@ nothing is sent to a routing id whose connection has ended.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import struct
 import time
 from collections.abc import Callable, Container, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 import zmq
 from zmq.utils import z85
 
-from bester.broker import link_counts
+from bester.broker import held_door, link_counts
 from bester.broker.connections import Connection, ConnectionNumbers
 from bester.broker.fabric_socket import RECEIVED_AT_ONCE, FabricSocket, Frames
 from bester.broker.fence import Fence
@@ -68,7 +67,7 @@ costly message."""
 
 PAUSE_S = 1.0
 """Time for which a door accepts nobody where descriptors are scarce: a handshake has HANDSHAKE_MS at most."""
-_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_DISCONNECTED
+_EVENTS = zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_DISCONNECTED
 """Not EVENT_HANDSHAKE_FAILED_PROTOCOL: behind a handshake, as for a nonce that was used before, telling of the error
 makes libzmq forget it. The connection would stay, and be read no more; once it was reset, the next PING would end this
 process (zeromq/libzmq 4364)."""
@@ -218,6 +217,7 @@ class CurveSocket(FabricSocket):
         self._long = long_messages or LongMessages()
         self._dropped: dict[Connection, bool] = {}  # those that were cut: has the connection ended?
         self.unread = Unread()
+        self._listener = -1  # its descriptor
         self._paused: asyncio.TimerHandle | None = None
         self._has_failed = False  # a handshake; its descriptor comes next
         # At a bound on messages libzmq stops the input, and a PING among what it has read ends this process, once the
@@ -399,7 +399,10 @@ class CurveSocket(FabricSocket):
                     self._on_gone(identity, connection.key)
 
     def _on_event(self, event: int, value: int) -> None:
-        if event == zmq.EVENT_ACCEPTED:
+        if event == zmq.EVENT_LISTENING:
+            self._listener = value
+            held_door.prepare(value)
+        elif event == zmq.EVENT_ACCEPTED:
             self._open[value] = self._numbers.last
             self.unread.begin(value)
             if is_scarce(value):
@@ -414,22 +417,13 @@ class CurveSocket(FabricSocket):
             self._on_disconnected(value)
 
     def _pause(self) -> None:
-        """Accept nobody for PAUSE_S: the last descriptors are not for strangers."""
-        if self._paused is None and self._loop is not None:
-            bound = self.socket.last_endpoint
-            assert isinstance(bound, bytes)
-            endpoint = bound.decode().rstrip("\0")
-            with contextlib.suppress(zmq.ZMQError):  # it does not listen yet, or not any more
-                self.socket.unbind(endpoint)
-                self._paused = self._loop.call_later(PAUSE_S, self._go_on, endpoint)
+        """Accept nobody for PAUSE_S: the last descriptors are not for strangers. Those who are in stay."""
+        if self._paused is None and self._loop is not None and self._listener >= 0 and held_door.hold(self._listener):
+            self._paused = self._loop.call_later(PAUSE_S, self._go_on)
 
-    def _go_on(self, endpoint: str) -> None:
-        try:
-            self.socket.bind(endpoint)
-        except zmq.ZMQError:  # no descriptor, or somebody listens there for the moment
-            self._paused = self._loop.call_later(PAUSE_S, self._go_on, endpoint) if self._loop is not None else None
-        else:
-            self._paused = None
+    def _go_on(self) -> None:
+        self._paused = None
+        held_door.let_in(self._listener)
 
     def close(self) -> None:
         """Close as FabricSocket does; a pause ends with it."""
