@@ -33,7 +33,7 @@ READ: Outcome = (SENT, {})
 CUT: Outcome = (failed("unreachable"), {})
 MAX_OTHER = 64
 """Frames of a server before its report that are none: messages of its own may come first, and an answer without an end
-must cost its own message alone."""
+must cost its own message alone. Together they have no more bytes than one may have: each is read whole."""
 FIRST_LOOK_S = 0.001
 LAST_LOOK_S = 0.05
 """No event tells that the other end has taken in the frame: the shell looks after the first time, then after twice as
@@ -42,10 +42,15 @@ long each time, up to the second: a round trip on a local network, and one over 
 
 class Conversation(asyncio.Protocol):
     """A connection: writes one frame in `begin`, and reads until a status report comes or the peer ends. `through` is
-    called once, when the other end has taken in the frame."""
+    called once, when the other end has taken in the frame; `hold` with each change of the bytes that are held of an
+    unfinished frame."""
 
-    def __init__(self, limit_bytes: int, done: asyncio.Future[Outcome], through: Callable[[], None]) -> None:
+    def __init__(
+        self, limit_bytes: int, done: asyncio.Future[Outcome], through: Callable[[], None],
+        hold: Callable[[Conversation, int], None] = lambda conversation, size: None,
+    ) -> None:  # fmt: skip
         self._splitter = Splitter(limit_bytes)
+        self._hold = hold
         self._done = done
         self._through: Callable[[], None] | None = through
         self._transport: asyncio.Transport | None = None
@@ -55,7 +60,7 @@ class Conversation(asyncio.Protocol):
         self._parted = False
         self.fault: TlsError | None = None
         self._foreign = False  # the peer does not speak the native protocol: a peaceful end proves nothing
-        self._others = 0  # frames that were no report
+        self._others = self._other_bytes = 0  # frames that were no report
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
@@ -70,6 +75,8 @@ class Conversation(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes of the peer: the report on the message, or an answer that is none."""
+        if self._done.done():
+            return
         self._is_through()  # a peer that answers has read
         for body in self._splitter.feed(data):
             outcome = native_reports.outcome(body)
@@ -78,10 +85,21 @@ class Conversation(asyncio.Protocol):
                 return
             self._foreign = self._foreign or not native_reports.is_object(body)
             self._others += 1
-            if self._others >= MAX_OTHER:
+            self._other_bytes += len(body)
+            if self._has_too_many_others():
                 break
-        if self._splitter.refused is not None or self._others >= MAX_OTHER:
+        if self._splitter.refused is not None or self._has_too_many_others():
             self._end(CUT)
+        elif self._splitter.change is not None:
+            self._splitter.change = None
+            self._hold(self, self._splitter.waiting_bytes)
+
+    def _has_too_many_others(self) -> bool:
+        return self._others >= MAX_OTHER or self._other_bytes > self._splitter.limit_bytes
+
+    def give_up(self) -> None:
+        """End the connection without a report: the message may have arrived."""
+        self._end(CUT)
 
     def eof_received(self) -> bool:
         """Handle the end of the peer's stream: in peace, if the peer's system has taken in all of the frame; else
@@ -127,11 +145,18 @@ class Conversation(asyncio.Protocol):
             self._looking.cancel()
         if not self._done.done():
             self._done.set_result(outcome)
+        self._splitter.drop()
+        self._hold(self, 0)
         self.close()
 
     def close(self) -> None:
-        """End the connection."""
-        if self._transport is not None:
+        """End the connection. What the other end has not read counts no more: it would keep the connection open for as
+        long as the other end likes."""
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
+        else:
             self._transport.close()
 
 
