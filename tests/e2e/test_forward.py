@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from bester.bridge.conversation import LONG_BYTES
 from bester.bridge.forward import Forwarder
 from bester.bridge.limits import Limits
 from bester.bridge.native_writing import report
@@ -133,6 +134,12 @@ async def wordy(peer: Raw) -> None:
     peer.write(b'{"header":{"messageType":"receivedMessage"},"payload":{}}')
 
 
+async def wordy_at_length(peer: Raw) -> None:
+    """Write a long frame that is no report, and close in peace."""
+    await peer.read()
+    peer.write(b'{"header":{"messageType":"receivedMessage"},"payload":"' + b"x" * 2 * LONG_BYTES + b'"}')
+
+
 async def reset(peer: Raw) -> None:
     await peer.read()
     peer.reset()
@@ -170,6 +177,7 @@ async def never(peer: Raw) -> None:
         (silent, "sent", {}),
         (half_closed, "sent", {}),
         (wordy, "sent", {}),
+        (wordy_at_length, "sent", {}),
         (reset, "failed:unreachable", {}),
         (too_large, "failed:unreachable", {}),
         (long_before_its_report, "failed:unreachable", {}),
@@ -426,11 +434,15 @@ async def test_connections_are_bounded_by_address_and_in_all() -> None:
     def counted(name: str) -> Answer:
         async def count(peer: Raw) -> None:
             nonlocal ended
+            try:
+                frame = await peer.read()
+            except asyncio.IncompleteReadError:  # given up while it was made
+                return
             now[name] += 1
             most[name] = max(most[name], now[name])
             most["all"] = max(most["all"], sum(now.values()))
             await gate.acquire()
-            await good(peer)
+            peer.writer.write(report(json.dumps(frame["payload"]["id"]).encode(), 0))
             await peer.reader.read()
             now[name] -= 1
             ended += 1
@@ -441,7 +453,7 @@ async def test_connections_are_bounded_by_address_and_in_all() -> None:
     forwarder = Forwarder(replace(Limits(), forwards_per_address=3, forwards=6), outcomes.done)
     async with server(counted("a")) as a, server(counted("b")) as b:
         for token in range(60):
-            forwarder.forward(Forward(token, a if token % 2 else b, "m", b"1", {}))
+            forwarder.forward(Forward(token, a if token % 2 else b, "m", b"1", {"wait_s": 60.0}))
         for number in range(60):
             gate.release()
             await until(lambda: ended > number)  # noqa: B023 (awaited here)

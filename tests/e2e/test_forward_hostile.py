@@ -7,12 +7,15 @@ import json
 import struct
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bester.bridge import native_reports
 from bester.bridge.forward import Forwarder
 from bester.bridge.limits import Limits
 from bester.bridge.native_writing import report
@@ -24,6 +27,8 @@ from tests.descriptors import open_descriptors
 from tests.e2e.bridge_scene import Raw
 from tests.e2e.name_server import until
 from tests.e2e.test_forward import Outcomes, good, never, server
+
+COUNT = 20
 
 
 async def test_servers_that_answer_nothing_leave_room_for_others() -> None:
@@ -85,6 +90,49 @@ async def test_server_that_reads_no_more_keeps_no_connection(tmp_path: Path, *, 
         forwarder.forward(Forward(1, address, "m", b'"%b"' % (b"x" * 12 * 1024 * 1024), {}))
         assert await outcomes.all(1) == {1: "failed:unreachable"}
         await until(lambda: open_descriptors() == before + 1)  # the server's own end
+
+
+@pytest.mark.parametrize("secured", [False, True])
+async def test_long_reports_are_read_one_in_a_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, secured: bool
+) -> None:
+    """Each takes long to read, and many may have come; the end of the connection behind one changes nothing."""
+    authority, outcomes = Authority(tmp_path), Outcomes()
+    context = server_context(Pair(*authority.issue("127.0.0.1")), None, time.time())[0] if secured else None
+    trust = client_context("ca", authority.ca) if secured else None
+    turn, turns = 0, list[int]()
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        asyncio.get_running_loop().call_soon(count)
+
+    def counted(body: bytes, read: Callable[[bytes], Any] = native_reports.outcome) -> Any:
+        turns.append(turn)
+        return read(body)
+
+    monkeypatch.setattr(native_reports, "outcome", counted)
+    forwarder = Forwarder(Limits(), outcomes.done, tls=lambda address, tls: trust)
+    come, all_have_come = 0, asyncio.Event()
+
+    async def at_length(peer: Raw) -> None:
+        nonlocal come
+        come += 1
+        await peer.read()
+        if come == COUNT:
+            all_have_come.set()
+        await all_have_come.wait()
+        peer.writer.write(report(b"null", 0, None, "s2/1", {f"{number:0100}": "queued" for number in range(1000)}))
+
+    count()
+    async with server(at_length, context) as address, AsyncExitStack() as stack:
+        stack.push_async_callback(forwarder.close)
+        stack.callback(all_have_come.set)
+        for token in range(COUNT):
+            forwarder.forward(Forward(token, address, "m", b"1", {"wait_s": 60.0}))
+        await until(lambda: len(outcomes.of) == COUNT)
+    assert set(outcomes.of.values()) == {"queued"}
+    assert len(turns) == len(set(turns)) == COUNT
 
 
 async def test_reports_that_stop_in_the_middle_are_bounded_together() -> None:

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import socket
 import ssl
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,7 @@ from bester.bridge import native_writing
 from bester.bridge.conversation import CUT, Conversation, Outcome
 from bester.bridge.half_reports import HalfReports
 from bester.bridge.limits import Limits
+from bester.bridge.long_steps import LongSteps
 from bester.bridge.openings import Openings
 from bester.bridge.shared_room import SharedRoom
 from bester.bridge.standstill import Standstill
@@ -103,6 +105,7 @@ class Forwarder:
         self._places = SharedRoom(limits.forwards)
         self._queue = SharedRoom(limits.forwards_waiting)
         self._halves = HalfReports(limits.forward_reports)
+        self._steps = LongSteps(time.monotonic, lambda step: asyncio.get_running_loop().call_soon(step))
         self._closed = False
 
     def forward(self, message: Forward) -> None:
@@ -251,7 +254,8 @@ class Forwarder:
                 return refused
             done: asyncio.Future[Outcome] = loop.create_future()
             hold = partial(self._hold, address.key)
-            make = partial(Conversation, self._limits.forward_report, done, through, hold)
+            later = partial(self._steps.add, address.key)
+            make = partial(Conversation, self._limits.forward_report, done, through, hold, later)
             left_s = queued.connect_by - began_s
             tls = queued.message.meta.get("tls") is True
             conversation = await self._connect(make, to, addresses, min(left_s, openings.patience_s), left_s, tls=tls)
