@@ -68,7 +68,8 @@ async def test_a_user_who_is_let_in_gets_an_account_without_a_password(accounts:
 
 
 @pytest.mark.parametrize(
-    ("user", "password"), [("", "x"), ("ann", ""), ("a\n", "x"), ("ann", "\ud800"), ("\ud800", "x")]
+    ("user", "password"),
+    [("", "x"), ("ann", ""), ("a\n", "x"), ("ann", "\ud800"), ("\ud800", "x"), ("ann\ufe0f", "x"), ("jose\u0301", "x")],
 )
 async def test_an_impossible_login_is_asked_about_by_nobody(office: Office, user: str, password: str) -> None:
     assert await office.logins.verify(user, password, HERE) == WRONG and office.asked == []

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import unicodedata
 from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple, Protocol
 
@@ -20,6 +22,10 @@ PASSWORD_LIMIT_BYTES = 1024
 """Longer passwords only make checking slow."""
 UNREADABLE = "unreadable"
 """Token of any account while the database cannot be read: nobody is cut off for that."""
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Printable characters that show nothing: of two accounts that look the same only one would be disabled."""
 _log = logging.getLogger("bester.broker.accounts")
 
 
@@ -83,6 +89,8 @@ def name_fault(name: str) -> str | None:
         return f"a user name has {MAX_USER} characters at most"
     if not name.isprintable() or name != name.strip():
         return "a user name has printable characters only, and no blanks at its ends"
+    if not unicodedata.is_normalized("NFC", name) or _UNSEEN.search(name):
+        return "a user name is in the composed form of Unicode (NFC), without characters that show nothing"
     return None
 
 
