@@ -75,6 +75,11 @@ async def test_an_impossible_login_is_asked_about_by_nobody(office: Office, user
     assert await office.logins.verify(user, password, HERE) == WRONG and office.asked == []
 
 
+async def test_an_account_keeps_a_name_that_is_refused_for_new_ones(accounts: Accounts, office: Office) -> None:
+    assert await accounts.learn("jose\u0301")
+    assert await office.logins.verify("jose\u0301", "secret", HERE) == LET_IN
+
+
 async def test_the_lockout_holds(office: Office) -> None:
     for number in range(FAILURES):
         assert await office.logins.verify("ann", f"guess {number}", HERE) == WRONG

@@ -7,20 +7,21 @@ import unicodedata
 
 import pytest
 
-from bester.broker.users import name_fault
+from bester.broker.users import OpenAccounts, new_name_fault
+from bester.broker.verifying import LET_IN
 
 
 @pytest.mark.parametrize("name", ["alice", "josé", "Ann Lee", "李雷", "😀", "שרה", "नेहा", "가나다"])
 def test_names_that_people_have(name: str) -> None:
-    assert name_fault(name) is None
+    assert new_name_fault(name) is None
 
 
 @pytest.mark.parametrize(
     "unseen", ["\u200b", "\u202e", "\ufeff", "\u00ad", "\u034f", "\u3164", "\u2800", "\ufe0f", "\U000e0101"]
 )
 def test_what_shows_nothing_is_in_no_name(unseen: str) -> None:
-    assert name_fault(f"alice{unseen}")
-    assert name_fault(f"al{unseen}ice")
+    assert new_name_fault(f"alice{unseen}")
+    assert new_name_fault(f"al{unseen}ice")
 
 
 def test_name_has_one_spelling() -> None:
@@ -28,4 +29,8 @@ def test_name_has_one_spelling() -> None:
     for char in map(chr, range(0xA0, sys.maxunicode + 1)):
         spellings = {form: unicodedata.normalize(form, char) for form in ("NFC", "NFD")}
         if spellings["NFC"] != spellings["NFD"]:
-            assert name_fault(f"a{spellings['NFD']}b")
+            assert new_name_fault(f"a{spellings['NFD']}b")
+
+
+async def test_where_there_are_no_accounts_any_name_is_let_in() -> None:
+    assert await OpenAccounts().verify("jose\u0301", "x", "") == LET_IN

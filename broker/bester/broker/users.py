@@ -89,6 +89,13 @@ def name_fault(name: str) -> str | None:
         return f"a user name has {MAX_USER} characters at most"
     if not name.isprintable() or name != name.strip():
         return "a user name has printable characters only, and no blanks at its ends"
+    return None
+
+
+def new_name_fault(name: str) -> str | None:
+    """Return the fault of the name of a new account, or None: it must not look the same as another one."""
+    if (fault := name_fault(name)) is not None:
+        return fault
     if not unicodedata.is_normalized("NFC", name) or _UNSEEN.search(name):
         return "a user name is in the composed form of Unicode (NFC), without characters that show nothing"
     return None
@@ -137,8 +144,8 @@ async def change_password(
 
 
 def check_name(name: str) -> None:
-    """Raise BesterError for an unusable user name."""
-    fault = name_fault(name)
+    """Raise BesterError for an unusable name of a new account."""
+    fault = new_name_fault(name)
     if fault:
         raise BesterError("malformed", fault)
 
