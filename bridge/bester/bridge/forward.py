@@ -101,7 +101,8 @@ class Forwarder:
         self._tls = tls
         self._logged: OrderedDict[tuple[str, str], float] = OrderedDict()  # faults of TLS by address: when logged
         self._tasks: set[asyncio.Task[Outcome | None]] = set()
-        self._addresses: dict[tuple[str, bool], _Address] = {}  # those with messages or connections, in turn
+        self._listed: dict[str, _Address] = {}  # those with messages or connections, in turn
+        self._strangers: dict[str, _Address] = {}
         self._places = SharedRoom(limits.forwards)
         self._queue = SharedRoom(limits.forwards_waiting)
         self._halves = HalfReports(limits.forward_reports)
@@ -114,7 +115,8 @@ class Forwarder:
             self._done(message.token, *UNREACHABLE)
             return
         stranger = message.meta.get("stranger") is True
-        address = self._addresses.get((message.address, stranger)) or self._find(message.address, stranger=stranger)
+        address = self._known(stranger=stranger).get(message.address)
+        address = address or self._find(message.address, stranger=stranger)
         if address is None:
             self._done(message.token, *UNREACHABLE)
             return
@@ -132,6 +134,9 @@ class Forwarder:
         address.waiting.append(_Queued(message, with_sleep(), deadline))
         self._start(address)
 
+    def _known(self, *, stranger: bool) -> dict[str, _Address]:
+        return self._strangers if stranger else self._listed
+
     def _wait_s(self, message: Forward) -> float:
         wait_s = message.meta.get("wait_s")
         return wait_s if isinstance(wait_s, int | float) else self._limits.forward_s
@@ -146,7 +151,7 @@ class Forwarder:
             if not self._names.ask(to.host, partial(self._looked_up, address)):
                 return None
             address.looking_up = True
-        self._addresses[key, stranger] = address
+        self._known(stranger=stranger)[key] = address
         return address
 
     def _looked_up(self, address: _Address) -> None:
@@ -181,7 +186,7 @@ class Forwarder:
     def _forget(self, address: _Address) -> None:
         """Forget an address without messages and connections."""
         if not address.waiting and not address.openings.open and not address.looking_up:
-            self._addresses.pop((address.key, address.stranger), None)
+            self._known(stranger=address.stranger).pop(address.key, None)
 
     def _start(self, address: _Address) -> None:
         """Open the connections to an address that the bounds allow."""
@@ -216,9 +221,14 @@ class Forwarder:
             self._queue.count(1, stranger=address.stranger)
         else:
             self._done(queued.message.token, *outcome)
-        if self._addresses.pop((address.key, address.stranger), None) is not None:
-            self._addresses[address.key, address.stranger] = address  # others have the place that is free now
-        for each in list(self._addresses.values()):
+        known = self._known(stranger=address.stranger)
+        if known.pop(address.key, None) is not None:
+            known[address.key] = address  # others have the place that is free now
+        for each in list(self._listed.values()):
+            self._start(each)
+        for each in list(self._strangers.values()):
+            if not self._places.has_room(0, stranger=True):  # users name thousands of them
+                break
             self._start(each)
         self._forget(address)
 
@@ -319,7 +329,7 @@ class Forwarder:
     async def close(self) -> None:
         """Cancel everything under way; such messages, and later ones, fail as unreachable."""
         self._closed = True
-        for address in self._addresses.values():
+        for address in (*self._listed.values(), *self._strangers.values()):
             self._fail(address)
         tasks = list(self._tasks)
         for task in tasks:
