@@ -34,7 +34,7 @@ COUNT = 20
 async def test_servers_that_answer_nothing_leave_room_for_others() -> None:
     """Each holds its connections and its waiting messages for as long as a report may take."""
     outcomes, reached = Outcomes(), Counter[str]()
-    limits = replace(Limits(), forwards=32, forwards_per_address=8, forwards_waiting=64)
+    limits = replace(Limits(), forwards=32, forwards_per_address=8, forwards_waiting=64, connect_s=60.0)
     forwarder = Forwarder(limits, outcomes.done, reached=reached)
     async with AsyncExitStack() as stack:
         honest = await stack.enter_async_context(server(good))
@@ -50,7 +50,9 @@ async def test_servers_that_answer_nothing_leave_room_for_others() -> None:
 async def test_servers_that_are_not_configured_have_half_of_the_room() -> None:
     """Users name them, as many as they like."""
     outcomes = Outcomes()
-    forwarder = Forwarder(replace(Limits(), forwards=8), outcomes.done, reachable=(parse_network("127.0.0.1"),))
+    forwarder = Forwarder(
+        replace(Limits(), forwards=8, connect_s=60.0), outcomes.done, reachable=(parse_network("127.0.0.1"),)
+    )
     began = 0
 
     async def counted(peer: Raw) -> None:
