@@ -165,6 +165,7 @@ def test_line_for_a_new_key_can_be_read(directory: Path) -> None:
         (["user", "add"], 2, "Missing argument"),
         (["user", "add", "tim"], 2, "use --password-stdin"),
         (["user", "add", "t\nm", "--password-stdin"], 2, "printable characters only"),
+        (["user", "add", "jose\u0301", "--password-stdin"], 2, "composed form of Unicode"),
         (["user", "remove", "tim"], 1, "there is no user 'tim': "),
         (["user", "passwd", "tim", "--password-stdin"], 2, "no password on standard input"),
         (["send", "--user", "tim", "echo", "{}"], 2, "put it into BESTER_PASSWORD"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.settings import Settings
+from bester.broker.core.settings import Route, Settings
 from bester.broker.store_requests import NUMBERS_A_LIFE, lane
 from bester.broker.wire.messages import (
     HOP_LIMIT,
@@ -321,6 +321,18 @@ def test_names_over_keyless_tcp_are_not_believed() -> None:
     request = stand.answer(chat)
     assert request.meta["id"].startswith("s1/tcp-")
     assert (request.meta["origin"], request.meta["peer"]) == ("a server over tcp", "a server over tcp")
+
+
+@pytest.mark.parametrize("host", ["10.0.0.2", "10.0.0.1", "unix"])
+def test_stranger_at_an_address_by_which_a_server_is_named_is_not_that_server(host: str) -> None:
+    """A handler sees the peer's name alone, and takes it for verified."""
+    routes = {name: Route(name, fabric=f"tcp://{name}:2225") for name in ("10.0.0.2", "unix")}
+    stand = Stand(Settings("10.0.0.1", open_accounts=True, accept="open", routes=routes))
+    bridge, chat = stand.bridge("alice"), stand.handler("chat")
+    for address, shown in ((host, f"a server at {host}"), ("10.0.0.9", "10.0.0.9")):
+        stand.submit(bridge, "chat", session=None, scope="server", address=address)
+        request = stand.answer(chat)
+        assert (request.meta["peer"], request.meta["origin"]) == (shown, shown)
 
 
 @pytest.mark.parametrize("body", [b"no JSON", b'"\xff"', b"[" * 65 + b"]" * 65, b""])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bester.broker.core.effects import Link, Notice
+from bester.broker.core.refused import LOG_AGAIN_S
 from bester.broker.store_requests import Bounds, lane
 from bester.broker.wire.messages import Forward, Forwarded, Goodbye, Meta, Open, Submit
 from tests.unit.core_office import Office, numbered
@@ -158,6 +159,36 @@ def test_unreachable_native_server_gives_one_notice_and_its_return_another() -> 
         stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, outcome, meta))
         assert said() == expected
         seconds = max(1.0, 2 * seconds)
+
+
+def test_native_server_that_answers_now_and_then_gives_one_notice_a_minute() -> None:
+    """It chooses when it answers, and must not fill the log."""
+    office = Office()
+    stand = office.stand
+    began = stand.now
+
+    def said() -> list[str]:
+        return [notice.event for notice in stand.notices if notice.event.startswith("server-") and "s3" in str(notice)]
+
+    def tells(outcome: str) -> None:
+        forward = stand.one(office.bridge, Forward)
+        meta = {} if outcome == "failed:unreachable" else {"reported": True}
+        stand.say(office.bridge, Forwarded(forward.token, outcome, meta))
+        stand.commit()
+
+    while stand.now < began + LOG_AGAIN_S - 10.0:
+        office.sends("s3")
+        tells("failed:unreachable")
+        stand.wait(5.0)
+        tells("delivered")
+        assert said() == ["server-lost", "server-reached"]
+    office.sends("s3")
+    tells("failed:unreachable")
+    for _ in range(6):  # it stays away: that is told once the minute is over
+        stand.wait(40.0)
+        for forward in stand.heard_of(office.bridge, Forward):
+            stand.say(office.bridge, Forwarded(forward.token, "failed:unreachable", {}))
+    assert said() == ["server-lost", "server-reached", "server-lost"]
 
 
 def test_native_server_that_dies_with_a_message_gives_a_notice_and_a_silent_one_does_not() -> None:

@@ -68,10 +68,16 @@ async def test_a_user_who_is_let_in_gets_an_account_without_a_password(accounts:
 
 
 @pytest.mark.parametrize(
-    ("user", "password"), [("", "x"), ("ann", ""), ("a\n", "x"), ("ann", "\ud800"), ("\ud800", "x")]
+    ("user", "password"),
+    [("", "x"), ("ann", ""), ("a\n", "x"), ("ann", "\ud800"), ("\ud800", "x"), ("ann\ufe0f", "x"), ("jose\u0301", "x")],
 )
 async def test_an_impossible_login_is_asked_about_by_nobody(office: Office, user: str, password: str) -> None:
     assert await office.logins.verify(user, password, HERE) == WRONG and office.asked == []
+
+
+async def test_an_account_keeps_a_name_that_is_refused_for_new_ones(accounts: Accounts, office: Office) -> None:
+    assert await accounts.learn("jose\u0301")
+    assert await office.logins.verify("jose\u0301", "secret", HERE) == LET_IN
 
 
 async def test_the_lockout_holds(office: Office) -> None:

@@ -179,6 +179,23 @@ def test_hanging_lookups_leave_room_for_others() -> None:
     assert lookups.start(9000.0 + LAST_RETRY_S) == ["good"]
 
 
+def test_lookups_that_turn_out_to_hang_make_room_for_names_of_which_nothing_is_known() -> None:
+    """At a start all are; and the system may take half a minute to give a lookup up."""
+    lookups = Lookups()
+    for number in range(AT_ONCE):
+        lookups.follow(f"bad{number}", 0.0)
+    lookups.follow("good", 0.0)
+    assert len(lookups.start(0.0)) == AT_ONCE
+    assert lookups.start(PATIENCE_S) == []
+    lookups.tick(PATIENCE_S)
+    assert lookups.start(PATIENCE_S) == ["good"]
+    for number in range(3 * AT_ONCE):
+        lookups.follow(f"more{number}", 0.0)
+    assert len(lookups.start(PATIENCE_S)) == AT_ONCE - 1
+    lookups.tick(2 * PATIENCE_S)
+    assert lookups.start(2 * PATIENCE_S) == []  # no more threads than these
+
+
 def test_names_from_handlers_cannot_delay_configured_ones() -> None:
     lookups = Lookups()
     asked = [lookups.ask(f"s{number}", float(number)) for number in range(2 * REMEMBERED)]

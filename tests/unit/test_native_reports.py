@@ -64,3 +64,17 @@ class TestOutcome:
         assert good == (("queued", {"reported": True, "queued": count}) if queued else ("sent", {"reported": True}))
         bad = native_reports.outcome((BAD_REPORT % f'{{"reason":"expired","recipients":{recipients}}}').encode())
         assert bad == ("failed:expired", {"reported": True, "carried": True})
+
+    def test_long_texts_and_very_long_recipients_are_not_read(self) -> None:
+        """A server chooses their length, up to 16 MiB, each of which is looked at several times."""
+        text = "x" * native_reports.MAX_TEXT
+        assert native_reports.outcome((BAD_REPORT % f'{{"reason":"expired","note":"{text}"}}').encode()) == (
+            "failed:expired", {"reported": True},
+        )  # fmt: skip
+        assert native_reports.outcome((GOOD_REPORT % f'{{"recipients":{{"bob":"{text}"}}}}').encode()) == (
+            "delivered", {"reported": True},
+        )  # fmt: skip
+        recipients = '{"%s":"queued"}' % ("x" * native_reports.MAX_RECIPIENTS_BYTES)
+        assert native_reports.outcome((GOOD_REPORT % f'{{"recipients":{recipients}}}').encode()) == (
+            "sent", {"reported": True},
+        )  # fmt: skip

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.broker.tls_records import AT_ONCE, Records
+from bester.broker.tls_records import AT_ONCE, AT_ONCE_BYTES, MOST_USELESS_BYTES, Records
 
 lengths = st.lists(st.integers(0, 40) | st.sampled_from([255, 256, 16384]), max_size=30)
 
@@ -41,6 +41,26 @@ def test_few_records_are_taken_at_once() -> None:
     records.add(record(300)[100:])
     assert records.take() == record(300)[100:]
     assert records.whole == 21
+
+
+def test_long_records_are_taken_one_at_a_time() -> None:
+    records = Records()
+    records.add(record(AT_ONCE_BYTES) * 3 + record(AT_ONCE_BYTES // 2) * 3)
+    assert [len(records.take()) // len(record(AT_ONCE_BYTES // 2)) for _ in range(5)] == [1, 1, 1, 2, 1]
+    assert records.whole == 6
+
+
+def test_too_much_without_data_is_a_fault() -> None:
+    records = Records()
+    for _ in range(2):
+        records.add(record(AT_ONCE_BYTES) * 5)
+        while records.fault() is None and records.take():
+            pass
+        assert records.fault() == f"it sends more than {MOST_USELESS_BYTES >> 10} KiB of TLS in a row without data"
+        records.on_data()
+        assert records.fault() is None
+        records.take()
+        records.on_data()
 
 
 def test_header_that_is_not_whole_waits() -> None:

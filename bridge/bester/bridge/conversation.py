@@ -18,6 +18,7 @@ import socket
 import struct
 import sys
 import termios
+from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -33,7 +34,10 @@ READ: Outcome = (SENT, {})
 CUT: Outcome = (failed("unreachable"), {})
 MAX_OTHER = 64
 """Frames of a server before its report that are none: messages of its own may come first, and an answer without an end
-must cost its own message alone."""
+must cost its own message alone. Together they have no more bytes than one may have: each is read whole."""
+LONG_BYTES = 16 * 1024
+"""Frame that is read in a turn of its own, as 16 MiB of JSON take 40 ms; and bytes after which a connection waits for
+its turn: libuv reads a connection up to 32 times in one turn, 8 MiB."""
 FIRST_LOOK_S = 0.001
 LAST_LOOK_S = 0.05
 """No event tells that the other end has taken in the frame: the shell looks after the first time, then after twice as
@@ -42,10 +46,19 @@ long each time, up to the second: a round trip on a local network, and one over 
 
 class Conversation(asyncio.Protocol):
     """A connection: writes one frame in `begin`, and reads until a status report comes or the peer ends. `through` is
-    called once, when the other end has taken in the frame."""
+    called once, when the other end has taken in the frame; `hold` with each change of the bytes that are held of frames
+    that are not read yet; `later` with a step that takes long, for one of the next turns of the loop."""
 
-    def __init__(self, limit_bytes: int, done: asyncio.Future[Outcome], through: Callable[[], None]) -> None:
+    def __init__(
+        self, limit_bytes: int, done: asyncio.Future[Outcome], through: Callable[[], None],
+        hold: Callable[[Conversation, int], None], later: Callable[[Callable[[], None]], None],
+    ) -> None:  # fmt: skip
         self._splitter = Splitter(limit_bytes)
+        self._hold = hold
+        self._later = later
+        self._held: deque[bytes] = deque()  # a long frame, and those behind it
+        self._came = 0  # bytes since the connection last waited for a turn
+        self._lost = False
         self._done = done
         self._through: Callable[[], None] | None = through
         self._transport: asyncio.Transport | None = None
@@ -55,7 +68,7 @@ class Conversation(asyncio.Protocol):
         self._parted = False
         self.fault: TlsError | None = None
         self._foreign = False  # the peer does not speak the native protocol: a peaceful end proves nothing
-        self._others = 0  # frames that were no report
+        self._others = self._other_bytes = 0  # frames that were no report
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
@@ -70,24 +83,75 @@ class Conversation(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes of the peer: the report on the message, or an answer that is none."""
+        if self._done.done():
+            return
         self._is_through()  # a peer that answers has read
         for body in self._splitter.feed(data):
-            outcome = native_reports.outcome(body)
-            if outcome is not None:
-                self._end(outcome)
+            if self._held or len(body) > LONG_BYTES:
+                self._held.append(body)
+            elif self._read(body):
                 return
-            self._foreign = self._foreign or not native_reports.is_object(body)
-            self._others += 1
-            if self._others >= MAX_OTHER:
-                break
-        if self._splitter.refused is not None or self._others >= MAX_OTHER:
+        if self._splitter.refused is not None and not self._held:
             self._end(CUT)
+            return
+        self._came += len(data)
+        if self._held or self._came > LONG_BYTES:
+            self._came = 0
+            if self._transport is not None:
+                self._transport.pause_reading()
+            self._later(self._go_on)
+        if self._held or self._splitter.change is not None:
+            self._count()
+
+    def _count(self) -> None:
+        self._splitter.change = None
+        self._hold(self, self._splitter.waiting_bytes + sum(map(len, self._held)))
+
+    def _read(self, body: bytes) -> bool:
+        """Read a frame; return whether the conversation has ended with it."""
+        outcome = native_reports.outcome(body)
+        if outcome is not None:
+            self._end(outcome)
+            return True
+        self._foreign = self._foreign or not native_reports.is_object(body)
+        self._others += 1
+        self._other_bytes += len(body)
+        if self._has_too_many_others():
+            self._end(CUT)
+            return True
+        return False
+
+    def _go_on(self) -> None:
+        """Read the next long frame that is held, and the short ones behind it; then what has happened meanwhile."""
+        while self._held:
+            if self._read(self._held.popleft()):
+                return
+            if self._held and len(self._held[0]) > LONG_BYTES:
+                self._later(self._go_on)
+                self._count()
+                return
+        if self._done.done():  # given up meanwhile
+            return
+        self._count()
+        if self._splitter.refused is not None or self._lost:
+            self._end(CUT)
+        elif self._parted and self._through is None:
+            self._end(self._peaceful())
+        elif self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _has_too_many_others(self) -> bool:
+        return self._others >= MAX_OTHER or self._other_bytes > self._splitter.limit_bytes
+
+    def give_up(self) -> None:
+        """End the connection without a report: the message may have arrived."""
+        self._end(CUT)
 
     def eof_received(self) -> bool:
         """Handle the end of the peer's stream: in peace, if the peer's system has taken in all of the frame; else
         `_look` finds a reset."""
         self._parted = True
-        if self._through is None:
+        if self._through is None and not self._held:
             self._end(self._peaceful())
         return True
 
@@ -99,7 +163,9 @@ class Conversation(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.fault = exc if isinstance(exc, TlsError) else None
-        self._end(CUT)
+        self._lost = True
+        if not self._held:
+            self._end(CUT)
 
     def _look(self) -> None:
         """Check whether the other end has taken in the frame; check again in a while if not."""
@@ -114,7 +180,7 @@ class Conversation(asyncio.Protocol):
             self._look_s = min(2 * self._look_s, LAST_LOOK_S)
             return
         self._is_through()
-        if self._parted:
+        if self._parted and not self._held:
             self._end(self._peaceful())
 
     def _is_through(self) -> None:
@@ -130,8 +196,16 @@ class Conversation(asyncio.Protocol):
         self.close()
 
     def close(self) -> None:
-        """End the connection."""
-        if self._transport is not None:
+        """End the connection. What the other end has not read counts no more: it would keep the connection open for as
+        long as the other end likes."""
+        self._held.clear()
+        self._splitter.drop()
+        self._hold(self, 0)
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
+        else:
             self._transport.close()
 
 

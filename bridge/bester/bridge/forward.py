@@ -12,14 +12,18 @@ import asyncio
 import logging
 import socket
 import ssl
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
 
 from bester.bridge import native_writing
 from bester.bridge.conversation import CUT, Conversation, Outcome
+from bester.bridge.half_reports import HalfReports
 from bester.bridge.limits import Limits
+from bester.bridge.long_steps import LongSteps
 from bester.bridge.openings import Openings
+from bester.bridge.shared_room import SharedRoom
 from bester.bridge.standstill import Standstill
 from bester.broker.clocks import with_sleep
 from bester.broker.layer_turns import LayerTurns
@@ -58,13 +62,14 @@ class _Queued:
 
 class _Address:
     """Messages and connections to one address. `through_s`: when a connection last got through; `looking_up`: the
-    host is being looked up."""
+    host is being looked up; `stranger`: the server is not configured."""
 
-    __slots__ = ("key", "looking_up", "openings", "through_s", "to", "waiting")
+    __slots__ = ("key", "looking_up", "openings", "stranger", "through_s", "to", "waiting")
 
-    def __init__(self, key: str, to: HostPort, most: int) -> None:
+    def __init__(self, key: str, to: HostPort, most: int, *, stranger: bool) -> None:
         self.key = key
         self.to = to
+        self.stranger = stranger
         self.openings = Openings(most)
         self.through_s = 0.0
         self.looking_up = False
@@ -96,8 +101,12 @@ class Forwarder:
         self._tls = tls
         self._logged: OrderedDict[tuple[str, str], float] = OrderedDict()  # faults of TLS by address: when logged
         self._tasks: set[asyncio.Task[Outcome | None]] = set()
-        self._addresses: dict[str, _Address] = {}  # addresses with messages or connections
-        self._queued = 0
+        self._listed: dict[str, _Address] = {}  # those with messages or connections, in turn
+        self._strangers: dict[str, _Address] = {}
+        self._places = SharedRoom(limits.forwards)
+        self._queue = SharedRoom(limits.forwards_waiting)
+        self._halves = HalfReports(limits.forward_reports)
+        self._steps = LongSteps(time.monotonic, lambda step: asyncio.get_running_loop().call_soon(step))
         self._closed = False
 
     def forward(self, message: Forward) -> None:
@@ -105,38 +114,44 @@ class Forwarder:
         if self._closed:
             self._done(message.token, *UNREACHABLE)
             return
-        if self._queued >= self._limits.forwards_waiting:
-            self._reached["forwards_waiting"] += 1
-            self._done(message.token, *OVERLOADED)
-            return
-        address = self._addresses.get(message.address) or self._find(message.address)
+        stranger = message.meta.get("stranger") is True
+        address = self._known(stranger=stranger).get(message.address)
+        address = address or self._find(message.address, stranger=stranger)
         if address is None:
             self._done(message.token, *UNREACHABLE)
+            return
+        if not self._queue.has_room(len(address.waiting), stranger=stranger):
+            self._reached["forwards_waiting"] += 1
+            self._done(message.token, *OVERLOADED)
+            self._forget(address)
             return
         if address.looking_up and len(address.waiting) >= self._limits.forwards_unknown:
             self._reached["forwards_unknown"] += 1
             self._done(message.token, *OVERLOADED)
             return
-        self._queued += 1
+        self._queue.count(1, stranger=stranger)
         deadline = asyncio.get_running_loop().time() + self._wait_s(message)
         address.waiting.append(_Queued(message, with_sleep(), deadline))
         self._start(address)
+
+    def _known(self, *, stranger: bool) -> dict[str, _Address]:
+        return self._strangers if stranger else self._listed
 
     def _wait_s(self, message: Forward) -> float:
         wait_s = message.meta.get("wait_s")
         return wait_s if isinstance(wait_s, int | float) else self._limits.forward_s
 
-    def _find(self, key: str) -> _Address | None:
+    def _find(self, key: str, *, stranger: bool) -> _Address | None:
         """Return an address whose host is known, or is being looked up; None where neither is possible now."""
         to = _parsed(key)
         if to is None:
             return None
-        address = _Address(key, to, self._limits.forwards_per_address)
+        address = _Address(key, to, self._limits.forwards_per_address, stranger=stranger)
         if not self._names.addresses(to.host):
             if not self._names.ask(to.host, partial(self._looked_up, address)):
                 return None
             address.looking_up = True
-        self._addresses[key] = address
+        self._known(stranger=stranger)[key] = address
         return address
 
     def _looked_up(self, address: _Address) -> None:
@@ -164,27 +179,28 @@ class Forwarder:
     def _fail(self, address: _Address, outcome: Outcome = UNREACHABLE) -> None:
         """Fail the messages that wait for an address."""
         waiting, address.waiting = address.waiting, deque()
-        self._queued -= len(waiting)
+        self._queue.count(-len(waiting), stranger=address.stranger)
         for queued in waiting:
             self._done(queued.message.token, *outcome)
 
     def _forget(self, address: _Address) -> None:
         """Forget an address without messages and connections."""
         if not address.waiting and not address.openings.open and not address.looking_up:
-            self._addresses.pop(address.key, None)
+            self._known(stranger=address.stranger).pop(address.key, None)
 
     def _start(self, address: _Address) -> None:
         """Open the connections to an address that the bounds allow."""
         loop = asyncio.get_running_loop()
         if address.looking_up:
             return
-        while address.waiting and len(self._tasks) < self._limits.forwards and address.openings.may_open():
+        while address.waiting and address.openings.may_open() and self._has_place(address):
             queued = address.waiting.popleft()
-            self._queued -= 1
+            self._queue.count(-1, stranger=address.stranger)
             if queued.deadline <= loop.time():
                 self._done(queued.message.token, *UNREACHABLE)
                 continue
             address.openings.begin()
+            self._places.count(1, stranger=address.stranger)
             task = loop.create_task(self._converse(queued, address))
             self._tasks.add(task)
             task.add_done_callback(partial(self._ended, queued, address))
@@ -193,6 +209,7 @@ class Forwarder:
         """Report the outcome of a task, even of one that was cancelled before its beginning."""
         self._tasks.discard(task)
         address.openings.end()
+        self._places.count(-1, stranger=address.stranger)
         error = None if task.cancelled() else task.exception()
         if error is not None:
             task.get_loop().call_exception_handler({"message": "a forward failed", "exception": error, "task": task})
@@ -201,15 +218,27 @@ class Forwarder:
             outcome = UNREACHABLE
         if outcome is None:
             address.waiting.appendleft(queued)
-            self._queued += 1
+            self._queue.count(1, stranger=address.stranger)
         else:
             self._done(queued.message.token, *outcome)
-        self._start(address)
-        self._forget(address)
-        for other in list(self._addresses.values()):
-            if len(self._tasks) >= self._limits.forwards:
+        known = self._known(stranger=address.stranger)
+        if known.pop(address.key, None) is not None:
+            known[address.key] = address  # others have the place that is free now
+        for each in list(self._listed.values()):
+            self._start(each)
+        for each in list(self._strangers.values()):
+            if not self._places.has_room(0, stranger=True):  # users name thousands of them
                 break
-            self._start(other)
+            self._start(each)
+        self._forget(address)
+
+    def _has_place(self, address: _Address) -> bool:
+        return self._places.has_room(address.openings.open, stranger=address.stranger)
+
+    def _hold(self, address: str, conversation: Conversation, size: int) -> None:
+        """Note how much of an unfinished report is held; where all together are too large, others are given up."""
+        now = asyncio.get_running_loop().time()
+        self._reached["forward_reports"] += self._halves.hold(conversation, address, size, now, conversation.give_up)
 
     async def _converse(self, queued: _Queued, address: _Address) -> Outcome | None:
         """Return the outcome of the message; None where its connection is to be tried again."""
@@ -234,7 +263,9 @@ class Forwarder:
             if refused is not None:
                 return refused
             done: asyncio.Future[Outcome] = loop.create_future()
-            make = partial(Conversation, self._limits.forward_report, done, through)
+            hold = partial(self._hold, address.key)
+            later = partial(self._steps.add, address.key)
+            make = partial(Conversation, self._limits.forward_report, done, through, hold, later)
             left_s = queued.connect_by - began_s
             tls = queued.message.meta.get("tls") is True
             conversation = await self._connect(make, to, addresses, min(left_s, openings.patience_s), left_s, tls=tls)
@@ -298,7 +329,7 @@ class Forwarder:
     async def close(self) -> None:
         """Cancel everything under way; such messages, and later ones, fail as unreachable."""
         self._closed = True
-        for address in self._addresses.values():
+        for address in (*self._listed.values(), *self._strangers.values()):
             self._fail(address)
         tasks = list(self._tasks)
         for task in tasks:

@@ -130,9 +130,11 @@ class Limits:
     forwards_per_address: int = 128
     """Connections to one other server at once. Servers in a ring wait for each other once a round, so not a few."""
     forwards: int = 512
-    """Connections to all other servers: descriptors."""
-    forwards_waiting: int = 4_096
-    """Messages waiting for a connection; messages above the bound fail as `overloaded`."""
+    """Connections to all other servers: descriptors. A server has no more than what is left by all, and those that are
+    not configured have half of them together; a configured one always gets one. A server that answers nothing holds
+    its connections for a minute."""
+    forwards_waiting: int = 8_192
+    """Messages waiting for a connection, in the same shares; messages above a share fail as `overloaded`."""
     forwards_unknown: int = 1_024
     """Waiting messages to one address whose host is still looked up: a name server that hangs must leave room for other
     addresses."""
@@ -142,7 +144,10 @@ class Limits:
     """Time for a connection to another server to be made: three packets lost in a row."""
     forward_report: int = 16 * MIB
     """Longest report of another server: up to 10,000 recipients are named in one, whatever the size of clients'
-    frames."""
+    frames. What comes before the report counts as well."""
+    forward_reports: int = 64 * MIB
+    """Reports of other servers that have begun and not ended, over all connections; above the bound the server that has
+    held most for longest loses connections. Hundreds of usual ones, or four of the longest. Memory."""
     informer_connections: int = 64
     """Handlers ask now and then; there are not many of them."""
     informer_frame: int = 64 * KIB
@@ -176,7 +181,7 @@ class Limits:
 COUNTED = (
     "max_frame", "first_frame_s", "login_s", "logins_in_flight", "drain_s", "server_s", "out_queue", "out_total",
     "out_answers", "stalled_s", "unacked", "unacked_bytes", "ack_s", "gone_messages", "gone_bytes", "hold_s",
-    "link_backlog", "forwards_waiting", "forwards_unknown", "informer_connections",
+    "link_backlog", "forwards_waiting", "forwards_unknown", "forward_reports", "informer_connections",
 )  # fmt: skip
 """Bounds at which something is refused, dropped or cut, each counted by its name; the counts of other such bounds have
 names of their own, see ALSO_COUNTED."""

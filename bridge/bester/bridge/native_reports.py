@@ -15,6 +15,10 @@ from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT, failed
 MAX_RECIPIENTS = 65_536
 """Recipients that are read of one report: six times as many as a reply of this program has, in some tens of
 milliseconds. A server chooses their number, up to a million."""
+MAX_RECIPIENTS_BYTES = 6 * 1024 * 1024
+"""Bytes of JSON of the recipients that are read: a reply of this program has as many with the longest names."""
+MAX_TEXT = 65_536
+"""Bytes of JSON of a reason, a note or an outcome that are read; the longest of this program has a tenth of them."""
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _string = msgspec.json.Decoder(str).decode
 _skip = msgspec.json.Decoder(Raw).decode
@@ -70,11 +74,13 @@ def outcome(body: bytes) -> tuple[str, Meta] | None:
 
 
 def _recipients(text: Raw) -> list[str | None]:
-    """Return the outcomes that a report names; one that is no text is None. Of more than MAX_RECIPIENTS none is read,
-    and SENT, which claims least, stands for all."""
+    """Return the outcomes that a report names; one that is no text is None. Of more than MAX_RECIPIENTS, or of more
+    bytes, none is read, and SENT, which claims least, stands for all."""
     json = bytes(text)
     if json[:1] != b"{":
         return []
+    if len(json) > MAX_RECIPIENTS_BYTES:
+        return [SENT]
     if has_more_values(json, MAX_RECIPIENTS + 1, 0):
         return [SENT]
     try:
@@ -84,6 +90,8 @@ def _recipients(text: Raw) -> list[str | None]:
 
 
 def _str(raw: Raw) -> str | None:
+    if memoryview(raw).nbytes > MAX_TEXT:
+        return None
     try:
         return _string(raw)
     except BAD_JSON:

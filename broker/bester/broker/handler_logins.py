@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from itertools import count
 
-from bester.broker.users import Logins, name_fault, password_fault
+from bester.broker.users import Logins, name_fault, new_name_fault, password_fault
 from bester.broker.verifying import OVERLOADED, WRONG, UndecidedError, Verdict, Verifying
 
 AT_ONCE = 64
@@ -42,6 +42,8 @@ class HandlerLogins:
     async def verify(self, user: str, password: str, address: str) -> Verdict:
         """Have a login decided. A user who is let in for the first time gets an account without a password."""
         if name_fault(user) or password_fault(password):
+            return WRONG
+        if new_name_fault(user) and not self._accounts.exists(user):
             return WRONG
         verdict = await self._verifying.verify(user, password, address)
         if verdict.reason is None and not await self._accounts.learn(user):

@@ -31,7 +31,8 @@ KEEP_S = 3600.0
 """Lifetime of an address while lookups fail: longer than name servers are down, and bounded, as the address may be
 given to another host."""
 AT_ONCE = 64
-"""Lookups under way: each has a thread, and a configuration names fewer servers."""
+"""Lookups under way, and as many late ones beside them: each has a thread. At a start nobody knows yet which names
+hang, and the system may take half a minute to give one up: the other names must not wait for that."""
 SLOW_AT_ONCE = AT_ONCE // 2
 """Lookups under way of names whose last lookup was slow, so that other names need not wait for them."""
 ASKED_AT_ONCE = AT_ONCE // 4
@@ -145,10 +146,11 @@ class Lookups:
             return []
         under_way = [name for name in self._names.values() if name.since is not None]
         running, asked = len(under_way), sum(1 for name in under_way if not name.followed)
+        most = AT_ONCE + min(AT_ONCE, sum(1 for name in under_way if name.late))
         begun: list[str] = []
         for _, host in sorted(waiting):
             name = self._names[host]
-            if running >= (SLOW_AT_ONCE if name.slow else AT_ONCE) or (not name.followed and asked >= ASKED_AT_ONCE):
+            if running >= (SLOW_AT_ONCE if name.slow else most) or (not name.followed and asked >= ASKED_AT_ONCE):
                 continue
             running += 1
             asked += not name.followed

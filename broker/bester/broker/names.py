@@ -23,8 +23,9 @@ from bester.broker.hosts import HostAddresses, Hosts, hosts_of
 from bester.broker.logs import facts
 from bester.broker.lookups import LookupEvent, Lookups
 
-MAX_THREADS = 128
-"""Names under lookup in this process: twice the bound of `lookups`; the rest is for links and clients."""
+MAX_THREADS = 192
+"""Names under lookup in this process: three times the bound of `lookups`, which has as many late ones beside the
+others; the rest is for links and clients."""
 MOST_ADDRESSES = 64
 """Addresses of a name that count, the system's first: whoever owns the name chooses how many there are, thousands of
 them, and before each message to a `host:port` that is not listed each of its addresses is looked at (20 µs)."""

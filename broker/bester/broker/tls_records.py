@@ -8,23 +8,39 @@ call, before any login. OpenSSL 3.0 has no bound of its own on them.
 from __future__ import annotations
 
 AT_ONCE = 8
-"""Records between two looks at the clock; for long ones these are the bytes of one read from the socket."""
+AT_ONCE_BYTES = 16 * 1024
+"""Records, and bytes of them, between two looks at the clock. A record of 16 KiB may hold 900 tickets for later
+sessions, which take OpenSSL 7 ms."""
 MOST_USELESS = 32
-"""Records in a row that hold no data, behind the handshake: a server sends some tickets, and either side new keys now
-and then. With more of them the peer is cut."""
+MOST_USELESS_BYTES = 64 * 1024
+"""Records in a row that hold no data, behind the handshake, and their bytes: a server sends some tickets, and either
+side new keys now and then. With more of them the peer is cut."""
 _HEADER_BYTES = 5
 
 
 class Records:
-    """Bytes that have come and were not handed to TLS. `whole` counts the records that were, up to their end."""
+    """Bytes that have come and were not handed to TLS. `whole` counts the records that were, up to their end, and
+    `handed_bytes` their bytes, since the last data."""
 
-    __slots__ = ("_at", "_came", "_rest", "whole")
+    __slots__ = ("_at", "_came", "_rest", "handed_bytes", "whole")
 
     def __init__(self) -> None:
         self._came = b""
         self._at = 0  # up to which `_came` was handed on
         self._rest = 0  # bytes to come of the record that was handed on in part
-        self.whole = 0
+        self.whole = self.handed_bytes = 0
+
+    def on_data(self) -> None:
+        """Count anew: what was handed on held data, or was the handshake."""
+        self.whole = self.handed_bytes = 0
+
+    def fault(self) -> str | None:
+        """Return what is wrong where too much was handed on without data."""
+        if self.whole > MOST_USELESS:
+            return f"it sends more than {MOST_USELESS} records of TLS in a row without data"
+        if self.handed_bytes > MOST_USELESS_BYTES:
+            return f"it sends more than {MOST_USELESS_BYTES >> 10} KiB of TLS in a row without data"
+        return None
 
     def add(self, data: bytes) -> None:
         """Add bytes that have come."""
@@ -36,7 +52,7 @@ class Records:
         one."""
         came, rest, at, left = self._came, self._rest, self._at, most
         first, end = at, len(came)
-        while left and at < end:
+        while left and at < end and at - first < AT_ONCE_BYTES:
             if not rest:
                 if end - at < _HEADER_BYTES:
                     break
@@ -48,6 +64,7 @@ class Records:
                 left -= 1
         self._rest = rest
         self.whole += most - left
+        self.handed_bytes += at - first
         if at == end:
             self._came, self._at = b"", 0
             return came[first:]

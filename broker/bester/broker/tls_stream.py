@@ -20,7 +20,7 @@ from bester.broker.layer import Layer
 from bester.broker.layer_turns import LayerTurns
 from bester.broker.names import connect
 from bester.broker.tls_faults import PLAIN_TEXT, TlsError, fault_of
-from bester.broker.tls_records import AT_ONCE, MOST_USELESS, Records
+from bester.broker.tls_records import AT_ONCE, Records
 
 RECORD_BYTES = 16 * 1024
 """Longest record of TLS."""
@@ -219,7 +219,7 @@ class TlsStream(Layer):
                 self._fail(fault_of(error, self._host))
                 return
         self._phase = Phase.OPEN
-        self._records.whole = 0
+        self._records.on_data()
         self._pump()
         if self._host is not None:
             self._connect_above()
@@ -237,8 +237,9 @@ class TlsStream(Layer):
             try:
                 piece = read(RECORD_BYTES)
             except ssl.SSLWantReadError:
-                if self._records.whole > MOST_USELESS:
-                    fault = TlsError(f"it sends more than {MOST_USELESS} records of TLS in a row without data")
+                why = self._records.fault()
+                if why is not None:
+                    fault = TlsError(why)
                 if fault is not None or not self._feed():
                     break
             except ssl.SSLError as error:
@@ -249,7 +250,7 @@ class TlsStream(Layer):
                     notified = True
                     break
                 pieces.append(piece)
-                self._records.whole = 0
+                self._records.on_data()
             if clock is not None and clock() >= enough:
                 has_more = True
                 break

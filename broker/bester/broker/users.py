@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import unicodedata
 from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple, Protocol
 
@@ -20,6 +22,10 @@ PASSWORD_LIMIT_BYTES = 1024
 """Longer passwords only make checking slow."""
 UNREADABLE = "unreadable"
 """Token of any account while the database cannot be read: nobody is cut off for that."""
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Printable characters that show nothing: of two accounts that look the same only one would be disabled."""
 _log = logging.getLogger("bester.broker.accounts")
 
 
@@ -86,6 +92,15 @@ def name_fault(name: str) -> str | None:
     return None
 
 
+def new_name_fault(name: str) -> str | None:
+    """Return the fault of the name of a new account, or None: it must not look the same as another one."""
+    if (fault := name_fault(name)) is not None:
+        return fault
+    if not unicodedata.is_normalized("NFC", name) or _UNSEEN.search(name):
+        return "a user name is in the composed form of Unicode (NFC), without characters that show nothing"
+    return None
+
+
 def password_fault(password: str) -> str | None:
     """Return the fault of a password, or None."""
     if not password:
@@ -129,8 +144,8 @@ async def change_password(
 
 
 def check_name(name: str) -> None:
-    """Raise BesterError for an unusable user name."""
-    fault = name_fault(name)
+    """Raise BesterError for an unusable name of a new account."""
+    fault = new_name_fault(name)
     if fault:
         raise BesterError("malformed", fault)
 

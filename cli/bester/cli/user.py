@@ -180,8 +180,8 @@ def _checked(password: str) -> str:
 
 
 def _check_name(name: str) -> None:
-    from bester.broker.users import name_fault
+    from bester.broker.users import new_name_fault
 
-    fault = name_fault(name)
+    fault = new_name_fault(name)
     if fault:
         raise click.UsageError(f"{name!r}: {fault}")

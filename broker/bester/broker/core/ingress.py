@@ -213,7 +213,8 @@ class Ingress:
         certificate = _texts(meta.get("certificate"))
         name = policy.native_peer(self._settings, self._hosts, host, claimed, submit.type, certificate)
         id_ = f"{prefix}{token}"
-        came = ServerMessage(Kind.SUBMIT, link, token, submit.type, submit.body, meta, id_, name or host, name)
+        shown = name or (f"a server at {host}" if policy.is_server_name(self._settings, host) else host)
+        came = ServerMessage(Kind.SUBMIT, link, token, submit.type, submit.body, meta, id_, shown, name)
         case = self._servers.enter(came, now, draining=self.draining)
         if resume is not None and case is not None and case.pending:
             resume.add(token, case)

@@ -243,6 +243,12 @@ def fabric_peer(door: str, name: str) -> str | None:
     return name if door in TRUSTED_DOORS or door == KEYED_DOOR else None
 
 
+def is_server_name(settings: Settings, host: str) -> bool:
+    """Return whether a host is called as a server is: this one or a configured one, which may be named by an address.
+    Another program at that address must not pass for the server."""
+    return host == settings.name or host in settings.routes
+
+
 def native_peer(
     settings: Settings, hosts: Hosts, host: str, claimed: str | None, type_: str, certificate: Collection[str] = ()
 ) -> str | None:

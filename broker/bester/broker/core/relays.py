@@ -15,6 +15,7 @@ from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.jobs import Job
 from bester.broker.core.queue_table import Queue
 from bester.broker.core.queues import Queues
+from bester.broker.core.refused import LOG_AGAIN_S
 from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.routes import Routes
@@ -63,7 +64,8 @@ class Relays:
         self.transfers = transfers
         self.routes = Routes(settings.routes)
         self.links: set[Link] = set()
-        self._away: set[str] = set()  # native servers that could not be reached when last tried
+        self._away: dict[str, bool] = {}  # native servers not reached when last tried, and whether the log says so
+        self._told_at: dict[str, float] = {}  # when the log last said so
         self._settings = settings
         self._limits = settings.limits
         self._queues = queues
@@ -202,24 +204,24 @@ class Relays:
                 self.on_contact(transfer.route.name, now)
 
     def _look_at(self, route: Route, outcome: str, meta: Meta, now: float) -> None:
-        """Give notice once when a native server stops answering, and once when it answers again. A native server has no
-        link whose loss would show either. `outcome` is the bridge's."""
-        unsent = meta.get("unsent") is True
+        """Give notice when a native server stops answering, once in LOG_AGAIN_S, and when it answers again after that.
+        A native server has no link whose loss would show either. `outcome` is the bridge's."""
+        unsent, name = meta.get("unsent") is True, route.name
         if outcome == UNREACHABLE and meta.get("reported") is not True:
             why = f"nobody answers at {route.native}" if unsent else f"no report came from {route.native}"
-            self._standing.on_lost(route.name, why, now)
-            if route.name not in self._away:
-                self._away.add(route.name)
-                why = f"nobody answers at {route.native}" if unsent else f"no report came from {route.native}"
+            self._standing.on_lost(name, why, now)
+            if self._away.get(name):
+                return
+            self._away[name] = now - self._told_at.get(name, -LOG_AGAIN_S) >= LOG_AGAIN_S
+            if self._away[name]:
+                self._told_at[name] = now
                 if isinstance(reason := meta.get("why"), str):
                     why = f"{why}: {safe_note(reason)}"
-                self._out.calls.append(Notice("server-lost", {"server": route.name, "why": why}))
+                self._out.calls.append(Notice("server-lost", {"server": name, "why": why}))
         elif not unsent:  # any other unsent message was refused by the bridge itself
-            self._standing.on_reached(route.name, now)
-            if route.name not in self._away:
-                return
-            self._away.remove(route.name)
-            self._out.calls.append(Notice("server-reached", {"server": route.name}))
+            self._standing.on_reached(name, now)
+            if self._away.pop(name, False):
+                self._out.calls.append(Notice("server-reached", {"server": name}))
 
     def _ended(self, transfer: Transfer, outcome: str, meta: Meta, now: float) -> None:
         again = try_again(outcome, meta) and bool(transfer.route.name)
