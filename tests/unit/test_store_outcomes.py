@@ -190,6 +190,19 @@ def test_heavy_dead_letters_go_oldest_first(stand: Stand, monkeypatch: pytest.Mo
     assert [each.id for each in stand.read(FindDeadLetters(None, None, 100))] == ["c", "b"]
 
 
+@pytest.mark.parametrize("before", [0, 101])
+def test_dead_letters_of_the_commit_that_weighs_them_count(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    for module in (memory_letters, sqlite, postgres_writing):
+        monkeypatch.setattr(module, "LETTER_BYTES", 100)
+    if before:
+        stand.write(heavy("before", before))
+    stand.write(PurgeOutcomes(0.0, 1000), heavy("a", 60), heavy("b", 60))
+    stand.write(PurgeOutcomes(0.0, 1000))
+    assert [each.id for each in stand.read(FindDeadLetters(None, None, 100))] == ["b"]
+
+
 def test_bodies_read_at_once_are_bounded(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (memory_letters, reading, postgres_reading):
         monkeypatch.setattr(module, "READ_BYTES", 100)

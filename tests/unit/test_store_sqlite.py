@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bester.broker.store import file, open_store, reading, schema
+from bester.broker.store import file, open_store, reading, schema, sqlite
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import (
@@ -451,3 +451,15 @@ def test_outcomes_are_counted_anew_where_there_may_be_too_many_alone(store: Sqli
     assert left() == (7, 500)
     end(507, 300)
     assert left() == (312, 495)
+
+
+def test_dead_letters_that_a_rollback_brings_back_are_weighed_again(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "LETTER_BYTES", 100)
+    letters = [Bury(DeadLetter(name, "t", bytes(60), "timeout", 0.0, {})) for name in ("a", "b")]
+    assert store.commit([PurgeOutcomes(0.0, 500), *letters]).ok
+    store._db.execute("CREATE TEMP TRIGGER full BEFORE INSERT ON entry BEGIN SELECT RAISE(ABORT, 'no room'); END")
+    assert not store.commit([PurgeOutcomes(0.0, 500), keep(1)]).ok
+    assert store.commit([PurgeOutcomes(0.0, 500)]).ok
+    assert [each.id for each in store.read(FindDeadLetters(None, None, 9))] == ["b"]

@@ -168,6 +168,7 @@ _TOO_MANY = f"""
 (SELECT number FROM entry WHERE ns = %b AND {REMEMBERED} ORDER BY number DESC LIMIT 1 OFFSET
 (SELECT CASE WHEN count(*) > %b THEN %b ELSE %b END FROM entry WHERE ns = %b AND {REMEMBERED}))
 """  # noqa: S608 (own words)
+_WEIGHT = "SELECT coalesce(sum(length(body)), 0)::bigint FROM letter WHERE ns = %b"
 _REMEMBERED = f"SELECT count(*) FROM entry WHERE ns = %b AND {REMEMBERED}"  # noqa: S608 (own words)
 _FORGET_OLDEST = f"""
 DELETE FROM entry WHERE ns = %b AND number IN
@@ -238,6 +239,7 @@ class Group:
         self.forgotten: Counter[str] = Counter()  # by the name of a bound
         self._ns = ns
         self._dead_letters = dead_letters
+        self._weighs = False
 
     def add(self, writes: Sequence[Write]) -> None:
         """Add writes, in order. Raises what packing raises for a value that cannot be packed."""
@@ -247,6 +249,8 @@ class Group:
             if isinstance(same[-1], PurgeOutcomes):
                 purge = same[-1]
             _ADD[kind](self, same)
+        if self._weighs:  # once all are there: an answer counts for more than what was added before it came
+            self._say(_WEIGHT, self._ns, take=self._take_weight)
         if purge is not None or self.to_forget is not None:
             self._forget_some(purge)
 
@@ -374,11 +378,7 @@ class Group:
     def _purge(self, run: list[PurgeOutcomes]) -> None:
         if self.letter_bytes is None or self.letter_bytes > LETTER_BYTES:
             self._say(_DROP_HEAVY, self._ns, self._ns, LETTER_BYTES, take=self._take_dropped)
-            self._say(
-                "SELECT coalesce(sum(length(body)), 0)::bigint FROM letter WHERE ns = %b",
-                self._ns,
-                take=self._take_weight,
-            )
+            self._weighs = True
 
     def _take_dropped(self, cursor: Cursor) -> None:
         self.forgotten["dead_letters"] += cursor.rowcount

@@ -303,6 +303,7 @@ class SqliteStore(Commits):
             yield
         except BaseException as error:
             self._roll_back()
+            self._outcomes = self._letter_bytes = None  # they may have been counted without what is back now
             database.unwrite(self._db, error)
             if isinstance(error, _UNWRITABLE):
                 raise UnwritableError("storage-full", f"{self.path}: {_UNWRITABLE_WHY} ({error!r})") from None
