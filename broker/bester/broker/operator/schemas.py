@@ -31,7 +31,8 @@ def record(*texts: str, **fields: Schema) -> Schema:
 
 FIGURES = record(
     **dict.fromkeys(
-        ("received", "answered", "reported", "results", "again", "dead", "workers", "waiting", "inflight"), COUNT
+        ("received", "answered", "reported", "results", "again", "dead", "workers", "stuck", "waiting", "inflight"),
+        COUNT,
     ),
     failed=COUNTS,
     took=several(COUNT),
@@ -50,7 +51,11 @@ STATUS = record(
     lockouts=COUNT,
     types={"type": "object", "additionalProperties": FIGURES},
     buckets_s=several(NUMBER),
-    handlers=several(record("name", types=several(TEXT), credit=COUNT, inflight=COUNT, stuck=TRUTH, silent_s=NUMBER)),
+    handlers=several(
+        record(
+            "name", types=several(TEXT), more_types=COUNT, credit=COUNT, inflight=COUNT, stuck=TRUTH, silent_s=NUMBER
+        )
+    ),
     bridges=several(record("name", listeners=several(TEXT), figures=COUNTS)),
     servers=several(
         record(
@@ -89,6 +94,7 @@ TYPES = record(
     types=several(record("type", waiting=COUNT, workers=several(WORKER), shadows={"type": "array"}, differ=TRUTH)),
     left=COUNT,
 )
+TYPES["properties"]["next"] = TEXT  # where some are left
 PEER = record(
     "name", "protocol", "state", address=maybe(TEXT), error=maybe(TEXT), outbox={"type": "array"}, more_messages=COUNT
 )
