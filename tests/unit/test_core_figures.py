@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bester.broker.core import types_state
 from bester.broker.core.figures import BUCKETS_S, FOLD_AT, MAX_TYPES, OTHERS, Figures, Histogram
 from bester.broker.core.settings import Route, Settings
 from bester.broker.core.status import MAX_TYPES_OF_ONE, figures_of
@@ -120,6 +121,30 @@ def test_types_are_told_page_by_page() -> None:
         pages += 1
         argument = {"from": page["next"]} if page["left"] else None
     assert (seen, pages) == (types, 3)
+
+
+def test_page_of_types_is_bounded_by_its_workers() -> None:
+    scene = stand()
+    operator = scene.join("operator", "o", {})
+    many = types_state.MAX_BYTES // types_state.WORKER_BYTES // 60 + 1
+    for number in range(60):
+        scene.handler(*(f"t{number:03}" for number in range(2 * many)), name=f"h{number}")
+    page = scene.ask(operator, "types").value
+    assert (len(page["types"]), page["left"]) == (many, many)
+    page = scene.ask(operator, "types", {"from": page["next"]}).value
+    assert (len(page["types"]), page["left"]) == (many, 0)
+
+
+def test_schemas_of_a_type_that_are_too_long_for_one_answer_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = stand()
+    operator = scene.join("operator", "o", {})
+    schema = {"type": "string"}
+    scene.handler("t", schema={"t": schema})
+    (row,) = scene.ask(operator, "types").value["types"]
+    assert row["contracts"] == [schema]
+    monkeypatch.setattr(types_state, "MAX_CONTRACT_BYTES", 10)
+    (row,) = scene.ask(operator, "types").value["types"]
+    assert row["contracts"] == []
 
 
 @pytest.mark.parametrize("argument", ["t1", 3, [], {"from": 3}, {"from": None}])

@@ -15,8 +15,12 @@ from bester.broker.core.workers import Workers
 
 MAX_ROWS = 1_000
 """Types in one answer, some milliseconds; the next question may go on behind these."""
-MAX_CONTRACT_BYTES = 1024 * 1024
-"""Bytes of the schemas in one answer, that of the last type may be above."""
+MAX_BYTES = 1024 * 1024
+"""Bytes of one answer, some milliseconds; those of the last type may be above."""
+WORKER_BYTES = 200
+"""The same of one worker of a type: a thousand handlers may serve a thousand types each."""
+MAX_CONTRACT_BYTES = 16 * 1024 * 1024
+"""Bytes of the schemas of one type, of which else none is shown: an answer must pass as one message."""
 
 
 def types_of(
@@ -40,13 +44,15 @@ def types_of(
                 if type_ > start:
                     by_type.setdefault(type_, []).append(peer)
     rows = []
-    room = MAX_CONTRACT_BYTES
+    room = MAX_BYTES
     for type_ in nsmallest(MAX_ROWS, by_type):
         if room <= 0:
             break
         found = contracts.of(type_)
         known = [each for each in found if each is not None]
-        room -= sum(len(each.text) for each in known)
+        size = sum(len(each.text) for each in known)
+        schemas = [each.schema for each in known] if size <= MAX_CONTRACT_BYTES else []
+        room -= (size if schemas else 0) + WORKER_BYTES * len(by_type[type_])
         numbers = {each.text: number for number, each in enumerate(known)}
         rows.append(
             {
@@ -56,7 +62,7 @@ def types_of(
                     _worker(peer, type_, contracts, numbers) for peer in by_type[type_] if peer.worker or peer.auth
                 ],
                 "shadows": [_shadow(peer, type_, shadows) for peer in by_type[type_] if peer.shadow is not None],
-                "contracts": [each.schema for each in known],
+                "contracts": schemas,
                 "differ": len(found) > 1,
             }
         )
