@@ -115,10 +115,10 @@ async def test_door_that_accepts_nobody_parts_from_nobody_who_is_in(monkeypatch:
             await handler.socket.send(b"one")
             await opened.until(lambda: opened.has_read(1))
             asked: list[int] = []
-            monkeypatch.setattr(curve, "is_scarce", lambda descriptor: not asked.append(descriptor))  # type: ignore[func-returns-value]
+            monkeypatch.setattr(curve, "is_scarce", lambda descriptor, strangers: not asked.append(descriptor))  # type: ignore[func-returns-value]
             with socket.create_connection(address, DEADLINE_S):
                 await opened.until(lambda: asked)
-                monkeypatch.setattr(curve, "is_scarce", lambda descriptor: False)
+                monkeypatch.setattr(curve, "is_scarce", lambda descriptor, strangers: False)
                 async with asyncio.timeout(DEADLINE_S):
                     _, late = await asyncio.open_connection(*address)
                 late.close()

@@ -153,9 +153,9 @@ def test_oldest_connection_without_a_message_makes_way(monkeypatch: pytest.Monke
     monkeypatch.setattr(resource, "getrlimit", lambda which: (3, 3))
     unread = Unread()
     with coming(unread) as first, coming(unread) as second:
-        assert unread.crowded_out() == [first.descriptor]
+        assert (unread.crowded_out(), unread.strangers) == ([first.descriptor], 2)
         first.read(1)
-        assert unread.crowded_out() == []
+        assert (unread.crowded_out(), unread.strangers) == ([], 1)
         with coming(unread) as third:
             assert unread.crowded_out() == [second.descriptor]
             assert unread.cut(second.descriptor)
@@ -166,9 +166,11 @@ def test_oldest_connection_without_a_message_makes_way(monkeypatch: pytest.Monke
 def test_last_descriptors_are_not_for_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit, kept in ((1024, 128), (4096, 512), (65536, 1024)):
         monkeypatch.setattr(resource, "getrlimit", lambda which, limit=limit: (limit, limit))
-        assert [is_scarce(limit - kept + each) for each in (-1, 0)] == [False, True]
+        many, few = kept // 8 + 1, kept // 8
+        assert [is_scarce(limit - kept + each, many) for each in (-1, 0)] == [False, True]
+        assert [is_scarce(limit - 16 + each, few) for each in (-1, 0)] == [False, True]
     monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert not is_scarce(1 << 20)
+    assert not is_scarce(1 << 20, 1 << 20)
 
 
 def test_bytes_of_a_long_handshake_stay() -> None:

@@ -405,7 +405,7 @@ class CurveSocket(FabricSocket):
         elif event == zmq.EVENT_ACCEPTED:
             self._open[value] = self._numbers.last
             self.unread.begin(value)
-            if is_scarce(value):
+            if is_scarce(value, self.unread.strangers):
                 self._pause()
             for each in self.unread.crowded_out():
                 address = self.unread.address(each)

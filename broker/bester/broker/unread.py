@@ -29,9 +29,9 @@ STRANGERS_PART = 2
 """Part of the descriptors that connections have of which no message was read, those in the handshake; above it the
 oldest make way. With fewer places honest parties would be kept out beside a flood, which makes handshakes long. Where
 no descriptor is left, libzmq (up to 4.3.5 at least) ends this process at the next connection to an ipc:// door."""
-KEPT_PART, MOST_KEPT = 8, 1024
+KEPT_PART, MOST_KEPT, FEW_KEPT = 8, 1024, 16
 """Part of the descriptors, and the most of them, that are kept from strangers: while no more are free, nobody is
-accepted."""
+accepted. While few strangers are there these are FEW_KEPT: clients may have all but 64, and handlers come back."""
 _STRANGERS = b"strangers"
 UNSEEN = "unseen"
 """Stands for the address of a party that had left before it was looked at; it is seen at one of its next attempts."""
@@ -91,6 +91,11 @@ class Unread:
                 self._connections[descriptor] = _Connection(peer)
                 self._strange.pop(descriptor, None)  # it comes last
                 self._strange[descriptor] = None
+
+    @property
+    def strangers(self) -> int:
+        """Number of connections of which no message was read."""
+        return len(self._strange)
 
     def crowded_out(self) -> list[int]:
         """Return the connections that must make way for others: the oldest of which no message was read."""
@@ -172,9 +177,10 @@ class Unread:
                 yield descriptor, connection.party, connection.held
 
 
-def is_scarce(descriptor: int) -> bool:
-    """Return whether few descriptors are free, as a new one tells: it is the lowest that was."""
-    return is_among_last(descriptor, min(limit() // KEPT_PART, MOST_KEPT))
+def is_scarce(descriptor: int, strangers: int) -> bool:
+    """Return whether few descriptors are free beside so many strangers. A new one tells: it is the lowest free one."""
+    kept = min(limit() // KEPT_PART, MOST_KEPT)
+    return is_among_last(descriptor, kept if strangers > kept // KEPT_PART else min(kept, FEW_KEPT))
 
 
 @contextlib.contextmanager
