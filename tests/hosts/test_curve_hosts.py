@@ -155,7 +155,9 @@ async def test_the_example_works_as_its_page_says() -> None:
                 (host.directory / "bester.toml").write_text((example / f"{name}.toml").read_text())
                 _, _, block = host.bester("keys").partition("\n\n")
                 assert "accept_types = []" in block
-                blocks[name] = block.replace("THIS-HOST", host.address).replace("[]", '["english"]')
+                blocks[name] = block.replace("THIS-HOST", host.address).replace(
+                    "accept_types = []", 'accept_types = ["english"]'
+                )
             for host, other, user in ((t, "g", "T"), (g, "t", "G")):
                 with (host.directory / "bester.toml").open("a") as file:
                     file.write(blocks[other])
