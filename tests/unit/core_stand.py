@@ -231,6 +231,10 @@ class Stand(SimServer):
             if each.messages >= FULL * bounds.user_messages or each.size_bytes >= FULL * bounds.user_bytes
         ]
         assert status["full_mailboxes"]["count"] == len(full)
+        if not self.reads:
+            queues, inflight = seen.queues, {key for key, queue in seen.queues.table.items() if queue.inflight}
+            assert bool(queues.mailbox_inflight_bytes) == any(map(is_mailbox, inflight))
+            assert bool(queues.lane_inflight_bytes) == any(not is_mailbox(key) for key in inflight)
         return seen
 
     @property

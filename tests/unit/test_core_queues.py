@@ -108,4 +108,4 @@ def test_queue_is_fetched_once_at_a_time() -> None:
     stand.commits = False
     for session in (1, 2, 3):
         stand.say(bob, Open(session, "bob"))
-    assert [read.request for read in stand.reads] == [Fetch(mailbox("bob"), 0, 64, 1024 * 1024)]
+    assert [read.request for read in stand.reads] == [Fetch(mailbox("bob"), 0, 64, 4096)]

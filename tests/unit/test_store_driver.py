@@ -135,6 +135,32 @@ def test_reads_come_after_all_writes(stand: Stand) -> None:
     assert stand.log == [([KEEP, RecordType("chat")], True), (FETCH, [KEEP.entry])]
 
 
+def test_reads_of_many_queues_take_turns_with_writes(stand: Stand) -> None:
+    boxes = [f"user/user-{number}" for number in range(10)]
+    kept = [
+        Enqueue(Entry(at, box, f"{at}.0.0", "u", "chat", b"x" * 100_000, None, 9e9, {}))
+        for at, box in enumerate(boxes, 1)
+    ]
+    stand.driver.add([KEEP._replace(entry=KEEP.entry._replace(number=99))], [])
+    stand.driver.run()
+    for each in kept:
+        stand.driver.add([each], [])
+        stand.driver.run()
+    stand.log.clear()
+    stand.driver.add([], reads(*(Fetch(box, 0, 10, 1_000_000) for box in boxes), FETCH))
+    asked = []
+    for turn in range(10):
+        stand.driver.add([KEEP._replace(entry=KEEP.entry._replace(number=100 + turn, id=f"{turn}.0.0"))], [])
+        if not stand.driver.due:
+            break
+        stand.driver.run()
+        log = stand.log
+        assert isinstance(log[0][0], list), "a write does not wait for reads"
+        asked.append([request.queue for request, _ in log[1:]])
+    assert [len(each) for each in asked[:4]] == [3, 3, 3, 2]
+    assert [queue for each in asked for queue in each] == [*boxes, BOX]
+
+
 def test_run_goes_on_until_nothing_is_due(stand: Stand) -> None:
     sent = Heartbeat()
     handed = MarkSent(BOX, 1)

@@ -11,7 +11,7 @@ from bester.broker.core.effects import Effects, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_driver import REMOTE_WAITING_BYTES, StoreDriver
+from bester.broker.store_driver import READ_AT_ONCE, REMOTE_WAITING_BYTES, StoreDriver
 from bester.broker.store_groups import Groups
 from bester.broker.store_requests import (
     Committed,
@@ -133,6 +133,17 @@ def test_reads_of_a_turn_go_together_and_what_comes_meanwhile_waits() -> None:
     stand.thread_ends()
     stand.thread_ends()
     assert stand.log[3:] == [([2, 3], True), ("Fetch", 3)]
+
+
+def test_many_reads_go_in_parts_and_writes_come_between() -> None:
+    stand = Stand()
+    stand.add(*(Fetch(f"user/{number}", 0, 9, 99) for number in range(READ_AT_ONCE * 2 + 1)))
+    stand.add(keep(1))
+    while stand.works:
+        stand.thread_ends()
+    part = [("Fetch", 0)] * READ_AT_ONCE
+    assert stand.log == [*part, ([1], True), *part, ("Fetch", 0)]
+    assert stand.driver.is_idle
 
 
 def test_questions_are_read_several_at_once() -> None:

@@ -27,11 +27,13 @@ from bester.broker.core.effects import Effects, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.store import Store
 from bester.broker.store.commits import GROWING, GROWING_HELD_BACK_BYTES, is_given_up, key_of
-from bester.broker.store_groups import Groups, size_of
+from bester.broker.store_groups import ENTRY_BYTES, Groups, size_of
 from bester.broker.store_questions import Questions
 from bester.broker.store_requests import (
     PRESSING,
     Committed,
+    Entry,
+    Fetch,
     MarkSent,
     Question,
     Write,
@@ -40,6 +42,13 @@ from bester.broker.wire.codes import BesterError
 
 ASKED_AT_ONCE = 8
 """Questions answered in one turn, some milliseconds each: an asker of many waits, and nobody else does."""
+READ_BYTES = 256 * 1024
+"""Found by the reads of one turn, by the bodies and ENTRY_BYTES for each message, and one read more: some milliseconds,
+with all that follows from them. Thousands of users may come back at once, each to a mailbox."""
+REMOTE_READ_BYTES = 8 * 1024 * 1024
+"""The same for a remote store, as asked for: a commit follows each part, and smaller parts make more commits."""
+READ_AT_ONCE = 32
+"""Reads that are made beside the loop together: commits wait behind them, and what they find is handled in one turn."""
 PATIENCE_S = 5.0
 """Time for which a group may be pending: longer than a copy tool or a shell holds the lock, and shorter than the time
 after which clients and other servers take the server for dead."""
@@ -98,6 +107,11 @@ class _Pending:
         return (self.answers if self.reads else self.result) is not None
 
 
+def _found_bytes(answer: Sequence[Entry] | BesterError) -> int:
+    """Return about how many bytes a queue's messages that were found take."""
+    return 0 if isinstance(answer, BesterError) else sum(ENTRY_BYTES + len(entry.body) for entry in answer)
+
+
 class StoreDriver:
     """Writes and reads of one router. `carry_out` gets the effects with which the router answers their results.
 
@@ -125,6 +139,7 @@ class StoreDriver:
         self._reads: list[StoreRead] = []
         self._ready: list[StoreRead] = []  # reads that wait for the pending group alone
         self._unread: list[StoreRead] = []
+        self._read_room = 0  # bytes that reads may still find in this turn
         self._questions = Questions()
         self._held_back = False  # the store may hold back writes of a group that failed
         self._owes = False  # the store does hold back some
@@ -171,21 +186,23 @@ class StoreDriver:
     def run(self) -> None:
         """Write and read until nothing is due, or a group is pending: the writes in one transaction, then the reads.
 
-        Either may lead to more of both. Where messages above the bound of a group or questions are left, the driver is
-        `due` again.
+        Either may lead to more of both. Where messages above the bound of a group, reads or questions are left, the
+        driver is `due` again.
         """
         asked = 0
+        self._read_room = REMOTE_READ_BYTES if self._store.is_remote else READ_BYTES
         self._groups.begin_turn()
         while self.due and not self._is_blocked():
-            if self._ready:
+            if self._ready and self._read_room > 0:
                 reads, self._ready = self._ready, []
                 self._do(reads)
             elif self._writes or self._groups.is_due:
                 writes, self._writes = self._writes, []
                 self._commit(self._groups.take(writes))
                 if self._is_blocked():
-                    self._ready, self._reads = self._reads, []
-            elif self._reads:
+                    self._ready += self._reads
+                    self._reads = []
+            elif self._reads and self._read_room > 0:
                 reads, self._reads = self._reads, []
                 self._do(reads)
             elif self._questions and asked < ASKED_AT_ONCE:
@@ -196,7 +213,7 @@ class StoreDriver:
                 self._do(questions)
             else:
                 self.due = False
-        self.due = not self._is_blocked() and bool(self._questions or self._groups)
+        self.due = not self._is_blocked() and bool(self._ready or self._reads or self._questions or self._groups)
 
     def tick(self) -> None:
         """Write what could wait as well, and try failed reads again; call this a few times a second."""
@@ -425,21 +442,29 @@ class StoreDriver:
     # --- reads ---
 
     def _do(self, reads: list[StoreRead]) -> None:
-        """Do reads, as far as the messages that they would find are committed."""
-        for at, read in enumerate(reads):
+        """Do reads, as far as the messages that they would find are committed and the turn has room for more than one;
+        writes come before the others."""
+        done = 0
+        for read in reads:
+            if done and (self._read_room <= 0 or (self._store.is_remote and done == READ_AT_ONCE)):
+                break
             if self._groups.concerns(read.request):
-                if self._store.is_remote and at:
-                    self._ready = reads[at:]
-                    self._read_aside(reads[:at])
-                    return
+                if self._store.is_remote and done:
+                    break
                 self._commit(self._groups.take_all())
                 if self._is_blocked():
-                    self._ready = reads[at:]
+                    self._ready = reads[done:] + self._ready
                     return
-            if not self._store.is_remote:
-                self._took(read, self._answer(read))
+            done += 1
+            if self._store.is_remote:
+                self._read_room -= read.request.limit_bytes if isinstance(read.request, Fetch) else 0
+            else:
+                answer = self._answer(read)
+                self._read_room -= _found_bytes(answer) if isinstance(read.request, Fetch) else 0
+                self._took(read, answer)
+        self._reads = reads[done:] + self._reads
         if self._store.is_remote:
-            self._read_aside(reads)
+            self._read_aside(reads[:done])
 
     def _read_aside(self, reads: Sequence[StoreRead]) -> None:
         """Do reads beside the loop, where there is any thread."""

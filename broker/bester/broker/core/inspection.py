@@ -39,7 +39,8 @@ class QueuesState(NamedTuple):
     `ended` the committed ones whose end is not written yet. `recording` counts the messages that are queued at another
     server, where that is not committed yet; `records` are all messages of which more is known than that they are ready.
     `shares` has messages and bytes in each mailbox by sender. `next_number` is the number of the next message that is
-    enqueued, `epoch` names the store that numbers belong to.
+    enqueued, `epoch` names the store that numbers belong to. `mailbox_inflight_bytes` and `lane_inflight_bytes` are the
+    bodies in flight to users and to servers, and those that reads under way may bring.
     """
 
     table: Mapping[str, QueueState]
@@ -54,6 +55,8 @@ class QueuesState(NamedTuple):
     next_number: int
     epoch: str
     shares: Mapping[str, Mapping[str, tuple[int, int]]]
+    mailbox_inflight_bytes: int
+    lane_inflight_bytes: int
 
 
 class WorkersState(NamedTuple):

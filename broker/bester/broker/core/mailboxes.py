@@ -2,6 +2,10 @@
 
 A mailbox is delivered in its order and before anything newer: as long as a message is ready, a new one goes behind. A
 message stays on disk until a bridge has confirmed its delivery.
+
+Where too much is in flight to all users together, mailboxes wait in line, and each takes its turn for what may be
+fetched at once. Readers that take nothing hold their room until their connection is ended; some of the line go on
+meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from bester.broker.store_requests import Entry, mailbox, owner_of
 from bester.broker.wire.messages import Deliver, Meta
 from bester.broker.wire.outcomes import DELIVERED
 
+FROM_LINE = 8
+"""Mailboxes of the line that go on at a tick though there is no room for them."""
 LOOK_AGAIN_S = 1.0
 """Pause after a delivery that a connection had no room for, or did not acknowledge."""
 
@@ -36,6 +42,7 @@ class Mailboxes:
         self._on_ended = on_ended
         self._trace = trace
         self._later: dict[str, None] = {}  # users to look at again when it is time
+        self._line: dict[str, None] = {}  # users who wait for room in flight, the first one first
 
     def must_queue(self, user: str) -> bool:
         """Return whether a new message for this user goes behind ready ones."""
@@ -56,8 +63,9 @@ class Mailboxes:
             queue.discard_as, queue.retry_at = outcome, 0.0
             self.advance(queue, now)
 
-    def advance(self, queue: Queue, now: float) -> None:
-        """Fetch more of a mailbox, where its user is connected, a message is ready, and the window has room."""
+    def advance(self, queue: Queue, now: float, *, in_line: bool = True) -> None:
+        """Fetch more of a mailbox, where its user is connected, a message is ready, and the window has room: when it is
+        the mailbox's turn, where others wait in line."""
         limits = self._queues.limits
         if queue.ready <= 0 or queue.fetching or queue.inflight * 2 > limits.window:
             return
@@ -67,7 +75,22 @@ class Mailboxes:
         if now < queue.retry_at:
             self._later[user] = None
             return
+        if in_line and (self._line or self._queues.inflight_room(queue) <= 0):
+            self._line[user] = None
+            return
         self._queues.fetch(queue, limits.window - queue.inflight, self.on_fetched)
+
+    def _advance_line(self, now: float, anyhow: int = 0) -> None:
+        """Go on with the mailboxes in line as far as there is room, and with the first `anyhow` of them."""
+        while self._line:
+            user = next(iter(self._line))
+            queue = self._queues.get(mailbox(user))
+            if queue is not None and anyhow <= 0 and self._queues.inflight_room(queue) <= 0:
+                return
+            anyhow -= 1
+            del self._line[user]
+            if queue is not None:
+                self.advance(queue, now, in_line=False)
 
     def on_fetched(self, queue: Queue, entries: Sequence[Entry], now: float) -> None:
         """Deliver the messages that were fetched, once their mark is on disk."""
@@ -127,9 +150,12 @@ class Mailboxes:
             if share.reason not in ("not-connected", UNCONFIRMED):
                 queue.retry_at = now + LOOK_AGAIN_S  # the user is connected, and does not read or acknowledge
         self.advance(queue, now)
+        if self._line:
+            self._advance_line(now)
 
     def tick(self, now: float) -> None:
         """Go on with the mailboxes that were put off."""
+        self._advance_line(now, FROM_LINE)
         users, self._later = self._later, {}
         for user in users:
             queue = self._queues.get(mailbox(user))

@@ -90,6 +90,8 @@ class QueueTable:
     `messages` counts the messages of all queues, in flight or not, `size_bytes` their bodies; `inflight` those in
     flight; `mailboxes` the queues of users, with `mailbox_messages` in them. `nearly_full` are the mailboxes of which
     FULL of a bound is used, by key: a look at the server must not take longer the more mailboxes there are.
+    `mailbox_inflight_bytes` and `lane_inflight_bytes` are the bodies in flight to users and to servers, and those that
+    reads under way may bring.
     """
 
     def __init__(self, settings: Settings, snapshot: Snapshot) -> None:
@@ -98,6 +100,8 @@ class QueueTable:
         self.inflight = 0
         self.mailboxes = 0
         self.mailbox_messages = 0
+        self.mailbox_inflight_bytes = 0
+        self.lane_inflight_bytes = 0
         self.nearly_full: dict[str, Queue] = {}
         self._bounds = settings.bounds
         self._full_messages = FULL * settings.bounds.user_messages
@@ -162,6 +166,11 @@ class QueueTable:
         full = len(server.lanes) >= self.limits.max_lanes and key not in server.lanes
         return ("overloaded", "max_lanes") if full else (None, None)
 
+    def inflight_room(self, queue: Queue) -> int:
+        """Return how many bytes more may be in flight to all users, for a mailbox, or to all servers, for a lane."""
+        used = self.mailbox_inflight_bytes if is_mailbox(queue.key) else self.lane_inflight_bytes
+        return self.limits.inflight_bytes - used
+
     # --- counting ---
 
     def _add(self, queue: Queue) -> Queue:
@@ -193,6 +202,16 @@ class QueueTable:
             server = self._servers[owner_of(queue.key)]
             server.messages += messages
             server.size_bytes += size
+
+    def _count_inflight(self, queue: Queue, messages: int, size: int) -> None:
+        """Count messages and bytes more (or less) in flight, or bytes that a read may bring."""
+        queue.inflight += messages
+        queue.inflight_bytes += size
+        self.inflight += messages
+        if is_mailbox(queue.key):
+            self.mailbox_inflight_bytes += size
+        else:
+            self.lane_inflight_bytes += size
 
     def _drop(self, queue: Queue) -> None:
         """Forget a queue that is empty."""

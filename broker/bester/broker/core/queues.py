@@ -44,6 +44,10 @@ from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED, failed
 
 FORGET_EVERY_S = 60.0
 """Period at which old outcomes are purged, and the store's time is saved."""
+FETCH_SHARE = 8
+"""Divisor: a queue fetches such a part of the room for messages in flight, so that there is some for the next ones."""
+FETCH_LEAST = 4_096
+"""Bytes that a queue may fetch in any case."""
 FULL_TURN_S = 1.0
 """Pause after a failed commit in which nothing is enqueued: each try on a full disk stops the loop for a moment."""
 DAMAGED_CODE = "malformed"
@@ -117,6 +121,8 @@ class Queues(RecordTable):
             next_number=self.next_number,
             epoch=self.epoch,
             shares=self._shares.inspect(),
+            mailbox_inflight_bytes=self.mailbox_inflight_bytes,
+            lane_inflight_bytes=self.lane_inflight_bytes,
         )
 
     def expires_at(self, case: Case, now: float) -> float:
@@ -282,9 +288,13 @@ class Queues(RecordTable):
         those that are in flight from then on."""
         if not queue.fetching:
             queue.fetching = True
-            fetch = Fetch(queue.key, queue.cursor, limit, self.limits.window_bytes)
+            wanted = min(queue.size_bytes - queue.inflight_bytes, self.inflight_room(queue) // FETCH_SHARE)
+            size = min(self.limits.window_bytes, max(wanted, FETCH_LEAST))
+            fetch = Fetch(queue.key, queue.cursor, limit, size)
+            self._count_inflight(queue, 0, size)
 
             def on_answer(entries: Sequence[Entry], now: float) -> None:
+                self._count_inflight(queue, 0, -size)
                 fetched = self.on_fetched(fetch, entries, now)
                 if fetched is not None:
                     self._expire(fetched[2], now)

@@ -58,9 +58,7 @@ class RecordTable(QueueTable):
         if queue is None:
             return after
         if inflight:
-            queue.inflight += inflight
-            self.inflight += inflight
-            queue.inflight_bytes += inflight * record.size
+            self._count_inflight(queue, inflight, inflight * record.size)
             if inflight > 0:
                 self._push(queue, record.number)
         if messages:
