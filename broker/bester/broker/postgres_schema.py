@@ -226,7 +226,15 @@ _ADOPTIONS = (
 # A lane has the outcomes of several epochs, which an older version cannot read.
 _EPOCHS = ()
 
-STEPS: tuple[tuple[str, ...], ...] = ((*_TABLES, *_VIEWS), _SAVED_AT, _ADOPTIONS, _EPOCHS)
+# Where statistics are older than a crowd of messages, or missing, PostgreSQL takes every index of the waiting messages
+# for as good as the others, and may read all messages of all queues for one queue. This one serves those alone who ask
+# for a time.
+_EXPIRING = (
+    "DROP INDEX entry_expiring",
+    "CREATE INDEX entry_expiring ON entry (ns, expires_s, number) WHERE outcome IS NULL AND expires_s < 'infinity'",
+)
+
+STEPS: tuple[tuple[str, ...], ...] = ((*_TABLES, *_VIEWS), _SAVED_AT, _ADOPTIONS, _EPOCHS, _EXPIRING)
 """Step n makes version n + 1 of version n. A released step is never changed: steps are only added."""
 
 

@@ -38,13 +38,15 @@ _BARE = "number, box, id, target, type, ''::bytea, sender, expires_s, meta, repe
 _BODY = (
     "CASE WHEN shared IS NULL THEN body ELSE (SELECT b.body FROM body b WHERE b.ns = e.ns AND b.serial = shared) END"
 )
+_EXPIRING = "outcome IS NULL AND expires_s < 'infinity'"
+"""As the index of the messages that expire says it."""
 _COLUMNS = _BARE.replace("''::bytea", _BODY)
 _IN_LANE = "id = %b AND left(id, %b) = left(%b, %b) AND box >= %b AND box < %b"
 
 
 FIND_ENTRY = f"SELECT {_BARE}, outcome FROM entry e WHERE ns = %b AND {_IN_LANE} LIMIT 1"  # noqa: S608 (own words)
 ANYWHERE = f"SELECT ns, number, outcome, box, meta FROM entry e WHERE ns IN (SELECT ns FROM broker) AND {_IN_LANE}"  # noqa: S608 (own words)
-_OLDEST = """
+OLDEST = """
 WITH RECURSIVE lane (box) AS (
     SELECT min(box) FROM entry WHERE ns = %b AND outcome IS NULL AND box >= 'lane/' AND box < 'lane0' UNION ALL
     SELECT (
@@ -102,26 +104,28 @@ def _sized(limit_bytes: int, where: str, order: str) -> str:
     )
 
 
+def fetch_query(limit_bytes: int) -> str:
+    """Return the query of the next messages of a queue. The pair keeps PostgreSQL from an index of numbers alone."""
+    where = "ns = %b AND box = %b AND (box, number) > (%b, %b) AND outcome IS NULL"
+    numbers = _sized(limit_bytes, where, "number")
+    return f"SELECT {_COLUMNS} FROM entry e WHERE ns = %b AND number IN ({numbers}) ORDER BY number"  # noqa: S608 (own words)
+
+
 def _fetched(connection: Connection, ns: int, read: Fetch) -> list[Entry]:
-    numbers = _sized(read.limit_bytes, "ns = %b AND box = %b AND outcome IS NULL AND number > %b", "number")
-    query = f"SELECT {_COLUMNS} FROM entry e WHERE ns = %b AND number IN ({numbers}) ORDER BY number"  # noqa: S608 (own words)
-    found = rows(connection, query, ns, ns, written(read.queue), read.after, read.limit)
+    box = written(read.queue)
+    found = rows(connection, fetch_query(read.limit_bytes), ns, ns, box, box, read.after, read.limit)
     return [_entry(row) for row in found]
 
 
 def _expired(connection: Connection, ns: int, read: FindExpired) -> tuple[list[Entry], float | None]:
     order = "expires_s, number"
-    numbers = _sized(read.limit_bytes, "ns = %b AND outcome IS NULL AND expires_s <= %b::float8", order)
+    numbers = _sized(read.limit_bytes, f"ns = %b AND {_EXPIRING} AND expires_s <= %b::float8", order)
     query = f"SELECT {_COLUMNS} FROM entry e WHERE ns = %b AND number IN ({numbers}) ORDER BY {order}"  # noqa: S608 (own words)
     found = [_entry(row) for row in rows(connection, query, ns, ns, read.at_s, read.limit)]
     last = (found[-1].expires_s, found[-1].number) if found else (float("-inf"), -(2**63))
-    ((next_s,),) = rows(
-        connection,
-        "SELECT min(expires_s) FROM (SELECT expires_s FROM entry WHERE ns = %b AND outcome IS NULL AND "
-        "(expires_s, number) > (%b::float8, %b) ORDER BY expires_s, number LIMIT 1) AS next",
-        ns,
-        *last,
-    )
+    later = f"ns = %b AND {_EXPIRING} AND (expires_s, number) > (%b::float8, %b) ORDER BY {order} LIMIT 1"
+    query = f"SELECT min(expires_s) FROM (SELECT expires_s FROM entry WHERE {later}) AS next"  # noqa: S608 (own words)
+    ((next_s,),) = rows(connection, query, ns, *last)
     return found, next_s
 
 
@@ -146,7 +150,7 @@ def _outcomes(connection: Connection, read: FindOutcomes) -> dict[str, str]:
 
 def _oldest(connection: Connection, ns: int) -> dict[str, dict[Any, Any]]:
     found: dict[str, dict[Any, Any]] = {}
-    for box, meta in rows(connection, _OLDEST, ns, ns, ns, ns):
+    for box, meta in rows(connection, OLDEST, ns, ns, ns, ns):
         try:
             found[read_text(box)] = unpack(meta)
         except ValueError:
