@@ -54,9 +54,31 @@ def test_removal_is_struck_off_once_nothing_of_the_user_is_left(accounts: Accoun
         other.remove(USERS[0])
         other.remove(USERS[1])
     assert removed.due(list) == USERS[:2]
-    removed.strike_off_ended(lambda user: user == USERS[1])
+    removed.strike_off_ended(lambda user: user == USERS[1], 5, 5)
     assert removed.due(list) == [USERS[1]]
     assert accounts.removed() == {USERS[1]}
+
+
+def test_removal_is_struck_off_once_its_end_is_on_disk_though_other_writes_are_not(
+    accounts: Accounts, directory: Path
+) -> None:
+    removed = RemovedAccounts(accounts)
+    with closing(Accounts(directory)) as other:
+        other.remove(USERS[0])
+    left = True
+    for added, settled in ((7, 4), (9, 7)):
+        removed.due(list)
+        removed.strike_off_ended(lambda user: left, added, settled)
+    left = False
+    for added, settled in ((12, 9), (15, 11)):
+        removed.due(list)
+        removed.strike_off_ended(lambda user: left, added, settled)
+        assert accounts.removed() == {USERS[0]}
+    removed.strike_off_ended(lambda user: True, 18, 14)
+    removed.strike_off_ended(lambda user: False, 20, 18)
+    assert accounts.removed() == {USERS[0]}, "something came back in between"
+    removed.strike_off_ended(lambda user: False, 25, 20)
+    assert accounts.removed() == set()
 
 
 def test_many_removed_accounts_are_reported_in_turn_and_struck_off_after_that_alone(
@@ -70,7 +92,7 @@ def test_many_removed_accounts_are_reported_in_turn_and_struck_off_after_that_al
     first = removed.due(list)
     assert first == gone[:REPORTED_AT_ONCE]
     assert all(removed.is_under_removal(user) for user in gone)
-    removed.strike_off_ended(lambda user: user == first[0])
+    removed.strike_off_ended(lambda user: user == first[0], 5, 5)
     assert accounts.removed() == set(gone) - set(first[1:])
     assert removed.due(list) == gone[REPORTED_AT_ONCE : 2 * REPORTED_AT_ONCE]
     assert {first[0], gone[-1]} <= set(removed.due(list))

@@ -135,6 +135,17 @@ def test_reads_come_after_all_writes(stand: Stand) -> None:
     assert stand.log == [([KEEP, RecordType("chat")], True), (FETCH, [KEEP.entry])]
 
 
+def test_writes_that_failed_are_settled_with_the_next_that_is_good(stand: Stand) -> None:
+    stand.store.full = True
+    stand.driver.add([KEEP, End(7, "delivered")], [])
+    stand.driver.run()
+    assert (stand.driver.added, stand.driver.settled) == (2, 0)
+    stand.store.full = False
+    stand.driver.add([RecordType("chat")], [])
+    stand.driver.tick()
+    assert (stand.driver.added, stand.driver.settled) == (3, 3)
+
+
 def test_reads_of_many_queues_take_turns_with_writes(stand: Stand) -> None:
     boxes = [f"user/user-{number}" for number in range(10)]
     kept = [

@@ -135,6 +135,20 @@ def test_reads_of_a_turn_go_together_and_what_comes_meanwhile_waits() -> None:
     assert stand.log[3:] == [([2, 3], True), ("Fetch", 3)]
 
 
+def test_writes_are_settled_up_to_a_commit_though_the_next_one_is_under_way() -> None:
+    stand = Stand()
+    stand.add(keep(1), keep(2))
+    stand.add(keep(3))
+    assert (stand.driver.added, stand.driver.settled) == (3, 0)
+    stand.thread_ends()
+    assert (stand.driver.added, stand.driver.settled, stand.driver.is_idle) == (3, 2, False)
+    stand.add(keep(4))
+    stand.thread_ends()
+    assert (stand.driver.added, stand.driver.settled, stand.driver.is_idle) == (4, 3, False)
+    stand.thread_ends()
+    assert (stand.driver.added, stand.driver.settled, stand.driver.is_idle) == (4, 4, True)
+
+
 def test_many_reads_go_in_parts_and_writes_come_between() -> None:
     stand = Stand()
     stand.add(*(Fetch(f"user/{number}", 0, 9, 99) for number in range(READ_AT_ONCE * 2 + 1)))

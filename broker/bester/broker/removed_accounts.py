@@ -23,13 +23,14 @@ REPORTED_AT_ONCE = 200
 class RemovedAccounts:
     """Names of accounts under removal.
 
-    The owner calls `due` a few times a second, and `strike_off_ended` when all writes are on disk.
+    The owner calls `due` a few times a second, and `strike_off_ended` behind it.
     """
 
     def __init__(self, accounts: Logins) -> None:
         self._accounts = accounts
         self._names: dict[str, None] = {}  # those that are to be reported next are first
         self._reported: set[str] = set()
+        self._ended: dict[str, int] = {}  # names of which nothing is left, and the number of the last write for them
         self._disabled: set[str] = set()
         self._changed = False
         self._unchecked: Iterator[str] = iter(())
@@ -78,12 +79,18 @@ class RemovedAccounts:
         missing = set(some) - self._accounts.existing(some) if some else set()
         return sorted(missing.union(names))
 
-    def strike_off_ended(self, is_left: Callable[[str], bool]) -> None:
-        """Strike off the removed accounts of which nothing is left; call when all output of the core is on disk.
-        `is_left` returns whether a user has connections or messages."""
-        if self._reported:
-            gone = {name for name in self._reported if not is_left(name)}
-            if gone and self._accounts.strike_off(gone):
-                self._reported -= gone
-                for name in gone:
-                    del self._names[name]
+    def strike_off_ended(self, is_left: Callable[[str], bool], added: int, settled: int) -> None:
+        """Strike off the removed accounts of which nothing is left, and whose end is on disk.
+
+        `is_left` returns whether a user has connections or messages. Of the core's writes, `added` in all, the first
+        `settled` are on disk: while messages pass there may be later ones at any time."""
+        for name in self._reported:
+            if is_left(name):
+                self._ended.pop(name, None)
+            else:
+                self._ended.setdefault(name, added)
+        gone = [name for name, last in self._ended.items() if last <= settled]
+        if gone and self._accounts.strike_off(gone):
+            self._reported.difference_update(gone)
+            for name in gone:
+                del self._names[name], self._ended[name]

@@ -310,8 +310,7 @@ class Broker:
             self._carry_out(self.router.on_account_disabled(user))
         self._driver.tick()
         self._retry_later()
-        if self._driver.is_idle:
-            self._removed_accounts.strike_off_ended(self.router.has)
+        self._removed_accounts.strike_off_ended(self.router.has, self._driver.added, self._driver.settled)
 
     # --- out ---
 

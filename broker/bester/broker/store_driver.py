@@ -115,7 +115,8 @@ def _found_bytes(answer: Sequence[Entry] | BesterError) -> int:
 class StoreDriver:
     """Writes and reads of one router. `carry_out` gets the effects with which the router answers their results.
 
-    `due`: something can be written or read now. `aside` runs a function beside the loop, after which the shell calls
+    `due`: something can be written or read now. `added` counts the writes that the core has given, and `settled` those
+    of them behind which none is left but new messages. `aside` runs a function beside the loop, after which the shell calls
     `retry`, and raises RuntimeError where the system has no thread; None: all commits are made at once. `pause` waits,
     at the end of the process, or where much comes behind a commit. `stopwatch` measures commits, in seconds.
     """
@@ -127,6 +128,8 @@ class StoreDriver:
         stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         self.due = False
+        self.added = 0
+        self.settled = 0
         self._router = router
         self._store = store
         self._carry_out = carry_out
@@ -135,6 +138,7 @@ class StoreDriver:
         self._pause = pause
         self._stopwatch = stopwatch
         self._writes: list[Write] = []
+        self._taken = 0  # `added` as of the latest group
         self._groups = Groups() if groups is None else groups
         self._reads: list[StoreRead] = []
         self._ready: list[StoreRead] = []  # reads that wait for the pending group alone
@@ -171,6 +175,7 @@ class StoreDriver:
     def add(self, writes: Sequence[Write], reads: Sequence[StoreRead]) -> None:
         """Add writes, and reads that are to be done after them."""
         self._writes += writes
+        self.added += len(writes)
         for read in reads:
             if not isinstance(read.request, Question):
                 self._reads.append(read)
@@ -198,6 +203,7 @@ class StoreDriver:
                 self._do(reads)
             elif self._writes or self._groups.is_due:
                 writes, self._writes = self._writes, []
+                self._taken = self.added
                 self._commit(self._groups.take(writes))
                 if self._is_blocked():
                     self._ready += self._reads
@@ -353,6 +359,8 @@ class StoreDriver:
         if result.busy:
             result = result._replace(kept=self._store.hold_back(group))
         failed, self._held_back = self._held_back or self._away, not result.ok
+        if result.ok:
+            self.settled = self._taken
         self._away = self._away and not result.ok
         figures = self._router.figures.store
         figures.failures += not result.ok
