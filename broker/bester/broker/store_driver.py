@@ -115,10 +115,10 @@ def _found_bytes(answer: Sequence[Entry] | BesterError) -> int:
 class StoreDriver:
     """Writes and reads of one router. `carry_out` gets the effects with which the router answers their results.
 
-    `due`: something can be written or read now. `added` counts the writes that the core has given, and `settled` those
-    of them behind which none is left but new messages. `aside` runs a function beside the loop, after which the shell calls
-    `retry`, and raises RuntimeError where the system has no thread; None: all commits are made at once. `pause` waits,
-    at the end of the process, or where much comes behind a commit. `stopwatch` measures commits, in seconds.
+    `due`: something can be written or read now. `added` counts the writes that the core has given, `settled` those of
+    them behind which none is left but new messages. `aside` runs a function beside the loop, after which the shell
+    calls `retry`, and raises RuntimeError where the system has no thread; None: all commits are made at once. `pause`
+    waits, at the end of the process, or where much comes behind a commit. `stopwatch` measures commits, in seconds.
     """
 
     def __init__(
