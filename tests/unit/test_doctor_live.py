@@ -133,6 +133,13 @@ def disk_full() -> dict[str, Any]:
     return status(scene)
 
 
+def store_log_grows() -> dict[str, Any]:
+    scene = stand()
+    scene.bridge()
+    scene.router.figures.store.log_bytes = 300 * 1024 * 1024
+    return status(scene)
+
+
 def store_fails() -> dict[str, Any]:
     scene = stand()
     scene.bridge()
@@ -242,6 +249,8 @@ FAULTS = [
     Fault(certificate_ends, "certificate", "expires in 3.0 days", "renew it", "BesterCertificateEnds",
           "bridge_certificate_end_seconds"),
     Fault(disk_full, "disk", "10.0 MiB left", "make room", "BesterDiskNearlyFull", "store_room_bytes"),
+    Fault(store_log_grows, "store log", "the log of the store has 300.0 MiB", "end that process", "BesterStoreLogGrows",
+          "store_log_bytes"),
     Fault(store_fails, "store", "the last commit of the store failed: no room: HINT", "make room", "BesterStoreFails",
           "store_failures_total"),
     Fault(mailbox_full, "mailbox full", "the mailbox of bob is full: 3 messages", "bob must connect",

@@ -31,7 +31,8 @@ class StoreSize:
             return
         self._look_at = now + MEASURE_S
         with contextlib.suppress(OSError):
-            files = [self._file, self._file.with_name(f"{self._file.name}-wal")]
-            self._figures.size_bytes = sum(each.stat().st_size for each in files if each.exists())
+            log = self._file.with_name(f"{self._file.name}-wal")
+            self._figures.log_bytes = log.stat().st_size if log.exists() else 0
+            self._figures.size_bytes = self._file.stat().st_size + self._figures.log_bytes
             disk = os.statvfs(self._file.parent)
             self._figures.room_bytes = disk.f_bavail * disk.f_frsize

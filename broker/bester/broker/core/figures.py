@@ -101,9 +101,11 @@ class StoreFigures:
     """Figures of the store: `commits`, of which there were `failures`, the seconds that they took together, and the
     times that they waited for the disk (`sync`). `failing` is why the last commit failed, None where it did not.
     `adopted` counts the messages taken over from other brokers of this server. The shell says how large the files are,
-    and how much room there is; None where there is no file."""
+    the log of SQLite among them, and how much room there is; None where there is no file."""
 
-    __slots__ = ("adopted", "commit_s", "commits", "failing", "failures", "room_bytes", "size_bytes", "sync")
+    __slots__ = (
+        "adopted", "commit_s", "commits", "failing", "failures", "log_bytes", "room_bytes", "size_bytes", "sync",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.adopted = 0
@@ -113,6 +115,7 @@ class StoreFigures:
         self.commit_s = 0.0
         self.sync = Histogram(SYNC_BUCKETS_S)
         self.size_bytes: int | None = None
+        self.log_bytes: int | None = None
         self.room_bytes: int | None = None
 
     def as_map(self) -> dict[str, Any]:
@@ -120,7 +123,7 @@ class StoreFigures:
         return {
             "commits": self.commits, "failures": self.failures, "commit_s": round(self.commit_s, 6),
             "failing": self.failing, "adopted": self.adopted,
-            "bytes": self.size_bytes, "room_bytes": self.room_bytes,
+            "bytes": self.size_bytes, "log_bytes": self.log_bytes, "room_bytes": self.room_bytes,
             "sync": list(self.sync.counts), "sync_s": round(self.sync.sum_s, 6), "sync_buckets_s": list(SYNC_BUCKETS_S),
         }  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from bester.broker.doctor.findings import Check, Finding, Found, certificate, disk, found, several, span, text_of
+from bester.broker.doctor.findings import Check, Finding, Found, certificate, disk, found, several, size, span, text_of
 from bester.broker.store_brokers import GONE_S, MOST_COUNTED, BrokerSeen
 
 Status = Mapping[str, Any]
@@ -34,6 +34,9 @@ FLOOD_REMEDY = {
 CLOCK_WARNING_S, CLOCK_ERROR_S = 10.0, 300.0
 """Difference of two servers' clocks: a heartbeat and a busy machine explain a few seconds, and a certificate or a
 traced path is misread by minutes."""
+LONG_LOG_BYTES = 256 * 1024 * 1024
+"""Length of the store's log above which something keeps it from being moved into the file: it is cut to 64 MiB after
+each move, and a group of messages adds some."""
 FULL = 0.9
 """Part of a bound above which it is nearly full."""
 GRANTED = ("submits", "submit_bytes")
@@ -155,6 +158,16 @@ def _store(status: Status) -> Iterator[Found]:
     why = status["store"].get("failing")
     if why is not None:
         yield "error", f"the last commit of the store failed: {text_of(why)}", "see the log, and make room or mend it"
+
+
+def _store_log(status: Status) -> Iterator[Found]:
+    log = status["store"].get("log_bytes")
+    if log is not None and log > LONG_LOG_BYTES:
+        yield (
+            "warning",
+            f"the log of the store has {size(log)}, and grows: another process keeps on reading the store",
+            "end that process, a copy tool or a `sqlite3` shell (`fuser -v store.db` names it)",
+        )
 
 
 def _disk(status: Status) -> Iterator[Found]:
@@ -326,6 +339,14 @@ LIVE: tuple[Check[Status], ...] = (
         "restore a backup; make room, where the reason is no room",
         "BesterStoreFails",
         _store,
+    ),
+    Check(
+        "store log",
+        "the log of SQLite, `store.db-wal`, is longer than 256 MiB: a process that reads the store keeps it from being "
+        "moved into the file",
+        "end that process: a copy tool, or a `sqlite3` shell with an open transaction",
+        "BesterStoreLogGrows",
+        _store_log,
     ),
     Check(
         "disk",

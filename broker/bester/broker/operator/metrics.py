@@ -120,6 +120,9 @@ class _Collector:
         if store["bytes"] is not None:
             yield GaugeMetricFamily("bester_store_bytes", "Size of the store's files.", store["bytes"])
             yield GaugeMetricFamily("bester_store_room_bytes", "Room on the store's disk.", store["room_bytes"])
+        if store["log_bytes"] is not None:
+            text = "Size of the store's log, which another process that reads the store lets grow."
+            yield GaugeMetricFamily("bester_store_log_bytes", text, store["log_bytes"])
         living = GaugeMetricFamily(
             "bester_broker_living",
             "1 for a broker of this server that lives, 0 for one that is dead.",
