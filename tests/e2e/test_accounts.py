@@ -314,10 +314,14 @@ def test_older_database_gets_the_tables_that_it_lacks(directory: Path, later: tu
         for table in later:
             db.execute(f"DROP TABLE {table}")
     with closing(Accounts(directory, serving=serving)) as accounts:
-        assert (accounts.removed(), accounts.disabled(), accounts.token("tim") is None) == (set(), set(), False)
+        assert (accounts.removed(), accounts.disabled(["ann", "tim"]), accounts.token("tim") is None) == (
+            set(),
+            set(),
+            False,
+        )
         accounts.remove("tim")
         accounts.disable("ann")
-        assert (accounts.removed(), accounts.disabled()) == ({"tim"}, {"ann"})
+        assert (accounts.removed(), accounts.disabled(["ann", "tim"])) == ({"tim"}, {"ann"})
 
 
 def test_unreadable_removals_are_read_again(accounts: Accounts, directory: Path) -> None:

@@ -96,3 +96,20 @@ def test_many_removed_accounts_are_reported_in_turn_and_struck_off_after_that_al
     assert accounts.removed() == set(gone) - set(first[1:])
     assert removed.due(list) == gone[REPORTED_AT_ONCE : 2 * REPORTED_AT_ONCE]
     assert {first[0], gone[-1]} <= set(removed.due(list))
+
+
+def test_connected_users_of_disabled_accounts_are_found_some_at_a_time(accounts: Accounts, directory: Path) -> None:
+    removed = RemovedAccounts(accounts)
+    connected = USERS[: CHECKED_AT_ONCE + 5]
+    assert removed.shut_out(lambda: connected) == []
+    with closing(Accounts(directory)) as other:
+        for user in (USERS[0], connected[-1], USERS[-1]):
+            other.disable(user)
+    assert removed.shut_out(list) == [connected[-1]], "of those as of the call before"
+    assert [removed.shut_out(lambda: connected) for _ in range(3)] == [[USERS[0]], [connected[-1]], [USERS[0]]]
+    with closing(Accounts(directory)) as other:
+        other.enable(USERS[0])
+    removed.shut_out(lambda: connected)
+    assert removed.shut_out(lambda: connected) == []
+    assert removed.shut_out(list) == [connected[-1]]
+    assert removed.shut_out(list) == []

@@ -36,6 +36,7 @@ from bester.broker.wire.codes import BesterError
 
 FILE = "accounts.db"
 _EXISTING = "SELECT name FROM json_each(?) CROSS JOIN account ON name = value"  # in this order: a look for each name
+_DISABLED = "SELECT name FROM json_each(?) CROSS JOIN disabled ON name = value"
 _ENABLED = "name NOT IN (SELECT name FROM disabled)"
 _log = logging.getLogger(__name__)
 
@@ -147,10 +148,12 @@ class Accounts:
             return UNREADABLE
         return None if row is None else repr(float(row[0]))
 
-    def disabled(self) -> set[str]:
-        """Return the names of disabled accounts; an empty set while the database cannot be read."""
+    def disabled(self, names: Collection[str]) -> set[str]:
+        """Return those of these names whose accounts are disabled; an empty set while the database cannot be read."""
         try:
-            return {str(name) for (name,) in self._db.execute("SELECT name FROM disabled")}
+            if self._db.execute("SELECT 1 FROM disabled LIMIT 1").fetchone() is None:
+                return set()
+            return {str(name) for (name,) in self._db.execute(_DISABLED, (json.dumps(list(names)),))}
         except sqlite3.Error as error:
             self._log_broken(error)
             return set()

@@ -264,9 +264,10 @@ class ServedAccounts:
         known = self._known.get(name)
         return None if known is None or known.disabled else repr(known.created_s)
 
-    def disabled(self) -> set[str]:
-        """Return the names of disabled accounts."""
-        return {name for name, known in self._known.items() if known.disabled}
+    def disabled(self, names: Collection[str]) -> set[str]:
+        """Return those of these names whose accounts are disabled."""
+        known = map(self._known.get, names)
+        return {name for name, account in zip(names, known, strict=True) if account is not None and account.disabled}
 
     def changed(self) -> bool:
         """Return whether accounts may have changed since the last call."""

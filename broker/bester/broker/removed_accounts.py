@@ -14,8 +14,8 @@ from itertools import islice
 from bester.broker.users import Logins
 
 CHECKED_AT_ONCE = 1_000
-"""Users whose accounts are looked up in one call of `due`, some milliseconds: a server may have a million mailboxes,
-and every change of an account is a reason to look."""
+"""Users whose accounts are looked up in one call of `due` or `shut_out`, some milliseconds: a server may have a million
+mailboxes, and every change of an account is a reason to look."""
 REPORTED_AT_ONCE = 200
 """Removed accounts that are reported in one call of `due`: each is looked for in many places, some 50 us."""
 
@@ -31,21 +31,24 @@ class RemovedAccounts:
         self._names: dict[str, None] = {}  # those that are to be reported next are first
         self._reported: set[str] = set()
         self._ended: dict[str, int] = {}  # names of which nothing is left, and the number of the last write for them
-        self._disabled: set[str] = set()
         self._changed = False
         self._unchecked: Iterator[str] = iter(())
+        self._connected: Iterator[str] = iter(())
 
     def check(self) -> None:
         """Record removals by other processes; cheap without any."""
         if self._accounts.changed():
             self._changed = True
             self._names.update(dict.fromkeys(sorted(self._accounts.removed() - self._names.keys())))
-            self._disabled = self._accounts.disabled()
 
-    def shut_out(self, is_connected: Callable[[str], bool]) -> list[str]:
-        """Return the users of disabled accounts who are connected; repeatedly, as a bridge may bring back a
-        connection."""
-        return sorted(filter(is_connected, self._disabled))
+    def shut_out(self, connected: Callable[[], Iterable[str]]) -> list[str]:
+        """Return users of disabled accounts who are connected: CHECKED_AT_ONCE of the `connected` are looked up in a
+        call, all of them in turn, and again and again, as a bridge may bring back a connection."""
+        some = list(islice(self._connected, CHECKED_AT_ONCE))
+        if not some:
+            self._connected = iter(connected())
+            some = list(islice(self._connected, CHECKED_AT_ONCE))
+        return sorted(self._accounts.disabled(some)) if some else []
 
     def is_under_removal(self, name: str) -> bool:
         """Return whether connections or messages of a removed account may be left under this name."""

@@ -306,7 +306,7 @@ class Broker:
         """Write requests that could wait, and report removed accounts of which something is left to the core."""
         for user in self._removed_accounts.due(self.router.users):
             self._carry_out(self.router.on_account_removed(user, time.monotonic()))
-        for user in self._removed_accounts.shut_out(self.router.is_connected):
+        for user in self._removed_accounts.shut_out(self.router.connected):
             self._carry_out(self.router.on_account_disabled(user))
         self._driver.tick()
         self._retry_later()

@@ -60,8 +60,8 @@ class Logins(Protocol):
     async def change(self, user: str, old: str, new: str, address: str) -> Verdict:
         """Change a user's password, if the old one is right."""
 
-    def disabled(self) -> set[str]:
-        """Return the names of disabled accounts."""
+    def disabled(self, names: Collection[str]) -> set[str]:
+        """Return those of these names whose accounts are disabled."""
 
     async def learn(self, name: str) -> bool:
         """Make sure that a user has an account whose login another program has found good. Return False where that
@@ -193,7 +193,7 @@ class OpenAccounts:
         """Refuse, as there is no password."""
         return Verdict("not-allowed")
 
-    def disabled(self) -> set[str]:
+    def disabled(self, names: Collection[str]) -> set[str]:
         """Return an empty set, as no account exists."""
         return set()
 

@@ -101,6 +101,10 @@ class Directory:
         """Number of sessions of all bridges."""
         return sum(map(len, self._sessions.values()))
 
+    def connected(self) -> list[str]:
+        """Return the users with at least one connection, as of this call, in no order that matters."""
+        return list(self._places)
+
     def users(self) -> list[str]:
         """Return the users with at least one connection, sorted: the same list until a user comes or goes, which nobody
         may change. A handler may ask for it a thousand times at once."""

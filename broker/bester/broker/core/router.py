@@ -202,6 +202,10 @@ class Router:
         """Return whether a user has a session."""
         return self._units.directory.places(user) is not None
 
+    def connected(self) -> list[str]:
+        """Return the users with a session, as of this call."""
+        return self._units.directory.connected()
+
     def on_account_disabled(self, user: str) -> Effects:
         """Close the sessions of a user whose account is disabled; queued messages stay."""
         self._close_sessions(user)
@@ -219,7 +223,7 @@ class Router:
 
     def users(self) -> Iterator[str]:
         """Yield the users with a session, and those for whom messages are queued, as of this call; some twice."""
-        return chain(self._units.directory.users(), self._units.queues.owners())
+        return chain(self._units.directory.connected(), self._units.queues.owners())
 
     def has(self, user: str) -> bool:
         """Return whether a user has a session, or messages are queued for them."""
