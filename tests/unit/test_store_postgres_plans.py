@@ -10,6 +10,7 @@ import pytest
 
 from bester.broker.store import postgres_reading
 from bester.broker.store.postgres import PostgresStore
+from bester.broker.store.postgres_writing import ID_PART
 from bester.broker.store_requests import lane, mailbox
 from tests.postgres_server import Cluster
 from tests.unit.store_stand import LOTS, keep
@@ -17,7 +18,7 @@ from tests.unit.store_stand import LOTS, keep
 BOXES = [*(mailbox(f"user-{number}") for number in range(990)), *(lane(f"s{number}", "t") for number in range(10))]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def store(cluster: Cluster) -> Iterator[PostgresStore]:
     """Return a store with 40,000 messages in 1,000 queues, of which PostgreSQL has no statistics."""
     with closing(PostgresStore(cluster.database(), "b1")) as found:
@@ -26,17 +27,26 @@ def store(cluster: Cluster) -> Iterator[PostgresStore]:
         yield found
 
 
-def passed_over(store: PostgresStore, query: str, *values: Any) -> int:
-    """Return how many rows a query reads and leaves out."""
+def nodes_of(store: PostgresStore, query: str, *values: Any) -> list[dict[str, Any]]:
+    """Carry a query out, and return what PostgreSQL has done for it."""
     connection = store._held.connection
     assert connection is not None
-    ((found,),) = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}".encode(), values)
-    total, nodes = 0, [each["Plan"] for each in found]
-    while nodes:
-        node = nodes.pop()
-        total += node.get("Rows Removed by Filter", 0) * node["Actual Loops"]
+    ((found,),) = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query}".encode(), values)
+    nodes = [each["Plan"] for each in found]
+    for node in nodes:
         nodes += node.get("Plans", ())
-    return total
+    return nodes
+
+
+def passed_over(store: PostgresStore, query: str, *values: Any) -> int:
+    """Return how many rows a query reads and leaves out."""
+    return sum(node.get("Rows Removed by Filter", 0) * node["Actual Loops"] for node in nodes_of(store, query, *values))
+
+
+def read_pages(store: PostgresStore, query: str, *values: Any) -> int:
+    """Return how many pages a query reads, from wherever."""
+    plan = nodes_of(store, query, *values)[0]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 def test_messages_of_one_queue_are_found_without_those_of_others(store: PostgresStore) -> None:
@@ -50,3 +60,11 @@ def test_messages_of_one_queue_are_found_without_those_of_others(store: Postgres
 def test_oldest_messages_of_lanes_are_found_without_mailboxes(store: PostgresStore) -> None:
     ns = store._held.lease.ns
     assert passed_over(store, postgres_reading.OLDEST, ns, ns, ns, ns) < 100
+
+
+def test_outcomes_of_a_message_are_found_without_those_of_others(store: PostgresStore) -> None:
+    low, high, sender = "s1/b/7005.0", "s1/b/7005.:", "alice"
+    values = ID_PART, low, ID_PART, ID_PART, high, ID_PART, low, high, sender, sender
+    assert read_pages(store, postgres_reading.OUTCOMES, *values) < 30
+    where = "s1/b/7005.0.0", ID_PART, "s1/b/7005.0.0", ID_PART, "lane/", "lane0"
+    assert read_pages(store, postgres_reading.ANYWHERE, *where) < 30

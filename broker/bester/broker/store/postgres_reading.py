@@ -45,7 +45,15 @@ _IN_LANE = "id = %b AND left(id, %b) = left(%b, %b) AND box >= %b AND box < %b"
 
 
 FIND_ENTRY = f"SELECT {_BARE}, outcome FROM entry e WHERE ns = %b AND {_IN_LANE} LIMIT 1"  # noqa: S608 (own words)
-ANYWHERE = f"SELECT ns, number, outcome, box, meta FROM entry e WHERE ns IN (SELECT ns FROM broker) AND {_IN_LANE}"  # noqa: S608 (own words)
+_ALL = "ns = ANY (ARRAY(SELECT ns FROM broker))"
+"""The namespaces of all brokers, so that an index that begins with one is used: where PostgreSQL joins the brokers, and
+does not know how few there are, it goes through the whole index."""
+OUTCOMES = f"""
+SELECT box, id, target, outcome FROM entry e
+WHERE {_ALL} AND left(id, %b) >= left(%b, %b) AND left(id, %b) <= left(%b, %b) AND id >= %b AND id < %b AND sender = %b
+AND number > coalesce((SELECT upto FROM disowned d WHERE d.ns = e.ns AND name = %b), 0) ORDER BY number
+"""  # noqa: S608 (own words)
+ANYWHERE = f"SELECT ns, number, outcome, box, meta FROM entry e WHERE {_ALL} AND {_IN_LANE}"  # noqa: S608 (own words)
 OLDEST = """
 WITH RECURSIVE lane (box) AS (
     SELECT min(box) FROM entry WHERE ns = %b AND outcome IS NULL AND box >= 'lane/' AND box < 'lane0' UNION ALL
@@ -139,11 +147,7 @@ def _outcomes(connection: Connection, read: FindOutcomes) -> dict[str, str]:
     one, or some of its outcomes adopted by one."""
     low, high, sender = written(read.message + ".0"), written(read.message + ".:"), written(read.sender)  # a number
     found = rows(
-        connection,
-        "SELECT box, id, target, outcome FROM entry e WHERE ns IN (SELECT ns FROM broker) AND "
-        "left(id, %b) >= left(%b, %b) AND left(id, %b) <= left(%b, %b) AND id >= %b AND id < %b AND sender = %b AND "
-        "number > coalesce((SELECT upto FROM disowned d WHERE d.ns = e.ns AND name = %b), 0) ORDER BY number",
-        ID_PART, low, ID_PART, ID_PART, high, ID_PART, low, high, sender, sender,
+        connection, OUTCOMES, ID_PART, low, ID_PART, ID_PART, high, ID_PART, low, high, sender, sender
     )  # fmt: skip
     return of_all_brokers((box + id_, read_text(target), outcome_of(outcome)) for box, id_, target, outcome in found)
 
