@@ -212,7 +212,7 @@ class Peers:
             if error is not None:
                 return error
             try:
-                contracts = self._contracts.read(hello.options.get("schema"), options.types)
+                contracts = self._contracts.read(hello.options.get("schema"), options.types, link)
             except ContractError as refused:
                 return Error("schema", safe_note(str(refused)), OP_OF[Hello])
             admitted = _Admitted(options, is_shadow, contracts)
