@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bester.bridge import informer
 from bester.broker.core import contracts
 from bester.broker.core.contract_rules import MAX_PARTS, fault, measure
 from bester.broker.core.contracts import (
@@ -155,7 +156,7 @@ def test_what_is_dear_to_compare_is_not_compared(
 
 def test_floats_are_read_by_python() -> None:
     """The reader of the library takes 15 µs for each of 1e300: 3 s for the largest frame of a client."""
-    assert [module._read.__self__.float_hook for module in (contracts, payload)] == [float, float]
+    assert [module._read.__self__.float_hook for module in (contracts, informer, payload)] == [float] * 3
 
 
 def test_misfits_are_searched_in_fewer_values_where_a_schema_has_many_branches() -> None:
