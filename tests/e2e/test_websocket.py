@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from bester.bridge import web_stream
 from bester.bridge.standstill import GAP_S
 from bester.bridge.web_stream import Unended, WebStream
 from bester.broker.config_file import load
-from bester.broker.layer_turns import LayerTurns
+from bester.broker.layer_turns import TURN_S, LayerTurns
 from bester.broker.wire.codes import ConfigError
 from tests.authorities import Authority
 from tests.e2e.chromium import browser, needs_chromium
@@ -133,7 +134,7 @@ class Below:
 
     def __init__(self) -> None:
         self.written = b""
-        self.stuck = self.ended = self.closed = False
+        self.stuck = self.ended = self.closed = self.paused = False
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -152,6 +153,12 @@ class Below:
 
     def close(self) -> None:
         self.closed = True
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
 
 
 HANDSHAKE = (
@@ -356,6 +363,35 @@ async def test_host_that_is_no_name_is_not_decoded(monkeypatch: pytest.MonkeyPat
     for part_ in (HANDSHAKE[:22], host[:60], host[60:]):
         stream.data_received(part_)
     assert read == [b"GET / HTTP/1.1\r\nHost: ", host[:60]]
+
+
+@pytest.mark.parametrize("header", [b"a:b\r\n" * 300, b"Connection: " + b"a," * 300 + b"\r\n"], ids=["lines", "values"])
+async def test_request_of_many_parts_is_refused_unread(monkeypatch: pytest.MonkeyPatch, header: bytes) -> None:
+    """Each part is taken apart by itself: a request of 16 KiB took 20 ms, from anybody."""
+    read: list[bytes] = []
+    monkeypatch.setattr(WSConnection, "receive_data", lambda _, data: read.append(data))
+    below = Below()
+    stream = WebStream(asyncio.Protocol(), unended=Unended(1500, 60.0), turns=turns_of_loop())
+    stream.connection_made(below)  # type: ignore[arg-type]  # as much of a transport as the stream needs
+    stream.data_received(HANDSHAKE[:-2] + header + b"\r\n")
+    assert below.written.startswith(b"HTTP/1.1 426 ")
+    assert read == []
+
+
+async def test_requests_of_many_connections_are_taken_apart_in_turns_of_the_loop() -> None:
+    calls: list[Callable[[], None]] = []
+    ticks = count()
+    turns = LayerTurns(lambda: next(ticks) * TURN_S, calls.append)  # each step takes all the time of a turn
+    belows = [Below() for _ in range(3)]
+    for below in belows:
+        stream = WebStream(asyncio.Protocol(), unended=Unended(1500, 60.0), turns=turns)
+        stream.connection_made(below)  # type: ignore[arg-type]  # as much of a transport as the stream needs
+        stream.data_received(HANDSHAKE)
+    assert [b" 101 " in below.written for below in belows] == [True, False, False]
+    assert all(below.paused for below in belows[1:])
+    while calls:
+        calls.pop(0)()
+    assert all(b" 101 " in below.written and not below.paused for below in belows)
 
 
 async def test_binary_message_ends_the_connection_with_a_reason() -> None:

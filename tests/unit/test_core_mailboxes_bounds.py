@@ -20,8 +20,8 @@ from tests.unit.core_stand import clients
         ({"user_messages": 2, "sender_share": 1.0}, "mailbox-full"),
         ({"user_bytes": 9, "sender_share": 1.0}, "mailbox-full"),
         ({"sender_share": 0.0002}, "mailbox-full"),
-        ({"messages": 2}, "storage-full"),
-        ({"total_bytes": 9}, "storage-full"),
+        ({"messages": 4}, "storage-full"),
+        ({"total_bytes": 12}, "storage-full"),
     ],
 )
 def test_full_mailbox_is_refused_until_a_message_has_ended(bounds: dict[str, int], code: str) -> None:

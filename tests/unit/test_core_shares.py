@@ -86,6 +86,25 @@ def test_mailbox_of_many_senders_is_full_for_all() -> None:
     assert town.relays("s3") == "failed:mailbox-full"
 
 
+@pytest.mark.parametrize("bounds", [{"messages": 6}, {"total_bytes": 24}])
+def test_one_sender_has_no_more_of_all_mailboxes_than_is_left_by_all(bounds: dict[str, Any], store: Any) -> None:
+    """A user with a list of a thousand names filled the store for everybody within minutes."""
+    town = Town(store, sender_share=1.0, **bounds)
+    no_more = {"bob": "failed:storage-full"}
+    assert [town.sends("alice") for _ in range(4)] == [QUEUED, QUEUED, QUEUED, no_more]
+    town.stand.restart()
+    town.opens()
+    town.stand.wait(0.5)
+    assert [town.sends("alice"), town.sends("carol"), town.sends("carol")] == [no_more, QUEUED, QUEUED]
+    assert [town.sends("carol"), town.relays("s2"), town.relays("s3")] == [no_more, "queued", "failed:storage-full"]
+    stand = town.stand
+    bob = stand.bridge("bob")
+    stand.say(bob, Confirm(stand.heard_of(bob, Deliver)[-1].serial))
+    stand.say(bob, Goodbye(None))
+    assert town.shares == {}
+    assert [town.sends("alice"), town.relays("s3")] == [QUEUED, "queued"]
+
+
 @pytest.mark.parametrize("share", [0.001, 0.3, 1.0])
 def test_first_message_of_a_sender_is_within_every_share(share: float) -> None:
     town = Town(user_messages=10, user_bytes=1000, sender_share=share)

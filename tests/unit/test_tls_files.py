@@ -104,6 +104,8 @@ def test_files_that_are_something_else(tmp_path: Path, pair: Pair) -> None:
         ("s2.example", ["s1.example", "s2.example"], True),
         ("s2.example", ["*.example"], False),
         ("s2.example", ["s2.example.evil"], False),
+        ("s2.example", ["s2.example\0.evil"], False),
+        ("bank.example", ["ban\u212a.example"], False),
         ("127.0.0.2", ["127.0.0.2"], True),
         ("::1", ["0:0:0:0:0:0:0:1"], True),
         ("localhost", ["127.0.0.1"], False),

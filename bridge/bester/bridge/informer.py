@@ -28,6 +28,8 @@ ENVELOPE_DEPTH = 2
 """Nesting of a question around its argument."""
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _skip = msgspec.json.Decoder(Raw).decode
+_read = msgspec.json.Decoder(float_hook=float).decode
+"""Reads JSON. The library's own reader of floats takes 15 µs for each of 1e300, Python's a tenth of one."""
 
 Asker = Callable[[str, Any, Answered], None]
 
@@ -45,7 +47,7 @@ def read_question(body: bytes) -> Question | None:
         _skip(body)
         if not is_utf8(body) or too_deep(body, DEPTH_LIMIT + ENVELOPE_DEPTH):
             return None
-        asked = msgspec.json.decode(body)
+        asked = _read(body)
     except _BAD_JSON:
         return None
     command = asked.get("command") if isinstance(asked, dict) else None

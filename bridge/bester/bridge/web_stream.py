@@ -36,6 +36,9 @@ from bester.broker.layer_turns import LayerTurns
 
 MAX_HEAD_BYTES = 16 * 1024
 """Bytes of the request for a WebSocket; a browser's has about a thousand."""
+MAX_HEAD_PARTS = 256
+"""Lines of the request, and commas in it, which separate the values of a header; a browser's has twenty of each. Each
+is taken apart by itself: four thousand take 20 ms."""
 _UNREADABLE = re.compile(rb"\n(?i:host):(?:[^\r\n]{262}|[^\r\n.]{80})|\n[ \t]")
 """A host longer than a name with its port may be, or a part of one: to decode 16 KiB of them takes a tenth of a second.
 Neither may a header go on in the next line, which is obsolete, as its parts would be joined."""
@@ -46,6 +49,10 @@ _NOT_A_SOCKET = (
     b"Content-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b"
 )
 _WHAT_THIS_IS = b"This is Bester, for WebSockets: one JSON frame a text message.\n"
+
+
+class _UnreadableHeadError(Exception):
+    """A request has a header that cannot be decoded."""
 
 
 class Unended:
@@ -72,7 +79,7 @@ class WebStream(Layer):
 
     __slots__ = (
         "_above", "_came", "_deadline", "_enough", "_frames", "_head", "_max_frame", "_open", "_origins",
-        "_over", "_parting", "_refused", "_socket", "_turns", "_unended",
+        "_over", "_parting", "_refused", "_socket", "_turns", "_unended", "_unread",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +96,7 @@ class WebStream(Layer):
         self._unended = unended
         self._turns = turns
         self._enough = 0.0  # time up to which this slice goes on
+        self._unread = bytearray()  # bytes that were not handed to wsproto yet
         self._came = bytearray()  # bytes of a message that has not ended
         self._deadline: asyncio.TimerHandle | None = None
         self._over = False  # the rest of a message that is too long is dropped
@@ -111,20 +119,13 @@ class WebStream(Layer):
             if len(self._head) > MAX_HEAD_BYTES:
                 self._refuse("its request is too long")
                 return
+            if max(self._head.count(b"\n"), self._head.count(b",")) > MAX_HEAD_PARTS:
+                self._refuse("its request has too many headers, or values in them")
+                return
             if _UNREADABLE.search(self._head):
                 self._refuse("its request is for no WebSocket: it names no host, or has a header of several lines")
                 return
-        try:
-            self._socket.receive_data(data)
-        except RemoteProtocolError as error:
-            self._on_fault(error)
-            return
-        except LocalProtocolError as error:
-            self._end_over(error)
-            return
-        except (UnicodeError, IndexError):  # raised for headers that are no text, and hosts that are no names
-            self._refuse("its request is for no WebSocket: a header of it cannot be read")
-            return
+        self._unread += data
         if self._turns.take_in(self):
             self._wait()
 
@@ -132,6 +133,7 @@ class WebStream(Layer):
         """Handle the request, or messages, up to the time `enough`; return whether there are more bytes to look at."""
         self._enough = enough
         try:
+            self._read()
             for event in self._socket.events():
                 self._on_event(event)
                 if self._below is None or self._below.is_closing() or self._parting:
@@ -142,11 +144,22 @@ class WebStream(Layer):
             self._on_fault(error)
         except (LocalProtocolError, UnicodeDecodeError) as error:
             self._end_over(error)
+        except _UnreadableHeadError:
+            self._refuse("its request is for no WebSocket: a header of it cannot be read")
         except BaseException:
             self.abort()
             raise
         self._catch_up()
         return False
+
+    def _read(self) -> None:
+        """Hand to wsproto what has come; a request is taken apart by this."""
+        if self._unread and not self._parting:
+            came, self._unread = bytes(self._unread), bytearray()
+            try:
+                self._socket.receive_data(came)
+            except (UnicodeError, IndexError):  # raised for headers that are no text, and hosts that are no names
+                raise _UnreadableHeadError from None
 
     def _end_over(self, error: Exception) -> None:
         self._refused(str(error))

@@ -89,9 +89,10 @@ def hosts_of(found_by_server: Mapping[str, HostAddresses]) -> Hosts:
 
 def is_named(host: str, certificate: Iterable[str]) -> bool:
     """Return whether a certificate with these names is one of this host. A name with a wildcard is that of no server:
-    its certificate may be on any host of a domain."""
+    its certificate may be on any host of a domain. Neither is one beyond ASCII, which no host has in a certificate: the
+    small letter of the sign for kelvin is a k."""
     wanted = _spelled(host)
-    return any(_spelled(name) == wanted for name in certificate)
+    return any(_spelled(name) == wanted for name in certificate if name.isascii())
 
 
 def _spelled(host: str) -> str:

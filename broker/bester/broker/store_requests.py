@@ -463,7 +463,8 @@ class Bounds:
     server_bytes: int = 1024 * 1024 * 1024
     """The same in bytes."""
     messages: int = 1_000_000
-    """Messages in all queues; above it every sender has `storage-full`."""
+    """Messages in all queues; above it every sender has `storage-full`. A sender with more in mailboxes than is left by
+    all has so before: one alone has half."""
     total_bytes: int = 8 * 1024 * 1024 * 1024
     """The same in bytes."""
     server_outcomes: int = 50_000

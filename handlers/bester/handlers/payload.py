@@ -24,6 +24,7 @@ try:
 except ImportError:  # a handler's machine may have pyzmq and msgpack alone
     msgspec = None
 
+_read = None if msgspec is None else msgspec.json.Decoder(float_hook=float).decode  # its own: 15 µs for each of 1e300
 HALF_TEXT = f"a text of the data {HALF}"
 LONG_BYTES = 16 * 1024
 """Texts from this length on may hold so many values that the garbage collector runs many times."""
@@ -112,9 +113,9 @@ def value_of(text: bytes) -> Any:
 
 
 def _value_of(text: bytes) -> Any:
-    if msgspec is not None:
+    if _read is not None:
         try:
-            return msgspec.json.decode(text)
+            return _read(text)
         except msgspec.DecodeError:
             pass
     return json.loads(text, parse_int=_integer)

@@ -8,14 +8,18 @@ are matched by an engine that takes linear time (see `contracts`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+
+from bester.broker.core.contract_costs import PART_BYTES, PATTERN_PARTS, Costs, own_costs
 
 MAX_SCHEMA_BYTES = 64 * 1024
 """Bytes of one schema as JSON: a hundred times what a program's types usually make."""
 MAX_SCHEMAS_BYTES = 1024 * 1024
 """Bytes of all schemas of one HELLO: they are compiled while the broker waits."""
+MAX_PARTS = 8_192
+"""Subschemas of all schemas of one HELLO, a pattern counted as 32 and 256 bytes as one, some 10 µs each."""
 MAX_VISITS = 4_096
 """Subschemas applied to one place of a value, at worst; usual schemas stay below fifty, recursive ones below 500."""
 MAX_DEPTH = 64
@@ -39,16 +43,23 @@ class SchemaError(ValueError):
 def fault(schema: Any) -> str | None:
     """Return why a schema is refused, None where it is not."""
     try:
-        visits(schema)
+        measure(schema)
     except SchemaError as error:
         return str(error)
     return None
 
 
-def visits(schema: Any) -> int:
-    """Return how many subschemas are applied to one place of a value, at worst. Raises SchemaError."""
+class Measure(NamedTuple):
+    """What a schema applies to one place of a value, at worst, and its `parts`, as MAX_PARTS counts them."""
+
+    costs: Costs
+    parts: int
+
+
+def measure(schema: Any) -> Measure:
+    """Measure a schema. Raises SchemaError."""
     if isinstance(schema, bool):
-        return 1
+        return Measure(Costs(visits=1), 1)
     if not isinstance(schema, dict):
         raise SchemaError("is no JSON Schema: an object is expected")
     size = len(msgspec.json.encode(schema))
@@ -57,7 +68,8 @@ def visits(schema: Any) -> int:
     graph = _Graph(schema)
     if graph.fault is not None:
         raise SchemaError(graph.fault)
-    return _visits(graph)
+    patterns = sum(own.patterns for own in graph.own)
+    return Measure(_costs(graph), len(graph.own) + PATTERN_PARTS * patterns + size // PART_BYTES)
 
 
 def has_branches(schema: Any) -> bool:
@@ -71,6 +83,7 @@ class _Graph:
     def __init__(self, root: dict[str, Any]) -> None:
         self._root = root
         self._numbers: dict[int, int] = {}
+        self.own: list[Costs] = []
         self.edges: list[list[Edge]] = []
         self.same_place: list[set[int]] = []
         self.fault: str | None = None
@@ -91,6 +104,7 @@ class _Graph:
 
     def _number(self, node: dict[str, Any]) -> None:
         self._numbers[id(node)] = len(self.edges)
+        self.own.append(own_costs(node))
         self.edges.append([])
         self.same_place.append(set())
 
@@ -155,9 +169,9 @@ class _Graph:
         return found
 
 
-def _visits(graph: _Graph) -> int:
-    """Return `visits` of a graph. Raises SchemaError where checking a value could take too long."""
-    costs: list[int] = [0] * len(graph.edges)
+def _costs(graph: _Graph) -> Costs:
+    """Return the costs of a graph. Raises SchemaError where checking a value could take too long."""
+    costs: list[Costs] = [Costs()] * len(graph.edges)
     component_of: dict[int, int] = {}
     for number, members in enumerate(_components(graph.edges)):  # each after those that it leads to
         component_of.update(dict.fromkeys(members, number))
@@ -171,21 +185,28 @@ def _visits(graph: _Graph) -> int:
                     raise SchemaError(
                         "leads back to itself in several ways at once, so that a check could take for ever"
                     )
-        cost = max(1 + _sum(graph.edges[node], inside, costs) for node in members) * (MAX_DEPTH if is_loop else 1)
-        if cost > MAX_VISITS:
+        cost = Costs()
+        for node in members:
+            cost = cost.at_worst(graph.own[node].plus(_sum(graph.edges[node], inside, costs)))
+        if is_loop:
+            cost = cost._replace(visits=MAX_DEPTH * cost.visits)
+        if cost.visits > MAX_VISITS:
             raise SchemaError(f"applies more than {MAX_VISITS} parts to one place; make it simpler")
         for node in members:
             costs[node] = cost
     return costs[0]
 
 
-def _sum(edges: list[Edge], inside: set[int], costs: list[int]) -> int:
-    """Return the cost of what a node applies: of each group the dearest."""
-    dearest: dict[str, int] = {}
+def _sum(edges: list[Edge], inside: set[int], costs: list[Costs]) -> Costs:
+    """Return the costs of what a node applies: of each group the dearest."""
+    dearest: dict[str, Costs] = {}
     for child, group in edges:
         if child not in inside:
-            dearest[group] = max(dearest.get(group, 0), costs[child])
-    return sum(dearest.values())
+            dearest[group] = dearest.get(group, Costs()).at_worst(costs[child])
+    total = Costs()
+    for each in dearest.values():
+        total = total.plus(each)
+    return total
 
 
 def _returns_at_one_place(same_place: list[set[int]], inside: set[int]) -> bool:

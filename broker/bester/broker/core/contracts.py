@@ -11,19 +11,25 @@ joins.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jsonschema_rs
 import msgspec
 
 from bester.broker.core import contract_rules
+from bester.broker.core.contract_costs import numbers_in
 from bester.broker.core.effects import Effects, Link
 from bester.broker.wire.json_text import has_more_values
 from bester.broker.wire.notes import describe, safe_note
 
-MAX_CONTRACTS = 2_048
-"""Contracts known at once; above it those of types without a worker are forgotten, then a HELLO is refused."""
+MAX_KNOWN = 65_536
+"""Parts (see `contract_rules.MAX_PARTS`) of all contracts known at once, a contract counted as CONTRACT_PARTS more;
+some kilobytes each. Above half of it those of types without a worker are forgotten; then a HELLO is refused of a party
+that has more than all leave."""
+CONTRACT_PARTS = 32
+MAX_DIFFERENT = 4
+"""Different contracts of one type's workers; with more none is checked, as each takes its time."""
 PATTERN_BYTES = 256 * 1024
 """Memory of one compiled pattern."""
 MAX_VALUES = 262_144
@@ -34,6 +40,10 @@ LIST_WEIGHT = 8
 MAX_STEPS = 16 * 1024 * 1024
 """The same times what the schema applies to one place of the value at worst, some 4 ns each; usual schemas stay below
 64, so that MAX_VALUES is all that counts."""
+MAX_COMPARED = 64 * 1024
+"""Comparisons of numbers that are no small integers, some 1 µs each: those of the value with those of the schema."""
+FEW_BYTES = 64
+"""Data with fewer bytes have no numbers of hundreds of digits."""
 EXPLAINED_BYTES = 64 * 1024
 """Longest payload whose misfit is named: the library writes the whole value into its error."""
 EXPLAINED_STEPS = 8 * 1024
@@ -43,7 +53,8 @@ _KINDS = {
     "string": "a string", "integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null",
     "array": "an array", "object": "an object",
 }  # fmt: skip
-_read = msgspec.json.Decoder().decode
+_read = msgspec.json.Decoder(float_hook=float).decode
+"""Reads JSON. The library's own reader of floats takes 15 µs for each of 1e300, Python's a tenth of one."""
 
 
 class ContractError(Exception):
@@ -53,14 +64,14 @@ class ContractError(Exception):
 class Contract:
     """Compiled schema of one message type."""
 
-    __slots__ = ("_explained_values", "_is_valid", "_most_values", "_validate", "schema", "text")
+    __slots__ = (
+        "_costs", "_explained_values", "_is_valid", "_most_bytes", "_most_values", "_validate", "schema", "text",
+        "weight",
+    )  # fmt: skip
 
     def __init__(self, schema: Any, text: bytes) -> None:
         """Compile. Raises ContractError."""
-        try:
-            visits = contract_rules.visits(schema)
-        except contract_rules.SchemaError as error:
-            raise ContractError(str(error)) from None
+        costs, parts = _measure(schema)
         options = jsonschema_rs.RegexOptions(size_limit=PATTERN_BYTES, dfa_size_limit=PATTERN_BYTES)
         try:
             validator: Any = jsonschema_rs.validator_for(schema, retriever=_retrieve_nothing, pattern_options=options)
@@ -70,6 +81,10 @@ class Contract:
         self.text = text
         self._is_valid: Callable[[Any], bool] = validator.is_valid
         self._validate: Callable[[Any], None] = validator.validate
+        self.weight = CONTRACT_PARTS + parts
+        visits = costs.visits + costs.steps
+        self._costs = costs
+        self._most_bytes = MAX_STEPS // costs.patterns if costs.patterns else None
         self._most_values = min(MAX_VALUES, MAX_STEPS // visits)
         branched = contract_rules.has_branches(schema)
         self._explained_values = EXPLAINED_STEPS // visits if branched else self._most_values
@@ -79,10 +94,14 @@ class Contract:
         of a long payload's misfit is not searched."""
         if has_more_values(body, self._most_values, LIST_WEIGHT):
             return f"data: more than {self._most_values} values, and no more are checked"
+        if self._most_bytes is not None and len(body) > self._most_bytes:
+            return f"data: more than {self._most_bytes} bytes, and no more are matched with patterns"
         try:
             value = _read(body)
         except msgspec.DecodeError:  # JSON beyond msgspec's numbers
             value = json.loads(body, parse_int=_integer)
+        if self._compares_too_much(body, value):
+            return "data: too many numbers; no more are compared with those of the schema"
         try:
             if self._is_valid(value):
                 return None
@@ -94,6 +113,22 @@ class Contract:
         except Exception as error:  # noqa: BLE001 (a fault of the library must not cost the message)
             return safe_note(f"data: cannot be checked: {error}")
         return None
+
+    def _compares_too_much(self, body: bytes, value: Any) -> bool:
+        """Return whether the numbers of a value are too many to be compared with those of the schema."""
+        costs = self._costs
+        constants = costs.slow + costs.numbers + costs.bounds + costs.unique
+        if not constants or (len(body) < FEW_BYTES and not has_more_values(body, MAX_COMPARED // constants, 0)):
+            return False
+        return costs.comparisons(numbers_in(value)) > MAX_COMPARED
+
+
+def _measure(schema: Any) -> contract_rules.Measure:
+    """Measure a schema. Raises ContractError."""
+    try:
+        return contract_rules.measure(schema)
+    except contract_rules.SchemaError as error:
+        raise ContractError(str(error)) from None
 
 
 def _integer(text: str) -> int | float:
@@ -117,41 +152,58 @@ class Contracts:
         self.since: dict[str, float] = {}
         self._out = out
         self._compiled: dict[bytes, Contract] = {}
+        self.known_parts = 0  # of these, as MAX_KNOWN counts them
         self._of_worker: dict[Link, Mapping[str, Contract | None]] = {}
         self._workers: dict[str, dict[Link, None]] = {}
 
-    def read(self, schemas: Any, types: frozenset[str]) -> dict[str, Contract]:
-        """Return the contracts in a HELLO's option `schema`, by type. Raises ContractError, which names the type."""
+    def read(self, schemas: Any, types: frozenset[str], link: Link) -> dict[str, Contract]:
+        """Return the contracts in a link's HELLO (its option `schema`), by type. Raises ContractError, which names the
+        type."""
         if schemas is None:
             return {}
         if not isinstance(schemas, dict) or not all(type(type_) is str for type_ in schemas):
             raise ContractError("schema is a map {type: JSON Schema}")
         found: dict[str, Contract] = {}
-        total = 0
+        total = parts = 0
         for type_ in sorted(types & schemas.keys()):
             try:
                 text = msgspec.json.encode(schemas[type_], order="deterministic")
                 total += len(text)
                 if total > contract_rules.MAX_SCHEMAS_BYTES:
                     raise ContractError(f"all schemas have more than {contract_rules.MAX_SCHEMAS_BYTES} bytes together")
-                found[type_] = self._compile(_read(text), text)  # as JSON, whatever MessagePack carried
+                contract = self._compiled.get(text)
+                if contract is None:
+                    schema = _read(text)  # as JSON, whatever MessagePack carried
+                    parts += _measure(schema).parts
+                    if parts > contract_rules.MAX_PARTS:
+                        raise ContractError(f"has too many parts or patterns: {contract_rules.MAX_PARTS} are allowed")
+                    contract = self._compile(schema, text, link, found.values())
+                found[type_] = contract
             except (ContractError, TypeError, ValueError, RecursionError) as error:
                 raise ContractError(f"the schema of {type_!r} {error}") from None
         return found
 
-    def _compile(self, schema: Any, text: bytes) -> Contract:
-        contract = self._compiled.get(text)
-        if contract is None:
-            if len(self._compiled) >= MAX_CONTRACTS:
-                self._forget_unused()
-            if len(self._compiled) >= MAX_CONTRACTS:
-                raise ContractError(f"is one too many: {MAX_CONTRACTS} are known already")
-            contract = self._compiled[text] = Contract(schema, text)
+    def _compile(self, schema: Any, text: bytes, link: Link, others: Collection[Contract]) -> Contract:
+        """Return a new contract; `others` are those of the same HELLO."""
+        contract = Contract(schema, text)
+        if self.known_parts + contract.weight > MAX_KNOWN // 2:
+            self._forget_unused(others)
+            if self.known_parts + self._weight_of(link, others) + contract.weight > MAX_KNOWN:
+                raise ContractError("is one too many: the schemas of all handlers leave no more room")
+        self._compiled[text] = contract
+        self.known_parts += contract.weight
         return contract
 
-    def _forget_unused(self) -> None:
-        used = {contract.text for each in self._of_worker.values() for contract in each.values() if contract}
-        self._compiled = {text: contract for text, contract in self._compiled.items() if text in used}
+    def _weight_of(self, link: Link, others: Collection[Contract]) -> int:
+        """Return the weight of the contracts that a link's party has now, and of others."""
+        links = [each for each in self._of_worker if each.party == link.party] if link.party else [link]
+        used = {contract for each in links for contract in self._of_worker.get(each, {}).values() if contract}
+        return sum(contract.weight for contract in used.union(others))
+
+    def _forget_unused(self, others: Collection[Contract]) -> None:
+        used = {contract for each in self._of_worker.values() for contract in each.values() if contract}
+        self._compiled = {contract.text: contract for contract in used.union(others)}
+        self.known_parts = sum(contract.weight for contract in self._compiled.values())
         for type_ in [type_ for type_ in self.by_type if type_ not in self._workers]:
             del self.by_type[type_], self.since[type_]
 
@@ -193,7 +245,7 @@ class Contracts:
         """Set what payloads of a type are checked by; return whether its workers differ."""
         contracts = self.of(type_)
         known = [each for each in contracts if each is not None]
-        if len(known) < len(contracts) or not known:
+        if len(known) < len(contracts) or not 0 < len(known) <= MAX_DIFFERENT:
             self.by_type.pop(type_, None)
             self.since.pop(type_, None)
         else:

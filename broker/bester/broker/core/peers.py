@@ -212,7 +212,7 @@ class Peers:
             if error is not None:
                 return error
             try:
-                contracts = self._contracts.read(hello.options.get("schema"), options.types)
+                contracts = self._contracts.read(hello.options.get("schema"), options.types, link)
             except ContractError as refused:
                 return Error("schema", safe_note(str(refused)), OP_OF[Hello])
             admitted = _Admitted(options, is_shadow, contracts)
@@ -242,12 +242,7 @@ class Peers:
     def _welcome_bridge(self, link: Link, peer: Peer, hello: Hello, now: float) -> None:
         """Take in a bridge that has come, or has come back on another link: its old link is void then, whatever its
         state."""
-        self._serial += 1
-        epoch = hello.options.get("epoch")
-        is_usable = type(epoch) is str and 0 < len(epoch) <= MAX_EPOCH and epoch.isprintable()  # part of ids
-        resume = epoch if is_usable else f"{self._epoch}.{self._serial}"
-        # A bridge whose name ends with its epoch has the epoch once in its ids, so that ids and log agree.
-        prefix = f"{self._settings.name}/{hello.name.removesuffix(f'-{resume}')}-{resume}/"
+        prefix = self._prefix_of(link, hello)
         listeners = hello.options.get("listeners")
         peer.listeners = [url for url in listeners if type(url) is str] if type(listeners) is list else []
         if link.door != "direct" and (peer.resume is None or peer.prefix != prefix):
@@ -269,6 +264,24 @@ class Peers:
             peer.resume.relink(link, now)
         peer.prefix = prefix
         self._bridges[link] = prefix
+
+    def _prefix_of(self, link: Link, hello: Hello) -> str:
+        """Return the prefix of a bridge's ids, which names its life. Where the life that a bridge names is another
+        party's, which anybody can read in an id, the bridge gets one of its own, as where it names none."""
+        self._serial += 1
+        epoch, own = hello.options.get("epoch"), f"{self._epoch}.{self._serial}"
+        if type(epoch) is str and 0 < len(epoch) <= MAX_EPOCH and epoch.isprintable():  # part of ids
+            prefix = _prefix(self._settings.name, hello.name, epoch)
+            lives = [other.link for other in self.by_link.values() if other.prefix == prefix]
+            if (resume := self.resumes.get(prefix)) is not None:
+                lives.append(resume.owner)
+            is_free = prefix != _prefix(self._settings.name, "emit", self._epoch)  # that of messages of handlers
+            if is_free and all((other.door, other.party) == (link.door, link.party) for other in lives):
+                return prefix
+            self._out.notice(
+                "refused", role="bridge", name=hello.name, code="not-allowed", text="another has its epoch"
+            )
+        return _prefix(self._settings.name, hello.name, own)
 
     def _employ(self, peer: Peer, options: HandlerOptions, contracts: dict[str, Contract] | None, now: float) -> None:
         """Make a handler's peer a worker with these contracts, or with None a shadow."""
@@ -442,6 +455,12 @@ class Peers:
                 resume.forget()
                 if resume.link is None:
                     del self.resumes[prefix], self._unlinked[prefix]
+
+
+def _prefix(server: str, name: str, epoch: str) -> str:
+    """Return the prefix of a bridge's ids. A bridge whose name ends with its epoch has the epoch once in its ids, so
+    that ids and log agree."""
+    return f"{server}/{name.removesuffix(f'-{epoch}')}-{epoch}/"
 
 
 def _fact(value: Any) -> str | None:

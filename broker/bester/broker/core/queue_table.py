@@ -153,8 +153,11 @@ class QueueTable:
                 return "mailbox-full", "user_messages"
             if queue is not None and queue.size_bytes + size > bounds.user_bytes:
                 return "mailbox-full", "user_bytes"
-            full = self._shares.is_full(key, sharer, size)
-            return ("mailbox-full", "sender_share") if full else (None, None)
+            if self._shares.is_full(key, sharer, size):
+                return "mailbox-full", "sender_share"
+            left, left_bytes = bounds.messages - self.messages, bounds.total_bytes - self.size_bytes
+            reached = self._shares.rest_reached(sharer, size, left, left_bytes)
+            return (None, None) if reached is None else ("storage-full", reached)
         server = self._servers.get(owner_of(key))
         # Other messages to a server must not keep outcomes from it.
         if server is None or key == lane(owner_of(key), OUTCOME_TYPE):

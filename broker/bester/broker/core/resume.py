@@ -25,11 +25,12 @@ class BridgeResume:
     """State of one bridge process that survives reconnects: its unfinished submits, and the reports it has not
     acknowledged.
 
-    `link` is None between two links; `since` is when the link was lost, or when reports of an earlier link began to be
-    remembered. A bridge counts the reports on a link, so only the unacknowledged ones are remembered. Cases that have
-    ended are swept out together, once there are `sweep_at` or more: taking out each as it ends would cost every message
-    more. At most `max_unacked` reports are remembered for a bridge that counts none: the oldest are forgotten, and
-    counted in `reached`. `is_shared`: the server may have other brokers, to which the bridge may turn.
+    `link` is None between two links, `owner` the first one, whose party alone may come back; `since` is when the link
+    was lost, or when reports of an earlier link began to be remembered. A bridge counts the reports on a link, so only
+    the unacknowledged ones are remembered. Cases that have ended are swept out together, once there are `sweep_at` or
+    more: taking out each as it ends would cost every message more. At most `max_unacked` reports are remembered for a
+    bridge that counts none: the oldest are forgotten, and counted in `reached`. `is_shared`: the server may have other
+    brokers, to which the bridge may turn.
     """
 
     def __init__(self, link: Link, sweep_at: int, max_unacked: int, reached: Counter[str], *, is_shared: bool) -> None:
@@ -37,6 +38,7 @@ class BridgeResume:
         self.is_shared = is_shared
         self._max_unacked = max_unacked
         self.link: Link | None = link
+        self.owner = link
         self.since: float | None = None
         self._cases: dict[int, Case] = {}  # by token; some have ended
         self._sweep_at = self._swept_at = sweep_at

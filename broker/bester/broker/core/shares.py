@@ -1,6 +1,7 @@
 """Shares of mailboxes: how much of each mailbox is from which sender, and whether a sender has used up a share. Pure.
 
-Without shares one sender fills a mailbox within seconds, and nobody else can write to its user.
+Without shares one sender fills a mailbox within seconds, and nobody else can write to its user; or all of the store, by
+a thousand mailboxes, and nobody can write to anybody who is away.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ class Shares:
         self._messages = int(bounds.sender_share * bounds.user_messages + ROUNDING)
         self._bytes = int(bounds.sender_share * bounds.user_bytes + ROUNDING)
         self._held = {queue: dict(senders) for queue, senders in held.items()}
+        self._in_all: dict[str, tuple[int, int]] = {}  # in all mailboxes, by sender
+        for senders in self._held.values():
+            for sharer, (messages, size) in senders.items():
+                self._count_in_all(sharer, messages, size)
 
     def is_full(self, queue: str, sharer: str | None, size: int) -> bool:
         """Return whether a message of `size` bytes is above the sender's share. The first message of a sender never
@@ -33,10 +38,26 @@ class Shares:
         held = senders.get(sharer) if senders is not None and sharer is not None else None
         return held is not None and (held[0] + 1 > self._messages or held[1] + size > self._bytes)
 
+    def rest_reached(self, sharer: str | None, size: int, left: int, left_bytes: int) -> str | None:
+        """Return the name of the bound of which a sender would have more in all mailboxes than is left by all, None
+        where there is none: one alone may have half. The first message of a sender is within both."""
+        held = self._in_all.get(sharer) if sharer is not None else None
+        if held is None:
+            return None
+        return "messages" if held[0] + 1 > left else "total_bytes" if held[1] + size > left_bytes else None
+
+    def _count_in_all(self, sharer: str, messages: int, size: int) -> None:
+        before = self._in_all.get(sharer, (0, 0))
+        if before[0] + messages > 0:
+            self._in_all[sharer] = before[0] + messages, before[1] + size
+        else:
+            self._in_all.pop(sharer, None)
+
     def count(self, queue: str, sharer: str | None, messages: int, size: int) -> None:
         """Count messages and bytes more (or less) of a sender; those of nobody (None) are not counted."""
         if sharer is None:
             return
+        self._count_in_all(sharer, messages, size)
         senders = self._held.setdefault(queue, {})
         before = senders.get(sharer, (0, 0))
         left = before[0] + messages
@@ -56,7 +77,8 @@ class Shares:
 
     def forget(self, queue: str) -> None:
         """Forget a mailbox that is empty."""
-        self._held.pop(queue, None)
+        for sharer, (messages, size) in self._held.pop(queue, {}).items():
+            self._count_in_all(sharer, -messages, -size)
 
     def inspect(self) -> dict[str, dict[str, tuple[int, int]]]:
         """Return messages and bytes by mailbox and sender."""
