@@ -219,6 +219,7 @@ def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
         config.store.bounds,
         database=config.store.database,
         broker=config.server.broker,
+        server=config.server.name,
     )
     stack.callback(store.close)
     return store

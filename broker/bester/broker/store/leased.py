@@ -56,8 +56,11 @@ class LeasedConnection:
     namespace, `life` its starts with this one, `renewed_at` is the time at which the latest commit began, by a `clock`
     that goes on while the machine sleeps: the lease lives from then on, however long the commit took."""
 
-    def __init__(self, broker: str, synchronous: str, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, broker: str, synchronous: str, store: Store, clock: Callable[[], float], server: str | None = None
+    ) -> None:
         self.broker = broker
+        self._server = server
         self.clock = clock
         self.renewed_at = self._begun_at = 0.0
         self._returned_at = float("-inf")  # of the first commit after the lease had run out
@@ -124,7 +127,7 @@ class LeasedConnection:
             postgres.see_session(self.connection, self._store.database)
             postgres_schema.migrate(self.connection, self._store.database)
         now = self.clock()
-        taken = leases.take(self.connection, self.broker)
+        taken = leases.take(self.connection, self.broker, self._server)
         if isinstance(taken, Held):
             return taken
         self._lease, self.commits, self.renewed_at = taken, taken.commits, now

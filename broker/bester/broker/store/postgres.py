@@ -66,7 +66,8 @@ _log = logging.getLogger("bester.broker.store")
 class PostgresStore(Commits):
     """A store in the namespace of `broker`. With `synchronous` `full` a commit is on the database's disk, and on its
     standbys where PostgreSQL is set so; with `normal` a power cut may take the last moments. Above `dead_letters` a new
-    dead letter replaces the oldest. `clock` measures the age of the lease, in seconds.
+    dead letter replaces the oldest. `clock` measures the age of the lease, in seconds. With the name of its `server` a
+    store is not opened where a broker of another one lives in the schema.
 
     `fenced` is set where another process has taken the lease: this one must end.
     """
@@ -75,10 +76,10 @@ class PostgresStore(Commits):
 
     def __init__(
         self, database: Database, broker: str, synchronous: str = "full", *, dead_letters: int = 10_000,
-        clock: Callable[[], float] = with_sleep,
+        clock: Callable[[], float] = with_sleep, server: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self._held = LeasedConnection(broker, synchronous, self, clock)
+        self._held = LeasedConnection(broker, synchronous, self, clock, server)
         self.database = database
         self.broker = broker
         self._dead_letters = dead_letters
