@@ -485,7 +485,7 @@ def test_schema_that_is_removed_under_a_broker_is_named(cluster: Cluster) -> Non
             other.execute(f"DROP SCHEMA {database.schema} CASCADE".encode())
         result = store.commit([keep(1)])
         assert (result.ok, result.code) == (False, "storage-unavailable")
-        assert result.why.endswith("; something was removed from the schema: stop the server and restore a backup")
+        assert result.why.endswith("something was removed from the schema: stop the server and restore a backup")
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------
