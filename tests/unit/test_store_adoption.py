@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from itertools import count
+from contextlib import ExitStack, closing
+from itertools import count, zip_longest
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from bester.broker.postgres import Database, connect
 from bester.broker.store.lease import LEASE_S
 from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store.postgres import PostgresStore
+from bester.broker.store.postgres_writing import Group
 from bester.broker.store_brokers import Adopted, AdoptionSeen, Brokers
 from bester.broker.store_requests import (
     About,
@@ -40,6 +41,7 @@ from bester.broker.store_requests import (
     mailbox,
 )
 from bester.broker.wire.codes import BesterError
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 from tests.postgres_server import Cluster
 from tests.unit.postgres_cable import Cable
 from tests.unit.store_stand import BOB, LETTERS, LOTS, NOW_S, asked, dead, entry, keep, letter, outcomes
@@ -224,6 +226,36 @@ def test_message_that_is_submitted_again_at_another_broker_is_marked_where_it_wa
     pair.write(pair.two, again._replace(entry=again.entry._replace(meta={"repeated": True})), keep(10, id="b.0.0"))
     marks = [(each.id, each.meta.get("repeated", False)) for store in (pair.one, pair.two) for each in of(store)]
     assert marks == [("a.0.0", True), ("b.0.0", False), ("a.0.0", True), ("b.0.0", False)]
+
+
+def test_brokers_that_mark_each_others_copies_wait_for_neither(cluster: Cluster) -> None:
+    """Each one's group marks the other's copy of a message and ends its own copy of another one, statement by statement
+    at the same time: the two stood still until PostgreSQL had found the deadlock."""
+    database = cluster.database()
+    stores = [PostgresStore(database, name) for name in ("b1", "b2")]
+    with ExitStack() as stack:
+        turns: list[Iterator[None]] = []
+        for store, mine, other in zip(stores, ("a.0.0", "b.0.0"), ("b.0.0", "a.0.0"), strict=True):
+            stack.enter_context(closing(store))
+            store.open()
+            assert store.commit([keep(1, id=mine)]).ok
+            connection = stack.enter_context(connect(database, "a test"))
+            connection.execute("SET lock_timeout = 5000")
+            group = Group(store._held.lease.ns, serial=1, sharing=False, dead_letters=LETTERS, to_forget=None)
+            about_it = keep(3, ALICE, id=f"{other}.o", type=OUTCOME_TYPE)._replace(about=About(other, BOB, False))
+            group.add([keep(2, id=other, meta={"repeated": True}), about_it, End(1, "delivered")])
+            turns.append(_steps(connection, group))
+        for _ in zip_longest(*turns):
+            pass
+        assert [len(of(store)) for store in stores] == [1, 1]
+
+
+def _steps(connection: Any, group: Group) -> Iterator[None]:
+    """Carry out a group in a transaction, a statement at each step. The last step is the commit."""
+    with connection.transaction():
+        for statement in group.statements:
+            connection.execute(statement.text.encode(), statement.values, binary=True)
+            yield
 
 
 def test_large_namespace_is_moved_in_parts(pair: Pair) -> None:
