@@ -271,6 +271,52 @@ def test_large_namespace_is_moved_in_parts(pair: Pair) -> None:
     assert {each.body for each in of(pair.two)} == {body}
 
 
+def test_start_in_the_middle_of_an_adoption_waits_for_its_end(cluster: Cluster) -> None:
+    """Half of a mailbox at each of two brokers would be delivered in no order."""
+    database = cluster.database()
+    with closing(PostgresStore(database, "b1")) as one, closing(PostgresStore(database, "b2")) as two:
+        two.open()
+        for in_time in (True, False):
+            one.open()
+            assert one.commit([keep(number) for number in range(1, 8)]).ok
+            one.close()
+            adopted: Adopted = two.read(Adopt(FIRST * (1 + in_time), 5, NOW_S))
+            assert adopted.is_more
+            held = one.claim()
+            assert held is not None
+            assert (held.why, held.state) == (
+                f"{database.where}: waiting until broker 'b2' has adopted what broker 'b1' has left",
+                (),
+            )
+            if in_time:
+                rest: Adopted = two.read(Adopt(FIRST * 3, 5, NOW_S))
+                assert not rest.is_more
+                assert not one.open().queues
+                assert one.commit([End(number, "delivered", True) for number in range(1, 8)]).ok
+                one.close()
+            else:  # the adopter has ended
+                asked(two, "UPDATE adoption SET at = at - INTERVAL '1 minute'")
+                assert one.open().queues[BOB].messages == 2
+
+
+def test_namespace_is_adopted_by_one_broker(cluster: Cluster) -> None:
+    database = cluster.database()
+    with ExitStack() as stack:
+        one, two, three = (stack.enter_context(closing(PostgresStore(database, name))) for name in ("b1", "b2", "b3"))
+        for store in (one, two, three):
+            store.open()
+        assert one.commit([keep(number) for number in range(1, 8)]).ok
+        one.close()
+        assert two.read(Adopt(FIRST, 2, NOW_S)).is_more
+        assert three.read(FindBrokers()).abandoned == ""
+        assert three.read(Adopt(FIRST, 2, NOW_S)) == Adopted()
+        assert two.read(Adopt(FIRST * 2, 2, NOW_S)).is_more
+        asked(two, "UPDATE adoption SET at = at - INTERVAL '1 minute'")  # the adopter has ended
+        assert three.read(FindBrokers()).abandoned == "b1"
+        assert not three.read(Adopt(FIRST, 5, NOW_S)).is_more
+        assert [len(of(store)) for store in (two, three)] == [4, 3]
+
+
 def test_adoption_is_told_of_as_one_whatever_its_parts(pair: Pair) -> None:
     pair.write(pair.one, *(keep(number, id=f"s1/b/{number}.0.0") for number in range(1, 6)), Bury(letter("a")))
     pair.write(pair.one, End(1, "failed:expired"))

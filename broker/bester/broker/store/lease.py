@@ -38,6 +38,15 @@ class Lease(NamedTuple):
     commits: int
 
 
+# Parts of an adoption follow each other at once. An adopter that has moved none for the time of a lease has ended.
+MOVED = f"""
+FROM adoption a WHERE a.broker = b.name AND b.until < a.at
+AND a.at BETWEEN clock_timestamp() - {LEASE_S} * INTERVAL '1 second' AND clock_timestamp()
+"""
+_ADOPTER = f"""
+SELECT (SELECT a.adopter {MOVED} ORDER BY a.serial DESC LIMIT 1) FROM broker b
+WHERE b.name = %s AND EXISTS (SELECT 1 FROM entry e WHERE e.ns = b.ns)
+"""  # noqa: S608 (own words)
 _OF_OTHER_SERVERS = """
 SELECT b.name, b.holder, n.name, extract(epoch FROM b.until - clock_timestamp())::float8, b.lease, b.until
 FROM broker b CROSS JOIN LATERAL
@@ -50,8 +59,11 @@ def take(connection: Connection, name: str, server: str | None = None) -> Lease 
     """Take the lease of a broker's namespace, which is made where it is missing.
 
     A lease that lives is left alone, unless its holder was a process of this machine that is no more. So is a schema in
-    which a broker of another server than `server` lives: the two would adopt each other's mailboxes. Raises
+    which a broker of another server than `server` lives: the two would adopt each other's mailboxes. And so is a
+    namespace of which another broker has moved a part away: what two brokers have of one mailbox is in no order. Raises
     psycopg.Error."""
+    if adopted := _adopted(connection, name):  # without a lock, by which the adopter would be held up
+        return adopted
     with connection.transaction():
         connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(ADOPTION_MS),))
         connection.execute(
@@ -70,12 +82,22 @@ def take(connection: Connection, name: str, server: str | None = None) -> Lease 
         if left_s > 0 and not is_gone(holder):
             why = f"broker {name!r} is held by {_shown(holder)}; stop that, or give this one another [server] broker"
             return Held(why, left_s, (epoch, until))
+        if adopted := _adopted(connection, name):
+            return adopted
         connection.execute(
             "UPDATE broker SET lease = %s, holder = %s, until = clock_timestamp() + %s * INTERVAL '1 second' "
             "WHERE ns = %s",
             (epoch + 1, this_process(), LEASE_S, ns),
         )
     return Lease(ns, epoch + 1, commits)
+
+
+def _adopted(connection: Connection, name: str) -> Held | None:
+    """Return what a start waits for where another broker is adopting the namespace, or None. Raises psycopg.Error."""
+    (adopter,) = connection.execute(_ADOPTER.encode(), (name,)).fetchone() or (None,)
+    if adopter is None:
+        return None
+    return Held(f"waiting until broker {adopter!r} has adopted what broker {name!r} has left", LEASE_S, ())
 
 
 def other_server(connection: Connection, server: str) -> Held | None:
