@@ -317,6 +317,20 @@ def test_namespace_is_adopted_by_one_broker(cluster: Cluster) -> None:
         assert [len(of(store)) for store in (two, three)] == [4, 3]
 
 
+def test_messages_that_wait_are_moved_before_old_outcomes(cluster: Cluster) -> None:
+    """A broker has a million outcomes, and messages that came last; its next start waits for the messages alone."""
+    database = cluster.database()
+    with closing(PostgresStore(database, "b1")) as one, closing(PostgresStore(database, "b2")) as two:
+        for store in (one, two):
+            store.open()
+        assert one.commit([*(keep(number) for number in range(1, 9)), *(End(n, "delivered") for n in range(1, 6))]).ok
+        one.close()
+        first: Adopted = two.read(Adopt(FIRST, 4, NOW_S))
+        assert (first.is_more, first.outcomes) == (True, 1)
+        assert [each.id for each in of(two)] == [f"s1/b/{number}.0.0" for number in range(6, 9)]
+        assert one.claim() is None
+
+
 def test_adoption_is_told_of_as_one_whatever_its_parts(pair: Pair) -> None:
     pair.write(pair.one, *(keep(number, id=f"s1/b/{number}.0.0") for number in range(1, 6)), Bury(letter("a")))
     pair.write(pair.one, End(1, "failed:expired"))

@@ -45,7 +45,7 @@ AND a.at BETWEEN clock_timestamp() - {LEASE_S} * INTERVAL '1 second' AND clock_t
 """
 _ADOPTER = f"""
 SELECT (SELECT a.adopter {MOVED} ORDER BY a.serial DESC LIMIT 1) FROM broker b
-WHERE b.name = %s AND EXISTS (SELECT 1 FROM entry e WHERE e.ns = b.ns)
+WHERE b.name = %s AND EXISTS (SELECT 1 FROM entry e WHERE e.ns = b.ns AND e.outcome IS NULL)
 """  # noqa: S608 (own words)
 _OF_OTHER_SERVERS = """
 SELECT b.name, b.holder, n.name, extract(epoch FROM b.until - clock_timestamp())::float8, b.lease, b.until

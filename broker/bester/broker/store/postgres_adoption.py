@@ -49,7 +49,11 @@ _LATER_BY = """
 SELECT coalesce(%b::float8 - (stored_s + extract(epoch FROM clock_timestamp() - saved_at)::float8), 0.0)
 FROM clock WHERE ns = %b
 """
-_NEXT = "SELECT number, CASE WHEN outcome IS NULL THEN shared END FROM entry WHERE ns = %b ORDER BY number LIMIT %b"
+# What waits comes first, for its users may be here, and a broker that is started again waits for that.
+_NEXT = (
+    "SELECT number, shared FROM entry WHERE ns = %b AND outcome IS NULL ORDER BY number LIMIT %b",
+    "SELECT number, NULL FROM entry WHERE ns = %b AND outcome IS NOT NULL ORDER BY number LIMIT %b",
+)
 # A message that both have is one that was submitted again here. The one that is here stays: the other may have ended.
 _DUPLICATES = """
 WITH gone AS (
@@ -243,7 +247,10 @@ class Move:
     def _entries(self, other: int, adopt: Adopt) -> tuple[int, bool]:
         """Move messages and outcomes; return how many, and whether more are left."""
         connection = self._connection
-        found = rows(connection, _NEXT, other, adopt.limit + 1)
+        waiting, ended = _NEXT
+        found = rows(connection, waiting, other, adopt.limit + 1)
+        if len(found) <= adopt.limit:
+            found += rows(connection, ended, other, adopt.limit + 1 - len(found))
         is_more, found = len(found) > adopt.limit, found[: adopt.limit]
         if not found:
             return 0, False
