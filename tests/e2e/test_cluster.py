@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bester.bridge.brokers import weight
 from bester.broker.accounts_postgres import PostgresAccounts
 from tests.live import BESTER, LiveServer, Process, RawClient, head, short_directory
@@ -239,6 +241,37 @@ async def test_up_beside_another_broker_of_the_schema_names_the_commands_for_sev
             checked = await Process.start(BESTER, "check", "-c", "b1.toml", cwd=directory)
             started.append(checked)
             await checked.says("broker b2 lives")
+        finally:
+            for process in started:
+                await process.end(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+async def test_schema_of_another_server_is_refused_while_that_lives(cluster: Cluster, broker: str) -> None:
+    """A copied file with another name: each of the servers would adopt the mailboxes of the other's users."""
+    database = cluster.database()
+    async with short_directory() as directory:
+        for name, its in (("s1", "b1"), ("s2", broker)):
+            (directory / f"{name}.toml").write_text(
+                f'[server]\nname = "{name}"\nbroker = "{its}"\ndata_dir = "{name}"\n[native]\ntcp4 = "127.0.0.1:0"\n'
+                f'[store]\nurl = "{database.url}"\nschema = "{database.schema}"\n'
+            )
+        started: list[Process] = []
+        try:
+            started.append(await Process.start(BESTER, "up", "-c", "s1.toml", cwd=directory))
+            await started[0].says(" serves ")
+            for command in ("up", "check"):
+                refused = await Process.start(BESTER, command, "-c", "s2.toml", cwd=directory)
+                started.append(refused)
+                told = await refused.says("the schema is that of server 's1', whose broker 'b1' is process")
+                assert told.endswith(
+                    "; name another [store] schema, or stop that broker first if the server has a new name"
+                )
+                assert await asyncio.wait_for(refused.process.wait(), DEADLINE_S) == 1
+            await started[0].end()
+            renamed = await Process.start(BESTER, "up", "-c", "s2.toml", cwd=directory)
+            started.append(renamed)
+            await renamed.says(" serves ")
         finally:
             for process in started:
                 await process.end(signal.SIGKILL)

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, closing
 import psycopg
 import pytest
 
-from bester.broker import postgres
+from bester.broker import postgres, postgres_schema
 from bester.broker.postgres import Database
 from tests.live import BESTER, DEADLINE_S, LiveServer, Process, head, short_directory
 from tests.postgres_server import Cluster
@@ -62,6 +62,17 @@ async def test_pooler_without_another_session_keeps_nobody_waiting(cluster: Clus
         database = Database(url, cluster.schema())
         with closing(await asyncio.to_thread(postgres.connect, database, "test")) as connection:
             await asyncio.wait_for(asyncio.to_thread(postgres.see_session, connection, database), DEADLINE_S)
+
+
+async def test_pooler_without_a_session_is_told_and_keeps_nobody_waiting(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bester.broker.postgres.ANSWER_S", 0.5)
+    async with pooler(cluster, "session", 1) as url:
+        database = Database(url, cluster.schema())
+        with closing(await asyncio.to_thread(postgres.connect, database, "test")):
+            found = await asyncio.wait_for(asyncio.to_thread(postgres_schema.fault, database), DEADLINE_S)
+    assert found is not None and "no session within 0.5 s; see the pooler in between: it has no session left" in found
 
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])

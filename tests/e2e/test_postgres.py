@@ -168,6 +168,25 @@ async def test_database_that_crashes_in_the_middle_loses_and_invents_nothing(clu
         await ann.close()
 
 
+async def test_start_in_the_middle_of_an_adoption_waits_for_its_end(cluster: Cluster) -> None:
+    async with servers_on(cluster) as servers:
+        first = await servers.start()
+        ann = await RawClient.login(first, "ann")
+        assert await posted(ann, "bob", 1) == "queued"
+        await ann.close()
+        assert await servers.processes[-1].end() == 0
+        with connect(servers.database, "a test") as other:  # as if it had moved the first part of much
+            other.execute(
+                "INSERT INTO adoption (broker, adopter, messages, outcomes, letters) VALUES ('b1', 'b2', 9, 0, 0)"
+            )
+            again = await Process.start(BESTER, "up", cwd=servers.directory / "first")
+            servers.processes.append(again)
+            await again.says("waiting until broker 'b2' has adopted what broker 'b1' has left")
+            other.execute("DELETE FROM entry")
+        await again.says(" serves ")
+        assert await again.end() == 0
+
+
 async def test_broker_whose_lease_was_taken_writes_nothing_and_ends(cluster: Cluster) -> None:
     async with servers_on(cluster) as servers:
         first = await servers.start()

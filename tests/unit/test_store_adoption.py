@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from itertools import count
+from contextlib import ExitStack, closing
+from itertools import count, zip_longest
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from bester.broker.postgres import Database, connect
 from bester.broker.store.lease import LEASE_S
 from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store.postgres import PostgresStore
+from bester.broker.store.postgres_writing import Group
 from bester.broker.store_brokers import Adopted, AdoptionSeen, Brokers
 from bester.broker.store_requests import (
     About,
@@ -40,6 +41,7 @@ from bester.broker.store_requests import (
     mailbox,
 )
 from bester.broker.wire.codes import BesterError
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 from tests.postgres_server import Cluster
 from tests.unit.postgres_cable import Cable
 from tests.unit.store_stand import BOB, LETTERS, LOTS, NOW_S, asked, dead, entry, keep, letter, outcomes
@@ -226,6 +228,36 @@ def test_message_that_is_submitted_again_at_another_broker_is_marked_where_it_wa
     assert marks == [("a.0.0", True), ("b.0.0", False), ("a.0.0", True), ("b.0.0", False)]
 
 
+def test_brokers_that_mark_each_others_copies_wait_for_neither(cluster: Cluster) -> None:
+    """Each one's group marks the other's copy of a message and ends its own copy of another one, statement by statement
+    at the same time: the two stood still until PostgreSQL had found the deadlock."""
+    database = cluster.database()
+    stores = [PostgresStore(database, name) for name in ("b1", "b2")]
+    with ExitStack() as stack:
+        turns: list[Iterator[None]] = []
+        for store, mine, other in zip(stores, ("a.0.0", "b.0.0"), ("b.0.0", "a.0.0"), strict=True):
+            stack.enter_context(closing(store))
+            store.open()
+            assert store.commit([keep(1, id=mine)]).ok
+            connection = stack.enter_context(connect(database, "a test"))
+            connection.execute("SET lock_timeout = 5000")
+            group = Group(store._held.lease.ns, serial=1, sharing=False, dead_letters=LETTERS, to_forget=None)
+            about_it = keep(3, ALICE, id=f"{other}.o", type=OUTCOME_TYPE)._replace(about=About(other, BOB, False))
+            group.add([keep(2, id=other, meta={"repeated": True}), about_it, End(1, "delivered")])
+            turns.append(_steps(connection, group))
+        for _ in zip_longest(*turns):
+            pass
+        assert [len(of(store)) for store in stores] == [1, 1]
+
+
+def _steps(connection: Any, group: Group) -> Iterator[None]:
+    """Carry out a group in a transaction, a statement at each step. The last step is the commit."""
+    with connection.transaction():
+        for statement in group.statements:
+            connection.execute(statement.text.encode(), statement.values, binary=True)
+            yield
+
+
 def test_large_namespace_is_moved_in_parts(pair: Pair) -> None:
     body = b"the same for all"
     pair.write(pair.one, *(keep(number, body=body) for number in range(1, 8)), SaveLane("s2", "t", "e", 3, {4: "x"}))
@@ -237,6 +269,66 @@ def test_large_namespace_is_moved_in_parts(pair: Pair) -> None:
     assert (second.is_more, second.snapshot.queues[BOB].messages) == (False, 2)
     assert [each.id for each in of(pair.two)] == [f"s1/b/{number}.0.0" for number in range(1, 8)]
     assert {each.body for each in of(pair.two)} == {body}
+
+
+def test_start_in_the_middle_of_an_adoption_waits_for_its_end(cluster: Cluster) -> None:
+    """Half of a mailbox at each of two brokers would be delivered in no order."""
+    database = cluster.database()
+    with closing(PostgresStore(database, "b1")) as one, closing(PostgresStore(database, "b2")) as two:
+        two.open()
+        for in_time in (True, False):
+            one.open()
+            assert one.commit([keep(number) for number in range(1, 8)]).ok
+            one.close()
+            adopted: Adopted = two.read(Adopt(FIRST * (1 + in_time), 5, NOW_S))
+            assert adopted.is_more
+            held = one.claim()
+            assert held is not None
+            assert (held.why, held.state) == (
+                f"{database.where}: waiting until broker 'b2' has adopted what broker 'b1' has left",
+                (),
+            )
+            if in_time:
+                rest: Adopted = two.read(Adopt(FIRST * 3, 5, NOW_S))
+                assert not rest.is_more
+                assert not one.open().queues
+                assert one.commit([End(number, "delivered", True) for number in range(1, 8)]).ok
+                one.close()
+            else:  # the adopter has ended
+                asked(two, "UPDATE adoption SET at = at - INTERVAL '1 minute'")
+                assert one.open().queues[BOB].messages == 2
+
+
+def test_namespace_is_adopted_by_one_broker(cluster: Cluster) -> None:
+    database = cluster.database()
+    with ExitStack() as stack:
+        one, two, three = (stack.enter_context(closing(PostgresStore(database, name))) for name in ("b1", "b2", "b3"))
+        for store in (one, two, three):
+            store.open()
+        assert one.commit([keep(number) for number in range(1, 8)]).ok
+        one.close()
+        assert two.read(Adopt(FIRST, 2, NOW_S)).is_more
+        assert three.read(FindBrokers()).abandoned == ""
+        assert three.read(Adopt(FIRST, 2, NOW_S)) == Adopted()
+        assert two.read(Adopt(FIRST * 2, 2, NOW_S)).is_more
+        asked(two, "UPDATE adoption SET at = at - INTERVAL '1 minute'")  # the adopter has ended
+        assert three.read(FindBrokers()).abandoned == "b1"
+        assert not three.read(Adopt(FIRST, 5, NOW_S)).is_more
+        assert [len(of(store)) for store in (two, three)] == [4, 3]
+
+
+def test_messages_that_wait_are_moved_before_old_outcomes(cluster: Cluster) -> None:
+    """A broker has a million outcomes, and messages that came last; its next start waits for the messages alone."""
+    database = cluster.database()
+    with closing(PostgresStore(database, "b1")) as one, closing(PostgresStore(database, "b2")) as two:
+        for store in (one, two):
+            store.open()
+        assert one.commit([*(keep(number) for number in range(1, 9)), *(End(n, "delivered") for n in range(1, 6))]).ok
+        one.close()
+        first: Adopted = two.read(Adopt(FIRST, 4, NOW_S))
+        assert (first.is_more, first.outcomes) == (True, 1)
+        assert [each.id for each in of(two)] == [f"s1/b/{number}.0.0" for number in range(6, 9)]
+        assert one.claim() is None
 
 
 def test_adoption_is_told_of_as_one_whatever_its_parts(pair: Pair) -> None:

@@ -240,6 +240,30 @@ def test_lease_is_as_old_as_the_beginning_of_its_commit(cluster: Cluster, monkey
         store.close()
 
 
+@pytest.mark.parametrize("asks", [False, True])
+def test_broker_whose_table_is_locked_keeps_its_lease(cluster: Cluster, asks: bool) -> None:
+    """As while an index is made: another broker, with nothing to write there, goes on and would adopt this one."""
+    now = [100.0]
+    with closing(PostgresStore(cluster.database(), "b1", clock=lambda: now[0])) as store:
+        store.open()
+        assert store._held.connection is not None
+        store._held.connection.execute("SET lock_timeout = 10")
+        until = "SELECT until FROM broker WHERE ns = :ns"
+        with connect(store.database, "a test") as other, other.transaction():
+            other.execute(f"LOCK TABLE entry IN {'ACCESS EXCLUSIVE' if asks else 'SHARE'} MODE".encode())
+            for is_due in (False, True):
+                now[0] += lease.RENEW_S + 1 if is_due else 0
+                before = asked(store, until)
+                if asks:
+                    with pytest.raises(BesterError, match="lock timeout"):
+                        numbers(store)
+                else:
+                    assert store.commit([keep(1)]).busy
+                assert (asked(store, until) > before, store.is_due) == (is_due, False)
+        assert store.commit([keep(2)]).ok, "the count of commits holds"
+        assert numbers(store) == [2]
+
+
 def test_namespaces_of_one_database_are_apart(store: PostgresStore) -> None:
     with closing(PostgresStore(store.database, f"{store.broker}-other")) as other:
         other.open()
@@ -428,12 +452,15 @@ def test_database_that_has_lost_commits_is_written_no_more(
     assert asked(far, "SELECT number FROM entry WHERE ns = :ns") == [(1,)]
 
 
-@pytest.mark.parametrize("connects_again", [False, True])
+@pytest.mark.parametrize(("connects_again", "adopted"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("reads", [False, True])
 def test_database_that_has_lost_a_start_gives_its_numbers_another_epoch(
-    far: PostgresStore, cable: Cable, connects_again: bool, reads: bool
+    far: PostgresStore, cable: Cable, connects_again: bool, reads: bool, adopted: bool
 ) -> None:
-    asked(far, "UPDATE broker SET lease = lease - 1, life = life - 1, commits = commits - 1 WHERE ns = :ns")
+    """`adopted`: as on a standby that was promoted without this start, where another broker has adopted this one."""
+    asked(far, "UPDATE broker SET life = life - 1, commits = commits - 1 WHERE ns = :ns")
+    if not adopted:
+        asked(far, "UPDATE broker SET lease = lease - 1 WHERE ns = :ns")
     ((before,),) = asked(far, "SELECT epoch FROM broker WHERE ns = :ns")
     if connects_again:
         cable.pull_out()
@@ -458,7 +485,7 @@ def test_schema_that_is_removed_under_a_broker_is_named(cluster: Cluster) -> Non
             other.execute(f"DROP SCHEMA {database.schema} CASCADE".encode())
         result = store.commit([keep(1)])
         assert (result.ok, result.code) == (False, "storage-unavailable")
-        assert result.why.endswith("; something was removed from the schema: stop the server and restore a backup")
+        assert result.why.endswith("something was removed from the schema: stop the server and restore a backup")
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 SCHEMES = ("postgresql", "postgres")
 CONNECT_S = 2
 """Seconds for making a connection, the least that the library takes: longer, and a broker would seem to hang."""
+ANSWER_S = 10
+"""Patience with the first answer of a connection that was made: a pooler that has no session of PostgreSQL for it lets
+it wait for minutes, in which a program would hang."""
 SILENCE_MS = 3_000
 """Time for which a server may leave data unacknowledged: a cable that was pulled is found within that time."""
 LOCK_MS = 2_000
@@ -80,23 +83,30 @@ _REFUSALS = (
     ("does not exist", "3D"),
     ("resolve host", "host"),
     ("pooling mode", "26000"),
+    ("no session within ", "pooler"),
+    ("query_wait_timeout", "pooler"),
     ("invalid port", "url"),
     ("SSL", "ssl"),
 )
 """Words of a server that refuses a connection, and the code that such an error would have."""
+_REMOVED = (
+    "see that a pooler in between is in session mode; otherwise something was removed from the schema: stop the server "
+    "and restore a backup"
+)
 _REMEDIES = {
     "url": "see [store] url",
     "invalid": "a DROP DATABASE was interrupted: end it with another one, then restore a backup into a new database",
     "host": "see the host in [store] url, and that its name server answers",
     "ssl": "see sslmode and sslrootcert in [store] url, and ssl of PostgreSQL",
+    "pooler": "see the pooler in between: it has no session left, or cannot reach PostgreSQL",
     "08": "see that PostgreSQL is running and reachable",
     "28": "see the user and the password, in the address, in PGPASSWORD or in ~/.pgpass",
     "26000": POOLED,
     "42P05": POOLED,
     "3D": "make the database with createdb",
     "42501": "let the user own the schema, or grant it CREATE on the database",
-    "42P01": "something was removed from the schema: stop the server and restore a backup",
-    "42883": "something was removed from the schema: stop the server and restore a backup",
+    "42P01": _REMOVED,
+    "42883": _REMOVED,
     "25006": "name the primary, for a standby accepts no writes; or see default_transaction_read_only",
     "53100": "make room on the disk of PostgreSQL",
     "53300": "raise max_connections of PostgreSQL, or the CONNECTION LIMIT of the user or the database",
@@ -181,6 +191,8 @@ def connect(database: Database, name: str) -> Connection:
         client_encoding="UTF8",
     )
     try:
+        if not _is_answered(connection, b"", ANSWER_S):
+            raise psycopg.OperationalError(f"no session within {ANSWER_S:g} s")
         _lift_bound(connection)  # first: a new session's first query takes milliseconds
         with connection.pipeline():
             connection.execute("SELECT set_config('search_path', quote_ident(%s), false)", (database.schema,))
@@ -225,13 +237,23 @@ def _name_another(database: Database) -> None:
     lets it wait for minutes, and does not give it the first one. Raises psycopg.Error."""
     with another(database) as other:
         name = f"SELECT set_config('bester.session', '{secrets.token_hex(8)}', false)"
-        other.pgconn.send_query(name.encode())
-        other.pgconn.flush()
-        with DefaultSelector() as selector:
-            selector.register(other.fileno(), EVENT_READ)
-            if selector.select(CONNECT_S):
-                other.pgconn.get_result()
+        _is_answered(other, name.encode(), CONNECT_S)
         other.close()
+
+
+def _is_answered(connection: Connection, statement: bytes, within_s: float) -> bool:
+    """Return whether a statement, the first of a connection, has an answer of whatever kind in time; where it has none
+    the connection is of no use any more. Raises psycopg.Error."""
+    link = connection.pgconn
+    link.send_query(statement)
+    link.flush()
+    with DefaultSelector() as selector:
+        selector.register(connection.fileno(), EVENT_READ)
+        if not selector.select(within_s):
+            return False
+    while link.get_result() is not None:
+        pass
+    return True
 
 
 def _lift_bound(connection: Connection) -> None:

@@ -219,25 +219,28 @@ def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
         config.store.bounds,
         database=config.store.database,
         broker=config.server.broker,
+        server=config.server.name,
     )
     stack.callback(store.close)
     return store
 
 
 async def _until_free(store: Store) -> None:
-    """Wait until a lease that is not renewed any more has run out. Raises BesterError where it is renewed: its holder
-    lives."""
+    """Wait until a lease that is not renewed any more has run out, and until a broker that adopts what is there has
+    done so. Raises BesterError where the lease is renewed: its holder lives."""
     if not store.is_remote:
         return
-    first = held = await asyncio.to_thread(store.claim)
-    if held is not None:
-        text = f"waiting up to {held.left_s:.0f} s for the lease of a broker that may have ended"
-        log.info("%s", text, extra=facts("store-lease", left_s=round(held.left_s, 1)))
-    while held is not None and first is not None:
-        if held.state != first.state:
+    state: tuple[object, ...] = ()
+    told = ""
+    while (held := await asyncio.to_thread(store.claim)) is not None:
+        if held.state and state not in ((), held.state):
             raise BesterError("not-allowed", held.why)
+        if not told or bool(held.state) != bool(state):
+            told = f"waiting up to {held.left_s:.0f} s for the lease of a broker that may have ended"
+            told = told if held.state else held.why
+            log.info("%s", told, extra=facts("store-lease", left_s=round(held.left_s, 1)))
+        state = held.state
         await asyncio.sleep(min(max(held.left_s, 0.0), LEASE_LOOK_S))
-        held = await asyncio.to_thread(store.claim)
 
 
 def live_part(broker: Broker) -> tuple[tuple[str, ...], Prepare]:

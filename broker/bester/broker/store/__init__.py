@@ -64,15 +64,16 @@ class Store(Protocol):
 
 
 def open_store(
-    path: Path | None, synchronous: str, bounds: Bounds, *, database: Database | None = None, broker: str = "b1"
-) -> Store:
-    """Return the configured store, not opened yet: in a `database` in the namespace of a `broker`, or in the file
-    `path`, or in memory. Raises ConfigError where a library is missing."""
+    path: Path | None, synchronous: str, bounds: Bounds, *, database: Database | None = None, broker: str = "b1",
+    server: str | None = None,
+) -> Store:  # fmt: skip
+    """Return the configured store, not opened yet: in a `database` in the namespace of a `broker` of a `server`, or in
+    the file `path`, or in memory. Raises ConfigError where a library is missing."""
     if database is not None:
         require(database)
         from bester.broker.store.postgres import PostgresStore
 
-        return PostgresStore(database, broker, synchronous, dead_letters=bounds.dead_letters)
+        return PostgresStore(database, broker, synchronous, dead_letters=bounds.dead_letters, server=server)
     if path is None:
         from bester.broker.store.memory import MemoryStore
 

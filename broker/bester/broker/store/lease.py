@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bester.broker.postgres_schema import new_epoch
 from bester.broker.processes import exists
+from bester.broker.store.postgres_writing import written
+from bester.broker.store.rows import read_text
 from bester.broker.store_requests import Held
 
 if TYPE_CHECKING:
@@ -36,11 +38,32 @@ class Lease(NamedTuple):
     commits: int
 
 
-def take(connection: Connection, name: str) -> Lease | Held:
+# Parts of an adoption follow each other at once. An adopter that has moved none for the time of a lease has ended.
+MOVED = f"""
+FROM adoption a WHERE a.broker = b.name AND b.until < a.at
+AND a.at BETWEEN clock_timestamp() - {LEASE_S} * INTERVAL '1 second' AND clock_timestamp()
+"""
+_ADOPTER = f"""
+SELECT (SELECT a.adopter {MOVED} ORDER BY a.serial DESC LIMIT 1) FROM broker b
+WHERE b.name = %s AND EXISTS (SELECT 1 FROM entry e WHERE e.ns = b.ns AND e.outcome IS NULL)
+"""  # noqa: S608 (own words)
+_OF_OTHER_SERVERS = """
+SELECT b.name, b.holder, n.name, extract(epoch FROM b.until - clock_timestamp())::float8, b.lease, b.until
+FROM broker b CROSS JOIN LATERAL
+    (SELECT s.name FROM server_name s WHERE s.ns = b.ns ORDER BY s.serial DESC LIMIT 1) AS n
+WHERE b.until > clock_timestamp() AND n.name <> %s ORDER BY b.until DESC
+"""
+
+
+def take(connection: Connection, name: str, server: str | None = None) -> Lease | Held:
     """Take the lease of a broker's namespace, which is made where it is missing.
 
-    A lease that lives is left alone, unless its holder was a process of this machine that is no more. Raises
+    A lease that lives is left alone, unless its holder was a process of this machine that is no more. So is a schema in
+    which a broker of another server than `server` lives: the two would adopt each other's mailboxes. And so is a
+    namespace of which another broker has moved a part away: what two brokers have of one mailbox is in no order. Raises
     psycopg.Error."""
+    if adopted := _adopted(connection, name):  # without a lock, by which the adopter would be held up
+        return adopted
     with connection.transaction():
         connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(ADOPTION_MS),))
         connection.execute(
@@ -52,18 +75,46 @@ def take(connection: Connection, name: str) -> Lease | Held:
             (name,),
         ).fetchone()
         assert row is not None
+        others = None if server is None else other_server(connection, server)
+        if others is not None:
+            return others
         ns, epoch, commits, holder, until, left_s = row
         if left_s > 0 and not is_gone(holder):
-            who = _read(holder)
-            process = f"process {who.get('pid')} on {who.get('host')}" if who else "another process"
-            why = f"broker {name!r} is held by {process}; stop that, or give this one another [server] broker"
+            why = f"broker {name!r} is held by {_shown(holder)}; stop that, or give this one another [server] broker"
             return Held(why, left_s, (epoch, until))
+        if adopted := _adopted(connection, name):
+            return adopted
         connection.execute(
             "UPDATE broker SET lease = %s, holder = %s, until = clock_timestamp() + %s * INTERVAL '1 second' "
             "WHERE ns = %s",
             (epoch + 1, this_process(), LEASE_S, ns),
         )
     return Lease(ns, epoch + 1, commits)
+
+
+def _adopted(connection: Connection, name: str) -> Held | None:
+    """Return what a start waits for where another broker is adopting the namespace, or None. Raises psycopg.Error."""
+    (adopter,) = connection.execute(_ADOPTER.encode(), (name,)).fetchone() or (None,)
+    if adopter is None:
+        return None
+    return Held(f"waiting until broker {adopter!r} has adopted what broker {name!r} has left", LEASE_S, ())
+
+
+def other_server(connection: Connection, server: str) -> Held | None:
+    """Return the lease of a living broker of another server in the schema, None where there is none. Raises
+    psycopg.Error."""
+    for name, holder, other, left_s, epoch, until in connection.execute(_OF_OTHER_SERVERS, (written(server),)):
+        if not is_gone(holder):
+            why = f"the schema is that of server {read_text(other)!r}, whose broker {name!r} is {_shown(holder)}"
+            remedy = "name another [store] schema, or stop that broker first if the server has a new name"
+            return Held(f"{why}; {remedy}", left_s, (epoch, until))
+    return None
+
+
+def _shown(holder: str) -> str:
+    """Return the process of a lease, for people."""
+    who = _read(holder)
+    return f"process {who.get('pid')} on {who.get('host')}" if who else "another process"
 
 
 def this_process() -> str:

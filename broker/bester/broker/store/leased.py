@@ -53,16 +53,20 @@ class Store(Protocol):
 
 class LeasedConnection:
     """The connection of `broker` to the database of `store`, which is told its trouble. `commits` counts those of the
-    namespace, `renewed_at` is the time at which the latest one began, by a `clock` that goes on while the machine
-    sleeps: the lease lives from then on, however long the commit took."""
+    namespace, `life` its starts with this one, `renewed_at` is the time at which the latest commit began, by a `clock`
+    that goes on while the machine sleeps: the lease lives from then on, however long the commit took."""
 
-    def __init__(self, broker: str, synchronous: str, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, broker: str, synchronous: str, store: Store, clock: Callable[[], float], server: str | None = None
+    ) -> None:
         self.broker = broker
+        self._server = server
         self.clock = clock
         self.renewed_at = self._begun_at = 0.0
         self._returned_at = float("-inf")  # of the first commit after the lease had run out
         self._database_ahead_s = float("inf")  # of this process's clock
         self.commits = 0
+        self.life = 0
         self._lease: Lease | None = None
         self._synchronous = _SYNCHRONOUS[synchronous]
         self._store = store
@@ -123,7 +127,7 @@ class LeasedConnection:
             postgres.see_session(self.connection, self._store.database)
             postgres_schema.migrate(self.connection, self._store.database)
         now = self.clock()
-        taken = leases.take(self.connection, self.broker)
+        taken = leases.take(self.connection, self.broker, self._server)
         if isinstance(taken, Held):
             return taken
         self._lease, self.commits, self.renewed_at = taken, taken.commits, now
@@ -200,20 +204,22 @@ class LeasedConnection:
         database has forgotten it. The connection is closed where that cannot be found out.
 
         Starts that the database has forgotten are counted anew, and with them numbers that other servers know: the
-        namespace gets another epoch, or they would take the next messages for duplicates."""
+        namespace gets another epoch, or they would take the next messages for duplicates. The lease does not tell: in
+        the forgotten time's place, another broker may have adopted this one there."""
         lease = self.lease
         try:
             with connection.transaction():
                 row = connection.execute(
-                    "SELECT lease, commits FROM broker WHERE ns = %s AND name = %s FOR UPDATE", (lease.ns, self.broker)
+                    "SELECT lease, commits, life FROM broker WHERE ns = %s AND name = %s FOR UPDATE",
+                    (lease.ns, self.broker),
                 ).fetchone()
-                is_set_back = row is None or row[0] < lease.epoch
+                is_set_back = row is None or row[2] < self.life
                 if row is not None and is_set_back:
                     connection.execute("UPDATE broker SET epoch = %s WHERE ns = %s", (new_epoch(), lease.ns))
         except BaseException:
             connection.close()
             raise
-        if row is None or row[0] != lease.epoch:
+        if row is None or is_set_back or row[0] != lease.epoch:
             connection.close()
             self.fence(_OTHER_COMMITS if is_set_back else TAKEN)
             return None

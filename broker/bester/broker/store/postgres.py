@@ -66,7 +66,8 @@ _log = logging.getLogger("bester.broker.store")
 class PostgresStore(Commits):
     """A store in the namespace of `broker`. With `synchronous` `full` a commit is on the database's disk, and on its
     standbys where PostgreSQL is set so; with `normal` a power cut may take the last moments. Above `dead_letters` a new
-    dead letter replaces the oldest. `clock` measures the age of the lease, in seconds.
+    dead letter replaces the oldest. `clock` measures the age of the lease, in seconds. With the name of its `server` a
+    store is not opened where a broker of another one lives in the schema.
 
     `fenced` is set where another process has taken the lease: this one must end.
     """
@@ -75,10 +76,10 @@ class PostgresStore(Commits):
 
     def __init__(
         self, database: Database, broker: str, synchronous: str = "full", *, dead_letters: int = 10_000,
-        clock: Callable[[], float] = with_sleep,
+        clock: Callable[[], float] = with_sleep, server: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self._held = LeasedConnection(broker, synchronous, self, clock)
+        self._held = LeasedConnection(broker, synchronous, self, clock, server)
         self.database = database
         self.broker = broker
         self._dead_letters = dead_letters
@@ -152,6 +153,7 @@ class PostgresStore(Commits):
             found = postgres_reading.snapshot(connection, ns, *row)
             ((last,),) = rows(connection, "SELECT max(serial) FROM body WHERE ns = %b", ns)
         self._held.on_committed()
+        self._held.life = found.life
         self._serial, self._sharing = (last or 0) + 1, last is not None
         self._to_forget = self._outcomes = self._letter_bytes = None
         self._is_open = True
@@ -191,6 +193,7 @@ class PostgresStore(Commits):
                     if not connection.closed and not connection.broken:
                         failed = self._failed(connection, error)
                         if is_last or not is_stale(error):
+                            self._renew(connection)
                             raise failed from None
                         self._held.lose(reason)
                         connection = self._held.connected()
@@ -259,6 +262,23 @@ class PostgresStore(Commits):
             connection.execute("COMMIT")
         return cursors
 
+    def _renew(self, connection: Connection) -> None:
+        """Renew the lease alone, where that is due, behind a refusal: a broker whose tables are locked lives, and
+        others, which have nothing to write there, would adopt it. Raises BesterError where the process ends."""
+        if not self.is_due:
+            return
+        try:
+            self._transact(connection, ())
+        except psycopg.Error as error:
+            if not connection.closed and not connection.broken:
+                self._failed(connection, error)
+                return
+            self._held.lose(" ".join(str(error).split())[: postgres.TEXT_LIMIT])
+            _, was_committed = self._held.settle()
+            if not was_committed:
+                return
+        self._held.on_committed()
+
     def _failed(self, connection: Connection, error: Exception) -> BesterError:
         """Return the error for a transaction that the database has refused, and end that."""
         try:
@@ -321,6 +341,8 @@ class PostgresStore(Commits):
                             continue
                     elif error.sqlstate == postgres_schema.LEASE_LOST:
                         self._held.on_refused(connection)
+                    else:
+                        self._renew(connection)
                     raise postgres.unavailable(self.database, error) from None
                 except ValueError as error:
                     text = f"{self.database.where}: damaged ({error}); restore a backup of the schema"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from bester.broker.store import postgres_reading
-from bester.broker.store.lease import LEASE_S
+from bester.broker.store.lease import LEASE_S, MOVED
 from bester.broker.store.postgres_brokers import brokers_of
 from bester.broker.store.postgres_reading import rows
 from bester.broker.store.postgres_writing import Group, written
@@ -30,12 +30,18 @@ from bester.broker.wire.outcomes import QUEUED
 if TYPE_CHECKING:
     from bester.broker.postgres import Connection
 
-_ABANDONED = """
-SELECT b.ns, b.name FROM broker b WHERE b.ns <> %b AND b.until < clock_timestamp() AND (
+# Parts of one mailbox at two adopters would be delivered in no order.
+_IS_ANOTHERS = f"""
+EXISTS (SELECT 1 {MOVED} AND a.adopter <> (SELECT mine.name FROM broker mine WHERE mine.ns = %b))
+"""  # noqa: S608 (own words)
+_ABANDONED = f"""
+SELECT b.ns, b.name FROM broker b WHERE b.ns <> %b AND b.until < clock_timestamp() AND NOT {_IS_ANOTHERS} AND (
     EXISTS (SELECT 1 FROM entry e WHERE e.ns = b.ns) OR EXISTS (SELECT 1 FROM arrived a WHERE a.ns = b.ns)
     OR EXISTS (SELECT 1 FROM letter l WHERE l.ns = b.ns)
 ) ORDER BY b.ns LIMIT 1
-"""
+"""  # noqa: S608 (own words)
+# Once the row is locked: another broker may have moved a part since the choice.
+_IS_ANOTHERS_NOW = f"SELECT {_IS_ANOTHERS} FROM broker b WHERE b.ns = %b"  # noqa: S608 (own words)
 # The end of the lease stays: it tells since when the broker is dead.
 _FENCE = "UPDATE broker SET lease = lease + 1 WHERE ns = %b"
 _RENEW = "UPDATE broker SET until = clock_timestamp() + %b::float8 * INTERVAL '1 second' WHERE ns = %b"
@@ -43,7 +49,11 @@ _LATER_BY = """
 SELECT coalesce(%b::float8 - (stored_s + extract(epoch FROM clock_timestamp() - saved_at)::float8), 0.0)
 FROM clock WHERE ns = %b
 """
-_NEXT = "SELECT number, CASE WHEN outcome IS NULL THEN shared END FROM entry WHERE ns = %b ORDER BY number LIMIT %b"
+# What waits comes first, for its users may be here, and a broker that is started again waits for that.
+_NEXT = (
+    "SELECT number, shared FROM entry WHERE ns = %b AND outcome IS NULL ORDER BY number LIMIT %b",
+    "SELECT number, NULL FROM entry WHERE ns = %b AND outcome IS NOT NULL ORDER BY number LIMIT %b",
+)
 # A message that both have is one that was submitted again here. The one that is here stays: the other may have ended.
 _DUPLICATES = """
 WITH gone AS (
@@ -133,7 +143,7 @@ class _Note(NamedTuple):
 def find(connection: Connection, ns: int) -> tuple[Brokers, float]:
     """Return the brokers of the server, and the time of the database's clock, in seconds. Raises psycopg.Error."""
     ((database_s,),) = rows(connection, "SELECT extract(epoch FROM clock_timestamp())::float8")
-    found = rows(connection, _ABANDONED, ns)
+    found = rows(connection, _ABANDONED, ns, ns)
     brokers = [each._replace(name=read_text(each.name)) for each in brokers_of(connection)]
     adoptions = [
         AdoptionSeen(read_text(broker), read_text(adopter), max(ago_s, 0.0), *counts)
@@ -204,10 +214,12 @@ class Move:
 
     def carry_out(self, adopt: Adopt) -> Adopted:
         """Move the next part of an abandoned namespace. Raises what a statement raises."""
-        found = rows(self._connection, f"{_ABANDONED} FOR UPDATE SKIP LOCKED", self._ns)
+        found = rows(self._connection, f"{_ABANDONED} FOR UPDATE SKIP LOCKED", self._ns, self._ns)
         if not found:
             return Adopted()
         other, name = found[0]
+        if rows(self._connection, _IS_ANOTHERS_NOW, self._ns, other)[0][0]:
+            return Adopted()
         self._do(_FENCE, other)
         letters = self._letters(other)
         self._lanes(other)
@@ -235,7 +247,10 @@ class Move:
     def _entries(self, other: int, adopt: Adopt) -> tuple[int, bool]:
         """Move messages and outcomes; return how many, and whether more are left."""
         connection = self._connection
-        found = rows(connection, _NEXT, other, adopt.limit + 1)
+        waiting, ended = _NEXT
+        found = rows(connection, waiting, other, adopt.limit + 1)
+        if len(found) <= adopt.limit:
+            found += rows(connection, ended, other, adopt.limit + 1 - len(found))
         is_more, found = len(found) > adopt.limit, found[: adopt.limit]
         if not found:
             return 0, False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bester.broker.postgres import Database, connect, require
+from bester.broker.store.lease import other_server
 from bester.broker.store_brokers import GONE_S, MOST_BROKERS, MOST_COUNTED, BrokerSeen
 from bester.broker.wire.codes import BesterError
 
@@ -31,6 +32,23 @@ ORDER BY gone_s, broker LIMIT {MOST_BROKERS}
 def brokers_of(connection: Connection) -> list[BrokerSeen]:
     """Return the brokers of the server, by name. Raises psycopg.Error."""
     return sorted(BrokerSeen(*row) for row in connection.execute(_BROKERS.encode()))
+
+
+def server_fault(database: Database, server: str) -> str | None:
+    """Return why no broker of a server may begin in a schema where one of another server lives, None where it may, or
+    where the database does not tell."""
+    try:
+        require(database)
+        import psycopg
+
+        try:
+            with connect(database, "bester check") as connection:
+                held = other_server(connection, server)
+        except psycopg.Error:
+            return None
+    except BesterError:
+        return None
+    return None if held is None else f"{database.where}: {held.why}"
 
 
 def namespaces(database: Database) -> list[BrokerSeen]:

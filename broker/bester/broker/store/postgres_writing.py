@@ -68,10 +68,11 @@ WHERE new.number NOT IN (SELECT number FROM added)
 _REPEATED = """
 UPDATE entry e SET repeated = TRUE FROM (
     SELECT o.ns, o.number FROM unnest(%b::bigint[], %b::bytea[]) AS new (number, key) JOIN entry o ON o.key = new.key
-    WHERE o.ns IN (SELECT ns FROM broker) AND (o.ns <> %b OR o.number <> new.number)
-    AND o.outcome IS NULL AND NOT o.repeated FOR UPDATE OF o SKIP LOCKED
+    WHERE WHICH AND o.outcome IS NULL AND NOT o.repeated FOR UPDATE OF o SKIP LOCKED
 ) AS found WHERE e.ns = found.ns AND e.number = found.number
 """
+_REPEATED_HERE = _REPEATED.replace("WHICH", "o.ns = %b AND o.number <> new.number")
+_REPEATED_ELSEWHERE = _REPEATED.replace("WHICH", "o.ns IN (SELECT ns FROM broker) AND o.ns <> %b")
 # A late outcome is taken back where another broker has told it, or will: its copy is locked, so that it cannot end in
 # between. One that is locked already may just end, and then both tell: nobody waits for a process that may stand still.
 _TOLD_ELSEWHERE = """
@@ -230,6 +231,7 @@ class Group:
         outcomes: int | None = None, letter_bytes: int | None = None,
     ) -> None:  # fmt: skip
         self.statements: list[Statement] = []
+        self._last: list[Statement] = []
         self.repeated: dict[int, str | None] = {}
         self.serial = serial
         self.sharing = sharing
@@ -253,9 +255,16 @@ class Group:
             self._say(_WEIGHT, self._ns, take=self._take_weight)
         if purge is not None or self.to_forget is not None:
             self._forget_some(purge)
+        self.statements += self._last
+        self._last = []
 
     def _say(self, text_: str, *values: Any, take: Take | None = None) -> None:
         self.statements.append(Statement(text_, values, take))
+
+    def _say_last(self, text_: str, *values: Any, take: Take | None = None) -> None:
+        """Add a statement that locks rows of other brokers. Behind all others: whoever has those locks waits for no row
+        any more, for two brokers that waited for each other would stand still until PostgreSQL finds that out."""
+        self._last.append(Statement(text_, values, take))
 
     def _insert(self, run: Sequence[Enqueue | RecordRemote]) -> None:
         if self.outcomes is not None and isinstance(run[0], RecordRemote):
@@ -273,15 +282,17 @@ class Group:
         self._say(_INSERT, *columns, self._ns, self._ns, take=lambda cursor: self._take_repeated(run, rows, cursor))
         marked = [row[:2] for row, write in zip(rows, run, strict=True) if write.entry.meta.get("repeated")]
         if marked:
-            self._say(_REPEATED, [number for number, _ in marked], [key for _, key in marked], self._ns)
+            values = [number for number, _ in marked], [key for _, key in marked], self._ns
+            self._say(_REPEATED_HERE, *values)
+            self._say_last(_REPEATED_ELSEWHERE, *values)
         late = [(write.entry.number, write.about) for write in run if isinstance(write, Enqueue) and write.about]
         if late:
             numbers, abouts = [number for number, _ in late], [about for _, about in late]
             keys = [key_of_entry(about.id, about.queue) for about in abouts]
             failed = [about.failed for about in abouts]
-            self._say(_TOLD_ELSEWHERE, numbers, keys, failed, self._ns, self._ns, take=self._take_told)
+            self._say_last(_TOLD_ELSEWHERE, numbers, keys, failed, self._ns, self._ns, take=self._take_told)
         if serials:  # all entries of a body may have been duplicates
-            self._say(_DROP_UNUSED, self._ns, list(serials.values()))
+            (self._say_last if late else self._say)(_DROP_UNUSED, self._ns, list(serials.values()))
 
     def _take_told(self, cursor: Cursor) -> None:
         """Take in the late outcomes that another broker tells."""

@@ -23,7 +23,7 @@ from bester.broker.doctor.local import Certificate, File, Local
 from bester.broker.keys import KeyPair, read_pair
 from bester.broker.postgres_schema import fault as database_fault
 from bester.broker.store.file import examine
-from bester.broker.store.postgres_brokers import namespaces
+from bester.broker.store.postgres_brokers import namespaces, server_fault
 from bester.broker.store_brokers import BrokerSeen
 from bester.broker.tls_files import Pair, client_context, server_context
 from bester.broker.wire.address import parse_endpoint
@@ -202,7 +202,8 @@ def _unlike(path: Path, pair: KeyPair) -> str | None:
 def _stores(config: Config) -> Iterator[File]:
     path, found = config.store.path, config.store.database
     if found is not None:  # the accounts are there, too
-        yield File("[store] url", found.where, database_fault(found), f"{found.where} answers")
+        fault = database_fault(found) or server_fault(found, config.server.name)
+        yield File("[store] url", found.where, fault, f"{found.where} answers")
         return
     if path is not None:
         made = path.parent != config.server.data_dir or os.path.exists(path.parent)
