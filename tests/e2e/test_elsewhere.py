@@ -19,6 +19,8 @@ from tests.keyed import free_port, key_file, new_pair
 from tests.live import BESTER, DEADLINE_S, Process, short_directory
 
 PAIRS = {name: new_pair() for name in ("operator", "bridge", "stranger")}
+KEY = "YjpTD(4lyd!t2kRe7*Gcm4+{]N/fcATzESZv0Q^H"
+"""A key that is the same in each process of a test run."""
 PARTIES = "".join(
     f'[fabric.parties.{role}]\nkey = "{PAIRS[role].public}"\nrole = "{role}"\n' for role in ("operator", "bridge")
 )
@@ -48,6 +50,8 @@ async def test_an_operators_key_asks_from_elsewhere_and_no_other_does() -> None:
             assert status == 0, command
         status, lines = await says(there, "status", "--json", "-c", op.name)
         assert status == 0 and json.loads(lines[0])["peers"]["operator"] == 1
+        status, lines = await says(there, "types", "--asyncapi", "-c", op.name)
+        assert status == 0 and json.loads("".join(lines))["info"]["title"] == "Bester server s1"
         assert not any("fabric-refused" in line for line in stand.server.processes[0].lines), "a knock is no party"
 
         for name, server_key, why in (
@@ -80,7 +84,7 @@ async def test_bridge_elsewhere_names_no_account_of_its_own_and_no_fault_of_its_
     ("listen", "connect", "more", "elsewhere"),
     [
         ("", '"tcp://192.0.2.1:2225"', "", True),
-        ("", '"tcp://127.0.0.1:2225"', f'server_key = "{PAIRS["bridge"].public}"', True),
+        ("", '"tcp://127.0.0.1:2225"', f'server_key = "{KEY}"', True),
         ("", '"tcp://127.0.0.1:2225"', "", False),
         ("", '"ipc:///run/b.sock", "tcp://192.0.2.1:2225"', "", False),
         ('"ipc://DATA_DIR/fabric.sock", "tcp://192.0.2.1:2225"', '"tcp://192.0.2.1:2225"', "", False),
