@@ -2,6 +2,7 @@
 #   make run     serve on 127.0.0.1:2223       make test    the whole test suite      (TESTS="-k name" picks)
 #   make demo    the deployment story, live    make check   format, lint, types, imports, tests
 #   make bench   measure, beside its peers     make setup   the .venv alone           make clean   remove it
+#   make format  put the files into shape      make help    these lines
 #   make simulate SEEDS=20000        three servers in one process: crash, cut and fill what there is; is anything lost?
 #   make simulate ARGS="--fair"      users and strangers who never stop: does each get an equal share, and nobody wait long?
 #   make fuzz MINUTES=10             anything, sent by anybody, to what reads and decides: does a rule break? [SEED=name:n: one story]
@@ -32,12 +33,15 @@ MESSAGES ?= 10000
 SECONDS ?= 60
 SEED ?=
 
-.PHONY: setup run demo test test-stores check format bench simulate fuzz lossy hostile soak chaos clean
+.PHONY: help setup run demo test test-stores check format bench simulate fuzz lossy hostile soak chaos clean
 .DEFAULT_GOAL := setup
 # Two installations at once would spoil each other.
 .NOTPARALLEL:
 
 setup: $(COMPLETE)
+
+help:
+	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
 run: $(SERVES)
 	@exec $(BIN)/bester up $(ARGS)

@@ -112,6 +112,7 @@ def test_the_list(side: str) -> None:
         (["native", "--case", "9999", "127.0.0.1:1"], "there is no native case 9999"),
         (["native", "nonsense:port"], "is no HOST:PORT"),
         (["native", "127.0.0.1:70000"], "is no HOST:PORT"),
+        (["native", "tls://127.0.0.1:2224"], "cases are played in plain text"),
         (["native", "a..b:2223"], "'a..b:2223': it is no host name, in which each part between dots has 1 to 63"),
         (["native", "127.0.0.1:1"], "see that the server runs there"),
     ],

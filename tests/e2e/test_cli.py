@@ -156,6 +156,7 @@ def test_line_for_a_new_key_can_be_read(directory: Path) -> None:
         (["stats"], 2, "no command 'stats'"),
         (["up", "--port", "1"], 2, "No such option"),
         (["up", "-c", "none.toml"], 2, "none.toml: cannot read it: No such file or directory"),
+        (["up", "--besterd", "none.conf"], 2, "No such file or directory; name another file with --besterd"),
         (["up", "-c", "bad.toml"], 2, "bad.toml:2: [native] tpc4: unknown key; did you mean tcp4?"),
         (["broker", "-c", "bad.toml"], 2, "bad.toml:2: [native] tpc4: unknown key"),
         (["bridge", "-c", "bad.toml"], 2, "bad.toml:2: [native] tpc4: unknown key"),

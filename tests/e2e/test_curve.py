@@ -23,7 +23,17 @@ from bester.broker.store.memory import MemoryStore
 from bester.broker.users import OpenAccounts
 from bester.broker.wire.messages import Message
 from tests.keyed import KeyedParty, Pair, free_port, new_pair, server_key
-from tests.live import DEADLINE_S, LiveServer, RawClient, RawHandler, live_server, short_directory
+from tests.live import (
+    BESTER,
+    DEADLINE_S,
+    LiveServer,
+    Process,
+    RawClient,
+    RawHandler,
+    head,
+    live_server,
+    short_directory,
+)
 
 PAIRS = {name: new_pair() for name in ("worker", "other", "bridge", "s2", "stranger")}
 PARTIES = f"""
@@ -344,3 +354,13 @@ async def test_the_key_file_is_made_once_and_guarded() -> None:
         assert len(first) == 40 and server_key(directory) == first
         file = directory / "data" / "server.key"
         assert file.stat().st_mode & 0o777 == 0o600
+
+
+async def test_encrypted_listener_whose_key_cannot_be_written_ends_the_start_in_one_line() -> None:
+    async with short_directory() as directory:
+        listen = f'[fabric]\nlisten = ["tcp://127.0.0.1:{free_port()}"]\ncurve = true\nkey = "nowhere/server.key"\n'
+        (directory / "bester.toml").write_text(head() + listen)
+        up = await Process.start(BESTER, "up", cwd=directory)
+        assert await asyncio.wait_for(up.process.wait(), DEADLINE_S) == 2
+        await up.end()
+        assert len(up.lines) == 1 and "nowhere/server.key: the key cannot be written" in up.lines[0], up.lines

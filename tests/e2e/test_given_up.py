@@ -114,7 +114,7 @@ async def test_login_without_a_broker_is_refused_with_the_reason() -> None:
         _, stderr = await sending.communicate()
         assert sending.returncode == 1
         assert stderr.decode() == (
-            f"bester: {server.address} cannot log anybody in now: its accounts are out of reach, "
+            f"bester: {server.address} cannot log anybody in now: what checks passwords there is out of reach, "
             "perhaps during a restart; try again in a moment\n"
         )
         server.processes[1] = await Process.start(BESTER, "broker", cwd=Path(server.directory))

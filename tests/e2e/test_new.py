@@ -112,6 +112,7 @@ async def test_the_pages_commands_for_c() -> None:
     [
         (["../up", "Greet", "9lives", "a b", "", "ü", "x" * 65], "cannot name a module"),
         (["class", "test"], "is a word of Python"),
+        (["dummy", "builtin"], "is reserved for Bester itself"),
     ],
 )
 def test_names_that_make_no_module_are_refused(names: list[str], why: str, tmp_path: Path) -> None:

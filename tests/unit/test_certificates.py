@@ -148,3 +148,19 @@ def test_server_that_speaks_tls_no_more_has_no_context(tmp_path: Path, config: C
     plain = replace(config.servers["s2"], tls=False, ca=None)
     certificates.prepare(replace(config, servers={**config.servers, "s2": plain}))()
     assert certificates.of_server("s2.example:2224", False) is None
+
+
+def test_servers_that_change_without_any_certificate_are_no_news_of_certificates(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = replace(config, native=NativeConfig(), servers={"s3": config.servers["s3"]})
+    caplog.set_level(logging.INFO)
+    certificates = Certificates(plain)
+    certificates.prepare(replace(plain, servers={}))()
+    certificates.look()
+    assert caplog.messages == []
+    certificates.prepare(config)()
+    assert len(caplog.messages) == 1
+    certificates.prepare(plain)()
+    certificates.look()
+    assert len(caplog.messages) == 1

@@ -387,6 +387,8 @@ def test_replay_to_a_server_has_an_id_that_does_not_grow() -> None:
         ward.asks("deadReplay", {})
         relay = ward.stand.one(S2, Relay)
         ids.append(relay.meta["id"])
+        (entry,) = ward.stand.kept(lane("s2", relay.type))
+        assert type(entry.meta["at_s"]) is float, "the age of what waits is shown"
         ward.stand.say(S2, Relayed(relay.token, "failed:unknown-type"))
         assert [letter.id for letter in ward.letters()] == ids[-1:]
     assert len({id_, *ids}) == 4

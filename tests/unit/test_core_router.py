@@ -440,6 +440,16 @@ def test_broker_sends_goodbye_to_every_peer() -> None:
     assert [stand.heard(link) for link in links] == [[Goodbye("the end")]] * 2
 
 
+def test_broker_that_ends_welcomes_nobody_back() -> None:
+    stand = Stand()
+    stand.bridge()
+    stand.take(stand.router.dismiss("the end"))
+    for role in ("bridge", "handler", "server", "operator"):
+        back = Link("ipc", f"back-{role}".encode())
+        stand.say(back, Hello(1, role, role, {"types": ["t"]} if role == "handler" else {}))
+        assert stand.heard(back) == [Goodbye("the end")], role
+
+
 # --- roles ------------------------------------------------------------------------------------------------------------
 
 

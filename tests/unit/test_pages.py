@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,10 @@ def test_modules_that_a_readme_lacks_or_makes_up_are_found(tmp_path: Path) -> No
     readme = tmp_path / "README.md"
     readme.write_text("```python\n# mine.py\n```\n\none.py does it, three.py did, mine.py is yours\n", encoding="utf-8")
     assert missing(readme, [tmp_path]) == ["two", "three.py"]
+
+
+def test_help_names_every_target_of_the_makefile() -> None:
+    made = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert phony is not None
+    assert set(phony[1].split()) - set(re.findall(r"make ([a-z-]+)", made.stdout)) == set()

@@ -92,8 +92,10 @@ class Certificates:
             if contexts is not None:
                 self._seen = seen
                 self._use(contexts)
-            elif self.is_used or servers != before:
+            elif self.is_used:
                 self.reload()
+            else:
+                self._seen = seen
 
         return apply
 

@@ -65,7 +65,7 @@ class _Reader:
         self.path = path
         self.directory = directory_of(path)
         self._notices: list[str] = []
-        text = Source(path).text
+        text = Source(path, "--besterd").text
         try:
             self._top = self._map(msgspec.json.decode(text), "the file")
         except (msgspec.DecodeError, RecursionError) as error:

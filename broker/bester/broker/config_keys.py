@@ -50,11 +50,16 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
             '["ipc://DATA_DIR/fabric.sock"]',
             "where the broker accepts handlers, bridges and servers; DATA_DIR stands for data_dir",
         ),
-        "connect": Key("the first ipc:// of `listen`, else its first", "where bridges and handlers find the broker"),
+        "connect": Key(
+            "the first ipc:// of `listen`, else its first",
+            "where bridges, handlers and operators elsewhere find the broker",
+        ),
         "key": Key(
             '"DATA_DIR/server.key"', "the file of this program's own secret key; a server makes one at its first start"
         ),
-        "server_key": Key("none", "the public key of the broker at `connect`, for bridges and handlers elsewhere"),
+        "server_key": Key(
+            "none", "the public key of the broker at `connect`, for bridges, handlers and operators elsewhere"
+        ),
         "curve": Key("false", "true: encrypt tcp:// on loopback too; beyond loopback it always is"),
     },
     "fabric.parties.NAME": {

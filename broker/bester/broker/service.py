@@ -27,6 +27,7 @@ from bester.broker.store.file import examine
 from bester.broker.systemd import service_manager
 from bester.broker.turn import Turn
 from bester.broker.users import Logins
+from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codes import BesterError, ConfigError
 
 DRAIN_S = 10.0
@@ -143,7 +144,7 @@ async def serving(config: Config, names: Names | None = None, turn: Turn | None 
             names = Names()
             stack.callback(names.close)
         followed = Followed(config.native_hosts, names)
-        pair = _pair_of(config.key_file)
+        pair = _pair_of(config)
         exporter = otel.configured(config.server.name)
         if exporter is not None:
             stack.callback(exporter.close)
@@ -186,15 +187,18 @@ async def _until_fenced(store: Store) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _pair_of(path: Path) -> KeyPair | None:
-    """Return this server's keys; None where the disk has no room for new ones: what needs no key is served.
+def _pair_of(config: Config) -> KeyPair | None:
+    """Return this server's keys; None where new ones cannot be written, and no listener needs them: what needs no key
+    is served.
 
-    Raises ConfigError for a key file that cannot be read.
+    Raises ConfigError for a key file that cannot be read, or has to be written and cannot.
     """
     try:
-        return server_pair(path)
+        return server_pair(config.key_file)
     except ConfigError as error:
-        if os.path.lexists(path):
+        endpoints = map(parse_endpoint, config.fabric.listen)
+        encrypted = any(each.tcp is not None and (config.fabric.curve or not each.local) for each in endpoints)
+        if encrypted or os.path.lexists(config.key_file):
             raise
         log.warning(
             "%s; until a start with a key nothing is encrypted", error.text, extra=facts("no-key", why=error.text)

@@ -31,14 +31,14 @@ _HEADER = re.compile(r"^\s*\[+\s*(.+?)\s*\]+\s*(#.*)?$")
 class Source:
     """Text of a configuration file, and the lines of its keys."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the file. Raises ConfigError if the file cannot be read."""
+    def __init__(self, path: Path, option: str = "-c") -> None:
+        """Read the file, which an option of the command line names. Raises ConfigError if it cannot be read."""
         self.path = path
         try:
             with path.open("rb") as file:
                 raw = file.read(FILE_LIMIT_BYTES + 1)
         except OSError as error:
-            raise ConfigError(f"{path}: cannot read it: {error.strerror}; name another file with -c") from None
+            raise ConfigError(f"{path}: cannot read it: {error.strerror}; name another file with {option}") from None
         if len(raw) > FILE_LIMIT_BYTES:
             raise ConfigError(f"{path}: longer than {FILE_LIMIT_BYTES} bytes; this is no configuration")
         try:

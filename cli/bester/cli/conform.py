@@ -224,6 +224,8 @@ def _described(config_path: Path | None, informer: str | None) -> tuple[str, str
 
 
 def _address(text: str) -> tuple[str, int]:
+    if "://" in text:
+        raise click.UsageError(f"{text!r} is no HOST:PORT, and cases are played in plain text; name [native] tcp4")
     host, colon, port = text.rpartition(":")
     if not colon:
         host, port = text, str(DEFAULT_PORT)

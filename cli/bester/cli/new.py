@@ -40,7 +40,10 @@ def handler(language: str, name: str) -> None:
     from importlib.metadata import packages_distributions
 
     from bester.broker.wire.codes import BesterError
+    from bester.broker.wire.type_names import is_reserved
 
+    if is_reserved(name):
+        raise click.UsageError(f"{name!r} is reserved for Bester itself; choose another type")
     if keyword.iskeyword(name) or name == "test":
         raise click.UsageError(f"{name!r} is a word of Python or of its test tools; choose another")
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):

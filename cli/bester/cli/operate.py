@@ -7,6 +7,7 @@ some questions change something.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any, Self
@@ -17,6 +18,7 @@ from bester.broker.keys import LinkKeys, link_keys
 from bester.broker.names import find, reason
 from bester.broker.wire.address import HostPort, parse_endpoint
 from bester.broker.wire.codes import BesterError
+from bester.broker.wire.keys import must_encrypt
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Answer, Ask, Error, Malformed, Message
 
@@ -44,14 +46,30 @@ async def ask_all(config: Config, questions: Sequence[Question]) -> list[Answer]
 
 
 def endpoint_of(config: Config) -> str:
-    """Return the operator's endpoint: a path before a port, for only a path admits every role.
+    """Return the operator's endpoint: a path before a port, for only a path admits every role without a key.
 
     The file of a broker, which listens where `connect` names one, is about that broker, whatever else `connect` names.
     """
     connect, listen = config.fabric.connect, config.fabric.listen
+    if is_elsewhere(config):
+        return connect[0]
     own = [each for each in connect if each in listen]
     near = (*own, *listen, *connect) if own else (*connect, *listen)
     return next((each for each in near if each.startswith("ipc://")), near[0])
+
+
+def is_elsewhere(config: Config) -> bool:
+    """Return whether the file is one of a party on another machine than the broker: no path leads to the broker, links
+    to it are encrypted, and nothing is to listen here, or does."""
+    fabric = config.fabric
+    paths = [each.removeprefix("ipc://") for each in fabric.listen if each.startswith("ipc://")]
+    encrypted = fabric.server_key is not None or any(map(must_encrypt, fabric.connect))
+    return (
+        encrypted
+        and not any(each.startswith("ipc://") for each in fabric.connect)
+        and len(paths) == len(fabric.listen)
+        and not any(map(os.path.lexists, paths))
+    )
 
 
 def _keys(config: Config) -> LinkKeys | None:
@@ -63,8 +81,10 @@ def _keys(config: Config) -> LinkKeys | None:
 
 def knock(config: Config) -> None:
     """Check that a server listens: ZeroMQ itself would wait for ever. Raises BesterError with a remedy. To be called
-    where no loop runs."""
+    where no loop runs. An encrypted link tells by itself, and the server would take a knock for a party that fails."""
     endpoint = endpoint_of(config)
+    if _keys(config) is not None:
+        return
     where = parse_endpoint(endpoint)
     try:
         if where.tcp is not None:
@@ -104,24 +124,32 @@ def _connect(tcp: HostPort, endpoint: str) -> None:
 class Session:
     """A link to a server for questions, used as a context: `async with Session(config) as session: …`.
 
-    Entering raises BesterError where the server does not greet, or refuses an operator.
+    Entering raises BesterError where the server does not greet, or refuses an operator or the operator's key.
     """
 
     def __init__(self, config: Config) -> None:
-        self._name = config.server.name
+        endpoint = endpoint_of(config)
+        self._name = f"the server at {endpoint}" if is_elsewhere(config) else config.server.name
+        self._keys = _keys(config)
+        self._trouble = asyncio.Event()  # why there is no encrypted link: what is wrong with a key stays wrong
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._welcomed = asyncio.Event()
         self._failure: BesterError | None = None
         self._token = 0
         self._client = LinkClient("operator", "bester", {})
         self._link = FabricLink(
-            endpoint_of(config),
+            endpoint,
             self._client,
             on_messages=self._on_messages,
             on_ready=self._on_welcome,
             on_lost=self._on_link_lost,
-            keys=_keys(config),
+            keys=self._keys,
         )
+
+    @property
+    def server(self) -> str:
+        """The server's own name, once it has greeted."""
+        return self._client.server or self._name
 
     async def __aenter__(self) -> Self:
         self._link.start()
@@ -130,6 +158,8 @@ class Session:
                 await self._greeted()
             if self._client.refusal is not None:
                 raise BesterError("not-allowed", f"{self._name} refuses an operator: {self._client.refusal.text}")
+            if not self._welcomed.is_set():
+                raise BesterError("unreachable", self._link.trouble)
         except TimeoutError:
             await self._link.close(1.0)
             raise self._late("greet", WELCOME_S) from None
@@ -166,12 +196,12 @@ class Session:
         return BesterError("timeout", text)
 
     async def _greeted(self) -> None:
-        """Wait until the broker has accepted or refused the operator."""
-        both = [asyncio.create_task(event.wait()) for event in (self._welcomed, self._link.over)]
+        """Wait until the broker has accepted or refused the operator, or there is no link for a reason that stays."""
+        events = [asyncio.create_task(event.wait()) for event in (self._welcomed, self._link.over, self._trouble)]
         try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in both:
+            for task in events:
                 task.cancel()
 
     def _on_welcome(self) -> None:
@@ -192,7 +222,11 @@ class Session:
                 future.set_exception(BesterError(message.code, f"{self._name} cannot be asked: {message.text}"))
 
     def _on_link_lost(self, why: str) -> None:
-        if not self._welcomed.is_set() or self._failure is not None:
+        if not self._welcomed.is_set():
+            if self._keys is not None:
+                self._trouble.set()
+            return
+        if self._failure is not None:
             return
         text = f"{self._name} went away before its answer ({why}); check the result before asking again"
         self._failure = BesterError("unreachable", text)

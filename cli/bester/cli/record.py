@@ -53,12 +53,12 @@ async def _record(config: Config, type_: str, count: int | None, seconds: float 
     loop = asyncio.get_running_loop()
     async with Session(config) as session:
         rows = await _fetch(session, {"type": type_})
-        with created(path, config.server.name, type_, round(time.time() * 1000)) as file:
+        with created(path, session.server, type_, round(time.time() * 1000)) as file:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stop.set)
             if seconds is not None:
                 loop.call_later(seconds, stop.set)
-            err(f"recording messages of type {type_} of {config.server.name}; Ctrl-C ends the recording")
+            err(f"recording messages of type {type_} of {session.server}; Ctrl-C ends the recording")
             try:
                 while True:
                     fetched = rows["rows"] if count is None else rows["rows"][: count - written]

@@ -211,10 +211,14 @@ def _elsewhere(config: Config, fabric: Sequence[str], key: str | None, server_ke
 
 def banner(config: Config, addresses: Sequence[str]) -> list[str]:
     """Return three lines: addresses, the command that adds a user, the command that sends a message."""
+    from bester.cli.operate import is_elsewhere
+
     program = _program()
     file = str(config.path) if config.path is not None and config.path.suffix == ".toml" else DEFAULT_FILE
     option = f" -c {shlex.quote(file)}" if file != DEFAULT_FILE else ""
     who = "anybody may log in, with any password" if config.auth == "open" else f"{program} user add{option} alice"
+    if config.store.database is None and is_elsewhere(config):  # no account made here is one of that server
+        who = f"{program} user add alice, on the broker's host"
     decider = next((handler.name for handler in config.handlers if handler.auth), None)
     if decider is not None:
         who = f"handler {decider} decides who may log in"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +30,15 @@ def types(config_path: Path | None, json_lines: bool, asyncapi: bool) -> None:
         raise click.UsageError("--json and --asyncapi print different things; give one of them")
     config = load(config_path)
     from bester.broker.wire.type_names import is_reserved
+    from bester.cli.operate import knock
 
-    rows, left = _asked(config)
+    knock(config)
+    server, rows, left = asyncio.run(_asked(config))
     if asyncapi:
         from bester.cli.asyncapi import document
 
         public = [row for row in rows if not is_reserved(row["type"])]  # clients send no others
-        out(json.dumps(document(config.server.name, public), indent=2))
+        out(json.dumps(document(server, public), indent=2))
     elif json_lines:
         for row in rows:
             out(json.dumps(row))
@@ -47,22 +50,23 @@ def types(config_path: Path | None, json_lines: bool, asyncapi: bool) -> None:
         err(f"bester: {left} more types are not shown")
 
 
-def _asked(config: Config) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows of all types, asked for page by page, and the number of those that an older server keeps back.
-    Raises BesterError."""
+async def _asked(config: Config) -> tuple[str, list[dict[str, Any]], int]:
+    """Return the server's name, the rows of all types, asked for page by page, and the number of those that an older
+    server keeps back. Raises BesterError."""
     from bester.broker.wire.codes import BesterError
-    from bester.cli.operate import ask
+    from bester.cli.operate import Session
 
     rows: list[dict[str, Any]] = []
     start: str | None = None
-    while True:
-        answer = ask(config, "types", None if start is None else {"from": start})
-        if answer.status != 0:
-            raise BesterError("unknown-op", f"{config.server.name} does not know this question; is this program newer?")
-        rows += answer.value["types"]
-        start = answer.value.get("next")
-        if start is None:
-            return rows, int(answer.value["left"])
+    async with Session(config) as session:
+        while True:
+            (answer,) = await session.ask(("types", None if start is None else {"from": start}))
+            if answer.status != 0:
+                raise BesterError("unknown-op", f"{session.server} does not know this question; is this program newer?")
+            rows += answer.value["types"]
+            start = answer.value.get("next")
+            if start is None:
+                return session.server, rows, int(answer.value["left"])
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class Reasons:
             text = f"{self._server} does not accept user {self._user!r} with this password: check both"
             return AuthenticationFailed(reason, text)
         if reason == "unreachable":
-            why = "its accounts are out of reach, perhaps during a restart; try again in a moment"
+            why = "what checks passwords there is out of reach, perhaps during a restart; try again in a moment"
             return ServerRefused(reason, f"{self._server} cannot log anybody in now: {why}")
         later = "" if retry_s is None else f" of {self._user!r} for another {retry_s:g} s"
         if reason == "tls-required":

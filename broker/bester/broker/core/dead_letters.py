@@ -183,11 +183,12 @@ class DeadLetters:
 
     def _replay_to_server(self, letter: DeadLetter, server: str, now: float) -> bool:
         """Enqueue a dead letter in its lane again; the letter is dropped once that is committed."""
-        meta, (case, _) = letter.meta, self._second_chance(letter)
+        meta, (case, _), stored_s = letter.meta, self._second_chance(letter), self._queues.clock.stored(now)
         entry = Entry(
             self._queues.reserve_numbers(1), lane(server, letter.type), _next_id(letter),
-            server, letter.type, letter.body, case.sender, self._queues.clock.stored(now) + self._settings.bounds.ttl_s,
-            {key: meta.get(key) for key in ("root", "origin", "path")} | {"message": letter.id, "repeated": True},
+            server, letter.type, letter.body, case.sender, stored_s + self._settings.bounds.ttl_s,
+            {key: meta.get(key) for key in ("root", "origin", "path")}
+            | {"message": letter.id, "repeated": True, "at_s": stored_s},
         )  # fmt: skip
         self._reports.begin(case)
         route = self._settings.routes.get(server)

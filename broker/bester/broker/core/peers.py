@@ -101,6 +101,7 @@ class Peers:
         self._is_shared = is_shared
         # Links without HELLO: when answered, and whether undecodable.
         self._unknown: dict[Link, tuple[float, bool]] = {}
+        self._parting: Goodbye | None = None  # once this broker ends
         self.resumes: dict[str, BridgeResume] = {}  # bridges that may come back, by the prefix of their ids
         self._unlinked: dict[str, None] = {}  # prefixes of bridges without a link, the first lost first
         self._silent: dict[Peer, None] = {}  # found by a tick, and not given up yet
@@ -153,6 +154,9 @@ class Peers:
             self._out.send(link, Error("hello-first", "this link is not known here; say HELLO"))
 
     def _hello(self, link: Link, peer: Peer | None, hello: Hello, now: float) -> None:
+        if self._parting is not None:
+            self._out.send(link, self._parting)
+            return
         admitted = self._admit(link, peer, hello)
         if isinstance(admitted, Error):
             self._refuse(link, hello, admitted)
@@ -435,8 +439,10 @@ class Peers:
             if link.door != "direct":
                 self._out.send(link, clock if peer.role == "server" else Heartbeat())
 
-    def say_to_all(self, message: Message) -> None:
-        """Send a message to every peer on the fabric."""
+    def part_from_all(self, reason: str) -> None:
+        """Send GOODBYE to every peer on the fabric, and to whoever comes from now on: a party welcomed by a broker that
+        ends would believe the broker back, and say so."""
+        self._parting = message = Goodbye(reason)
         for link in self.by_link:
             if link.door != "direct":
                 self._out.send(link, message)

@@ -187,12 +187,15 @@ def may_join(settings: Settings, link: Link, role: str, name: str, types: Collec
             return f"server {name!r} is not listed under [servers]"
         return None
     if door not in TRUSTED_DOORS and role != "handler":
-        article = "an" if role == "operator" else "a"
         return (
-            f"{article} {role} is let in over ipc, or over an encrypted tcp:// with a key of its own; "
+            f"{_article(role)} is let in over ipc, or over an encrypted tcp:// with a key of its own; "
             'put "ipc://DATA_DIR/fabric.sock" into [fabric] listen'
         )
     return None
+
+
+def _article(role: str) -> str:
+    return f"an {role}" if role == "operator" else f"a {role}"
 
 
 def _may_use_key(settings: Settings, key: str, role: str, name: str, types: Collection[str]) -> str | None:
@@ -200,7 +203,7 @@ def _may_use_key(settings: Settings, key: str, role: str, name: str, types: Coll
     if grant is None:
         return f"the key {key} is not known here"
     if grant.role != role:
-        return f"this key is for a {grant.role}, and not for a {role}"
+        return f"this key is for {_article(grant.role)}, and not for {_article(role)}"
     if role == "server":
         if settings.accept == "none":
             return "this server takes no messages from servers ([federation] accept)"

@@ -38,7 +38,6 @@ from bester.broker.store_requests import Committed, SaveClock, SaveName, Snapsho
 from bester.broker.wire.messages import (
     Answer,
     Close,
-    Goodbye,
     Heartbeat,
     LoggedIn,
     Malformed,
@@ -400,7 +399,7 @@ class Router:
     def dismiss(self, reason: str) -> Effects:
         """Send GOODBYE to every peer on the fabric, because this broker ends."""
         self._inbound_lanes.tick()
-        self._peers.say_to_all(Goodbye(reason))
+        self._peers.part_from_all(reason)
         return self._take()
 
     def on_types_given_up(self, types: frozenset[str]) -> None:

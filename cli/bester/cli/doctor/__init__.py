@@ -65,8 +65,10 @@ def _status(config: Any) -> tuple[dict[str, Any] | None, str | None]:
     """Return the status of a running server, None where none runs; and why one that runs does not answer."""
     from bester.broker.wire.codes import BesterError
     from bester.cli.doctor.gather import owner_of
-    from bester.cli.operate import ask, endpoint_of
+    from bester.cli.operate import ask, endpoint_of, is_elsewhere
 
+    if is_elsewhere(config):  # a part's own machine is looked at; what its key may ask is another matter
+        return None, None
     try:
         answer = ask(config, "status")
     except BesterError as error:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from bester.broker.config import Config
 from bester.broker.doctor.local import Port, PortState
 from bester.broker.wire.address import HostPort, parse_endpoint
+from bester.cli.operate import is_elsewhere
 
 LISTENING = "0A"
 STATES: dict[int, PortState] = {
@@ -35,13 +36,27 @@ class Socket(NamedTuple):
 
 def ports_of(config: Config, *, running: bool, linked: bool) -> tuple[Port, ...]:
     """Return the state of each configured port. `running`: a server runs here; `linked`: its broker has a bridge, which
-    holds the ports for clients."""
+    holds the ports for clients. A bridge whose broker is on another machine holds them as well."""
     listening = _listening()
-    return tuple(
+    alone = is_elsewhere(config)
+    found = [
         _port(key, address, listening, ours=running and (linked or not key.startswith("[native")), running=running)
         for key, address in _addresses(config)
         if address.port
+    ]
+    return tuple(
+        each._replace(state="listening") if alone and each.state == "taken" and _is_bester(each.holder) else each
+        for each in found
     )
+
+
+def _is_bester(holder: str) -> bool:
+    """Return whether a process, as `_holder` names it, runs Bester: a worker's own name is that of Python."""
+    number = holder.rpartition(" ")[2].removesuffix(")")
+    try:
+        return b"bester" in Path("/proc", number, "cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _addresses(config: Config) -> Iterator[tuple[str, HostPort]]:
