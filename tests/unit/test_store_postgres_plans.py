@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bester.broker.store import postgres_reading
+from bester.broker.store import postgres_reading, postgres_writing
 from bester.broker.store.postgres import PostgresStore
-from bester.broker.store.postgres_writing import ID_PART
+from bester.broker.store.postgres_writing import ID_PART, key_of_entry
 from bester.broker.store_requests import lane, mailbox
 from tests.postgres_server import Cluster
 from tests.unit.store_stand import LOTS, keep
@@ -68,3 +68,9 @@ def test_outcomes_of_a_message_are_found_without_those_of_others(store: Postgres
     assert read_pages(store, postgres_reading.OUTCOMES, *values) < 30
     where = "s1/b/7005.0.0", ID_PART, "s1/b/7005.0.0", ID_PART, "lane/", "lane0"
     assert read_pages(store, postgres_reading.ANYWHERE, *where) < 30
+
+
+def test_repeated_messages_of_other_brokers_are_found_without_all_others(store: PostgresStore) -> None:
+    key = key_of_entry("s1/b/7005.0.0", BOXES[6])
+    ns = store._held.lease.ns
+    assert read_pages(store, postgres_writing.REPEATED_ELSEWHERE, [1], [key], ns) < 30

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from bester.broker.store.postgres_writing import ID_PART, beginning, key_of_letter, written
+from bester.broker.store.postgres_writing import ALL_BROKERS, ID_PART, beginning, key_of_letter, written
 from bester.broker.store.reading import Row, entry_of, letters_of, outcome_of
 from bester.broker.store.rows import counts_by_server, of_all_brokers, read_text, summed_shares, unpack, unpack_lane
 from bester.broker.store_requests import (
@@ -45,15 +45,13 @@ _IN_LANE = "id = %b AND left(id, %b) = left(%b, %b) AND box >= %b AND box < %b"
 
 
 FIND_ENTRY = f"SELECT {_BARE}, outcome FROM entry e WHERE ns = %b AND {_IN_LANE} LIMIT 1"  # noqa: S608 (own words)
-_ALL = "ns = ANY (ARRAY(SELECT ns FROM broker))"
-"""The namespaces of all brokers, so that an index that begins with one is used: where PostgreSQL joins the brokers, and
-does not know how few there are, it goes through the whole index."""
 OUTCOMES = f"""
 SELECT box, id, target, outcome FROM entry e
-WHERE {_ALL} AND left(id, %b) >= left(%b, %b) AND left(id, %b) <= left(%b, %b) AND id >= %b AND id < %b AND sender = %b
+WHERE ns = ANY ({ALL_BROKERS}) AND left(id, %b) >= left(%b, %b) AND left(id, %b) <= left(%b, %b)
+AND id >= %b AND id < %b AND sender = %b
 AND number > coalesce((SELECT upto FROM disowned d WHERE d.ns = e.ns AND name = %b), 0) ORDER BY number
 """  # noqa: S608 (own words)
-ANYWHERE = f"SELECT ns, number, outcome, box, meta FROM entry e WHERE {_ALL} AND {_IN_LANE}"  # noqa: S608 (own words)
+ANYWHERE = f"SELECT ns, number, outcome, box, meta FROM entry e WHERE ns = ANY ({ALL_BROKERS}) AND {_IN_LANE}"  # noqa: S608 (own words)
 OLDEST = """
 WITH RECURSIVE lane (box) AS (
     SELECT min(box) FROM entry WHERE ns = %b AND outcome IS NULL AND box >= 'lane/' AND box < 'lane0' UNION ALL

@@ -50,6 +50,10 @@ _ZERO = "\ufdd00000"
 """Written form of the one character that PostgreSQL cannot hold."""
 _NUL = re.compile("\0")
 
+ALL_BROKERS = "ARRAY(SELECT ns FROM broker)"
+"""The namespaces of all brokers, which an index may begin with: where PostgreSQL joins the brokers, and does not know
+how few there are, it goes through the whole index."""
+
 _INSERT = """
 WITH new AS (
     SELECT * FROM unnest(%b::bigint[], %b::bytea[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
@@ -65,14 +69,18 @@ WHERE new.number NOT IN (SELECT number FROM added)
 """
 # A message that is submitted again comes to another broker where the first one has ended, and may be back. Rows that
 # another broker has locked are left: nobody waits for a process that may stand still.
-_REPEATED = """
+_REPEATED = f"""
 UPDATE entry e SET repeated = TRUE FROM (
-    SELECT o.ns, o.number FROM unnest(%b::bigint[], %b::bytea[]) AS new (number, key) JOIN entry o ON o.key = new.key
-    WHERE WHICH AND o.outcome IS NULL AND NOT o.repeated FOR UPDATE OF o SKIP LOCKED
+    SELECT o.ns, o.number FROM unnest(%b::bigint[], %b::bytea[]) AS new (number, key), unnest({ALL_BROKERS}) AS b (ns),
+        LATERAL (
+            SELECT ns, number FROM entry
+            WHERE ns = b.ns AND key = new.key AND outcome IS NULL AND NOT repeated FOR UPDATE SKIP LOCKED
+        ) AS o
+    WHERE WHICH
 ) AS found WHERE e.ns = found.ns AND e.number = found.number
-"""
-_REPEATED_HERE = _REPEATED.replace("WHICH", "o.ns = %b AND o.number <> new.number")
-_REPEATED_ELSEWHERE = _REPEATED.replace("WHICH", "o.ns IN (SELECT ns FROM broker) AND o.ns <> %b")
+"""  # noqa: S608 (own words)
+_REPEATED_HERE = _REPEATED.replace("WHICH", "b.ns = %b AND o.number <> new.number")
+REPEATED_ELSEWHERE = _REPEATED.replace("WHICH", "b.ns <> %b")
 # A late outcome is taken back where another broker has told it, or will: its copy is locked, so that it cannot end in
 # between. One that is locked already may just end, and then both tell: nobody waits for a process that may stand still.
 _TOLD_ELSEWHERE = """
@@ -284,7 +292,7 @@ class Group:
         if marked:
             values = [number for number, _ in marked], [key for _, key in marked], self._ns
             self._say(_REPEATED_HERE, *values)
-            self._say_last(_REPEATED_ELSEWHERE, *values)
+            self._say_last(REPEATED_ELSEWHERE, *values)
         late = [(write.entry.number, write.about) for write in run if isinstance(write, Enqueue) and write.about]
         if late:
             numbers, abouts = [number for number, _ in late], [about for _, about in late]
