@@ -124,3 +124,17 @@ def test_what_is_no_more_in_flight_makes_room(how: str) -> None:
         crowd.stand.wait(3.0)
         assert crowd.stand.queued == (0, 0)
     assert crowd.inflight_bytes == 0
+
+
+def test_mailboxes_of_removed_accounts_wait_for_nobody() -> None:
+    """Readers that take nothing kept a removed name from everybody: its mailbox waited in line, a message a turn."""
+    crowd = Crowd(40, 3)
+    crowd.comes(*range(40))
+    crowd.hears()
+    gone = crowd.names[30:]
+    assert all(crowd.stand.mail(name) for name in gone)
+    for name in gone:
+        crowd.stand.take(crowd.stand.router.on_account_removed(name, crowd.stand.now))
+    crowd.stand.tick()
+    assert [crowd.stand.mail(name) for name in gone] == [[]] * 10
+    assert crowd.inflight_bytes >= MOST

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.clock import Clock
-from bester.broker.core.effects import Effects, Link
+from bester.broker.core.effects import Effects, Link, StoreRead
 from bester.broker.core.queues import Queues
 from bester.broker.core.record_table import SPARE_NUMBERS
 from bester.broker.core.records import COUNTED, SENT_OUT, TRANSITIONS, Event, State, step_of
@@ -331,6 +331,33 @@ def test_mark_of_a_message_that_could_not_be_written_is_forgotten() -> None:
     desk.queues.requeue(entry.number, unsent=True)
     desk.commit(Committed(False))
     assert desk.counts == (0, 0, 0)
+
+
+def test_read_of_a_queue_that_was_dropped_says_nothing_about_a_later_one() -> None:
+    """The later one was counted with the bytes that its own read might bring, for good."""
+    desk = Desk()
+    found: list[Entry] = []
+
+    def fetch() -> StoreRead:
+        queue = desk.queues.get(BOB)
+        assert queue is not None
+        desk.queues.fetch(queue, 64, lambda queue, entries, now: found.extend(entries))
+        return desk.out.take().reads[0]
+
+    first = desk.ready(key=BOB)
+    early = fetch()
+    desk.queues.end(first, "failed:expired")
+    desk.commit()
+    second = desk.ready(key=BOB, body=b"22")
+    late = fetch()
+    early.on_answer([], 0.0)
+    state = desk.queues.inspect()
+    assert (state.messages, state.size_bytes) == (1, 2)
+    desk.queues.fetch(desk.queues.get(BOB), 64, lambda *_: None)  # type: ignore[arg-type]
+    assert desk.out.take().reads == [], "one read at a time"
+    late.on_answer([second], 0.0)
+    state = desk.queues.inspect()
+    assert (found, state.inflight, state.mailbox_inflight_bytes) == ([second], 1, 2)
 
 
 @pytest.mark.parametrize("inflight", [0, 1, 2])

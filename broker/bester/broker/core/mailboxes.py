@@ -5,7 +5,7 @@ message stays on disk until a bridge has confirmed its delivery.
 
 Where too much is in flight to all users together, mailboxes wait in line, and each takes its turn for what may be
 fetched at once. Readers that take nothing hold their room until their connection is ended; some of the line go on
-meanwhile.
+meanwhile. What is discarded waits for nobody: it is in flight to no one, and the name is free when all of it has ended.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Mailboxes:
         if now < queue.retry_at:
             self._later[user] = None
             return
-        if in_line and (self._line or self._queues.inflight_room(queue) <= 0):
+        if in_line and queue.discard_as is None and (self._line or self._queues.inflight_room(queue) <= 0):
             self._line[user] = None
             return
         self._queues.fetch(queue, limits.window - queue.inflight, self.on_fetched)

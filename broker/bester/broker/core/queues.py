@@ -288,13 +288,17 @@ class Queues(RecordTable):
         those that are in flight from then on."""
         if not queue.fetching:
             queue.fetching = True
-            wanted = min(queue.size_bytes - queue.inflight_bytes, self.inflight_room(queue) // FETCH_SHARE)
+            wanted = queue.size_bytes - queue.inflight_bytes
+            if queue.discard_as is None:  # otherwise nothing stays in flight
+                wanted = min(wanted, self.inflight_room(queue) // FETCH_SHARE)
             size = min(self.limits.window_bytes, max(wanted, FETCH_LEAST))
             fetch = Fetch(queue.key, queue.cursor, limit, size)
             self._count_inflight(queue, 0, size)
 
             def on_answer(entries: Sequence[Entry], now: float) -> None:
                 self._count_inflight(queue, 0, -size)
+                if self._queues.get(queue.key) is not queue:  # dropped meanwhile; a later one fetches by itself
+                    return
                 fetched = self.on_fetched(fetch, entries, now)
                 if fetched is not None:
                     self._expire(fetched[2], now)
