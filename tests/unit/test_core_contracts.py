@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bester.bridge import informer
-from bester.broker.core import contracts
+from bester.broker.core import contract_rules, contracts
 from bester.broker.core.contract_rules import MAX_PARTS, fault, measure
 from bester.broker.core.contracts import (
     EXPLAINED_STEPS,
@@ -248,21 +248,33 @@ def test_what_takes_long_to_compile_is_refused(schemas: Any) -> None:
         Contracts(Effects()).read(schemas, frozenset(schemas), LINK)
 
 
+SCALE = 16
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Scale the bounds of contracts down, as thousands of parts take half a second to compile; return MAX_KNOWN."""
+    monkeypatch.setattr(contract_rules, "MAX_PARTS", MAX_PARTS // SCALE)
+    monkeypatch.setattr(contracts, "CONTRACT_PARTS", contracts.CONTRACT_PARTS // SCALE)
+    monkeypatch.setattr(contracts, "MAX_KNOWN", MAX_KNOWN // SCALE)
+    return MAX_KNOWN // SCALE
+
+
 def dear(number: int) -> dict[str, Any]:
-    """Return one of several schemas of 5,000 parts."""
-    return {"properties": {f"{n}": {} for n in range(5000)}, "title": f"{number}"}
+    """Return one of several schemas of more than half of the scaled MAX_PARTS."""
+    return {"properties": {f"{n}": {} for n in range(5000 // SCALE)}, "title": f"{number}"}
 
 
-def test_contracts_that_nobody_has_any_more_make_way() -> None:
+def test_contracts_that_nobody_has_any_more_make_way(few: int) -> None:
     known = Contracts(Effects())
     types = frozenset({"x"})
     for number in range(30):
         known.join(LINK, "a", types, known.read({"x": dear(number)}, types, LINK), 1.0)
-    assert known.known_parts <= MAX_KNOWN // 2
+        assert known.known_parts <= few // 2
     assert known.of("x") == [known.read({"x": dear(29)}, types, LINK)["x"]]
 
 
-def test_a_party_leaves_room_for_the_contracts_of_others() -> None:
+def test_a_party_leaves_room_for_the_contracts_of_others(few: int) -> None:
     known = Contracts(Effects())
     links = [Link("curve", b"%d" % n, "eve") for n in range(20)]
     types = frozenset({"x"})
@@ -276,9 +288,25 @@ def test_a_party_leaves_room_for_the_contracts_of_others() -> None:
 
     with pytest.raises(ContractError, match="one too many"):
         join_all()
-    assert MAX_KNOWN // 3 < known.known_parts <= MAX_KNOWN // 2 + MAX_PARTS
+    assert few // 3 < known.known_parts <= few // 2 + MAX_PARTS // SCALE
     for number in range(30, 33):
         join(Link("curve", b"%d" % number, f"honest{number}"), number)
+
+
+def test_a_schema_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A HELLO of 8,000 parts held the loop by a half longer: to measure takes as long as to compile."""
+    measured: list[Any] = []
+    real = contract_rules.measure
+
+    def measure(schema: Any) -> contract_rules.Measure:
+        measured.append(schema)
+        return real(schema)
+
+    monkeypatch.setattr(contract_rules, "measure", measure)
+    schemas = {"x": LETTER, "y": {"type": "string"}}
+    known = Contracts(Effects()).read(schemas, frozenset(schemas), LINK)
+    assert measured == [LETTER, {"type": "string"}]
+    assert known["x"].weight == Contract(LETTER, b"").weight
 
 
 # --- workers ---

@@ -69,9 +69,9 @@ class Contract:
         "weight",
     )  # fmt: skip
 
-    def __init__(self, schema: Any, text: bytes) -> None:
-        """Compile. Raises ContractError."""
-        costs, parts = _measure(schema)
+    def __init__(self, schema: Any, text: bytes, measure: contract_rules.Measure | None = None) -> None:
+        """Compile; `measure` is the schema's, where that is known. Raises ContractError."""
+        costs, parts = _measure(schema) if measure is None else measure
         options = jsonschema_rs.RegexOptions(size_limit=PATTERN_BYTES, dfa_size_limit=PATTERN_BYTES)
         try:
             validator: Any = jsonschema_rs.validator_for(schema, retriever=_retrieve_nothing, pattern_options=options)
@@ -174,23 +174,24 @@ class Contracts:
                 contract = self._compiled.get(text)
                 if contract is None:
                     schema = _read(text)  # as JSON, whatever MessagePack carried
-                    parts += _measure(schema).parts
+                    measure = _measure(schema)
+                    parts += measure.parts
                     if parts > contract_rules.MAX_PARTS:
                         raise ContractError(f"has too many parts or patterns: {contract_rules.MAX_PARTS} are allowed")
-                    contract = self._compile(schema, text, link, found.values())
+                    contract = self._admit(Contract(schema, text, measure), link, found.values())
                 found[type_] = contract
             except (ContractError, TypeError, ValueError, RecursionError) as error:
                 raise ContractError(f"the schema of {type_!r} {error}") from None
         return found
 
-    def _compile(self, schema: Any, text: bytes, link: Link, others: Collection[Contract]) -> Contract:
-        """Return a new contract; `others` are those of the same HELLO."""
-        contract = Contract(schema, text)
+    def _admit(self, contract: Contract, link: Link, others: Collection[Contract]) -> Contract:
+        """Return a new contract, which is known from now on; `others` are those of the same HELLO. Raises
+        ContractError."""
         if self.known_parts + contract.weight > MAX_KNOWN // 2:
             self._forget_unused(others)
             if self.known_parts + self._weight_of(link, others) + contract.weight > MAX_KNOWN:
                 raise ContractError("is one too many: the schemas of all handlers leave no more room")
-        self._compiled[text] = contract
+        self._compiled[contract.text] = contract
         self.known_parts += contract.weight
         return contract
 
