@@ -67,10 +67,10 @@ async def test_pooler_without_another_session_keeps_nobody_waiting(cluster: Clus
 async def test_pooler_without_a_session_is_told_and_keeps_nobody_waiting(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bester.broker.postgres.ANSWER_S", 0.5)
     async with pooler(cluster, "session", 1) as url:
         database = Database(url, cluster.schema())
         with closing(await asyncio.to_thread(postgres.connect, database, "test")):
+            monkeypatch.setattr("bester.broker.postgres.ANSWER_S", 0.5)
             found = await asyncio.wait_for(asyncio.to_thread(postgres_schema.fault, database), DEADLINE_S)
     assert found is not None and "no session within 0.5 s; see the pooler in between: it has no session left" in found
 

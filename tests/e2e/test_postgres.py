@@ -176,8 +176,9 @@ async def test_start_in_the_middle_of_an_adoption_waits_for_its_end(cluster: Clu
         await ann.close()
         assert await servers.processes[-1].end() == 0
         with connect(servers.database, "a test") as other:  # as if it had moved the first part of much
-            other.execute(
-                "INSERT INTO adoption (broker, adopter, messages, outcomes, letters) VALUES ('b1', 'b2', 9, 0, 0)"
+            other.execute(  # and moves others every five seconds, however long the start takes
+                "INSERT INTO adoption (broker, adopter, messages, outcomes, letters, at) SELECT 'b1', 'b2', 9, 0, 0, "
+                "clock_timestamp() + part * INTERVAL '5 seconds' FROM generate_series(0, 60) AS part"
             )
             again = await Process.start(BESTER, "up", cwd=servers.directory / "first")
             servers.processes.append(again)

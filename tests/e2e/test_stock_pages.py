@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
@@ -61,8 +62,13 @@ async def shows(line: str, part: str, letter: str, directory: Path) -> str:
             cwd=directory,
             env={**os.environ, "BESTER_PASSWORD": "secret", "PATH": path},
             stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
         )
-        printed = (await asyncio.wait_for(process.communicate(), DEADLINE_S))[0].decode()
+        try:
+            printed = (await asyncio.wait_for(process.communicate(), DEADLINE_S))[0].decode()
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
         assert process.returncode == 0 and (listens or part in printed), (line, printed)
         if part in printed:
             return "".join(re.findall(r'"mail":"([^"]*)"', printed)) or letter
