@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.simulation import scenario
+from bester.broker import store_driver
+from tests.simulation import cluster, scenario
 from tests.simulation.__main__ import CLUSTER, SHARED, play_all
-from tests.simulation.scenario import play, submissions_of
+from tests.simulation.scenario import Scenario, play, submissions_of
 
 SEEDS = 500
 GROUPS = 10
@@ -86,3 +87,14 @@ def test_promises_hold_with_very_little_credit(seed: int, monkeypatch: pytest.Mo
     tight = replace(scenario.LIMITS, max_waiting=16, stuck_waiting=1, stuck_waiting_s=0.4)
     monkeypatch.setattr(scenario, "LIMITS", tight)
     play(seed)
+
+
+@pytest.mark.parametrize("kind", [Scenario, CLUSTER])
+def test_rules_hold_where_mailboxes_wait_in_line_and_reads_in_parts(
+    kind: type[Scenario], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scenario, "LIMITS", replace(scenario.LIMITS, inflight_bytes=500))
+    monkeypatch.setattr(cluster, "CLUSTER_LIMITS", replace(cluster.CLUSTER_LIMITS, inflight_bytes=500))
+    for bound in ("READ_BYTES", "REMOTE_READ_BYTES", "READ_AT_ONCE"):
+        monkeypatch.setattr(store_driver, bound, 1)
+    assert not play_all(range(60, 75), jobs=1, kind=kind).broken
