@@ -172,6 +172,23 @@ def test_reads_of_many_queues_take_turns_with_writes(stand: Stand) -> None:
     assert [queue for each in asked for queue in each] == [*boxes, BOX]
 
 
+def test_reads_that_fail_or_find_nothing_take_turns_with_writes(stand: Stand) -> None:
+    """Each takes its time: thousands of mailboxes on a disk that cannot be read stopped the loop at every tick."""
+    for stand.store.readable in (True, False):
+        stand.driver.add([], reads(*(Fetch(f"user/{number}", 0, 10, 1_000_000) for number in range(1_000))))
+        stand.driver.run()
+        stand.driver.add([KEEP], [])
+        stand.driver.run()
+        begun = len(stand.log + stand.notices)
+        assert begun < 500
+        turns = 1
+        while stand.driver.due:
+            stand.driver.run()
+            turns += 1
+        assert turns < 20
+        assert len(stand.log + stand.notices) + begun > 1_000
+
+
 def test_run_goes_on_until_nothing_is_due(stand: Stand) -> None:
     sent = Heartbeat()
     handed = MarkSent(BOX, 1)

@@ -43,8 +43,8 @@ from bester.broker.wire.codes import BesterError
 ASKED_AT_ONCE = 8
 """Questions answered in one turn, some milliseconds each: an asker of many waits, and nobody else does."""
 READ_BYTES = 256 * 1024
-"""Found by the reads of one turn, by the bodies and ENTRY_BYTES for each message, and one read more: some milliseconds,
-with all that follows from them. Thousands of users may come back at once, each to a mailbox."""
+"""Found by the reads of one turn, by the bodies and ENTRY_BYTES for each message (and for nothing), and one read more:
+some milliseconds, with all that follows from them. Thousands of users may come back at once, each to a mailbox."""
 REMOTE_READ_BYTES = 8 * 1024 * 1024
 """The same for a remote store, as asked for: a commit follows each part, and smaller parts make more commits."""
 READ_AT_ONCE = 32
@@ -108,8 +108,9 @@ class _Pending:
 
 
 def _found_bytes(answer: Sequence[Entry] | BesterError) -> int:
-    """Return about how many bytes a queue's messages that were found take."""
-    return 0 if isinstance(answer, BesterError) else sum(ENTRY_BYTES + len(entry.body) for entry in answer)
+    """Return about how many bytes a queue's messages that were found take; a read that finds none takes its time."""
+    found = () if isinstance(answer, BesterError) else answer
+    return sum(ENTRY_BYTES + len(entry.body) for entry in found) or ENTRY_BYTES
 
 
 class StoreDriver:
