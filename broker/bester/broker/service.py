@@ -234,10 +234,11 @@ async def _until_free(store: Store) -> None:
     done so. Raises BesterError where the lease is renewed: its holder lives."""
     if not store.is_remote:
         return
+    first: dict[object, tuple[object, ...]] = {}  # states by broker: others of the server may have to run out as well
     state: tuple[object, ...] = ()
     told = ""
     while (held := await asyncio.to_thread(store.claim)) is not None:
-        if held.state and state not in ((), held.state):
+        if held.state and first.setdefault(held.state[0], held.state) != held.state:
             raise BesterError("not-allowed", held.why)
         if not told or bool(held.state) != bool(state):
             told = f"waiting up to {held.left_s:.0f} s for the lease of a broker that may have ended"
