@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from itertools import count
 from typing import Any
 
@@ -20,7 +19,6 @@ from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.postgres import LOCK_MS, Database, connect
 from bester.broker.postgres_schema import STEPS, migrate
-from bester.broker.service import _until_free
 from bester.broker.store import lease
 from bester.broker.store.postgres import PostgresStore
 from bester.broker.store.postgres_brokers import namespaces
@@ -32,7 +30,6 @@ from bester.broker.store_requests import (
     Enqueue,
     Fetch,
     FindEntry,
-    Held,
     MarkSent,
     PurgeOutcomes,
     RecordRemote,
@@ -113,34 +110,6 @@ def test_second_broker_of_a_name_is_refused_while_the_first_lives(store: Postgre
     store.close()
     assert second.open().queues[BOB].messages == 1
     second.close()
-
-
-def test_start_waits_for_one_lease_after_another_and_for_none_that_is_renewed(cluster: Cluster) -> None:
-    """As of a server that was killed on all hosts, and has a new name: the lease of another broker, then its own."""
-    database = cluster.database()
-    with ExitStack() as stack:
-        own, other = (
-            stack.enter_context(closing(PostgresStore(database, name, server="new.example"))) for name in ("b1", "b2")
-        )
-        for store in (own, other):
-            store.open()
-            store.close()
-        asked(other, "INSERT INTO server_name (ns, name) VALUES (:ns, 'old.example')")
-        killed = "UPDATE broker SET holder = '{}', until = clock_timestamp() + INTERVAL '%s' WHERE name = '%s'"
-        asked(other, killed % ("0.5 s", "b2"))
-        asked(own, killed % ("1.5 s", "b1"))
-        asyncio.run(_until_free(own))
-        own.close()
-        asked(other, killed % ("9 s", "b2"))
-        claims = iter([own.claim(), None])
-        asked(other, killed % ("10 s", "b2"))
-
-        def claim() -> Held | None:
-            return next(claims) or PostgresStore.claim(own)
-
-        own.claim = claim  # type: ignore[method-assign]  # the first look was before the renewal
-        with pytest.raises(BesterError, match="server 'old.example'"):
-            asyncio.run(_until_free(own))
 
 
 def test_claim_says_when_the_lease_ends_and_changes_with_each_renewal(store: PostgresStore) -> None:

@@ -139,7 +139,7 @@ async def serving(config: Config, names: Names | None = None, turn: Turn | None 
         logins: Logins = open_logins(config)
         stack.callback(logins.close)
         store = _store_of(config, stack)
-        await _until_free(store)
+        await until_free(store)
         if names is None:
             names = Names()
             stack.callback(names.close)
@@ -229,7 +229,7 @@ def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
     return store
 
 
-async def _until_free(store: Store) -> None:
+async def until_free(store: Store) -> None:
     """Wait until a lease that is not renewed any more has run out, and until a broker that adopts what is there has
     done so. Raises BesterError where the lease is renewed: its holder lives."""
     if not store.is_remote:
