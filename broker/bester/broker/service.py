@@ -139,7 +139,7 @@ async def serving(config: Config, names: Names | None = None, turn: Turn | None 
         logins: Logins = open_logins(config)
         stack.callback(logins.close)
         store = _store_of(config, stack)
-        await _until_free(store)
+        await until_free(store)
         if names is None:
             names = Names()
             stack.callback(names.close)
@@ -229,15 +229,16 @@ def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
     return store
 
 
-async def _until_free(store: Store) -> None:
+async def until_free(store: Store) -> None:
     """Wait until a lease that is not renewed any more has run out, and until a broker that adopts what is there has
     done so. Raises BesterError where the lease is renewed: its holder lives."""
     if not store.is_remote:
         return
+    first: dict[object, tuple[object, ...]] = {}  # states by broker: others of the server may have to run out as well
     state: tuple[object, ...] = ()
     told = ""
     while (held := await asyncio.to_thread(store.claim)) is not None:
-        if held.state and state not in ((), held.state):
+        if held.state and first.setdefault(held.state[0], held.state) != held.state:
             raise BesterError("not-allowed", held.why)
         if not told or bool(held.state) != bool(state):
             told = f"waiting up to {held.left_s:.0f} s for the lease of a broker that may have ended"

@@ -438,8 +438,8 @@ class Snapshot:
 
 class Held(NamedTuple):
     """A lease on the contents of a store that another process holds: `why` says which one, with a remedy; `left_s` is
-    when the lease ends by itself, and `state` changes with each of its renewals. Empty: nobody holds the lease, and a
-    broker that adopts the contents is waited for."""
+    when the lease ends by itself, and `state`, which begins with its broker, changes with each of its renewals. Empty:
+    nobody holds the lease, and a broker that adopts the contents is waited for."""
 
     why: str
     left_s: float

@@ -81,7 +81,7 @@ def take(connection: Connection, name: str, server: str | None = None) -> Lease 
         ns, epoch, commits, holder, until, left_s = row
         if left_s > 0 and not is_gone(holder):
             why = f"broker {name!r} is held by {_shown(holder)}; stop that, or give this one another [server] broker"
-            return Held(why, left_s, (epoch, until))
+            return Held(why, left_s, (name, epoch, until))
         if adopted := _adopted(connection, name):
             return adopted
         connection.execute(
@@ -107,7 +107,7 @@ def other_server(connection: Connection, server: str) -> Held | None:
         if not is_gone(holder):
             why = f"the schema is that of server {read_text(other)!r}, whose broker {name!r} is {_shown(holder)}"
             remedy = "name another [store] schema, or stop that broker first if the server has a new name"
-            return Held(f"{why}; {remedy}", left_s, (epoch, until))
+            return Held(f"{why}; {remedy}", left_s, (name, epoch, until))
     return None
 
 
