@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from bester.broker.core.effects import Link
-from bester.broker.core.settings import Limits, Settings
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.wire.messages import Close, Confirm, Deliver, Open
-from tests.unit.core_stand import START, Stand, clients
+from tests.unit.core_stand import START, Stand, clients, servers
 
 BODY = b'"' + b"x" * 3_998 + b'"'
 MOST = 40_000
@@ -138,3 +138,22 @@ def test_mailboxes_of_removed_accounts_wait_for_nobody() -> None:
     crowd.stand.tick()
     assert [crowd.stand.mail(name) for name in gone] == [[]] * 10
     assert crowd.inflight_bytes >= MOST
+
+
+def test_server_that_answers_nothing_leaves_room_in_flight_for_others() -> None:
+    most, types = 400_000, [f"type-{number}" for number in range(8)]
+    routes = {name: Route(name, fabric=f"ipc:///{name}") for name in ("s2", "s3")}
+    stand = Stand(Settings("s1", open_accounts=True, routes=routes, limits=Limits(inflight_bytes=most)))
+    bridge, work = stand.bridge("alice"), stand.handler("work")
+    for _ in range(15):
+        stand.submit(bridge, "work")
+        stand.answer(work, *(servers(name, body=BODY, as_type=type_) for name in routes for type_ in types))
+    stand.heard(bridge)
+    assert stand.queued[0] == 15 * 2 * 8
+    stand.take(stand.router.on_server_ready("s2", stand.now))
+    stand.wait(1.0)
+    held = stand.state.queues.lane_inflight_bytes
+    assert len(BODY) * 8 <= held <= most // 8 + 8 * 4_096
+    stand.take(stand.router.on_server_ready("s3", stand.now))
+    stand.wait(1.0)
+    assert stand.state.queues.lane_inflight_bytes >= 2 * held - 4_096

@@ -15,6 +15,8 @@ from bester.broker.wire.outcomes import OUTCOME_TYPE
 
 FULL = 0.9
 """Part of the bound from which a mailbox is nearly full: its user has time to act."""
+SERVERS = 8
+"""Divisor of what may be in flight to all servers: so much to one of them, for it may answer nothing."""
 
 
 class Queue:
@@ -170,9 +172,13 @@ class QueueTable:
         return ("overloaded", "max_lanes") if full else (None, None)
 
     def inflight_room(self, queue: Queue) -> int:
-        """Return how many bytes more may be in flight to all users, for a mailbox, or to all servers, for a lane."""
-        used = self.mailbox_inflight_bytes if is_mailbox(queue.key) else self.lane_inflight_bytes
-        return self.limits.inflight_bytes - used
+        """Return how many bytes more may be in flight to all users, for a mailbox, or for a lane to all servers and to
+        its own."""
+        most = self.limits.inflight_bytes
+        if is_mailbox(queue.key):
+            return most - self.mailbox_inflight_bytes
+        used = sum(each.inflight_bytes for each in self.lanes_to(owner_of(queue.key)))
+        return min(most - self.lane_inflight_bytes, most // SERVERS - used)
 
     # --- counting ---
 

@@ -93,9 +93,9 @@ class Limits:
     window_bytes: int = 1024 * 1024
     """The same in bytes of their bodies; one always passes."""
     inflight_bytes: int = 64 * 1024 * 1024
-    """Bodies of kept messages in flight to all users, and as many to other servers. A queue fetches an eighth of what
-    is left at most, and one message always; users above the bound wait in line, and what is discarded waits for
-    nothing. Thousands who come back at once, each to a full window, would fill the memory."""
+    """Bodies of kept messages in flight to all users, and as many to other servers, an eighth of them to one. A queue
+    fetches an eighth of what is left at most, and one message always; users above the bound wait in line, and what is
+    discarded waits for nothing. Thousands who come back at once, each to a full window, would fill the memory."""
     remember_s: float = 900.0
     """Time for which a repeated message (from a bridge, or with a client's `dedup`) is recognized: longer than
     a bridge holds a message."""
