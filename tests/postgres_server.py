@@ -24,10 +24,11 @@ DEADLINE_S = 60
 """Time in seconds for a start or stop of the server on a loaded machine."""
 QUICK = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=16MB")
 _GUARD = """
-(while kill -0 "$1" && [ -d "$2" ]; do sleep 2; done
+(trap '' HUP INT TERM; while kill -0 "$1" && [ -d "$2" ]; do sleep 2; done
 [ -d "$2" ] && kill -QUIT "$(head -n 1 "$2/data/postmaster.pid")" && sleep 2; rm -rf "$2") >/dev/null 2>&1 </dev/null &
 """
-"""Shell script that ends a server, and deletes its data, once the test process has ended in whatever way."""
+"""Shell script that ends a server, and deletes its data, once the test process has ended in whatever way: also by a
+signal to its whole group, as `timeout` sends it."""
 _schemas = itertools.count(1)
 
 
