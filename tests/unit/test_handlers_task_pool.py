@@ -269,7 +269,39 @@ async def test_late_cancel_of_a_pool_task_harms_no_other_job() -> None:
     await hand.pool.close()
 
 
-async def test_idle_is_called_when_the_queue_is_worked_off() -> None:
+async def test_answers_do_not_wait_for_a_request_whose_sender_was_slow() -> None:
+    hand = Hand()
+    called: list[int] = []
+    unsent: list[list[int]] = []  # at the begin of each slow request
+    sent: list[int] = []
+
+    def done_all(ends: list[End]) -> None:
+        hand.done_all(ends)
+        sent.extend(job[0].token for job, _ in ends)
+
+    hand.pool = TaskPool(done_all, hand.failed)
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> None:
+        if message.user == "slow":
+            unsent.append([token for token in called if token not in sent])
+            time.sleep(2 * task_pool.SLICE_S)  # holds the loop, as some handlers do
+        called.append(message.data)
+
+    hand.expected = 40
+    for token in range(40):
+        user = "slow" if token < 20 else "quick"
+        request = Request(token, "x", b"%d" % token, user, {})
+        hand.pool.add((request, hand.app.routes["x"], 0, 0.0))
+    hand.pool.wake()
+    async with asyncio.timeout(PATIENCE_S):
+        await hand.all_done.wait()
+    assert called.index(20) < 20, "the quick one takes turns"
+    assert unsent == [[]] * 20
+    await hand.pool.close()
+
+
+async def test_flush_is_called_when_the_queue_is_worked_off() -> None:
     hand = Hand()
     seen: list[list[int] | str] = []
     report = hand.done_all
@@ -278,7 +310,7 @@ async def test_idle_is_called_when_the_queue_is_worked_off() -> None:
         seen.append([job[0].token for job, _ in ends])
         report(ends)
 
-    hand.pool = TaskPool(done_all, hand.failed, idle=lambda: seen.append("idle"))
+    hand.pool = TaskPool(done_all, hand.failed, flush=lambda: seen.append("flushed"))
 
     @hand.app.handler("x")
     async def handler(message: Message) -> None:
@@ -289,7 +321,7 @@ async def test_idle_is_called_when_the_queue_is_worked_off() -> None:
         hand.give(tokens)
         async with asyncio.timeout(PATIENCE_S):
             await hand.all_done.wait()
-    assert seen == [[0, 1, 2], "idle", [3], "idle"]
+    assert seen == [[0, 1, 2], "flushed", [3], "flushed"]
     await hand.pool.close()
 
 

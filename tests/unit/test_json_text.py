@@ -59,8 +59,8 @@ def has_lone_surrogate(text: bytes) -> bool:
 
 
 def naive_nesting(text: str) -> int:
-    """Count brackets one by one, outside strings. Backslashes escape quotes and backslashes everywhere, and a bracket
-    that closes nothing does not count: such text is no JSON."""
+    """Count brackets one by one, outside strings. Backslashes escape quotes and backslashes everywhere, and after a
+    bracket that closes nothing the depth is below zero: such text is no JSON."""
     depth = deepest = 0
     within = escaped = False
     for character in text:
@@ -74,7 +74,7 @@ def naive_nesting(text: str) -> int:
             depth += 1
             deepest = max(deepest, depth)
         elif character in "]}" and not within:
-            depth = max(depth - 1, 0)
+            depth -= 1
     return deepest
 
 

@@ -63,9 +63,9 @@ class NotBegunError(Exception):
 
 class TaskPool:
     """Tasks of one worker. `done(ends)` is called with handlers that have returned, `failed(job, error)` as one raises;
-    both in the order of the ends, in the turn of the loop in which a handler ends or at the start of the next. `idle()`
-    is called when the queue is worked off. The queue is bounded by the credit. `due(job)` returns the deadline of a
-    request (monotonic seconds).
+    both in the order of the ends, in the turn of the loop in which a handler ends or at the start of the next.
+    `flush()` sends the answers that wait: the queue is worked off, or the next request may take long. The queue is
+    bounded by the credit. `due(job)` returns the deadline of a request (monotonic seconds).
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class TaskPool:
         done: Callable[[list[End]], None],
         failed: Callable[[Job, BaseException], None],
         due: Callable[[Job], float] = lambda _: math.inf,
-        idle: Callable[[], None] = lambda: None,
+        flush: Callable[[], None] = lambda: None,
     ) -> None:
         self._done = done
-        self._on_idle = idle
+        self._flush = flush
         self._failed = failed
         self._due = due
         self._loop = asyncio.get_running_loop()
@@ -281,8 +281,8 @@ class TaskPool:
             except IndexError:  # `hold_back` was quicker
                 break
             try:
-                if type(queue) is Turns and self._due(job) <= began:
-                    raise NotBegunError
+                if type(queue) is Turns:
+                    self._before(job, queue, began)
                 result = job[1].call(Message(job[0]))
                 if job[1].runs is not _INLINE:
                     result = await result
@@ -313,8 +313,17 @@ class TaskPool:
             self.wake()  # a leader that is not used again may leave requests
         else:
             self._queue_in_order()
-            self._on_idle()
+            self._flush()
         return is_spent
+
+    def _before(self, job: Job, queue: Turns, now: float) -> None:
+        """Send the answers that are ready where a request may take long. Raises NotBegunError for one that is
+        overdue."""
+        if self._due(job) <= now:
+            raise NotBegunError
+        if self._ended and queue.is_slow(job):
+            self._end()
+            self._flush()
 
     def _on_waited(self, me: asyncio.Task[None]) -> None:
         """Report a handler that has waited, and others have led meanwhile."""

@@ -26,6 +26,8 @@ LEAST_S = 20e-6
 """Seconds that every request counts, before it is known how long the request takes."""
 NEWCOMERS = 128
 """Divisor: those who always wait have a turn after so many times its length for newcomers at the latest."""
+LONG_S = 0.001
+"""Seconds that a request may take before the answers to earlier ones are kept waiting by it."""
 REMEMBERED = 64
 """Least number of senders to be looked through for those that need not be remembered."""
 
@@ -46,6 +48,7 @@ class Turns:
         self._count = 0
         self._used: dict[Hashable, float] = {}  # seconds by sender, also of some without requests here
         self._most_used = REMEMBERED
+        self._slow: set[Hashable] = set()  # senders whose last request took long
         self._virtual = 0.0  # seconds used of a sender that always waits
         self._base = 0.0  # the same when nobody waited last: of those who were forgotten then
         self.clear()
@@ -129,14 +132,24 @@ class Turns:
             sender = sender_of(job)
             self._used[sender] = self._used.get(sender, self._base) + took_s
             self._virtual += took_s / NEWCOMERS
+            if took_s > LONG_S:
+                self._slow.add(sender)
+            else:
+                self._slow.discard(sender)
+
+    def is_slow(self, job: Job) -> bool:
+        """Return whether the last request of this one's sender took long."""
+        return sender_of(job) in self._slow
 
     def _forget(self) -> None:
         """Forget senders that have no requests here, and have had no more time than those who wait; all where nobody
         waits, so that a request of long ago, however long it took, keeps nobody back."""
         if not self._queues:
             self._used.clear()
+            self._slow.clear()
             self._base = self._virtual
         elif len(self._used) > self._most_used:
             least, queues = self._virtual, self._queues
             self._used = {sender: used for sender, used in self._used.items() if used > least or sender in queues}
+            self._slow.intersection_update(self._used)
             self._most_used = max(2 * len(self._used), REMEMBERED)

@@ -9,6 +9,10 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
+from array import array
+from itertools import accumulate
+from operator import add
 from typing import Any, NoReturn
 
 import msgspec
@@ -27,35 +31,67 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _SQUARE = bytes.maketrans(b"{}", b"[]")
 _NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 _NOT_VALUES = bytes(byte for byte in range(256) if byte not in b'[{,"')
-_STRING = rb'"[^"]*+(?:"|\Z)'
-_strings_cut = re.compile(_STRING).sub
+_BITS = bytes.maketrans(b"[]", b"10")
+_WORD_BITS = 16
+_SAMPLE_BYTES = 4096
 
 
 def too_deep(text: bytes, limit: int = DEPTH_LIMIT) -> bool:
-    """Return whether brackets in JSON text nest deeper than `limit`; brackets in strings do not count.
+    """Return whether brackets in JSON text nest deeper than `limit`; brackets in strings do not count, and one that
+    closes nothing, which is no JSON, makes what follows less deep.
 
     Linear and without recursion, and cheap for few brackets. Text of brackets alone is the dearest: everything is done
-    by searches in C, for a loop over a megabyte of brackets takes a tenth of a second, and anybody may send that.
+    by searches and tables in C, for a loop over a megabyte of brackets takes a tenth of a second, and anybody may send
+    that.
     """
     if not _has_more_brackets(text, limit):
         return False
-    rest = _without_escapes(text).translate(_SQUARE, _NOT_STRUCTURE).replace(b'""', b"")
-    return not _within(limit, strings=b'"' in rest).fullmatch(rest)
+    rest = _without_strings(_without_escapes(text).translate(_SQUARE, _NOT_STRUCTURE))
+    while limit and _has_many_leaves(rest):
+        rest = _without_leaves(rest + b"]" * limit)  # where each bracket is closed, the depth is one less
+        limit -= 1
+    return _depth(rest) > limit
+
+
+def _without_leaves(brackets: bytes) -> bytes:
+    return brackets.replace(b"[]", b"")
+
+
+def _has_many_leaves(brackets: bytes) -> bool:
+    """Return whether a third, by a look at the begin, are pairs that hold no other: these cost more one by one."""
+    sample = brackets[:_SAMPLE_BYTES]
+    return 3 * len(_without_leaves(sample)) < 2 * len(sample)
+
+
+def _depth(brackets: bytes) -> int:
+    """Return the highest count of brackets that open, less those that close, from the begin on.
+
+    Each bracket is a bit: a table has, for each word of bits, the count behind the word, and the highest one within.
+    """
+    behind, highest = _of_words()
+    padding = -len(brackets) % _WORD_BITS
+    bits = int(brackets.translate(_BITS) + b"0" * (padding + 1), 2) >> 1  # a digit at least
+    words = array("H", bits.to_bytes((len(brackets) + padding) // 8, sys.byteorder))
+    if sys.byteorder == "little":
+        words.reverse()
+    before = accumulate(map(behind.__getitem__, words), initial=0)
+    return max(map(add, before, map(highest.__getitem__, words)), default=0)
 
 
 @functools.cache
-def _within(limit: int, *, strings: bool) -> re.Pattern[bytes]:
-    """Return the pattern of square brackets, and of strings, that nest at most `limit` deep. The end of the text may
-    stand for what ends brackets and strings, and brackets that close nothing do not count: such text is no JSON."""
-    string = b"|" + _STRING if strings else b""
-    group = rb""
-    for _ in range(limit):
-        group = rb"\[(?:" + group + string + rb")*+(?:\]|\Z)" if group else _deepest(string)
-    return re.compile(rb"(?:\]|" + group + string + rb")*+" if group else rb"(?:\]" + string + rb")*+")
+def _of_words() -> tuple[list[int], list[int]]:
+    """Return two tables by word of bits: its count, and its highest count of some first bits. Made in some
+    milliseconds, when they are needed."""
+    behind, highest = [0], [0]
+    for _ in range(_WORD_BITS):  # one bit more, in front of the others
+        behind = [count - 1 for count in behind] + [count + 1 for count in behind]
+        highest = [max(0, count - 1) for count in highest] + [count + 1 for count in highest]
+    return behind, highest
 
 
-def _deepest(string: bytes) -> bytes:
-    return rb"\[(?:" + string[1:] + rb")*+(?:\]|\Z)" if string else rb"\[(?:\]|\Z)"
+def _without_strings(text: bytes) -> bytes:
+    """Return JSON text without escaped quotes, without its strings. The end of the text may stand for a quote."""
+    return b"".join(text.replace(b'""', b"").split(b'"')[::2]) if b'"' in text else text
 
 
 def _without_escapes(text: bytes) -> bytes:
@@ -68,8 +104,8 @@ def has_more_values(text: bytes, most: int, list_weight: int) -> bool:
     a field of an object once. Linear; text with few commas and brackets is not looked at twice."""
     if _values(text, list_weight) <= most:
         return False
-    rest = _without_escapes(text).translate(None, _NOT_VALUES).replace(b'""', b"")
-    return _values(_strings_cut(b"", rest), list_weight) > most
+    rest = _without_strings(_without_escapes(text).translate(None, _NOT_VALUES))
+    return _values(rest, list_weight) > most
 
 
 def _values(text: bytes, list_weight: int) -> int:
