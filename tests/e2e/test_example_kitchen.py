@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from contextlib import AsyncExitStack, closing
-from pathlib import Path
+from contextlib import AsyncExitStack
 
 import pytest
 
-from bester.broker.accounts import Accounts
+from tests.e2e.example_kitchen import EXAMPLE, kitchen_servers
 from tests.e2e.stock_stand import Seat
-from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, short_directory
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "kitchen"
-PORTS = {"s1": "2251", "s2": "2252"}
-USERS = {"s1": ("t", "oven"), "s2": ("g",)}
+from tests.live import DEADLINE_S, Process, RawClient, short_directory
 
 
 async def test_oven_is_watched_and_set_from_the_other_server() -> None:
-    async with short_directory() as directory, AsyncExitStack() as stack:
-        servers = {}
-        for name, port in PORTS.items():
-            text = (EXAMPLE / f"{name}.toml").read_text()
-            assert text.count(f":{port}") == 1
-            (directory / f"{name}.toml").write_text(text.replace(f":{port}", ":0"))
-            with closing(Accounts(directory / "bester-data" / name)) as accounts:
-                for user in USERS[name]:
-                    accounts.add(user, "secret")
-            up = await Process.start(BESTER, "up", "-c", f"{name}.toml", cwd=directory)
-            stack.push_async_callback(up.end)
-            address = (await up.says(f"{name} serves ")).partition(" serves ")[2].split(",")[0].strip()
-            servers[name] = LiveServer(directory, [up], address)
-            for type_ in ("chat", "mail", "kitchen", "presence"):
-                await servers[name].has_type(type_)
+    types = ("chat", "mail", "kitchen", "presence")
+    async with (
+        short_directory() as directory, kitchen_servers(directory, types) as servers, AsyncExitStack() as stack
+    ):  # fmt: skip
         environment = {"BESTER_PASSWORD": "secret", "OVEN_TICK_S": "0.05"}
         argv = (sys.executable, str(EXAMPLE / "oven.py"), servers["s1"].address, "oven", "t", "g@s2")
         oven = await Process.start(*argv, cwd=directory, env=environment)

@@ -6,13 +6,10 @@ import asyncio
 import os
 import re
 import signal
-from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
-from bester.broker.accounts import Accounts
-from tests.e2e.test_example_kitchen import EXAMPLE, PORTS, USERS
-from tests.keyed import free_port
-from tests.live import BESTER, DEADLINE_S, LiveServer, Process, short_directory
+from tests.e2e.example_kitchen import kitchen_servers
+from tests.live import BESTER, DEADLINE_S, short_directory
 
 PAGES = Path(__file__).parents[2] / "docs"
 SHOWN = {
@@ -31,18 +28,7 @@ def lines_of(page: str) -> list[str]:
 
 
 async def test_lines_to_try_do_what_the_page_says() -> None:
-    async with short_directory() as directory, AsyncExitStack() as stack:
-        for name, port in PORTS.items():
-            text = (EXAMPLE / f"{name}.toml").read_text().replace(f":{port}", f":{free_port()}")
-            (directory / f"{name}.toml").write_text(text)
-            with closing(Accounts(directory / "bester-data" / name)) as accounts:
-                for user in USERS[name]:
-                    accounts.add(user, "secret")
-            up = await Process.start(BESTER, "up", "-c", f"{name}.toml", cwd=directory)
-            stack.push_async_callback(up.end)
-            address = (await up.says(f"{name} serves ")).partition(" serves ")[2].split(",")[0].strip()
-            for page in SHOWN:
-                await LiveServer(directory, [up], address).has_type(page)
+    async with short_directory() as directory, kitchen_servers(directory, tuple(SHOWN)):
         for page, shown in SHOWN.items():
             lines = lines_of(page)
             assert len(lines) == len(shown), page
