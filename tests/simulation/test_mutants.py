@@ -21,6 +21,7 @@ from bester.broker.core.clock import Clock
 from bester.broker.core.dedup import DedupCache
 from bester.broker.core.effects import Link
 from bester.broker.core.inbound_lanes import InboundLanes
+from bester.broker.core.lane_shares import LaneShares
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.message_groups import oldest
 from bester.broker.core.pools import Worker
@@ -191,6 +192,11 @@ def put_off(self: StoreDriver) -> None:
 def tick(self: StoreDriver) -> None:
     self.due = True
     settle(self)
+
+
+def test_messages_that_wait_for_their_share_of_a_lost_link_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LaneShares, "waiting", lambda self: [])
+    assert "report" in broken_seeds(likely=9)
 
 
 @pytest.mark.parametrize(("kind", "method"), [(InboundLanes, "find"), (DedupCache, "find")])

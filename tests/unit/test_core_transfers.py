@@ -6,6 +6,7 @@ from itertools import count
 
 from bester.broker.core.cases import Case, Kind
 from bester.broker.core.effects import Link
+from bester.broker.core.lane_shares import LaneShares
 from bester.broker.core.settings import Route
 from bester.broker.core.transfers import Transfer, Transfers
 from bester.broker.store_requests import Entry, lane
@@ -23,7 +24,7 @@ def transfer(link: Link = OUT, *, type_: str = "t", deadline: float = 10.0, kept
 
 
 def test_answer_ends_a_transfer_once_and_only_on_its_link() -> None:
-    transfers = Transfers(10)
+    transfers = Transfers(10, LaneShares(128))
     one = transfer()
     transfers.add(1, one)
     assert transfers.end(1, OTHER) is None
@@ -34,7 +35,7 @@ def test_answer_ends_a_transfer_once_and_only_on_its_link() -> None:
 
 
 def test_lane_is_full_by_itself_and_has_room_after_an_answer() -> None:
-    transfers = Transfers(2)
+    transfers = Transfers(2, LaneShares(128))
     transfers.add(1, transfer())
     transfers.add(2, transfer())
     assert transfers.is_full(lane("s2", "t"))
@@ -48,7 +49,7 @@ def test_lane_is_full_by_itself_and_has_room_after_an_answer() -> None:
 
 
 def test_lost_link_drops_its_own_transfers_alone() -> None:
-    transfers = Transfers(10)
+    transfers = Transfers(10, LaneShares(128))
     mine, others = transfer(), transfer(OTHER)
     transfers.add(1, mine)
     transfers.add(2, others)
@@ -58,7 +59,7 @@ def test_lost_link_drops_its_own_transfers_alone() -> None:
 
 
 def test_overdue_transfers_are_given_up_in_order() -> None:
-    transfers = Transfers(10)
+    transfers = Transfers(10, LaneShares(128))
     late = [transfer(deadline=1.0), transfer(deadline=2.0)]
     for token, one in enumerate([*late, transfer(deadline=3.0)]):
         transfers.add(token, one)
@@ -68,7 +69,7 @@ def test_overdue_transfers_are_given_up_in_order() -> None:
 
 
 def test_transfer_of_a_kept_message_has_a_deadline_of_its_own() -> None:
-    transfers = Transfers(10)
+    transfers = Transfers(10, LaneShares(128))
     kept, quick, patient = transfer(deadline=60.0, kept=True), transfer(deadline=5.0), transfer(deadline=5.0)
     for token, one in enumerate((kept, quick, patient)):
         transfers.add(token, one)
@@ -83,7 +84,7 @@ def test_transfer_of_a_kept_message_has_a_deadline_of_its_own() -> None:
 
 
 def test_floor_of_a_lane_is_the_number_of_its_first_transfer() -> None:
-    transfers = Transfers(10)
+    transfers = Transfers(10, LaneShares(128))
     first, second, other = transfer(), transfer(), transfer(OTHER)
     for token, one in enumerate((first, second, other)):
         transfers.add(token, one)

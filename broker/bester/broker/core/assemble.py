@@ -29,6 +29,7 @@ from bester.broker.core.inbound_lanes import InboundLanes
 from bester.broker.core.ingress import Ingress
 from bester.broker.core.jobs import Job
 from bester.broker.core.known_types import KnownTypes
+from bester.broker.core.lane_shares import LaneShares
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.observers import Observers
@@ -226,7 +227,7 @@ def _queueing(common: _Common) -> _Queueing:
     settings, out, snapshot, now = common.settings, common.out, common.snapshot, common.now
     reports, trace = common.reports, common.trace
     queues = Queues(settings, out, reports, common.clock, snapshot, now)
-    transfers = Transfers(settings.limits.max_lane)
+    transfers = Transfers(settings.limits.max_lane, LaneShares(settings.limits.max_lane_of_one))
     notes = RemoteNotes(out, snapshot.remote, settings.bounds.server_outcomes)
     late_outcomes = LateOutcomes(
         settings, queues, transfers, reports, out, notes, common.figures, snapshot.disowned, now,

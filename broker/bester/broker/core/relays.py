@@ -7,12 +7,14 @@ in its lane; later messages of the lane go behind. A server that is not configur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Reports
 from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.jobs import Job
+from bester.broker.core.lane_shares import Waiting
+from bester.broker.core.message_groups import sender_of
 from bester.broker.core.queue_table import Queue
 from bester.broker.core.queues import Queues
 from bester.broker.core.refused import LOG_AGAIN_S
@@ -33,6 +35,8 @@ UNREACHABLE = failed("unreachable")
 """Outcome from a bridge where a server has not answered; its meta says whether a connection was made."""
 DROPPED_AT_ONCE = 1_000
 """Messages of a lane that are dropped in one tick: their dead letters are written with one commit."""
+FREED = 256
+"""Messages of one sender that waited for its share, and go on in one tick: sent, or enqueued where the link is lost."""
 OnEnded = Callable[[Entry, str, float], None]
 
 
@@ -83,9 +87,25 @@ class Relays:
     # --- going out ---
 
     def send(self, job: Job, route: Route, target: str, type_: str, body: bytes, id_: str, now: float) -> str | None:
-        """Send a result to a server, or enqueue it. Returns a code where neither is possible."""
+        """Send a result to a server, enqueue it, or let it wait for its sender's share of the lane. Returns a code
+        where none is possible."""
+        key, shares = lane(route.name or target, type_), self.transfers.shares
+        sender = None if route.fabric is None else sender_of(job)
+        if sender is not None and shares.must_wait(key, sender, now):
+            job.case.pending += 1
+            shares.wait(key, sender, Waiting(job, route, target, type_, body, id_, now))
+            if self.transfers.is_full(key):
+                self._go_on(shares.take_first(key, sender), now, enqueue=True)
+            return None
+        return self._begin(job, route, target, type_, body, id_, sender, now)
+
+    def _begin(
+        self, job: Job, route: Route, target: str, type_: str, body: bytes, id_: str, sender: Hashable, now: float, *,
+        enqueue: bool = False,
+    ) -> str | None:  # fmt: skip
+        """Send a result, or enqueue it, as it must be with `enqueue`. Returns a code where neither is possible."""
         key = lane(route.name or target, type_)
-        full = self.transfers.is_full(key)
+        full = enqueue or self.transfers.is_full(key)
         if full and not route.name:
             self._out.reached["max_lane"] += 1
             return "overloaded"
@@ -117,9 +137,24 @@ class Relays:
         case.pending += 1
         patience_s = self._limits.report_s if route.name else self._limits.relay_s
         ttl_s = None if case.expires is None else max(0.0, case.expires - now)
-        transfer = Transfer(entry, target, link, route, now + patience_s, case, job.may_repeat)
+        transfer = Transfer(entry, target, link, route, now + patience_s, case, job.may_repeat, sender)
         self._send(transfer, entry, ttl_s, again=job.may_repeat)
         return None
+
+    def _go_on(self, messages: Iterable[Waiting], now: float, *, enqueue: bool = False) -> None:
+        """Send messages that have waited for a share of their lane, or enqueue them."""
+        for each in messages:
+            job, case = each.job, each.job.case
+            code: str | None = "expired"
+            if case.expires is None or now < case.expires:
+                code = self._begin(
+                    job, each.route, each.target, each.type, each.body, each.id, sender_of(job), now, enqueue=enqueue
+                )
+            if code is None:
+                self._reports.settle_one(case)  # the case waits for the transfer now, or for the queue
+                continue
+            self._trace.add((now, job.root, each.id, failed(code), each.target, each.since))
+            self._reports.settle(case, each.target, failed(code))
 
     def meta_of(self, job: Job) -> Meta:
         """Return the meta of a result's entry: its origin, path and root, and the peer that is to have its outcome."""
@@ -200,6 +235,8 @@ class Relays:
                 self.on_contact(transfer.route.name, now)  # the server is reachable, and takes messages
             self._trace.add((now, transfer.entry.meta["root"], transfer.entry.id, outcome, transfer.target, 0.0))
             self._ended(transfer, *((outcome, meta) if known else (failed("bad-reply"), {})), now)
+            if transfer.sender is not None:
+                self._go_on(self.transfers.shares.take(transfer.entry.queue, transfer.sender, now), now)
             if silent:  # the server is reachable; two more times show whether it reports
                 self.on_contact(transfer.route.name, now)
 
@@ -412,6 +449,10 @@ class Relays:
             elif self._enqueue(transfer, now, repeated=True):  # a late answer still counts
                 self._queues.keep_inflight(transfer.entry.number)
                 self.transfers.extend(token, transfer, now + self._limits.relay_s)
+        shares = self.transfers.shares
+        for key, sender in shares.waiting():
+            self._go_on(shares.take(key, sender, now, most=FREED), now)
+            self._go_on(shares.take_first(key, sender, FREED, now - self._limits.report_s), now, enqueue=True)
         for queue in self._queues.lanes():
             self.advance(queue, now)
 

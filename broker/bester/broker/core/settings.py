@@ -138,6 +138,9 @@ class Limits:
     have."""
     max_lane: int = 10_000
     """Messages of one type in transfer to one server."""
+    max_lane_of_one: int = 128
+    """The same of one sender, where another one sends there, too: what is above waits here for the answers to the
+    others, for all that a sender has in transfer is before what others send later."""
     max_lanes: int = 4_096
     """Types of which messages are queued for one server; each is looked at several times a second."""
     max_parties: int = 20_000

@@ -7,11 +7,13 @@ protocol (FORWARD). Either ends with an outcome, by an answer or by a deadline.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Hashable
 
 from msgspec import Struct
 
 from bester.broker.core.cases import Case
 from bester.broker.core.effects import Link
+from bester.broker.core.lane_shares import LaneShares
 from bester.broker.core.settings import Route
 from bester.broker.store_requests import Entry
 
@@ -24,6 +26,7 @@ class Transfer(Struct, eq=False):
 
     `case` is settled by the answer; None where the message is kept, for its case is settled at the commit. An answer
     counts until `deadline`, in seconds of `now`. `again`: the message was sent before, and may have been delivered.
+    `sender` is the one in whose share of the lane it counts, None where it counts in none.
     """
 
     entry: Entry
@@ -33,12 +36,15 @@ class Transfer(Struct, eq=False):
     deadline: float
     case: Case | None
     again: bool = False
+    sender: Hashable = None
 
 
 class Transfers:
-    """All transfers by token. A lane is named by the key of the queue that its messages would be in."""
+    """All transfers by token, at most `max_lane` of each lane, and the `shares` of their senders. A lane is named by
+    the key of the queue that its messages would be in."""
 
-    def __init__(self, max_lane: int) -> None:
+    def __init__(self, max_lane: int, shares: LaneShares) -> None:
+        self.shares = shares
         self._transfers: dict[int, Transfer] = {}
         self._lanes: dict[str, OrderedDict[int, None]] = {}  # numbers of the messages, in the order they were sent
         self._bytes: dict[str, int] = {}  # bytes of the bodies in flight, by lane
@@ -47,8 +53,13 @@ class Transfers:
         self._max_lane = max_lane
 
     def is_full(self, lane: str) -> bool:
-        """Return whether no more of this lane may be sent before some of its messages are answered."""
-        return len(self._lanes.get(lane, ())) >= self._max_lane or self._bytes.get(lane, 0) >= MAX_LANE_BYTES
+        """Return whether no more of this lane may be sent, or wait for a share of it, before some of its messages are
+        answered."""
+        count, size_bytes = self.shares.waits(lane)
+        return (
+            len(self._lanes.get(lane, ())) + count >= self._max_lane
+            or self._bytes.get(lane, 0) + size_bytes >= MAX_LANE_BYTES
+        )
 
     def floor(self, lane: str) -> int:
         """Return the number of the lane's first transfer; the lane has one. Messages that are sent again come out of a
@@ -68,10 +79,12 @@ class Transfers:
         self._bytes[lane] = self._bytes.get(lane, 0) + len(transfer.entry.body)
         if transfer.case is None or not transfer.route.name:
             self._patient[token] = None
+        if transfer.sender is not None:
+            self.shares.began(lane, transfer.sender)
 
     def extend(self, token: int, transfer: Transfer, deadline: float) -> None:
         """Add a transfer that was overdue once more: it has no case now, and an answer counts until `deadline`."""
-        transfer.deadline = deadline
+        transfer.deadline, transfer.sender = deadline, None
         self.add(token, transfer)
 
     def end(self, token: int, link: Link) -> Transfer | None:
@@ -94,6 +107,8 @@ class Transfers:
         self._bytes[lane] -= len(transfer.entry.body)
         if not numbers:
             del self._lanes[lane], self._bytes[lane]
+        if transfer.sender is not None:
+            self.shares.ended(lane, transfer.sender)
         return transfer
 
     def drop_link(self, link: Link) -> list[Transfer]:
@@ -127,5 +142,5 @@ class Transfers:
         return len(self._transfers)
 
     def inspect(self) -> dict[str, int]:
-        """Return how many transfers there are, by lane."""
-        return {lane: len(numbers) for lane, numbers in self._lanes.items()}
+        """Return how many transfers there are, by lane, and messages that wait for a share of it."""
+        return Counter({lane: len(numbers) for lane, numbers in self._lanes.items()}) + Counter(self.shares.inspect())

@@ -1,0 +1,134 @@
+"""Shares of lanes: how much of a lane to another server one sender has in transfer at once. Pure.
+
+A lane is sent in order, and what one sender has in transfer is before all that others send later. So a sender has a
+share of a lane to which another sends, too: what is above the share waits here, in order, and goes on as the sender's
+own messages are answered. A sender alone has the whole lane.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple
+
+from bester.broker.core.jobs import Job
+from bester.broker.core.settings import Route
+
+SHARED_S = 10.0
+"""Time for which a lane counts as shared after two senders have taken turns."""
+AT_ONCE = 2
+"""Messages that go on with one that comes, or is answered: what waits becomes less, a few at a time."""
+
+
+class Waiting(NamedTuple):
+    """A result of a job, on its way to a server, that waits for room in its lane since some time."""
+
+    job: Job
+    route: Route
+    target: str
+    type: str
+    body: bytes
+    id: str
+    since: float
+
+
+class _Lane:
+    """Messages of one lane by sender: counts of those in transfer, and those that wait."""
+
+    __slots__ = ("count", "inflight", "sender", "shared_until", "size_bytes", "waiting")
+
+    def __init__(self, sender: Hashable) -> None:
+        self.inflight: Counter[Hashable] = Counter()
+        self.waiting: dict[Hashable, deque[Waiting]] = {}
+        self.count = 0  # of those that wait
+        self.size_bytes = 0  # of their bodies
+        self.sender = sender  # the last one
+        self.shared_until = 0.0
+
+
+class LaneShares:
+    """Shares of all lanes that have messages in transfer; `share` is that of a sender, in messages."""
+
+    def __init__(self, share: int) -> None:
+        self._share = share
+        self._lanes: dict[str, _Lane] = {}
+
+    def must_wait(self, lane: str, sender: Hashable, now: float) -> bool:
+        """Return whether the next message of a sender waits: behind others of the sender, or for its share."""
+        found = self._lanes.get(lane)
+        if found is None:
+            return False
+        if found.sender != sender:
+            found.sender, found.shared_until = sender, now + SHARED_S
+        return sender in found.waiting or (found.inflight[sender] >= self._share and now < found.shared_until)
+
+    def wait(self, lane: str, sender: Hashable, message: Waiting) -> None:
+        """Let a message wait that must."""
+        found = self._lanes[lane]
+        found.waiting.setdefault(sender, deque()).append(message)
+        found.count += 1
+        found.size_bytes += len(message.body)
+
+    def waits(self, lane: str) -> tuple[int, int]:
+        """Return count and bytes of the messages of a lane that wait."""
+        found = self._lanes.get(lane)
+        return (0, 0) if found is None else (found.count, found.size_bytes)
+
+    def inspect(self) -> dict[str, int]:
+        """Return how many messages wait, by lane."""
+        return {lane: found.count for lane, found in self._lanes.items() if found.count}
+
+    def began(self, lane: str, sender: Hashable) -> None:
+        """Count a message of a sender in transfer."""
+        found = self._lanes.get(lane)
+        if found is None:
+            found = self._lanes[lane] = _Lane(sender)
+        found.inflight[sender] += 1
+
+    def ended(self, lane: str, sender: Hashable) -> None:
+        """Count a message of a sender as in transfer no more."""
+        found = self._lanes[lane]
+        found.inflight[sender] -= 1
+        if not found.inflight[sender]:
+            del found.inflight[sender]
+            self._forget(lane, found)
+
+    def take(self, lane: str, sender: Hashable, now: float, *, most: int = AT_ONCE) -> Iterator[Waiting]:
+        """Yield the messages of a sender that may go on, `most` at once; the caller sends each before the next."""
+        for _ in range(most):
+            found = self._lanes.get(lane)
+            if found is None or sender not in found.waiting:
+                return
+            if found.inflight[sender] >= self._share and now < found.shared_until:
+                return
+            yield self._pop(lane, found, sender)
+
+    def take_first(
+        self, lane: str, sender: Hashable, most: int = AT_ONCE, before: float = math.inf
+    ) -> Iterator[Waiting]:
+        """Yield the first messages of a sender that wait since a time `before` or longer, `most` at once, whatever its
+        share."""
+        for _ in range(most):
+            found = self._lanes.get(lane)
+            if found is None or sender not in found.waiting or found.waiting[sender][0].since > before:
+                return
+            yield self._pop(lane, found, sender)
+
+    def waiting(self) -> list[tuple[str, Hashable]]:
+        """Return the lanes and senders of which messages wait."""
+        return [(lane, sender) for lane, found in self._lanes.items() for sender in found.waiting]
+
+    def _pop(self, lane: str, found: _Lane, sender: Hashable) -> Waiting:
+        queue = found.waiting[sender]
+        message = queue.popleft()
+        found.count -= 1
+        found.size_bytes -= len(message.body)
+        if not queue:
+            del found.waiting[sender]
+            self._forget(lane, found)
+        return message
+
+    def _forget(self, lane: str, found: _Lane) -> None:
+        if not found.inflight and not found.waiting:
+            del self._lanes[lane]

@@ -1,0 +1,192 @@
+"""Shares of a lane to another server: one sender's messages wait, and another's do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bester.broker.core.lane_shares import AT_ONCE, SHARED_S
+from bester.broker.core.settings import Limits
+from bester.broker.store_requests import lane
+from bester.broker.wire.messages import Report
+from tests.unit.core_office import Office, bodies_of, numbered
+from tests.unit.core_stand import servers
+
+LANE = lane("s2", "one")
+SHARE = 3
+ALICE, BOB = 1, 2
+A, B, C, LATE, LAST = (b'"%s"' % text for text in (b"a", b"b", b"c", b"late", b"last"))
+
+
+class Shared(Office):
+    """An office of alice and bob, whose lane to s2 is shared: both have a message in transfer."""
+
+    def __init__(self, **limits: int) -> None:
+        super().__init__(Limits(max_lane_of_one=SHARE, **limits))
+        assert self.up() == []
+        self.tokens: dict[bytes, int] = {}
+        self.write(ALICE, A)
+        self.write(BOB, B)
+        self.first = self.relays()
+        assert bodies_of(self.first) == [A, B]
+
+    def opens(self) -> None:
+        self.bridge = self.stand.bridge("alice", "bob")
+        self.one = self.stand.handler("one", "two")
+
+    def write(self, session: int, *bodies: bytes, **meta: Any) -> None:
+        """Let a user send messages to s2."""
+        for body in bodies:
+            self.tokens[body] = self.stand.submit(self.bridge, "one", session=session, **meta)
+            self.stand.answer(self.one, servers("s2", body=body))
+
+    def outcome(self, body: bytes) -> dict[str, str]:
+        return self.outcomes(self.tokens[body])
+
+    def reports(self) -> list[Report]:
+        """Return the reports to the senders so far."""
+        return self.stand.heard_of(self.bridge, Report)
+
+    def answers_all(self) -> list[bytes]:
+        """Answer all that goes to s2, one by one; return the bodies in the order in which they went."""
+        went = []
+        while relays := self.relays():
+            went += bodies_of(relays)
+            for relay in relays:
+                self.answers(relay)
+        return went
+
+
+def test_one_senders_messages_wait_for_its_share_and_anothers_do_not() -> None:
+    office = Shared()
+    office.write(ALICE, *numbered(9))
+    assert bodies_of(office.relays()) == numbered(SHARE - 1)
+    assert office.stand.router.inspect().transfers == {LANE: 1 + 9 + 1}
+    office.write(BOB, C)
+    relay = office.relay()
+    assert relay.body == C
+    office.answers(relay)
+    assert office.outcome(C) == {}
+
+
+def test_what_waits_goes_on_in_order_as_the_senders_own_are_answered() -> None:
+    office = Shared()
+    office.write(ALICE, *numbered(9))
+    first = office.relays()
+    office.answers(office.first[1])  # bob's
+    assert office.relays() == []
+    office.answers(first[1])
+    second = office.relay()
+    assert second.body == b"2"
+    office.answers(office.first[0])
+    office.answers(first[0])
+    office.answers(second)
+    assert office.answers_all() == numbered(6, 3)
+    assert all(report.recipients == {} for report in office.reports())
+    assert office.stand.router.inspect().transfers == {}
+    assert office.stand.router.inspect().cases == 0
+
+
+def test_numbers_of_a_lane_rise_in_the_order_in_which_its_messages_go() -> None:
+    office = Shared()
+    office.write(ALICE, *numbered(6))
+    office.write(BOB, *numbered(6, 10))
+    went = office.relays()
+    for relay in went:
+        office.answers(relay)
+        went += office.relays()
+    numbers = [relay.meta["lane"][1] for relay in went]
+    assert numbers == sorted(numbers)
+    assert sorted(bodies_of(went)) == sorted(numbered(6) + numbered(6, 10))
+
+
+def test_a_sender_alone_has_the_whole_lane() -> None:
+    office = Office(Limits(max_lane_of_one=SHARE))
+    office.up()
+    for body in numbered(9):
+        office.sends("s2", body=body)
+    assert bodies_of(office.relays()) == numbered(9)
+
+
+def test_lane_that_is_shared_no_more_is_worked_off_faster_than_it_is_answered() -> None:
+    office = Shared()
+    office.write(ALICE, *numbered(9))
+    first = office.relays()
+    office.stand.world.now += SHARED_S
+    office.answers(first[0])
+    assert bodies_of(office.relays()) == numbered(AT_ONCE, SHARE - 1)
+
+
+def test_lost_link_queues_what_waits_behind_what_was_sent() -> None:
+    office = Shared()
+    office.write(ALICE, *numbered(5))
+    office.relays()
+    office.down()
+    office.stand.wait(1.0)
+    assert office.waiting() == [A, B, *numbered(5)]
+    assert {str(report.recipients) for report in office.reports()} == {"{'s2': 'queued'}"}
+    again = office.up()
+    assert [relay.meta.get("again", False) for relay in again] == [True] * 4 + [False] * 3
+
+
+def test_what_waits_too_long_is_queued() -> None:
+    office = Shared()
+    office.write(ALICE, *numbered(9))
+    office.stand.wait(2.5)
+    for relay in [office.first[0], *office.relays()]:
+        office.answers(relay)
+    assert bodies_of(office.relays()) == numbered(SHARE, SHARE - 1)
+    office.stand.wait(3.0)
+    assert office.waiting() == [B, *numbered(4, 5)]
+    assert bodies_of(office.relays()) == numbered(4, 5)
+
+
+def test_what_waits_goes_on_where_the_others_are_overdue() -> None:
+    office = Shared()
+    office.write(ALICE, *numbered(5))
+    office.relays()
+    office.stand.wait(6.0)
+    assert bodies_of(office.relays()) == numbered(3, 2)
+    assert office.waiting() == [A, B, *numbered(2)]
+
+
+def test_what_expires_as_it_waits_is_not_sent() -> None:
+    office = Shared()
+    office.write(ALICE, *numbered(SHARE - 1))
+    office.write(ALICE, LATE, ttl_s=1.0)
+    office.write(ALICE, LAST)
+    first = office.relays()
+    office.stand.world.now += 2.0
+    office.answers(first[0])
+    office.answers(first[1])
+    outcomes = {report.token: report.recipients for report in office.reports()}
+    assert outcomes.pop(office.tokens[LATE]) == {"s2": "failed:expired"}
+    assert list(outcomes.values()) == [{}, {}]
+    assert bodies_of(office.relays()) == [LAST]
+
+
+@pytest.mark.parametrize("bodies", [numbered(5), [b'"%s"' % (b"x" * 100)] * 5])
+def test_full_lane_queues_what_waits_first(bodies: list[bytes]) -> None:
+    office = Shared(max_lane=6)
+    office.write(ALICE, *bodies[:3])
+    first = office.relays()
+    assert office.waiting() == []
+    office.write(ALICE, bodies[3])
+    assert office.waiting() == bodies[SHARE - 1 : 4]
+    office.write(ALICE, bodies[4])
+    for relay in first:
+        office.answers(relay)
+    assert office.waiting() == bodies[SHARE - 1 :]
+
+
+def test_server_that_an_operator_holds_gets_nothing_of_what_waits() -> None:
+    office = Shared()
+    office.write(ALICE, *numbered(5))
+    first = office.relays()
+    operator = office.stand.join("operator", "o")
+    assert office.stand.ask(operator, "peerHold", "s2").status == 0
+    office.answers(first[0])
+    office.stand.wait(1.0)
+    assert office.relays() == []
+    assert office.waiting() == numbered(3, 2)
