@@ -90,7 +90,7 @@ class Relays:
         """Send a result to a server, enqueue it, or let it wait for its sender's share of the lane. Returns a code
         where none is possible."""
         key, shares = lane(route.name or target, type_), self.transfers.shares
-        sender = None if route.fabric is None else sender_of(job)
+        sender = sender_of(job) if route.name else None
         if sender is not None and shares.must_wait(key, sender, now):
             job.case.pending += 1
             shares.wait(key, sender, Waiting(job, route, target, type_, body, id_, now))
