@@ -102,7 +102,7 @@ def test_lanes_do_not_hold_each_other_up() -> None:
 
 
 def test_bounds_of_a_server_count_all_its_lanes() -> None:
-    office = Office(server_messages=3)
+    office = Office(server_messages=6)  # half of it for alice
     office.queues(b"1", b"2")
     office.queues(b"3", type_="two")
     for type_ in ("one", "two"):
@@ -117,7 +117,7 @@ def test_bounds_of_a_server_count_all_its_lanes() -> None:
     office.queues(b"4", b"5", type_="two")
 
 
-@pytest.mark.parametrize("bounds", [{"server_messages": 2}, {"server_bytes": 9}])
+@pytest.mark.parametrize("bounds", [{"server_messages": 4}, {"server_bytes": 12}])
 def test_full_lane_is_refused(bounds: dict[str, int]) -> None:
     office = Office(None, **bounds)
     office.queues(b'"1"', b'"2"')

@@ -1,4 +1,4 @@
-"""Shares of mailboxes: one sender cannot fill another's mailbox, after a restart neither."""
+"""Shares of queues: one sender cannot fill another's mailbox, or what is kept for a server, after a restart neither."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any, cast
 
 import pytest
 
+from bester.broker.core.effects import Link
 from bester.broker.core.records import Record, State
 from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.core.shares import Shares
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store.sqlite import SqliteStore
-from bester.broker.store_requests import Bounds, Enqueue, Entry, mailbox, sharer_of
-from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Relayed, Report
+from bester.broker.store_requests import Bounds, Enqueue, Entry, lane, mailbox, sharer_of
+from bester.broker.wire.messages import Close, Command, Confirm, Deliver, Goodbye, Relay, Relayed, Report
 from tests.unit.core_post import BOB
-from tests.unit.core_stand import START, Stand, clients
+from tests.unit.core_stand import START, Stand, clients, servers
 from tests.unit.store_stand import KINDS, made
 
 ALICE, CAROL = mailbox("alice"), mailbox("carol")
@@ -48,10 +49,16 @@ class Town:
         self.stand.answer(self.chat, clients(to, body=body))
         return self.stand.report(self.bridges[user]).recipients
 
-    def relays(self, server: str) -> str:
-        """Let a user of another server send to bob; returns the outcome."""
+    def sends_on(self, user: str, to: str = "s2", body: bytes = b'"hi"') -> dict[str, str]:
+        """Let a user send to another server, which is away; returns the outcomes of the report."""
+        self.stand.submit(self.bridges[user], "chat")
+        self.stand.answer(self.chat, servers(to, body=body))
+        return self.stand.report(self.bridges[user]).recipients
+
+    def relays(self, server: str, command: Command | None = None) -> str:
+        """Let a user of another server send to bob, or by another command; returns the outcome."""
         self.stand.relay(self.peers[server], "chat", path=[server], origin=server)
-        self.stand.answer(self.chat, clients("bob"))
+        self.stand.answer(self.chat, command or clients("bob"))
         return self.stand.one(self.peers[server], Relayed).outcome
 
     @property
@@ -103,6 +110,31 @@ def test_one_sender_has_no_more_of_all_mailboxes_than_is_left_by_all(bounds: dic
     stand.say(bob, Goodbye(None))
     assert town.shares == {}
     assert [town.sends("alice"), town.relays("s3")] == [QUEUED, "queued"]
+
+
+@pytest.mark.parametrize("bounds", [{"server_messages": 6}, {"server_bytes": 24}])
+def test_one_sender_has_no_more_at_a_server_that_is_away_than_is_left_by_all(
+    bounds: dict[str, Any], store: Any
+) -> None:
+    town = Town(store, **bounds)
+    away, no_more = {"s2": "queued"}, {"s2": "failed:overloaded"}
+    assert [town.sends_on("alice") for _ in range(4)] == [away, away, away, no_more]
+    town.stand.restart()
+    town.opens()
+    town.stand.wait(0.5)
+    assert [town.sends_on("alice"), town.sends_on("carol"), town.sends_on("carol")] == [no_more, away, away]
+    assert town.relays("s3", servers("s2")) == "queued"
+    assert town.relays("s3", servers("s2")) == "failed:overloaded"
+    assert town.sends_on("alice", "s3") == {"s3": "queued"}, "another server has a bound of its own"
+    stand = town.stand
+    stand.take(stand.router.on_server_ready("s2", stand.now))
+    relays = stand.heard_of(Link("server", b"s2"), Relay)
+    assert len(relays) == 6
+    for relay in relays:
+        stand.say(Link("server", b"s2"), Relayed(relay.token, "delivered", {}))
+    stand.take(stand.router.on_server_lost("s2", "nothing heard", stand.now))
+    assert town.shares == {lane("s3", "chat"): {ALICE: (1, 4)}}
+    assert town.sends_on("alice") == away
 
 
 @pytest.mark.parametrize("share", [0.001, 0.3, 1.0])

@@ -69,6 +69,8 @@ def test_snapshot_has_everything_that_was_kept(path: Path) -> None:
         lane("s3", "two"): StoredQueue(1, 4, FIRST + 9, FIRST + 9),
     }
     assert found.shares == {
+        lane("s2", "one"): {mailbox("alice"): (3, 12)},
+        lane("s3", "two"): {mailbox("alice"): (1, 4)},
         mailbox("carol"): {mailbox("alice"): (3, 12)},
         mailbox("dave"): {"server/s4": (1, 9)},
         mailbox(STRANGE): {mailbox("alice"): (1, 3002)},

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from bester.broker.wire.messages import Meta
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 
 OUTCOME_KEPT_S = 7 * 24 * 3600
 """Time for which the outcome of a message can be asked for after the message's time to live."""
@@ -54,9 +55,9 @@ def sharer_of(queue: str, sender: str | None, peer: object) -> str | None:
     """Return the key of the sender of whose share a message takes room, by the message's queue, sender and `peer`.
 
     A server counts as one sender, for only the server itself is known and not what it says of its users. None where no
-    share is counted: in lanes, in the sender's own mailbox, for late outcomes, and for what a handler emits by itself.
+    share is counted: in the sender's own mailbox, for late outcomes, and for what a handler emits by itself.
     """
-    if not is_mailbox(queue):
+    if not is_mailbox(queue) and queue == lane(owner_of(queue), OUTCOME_TYPE):
         return None
     key = mailbox(sender) if sender is not None else f"server/{peer}" if type(peer) is str else None
     return None if key == queue else key
@@ -410,7 +411,7 @@ class Snapshot:
     the starts.
 
     `next_expiry_s` is when the first message expires, in the store's time, whose saved state is `clock` (None in a new
-    store). `shares` has messages and bytes in each mailbox by sender (see `sharer_of`): shares must hold from the first
+    store). `shares` has messages and bytes in each queue by sender (see `sharer_of`): shares must hold from the first
     message after a restart. `dead` counts the dead letters. `names` are those the server has had, `peers` says by
     address whether native servers report. `held` are the servers to which messages are held
     back, `remote` counts the notes of messages that are queued at a server, `disowned` has number and time of each
@@ -460,11 +461,12 @@ class Bounds:
     sender_share: float = 0.1
     """Part of `user_messages` and of `user_bytes` that one sender may use, so that others can still write."""
     server_messages: int = 100_000
-    """Messages kept for one server; above it the sender has `overloaded`."""
+    """Messages kept for one server; above it the sender has `overloaded`. A sender with more of them than are left by
+    all has so before: one alone has half."""
     server_bytes: int = 1024 * 1024 * 1024
     """The same in bytes."""
     messages: int = 1_000_000
-    """Messages in all queues; above it every sender has `storage-full`. A sender with more in mailboxes than is left by
+    """Messages in all queues; above it every sender has `storage-full`. A sender with more in queues than is left by
     all has so before: one alone has half."""
     total_bytes: int = 8 * 1024 * 1024 * 1024
     """The same in bytes."""

@@ -157,9 +157,15 @@ class QueueTable:
                 return "mailbox-full", "user_bytes"
             if self._shares.is_full(key, sharer, size):
                 return "mailbox-full", "sender_share"
-            left, left_bytes = bounds.messages - self.messages, bounds.total_bytes - self.size_bytes
-            reached = self._shares.rest_reached(sharer, size, left, left_bytes)
-            return (None, None) if reached is None else ("storage-full", reached)
+        left, left_bytes = bounds.messages - self.messages, bounds.total_bytes - self.size_bytes
+        reached = self._shares.rest_reached(sharer, size, left, left_bytes)
+        if reached is not None:
+            return "storage-full", reached
+        return (None, None) if is_mailbox(key) else self._server_reached(key, sharer, size)
+
+    def _server_reached(self, key: str, sharer: str | None, size: int) -> tuple[str | None, str | None]:
+        """Return the code and bound of a lane as `bound_reached` does."""
+        bounds = self._bounds
         server = self._servers.get(owner_of(key))
         # Other messages to a server must not keep outcomes from it.
         if server is None or key == lane(owner_of(key), OUTCOME_TYPE):
@@ -168,6 +174,10 @@ class QueueTable:
             return "overloaded", "server_messages"
         if server.size_bytes + size > bounds.server_bytes:
             return "overloaded", "server_bytes"
+        left, left_bytes = bounds.server_messages - server.messages, bounds.server_bytes - server.size_bytes
+        reached = self._shares.server_reached(owner_of(key), sharer, size, left, left_bytes)
+        if reached is not None:
+            return "overloaded", reached
         full = len(server.lanes) >= self.limits.max_lanes and key not in server.lanes
         return ("overloaded", "max_lanes") if full else (None, None)
 

@@ -209,7 +209,7 @@ def snapshot(
     handed: dict[str, int] = dict(all_of("SELECT box, upto FROM handed WHERE ns = %b"))
     clock = all_of("SELECT stored_s, skew_s, boot, boot_s FROM clock WHERE ns = %b")
     waiting = f"FROM entry WHERE ns = %b AND outcome IS NULL{among}"
-    in_mailbox = f"{waiting} AND box >= 'user/' AND box < 'user0' AND sender IS"
+    of_users = f"SELECT box, sender, NULL, count(*), sum(size)::bigint {waiting} AND sender IS NOT NULL GROUP BY 1, 2"
     return Snapshot(
         epoch=epoch,
         life=life,
@@ -222,8 +222,8 @@ def snapshot(
         shares=summed_shares(
             (read_text(box), None if sender is None else read_text(sender), meta, messages, size_bytes)
             for box, sender, meta, messages, size_bytes in [
-                *all_of(f"SELECT box, sender, NULL, count(*), sum(size)::bigint {in_mailbox} NOT NULL GROUP BY 1, 2"),
-                *all_of(f"SELECT box, NULL, meta, 1, size {in_mailbox} NULL"),
+                *all_of(of_users),
+                *all_of(f"SELECT box, NULL, meta, 1, size {waiting} AND sender IS NULL"),
             ]
         ),
         types=_names(all_of("SELECT name FROM seen_type WHERE ns = %b ORDER BY serial")),

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-from bester.broker.store_requests import LaneOutcomes, is_mailbox, owner_of, sharer_of
+from bester.broker.store_requests import LaneOutcomes, owner_of, sharer_of
 from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT, severity, worst
 
 _MARK = "\ufdd0"
@@ -90,7 +90,7 @@ def summed_shares(
     and bytes. The meta counts where there is no sender; a damaged one names nobody."""
     shares: dict[str, dict[str, tuple[int, int]]] = {}
     for queue, sender, meta, messages, size_bytes in rows:
-        sharer = sharer_of(queue, sender, _peer_of(meta) if sender is None and is_mailbox(queue) else None)
+        sharer = sharer_of(queue, sender, _peer_of(meta) if sender is None else None)
         if sharer is not None:
             senders = shares.setdefault(queue, {})
             before = senders.get(sharer, (0, 0))

@@ -8,12 +8,12 @@ from itertools import chain
 from bester.broker.store.rows import counts_by_server, read_text, summed_shares, unpack_lane
 from bester.broker.store_requests import ClockState, SaveLane, Snapshot, StoredQueue
 
-_IN_MAILBOX = "outcome IS NULL AND box >= 'user/' AND box < 'user0' AND sender IS"
+_WAITING = "FROM entry WHERE outcome IS NULL AND sender IS"
 _SHARES = (
-    f"SELECT box, sender, NULL, count(*), sum(size) FROM entry WHERE {_IN_MAILBOX} NOT NULL GROUP BY box, sender",  # noqa: S608 (own words)
-    f"SELECT box, NULL, meta, 1, size FROM entry WHERE {_IN_MAILBOX} NULL",  # noqa: S608 (own words)
+    f"SELECT box, sender, NULL, count(*), sum(size) {_WAITING} NOT NULL GROUP BY box, sender",
+    f"SELECT box, NULL, meta, 1, size {_WAITING} NULL",
 )
-"""Reads of what each sender has in each mailbox; the server that sent a message is in the meta alone."""
+"""Reads of what each sender has in each queue; the server that sent a message is in the meta alone."""
 
 
 def snapshot(db: sqlite3.Connection, epoch: str, life: int, full: str | None) -> Snapshot:
