@@ -30,6 +30,7 @@ from bester.broker.store_requests import (
     StoredQueue,
     lane,
 )
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 
 if TYPE_CHECKING:
     from bester.broker.postgres import Connection
@@ -223,7 +224,7 @@ def snapshot(
             (read_text(box), None if sender is None else read_text(sender), meta, messages, size_bytes)
             for box, sender, meta, messages, size_bytes in [
                 *all_of(of_users),
-                *all_of(f"SELECT box, NULL, meta, 1, size {waiting} AND sender IS NULL"),
+                *all_of(f"SELECT box, NULL, meta, 1, size {waiting} AND sender IS NULL AND type <> '{OUTCOME_TYPE}'"),
             ]
         ),
         types=_names(all_of("SELECT name FROM seen_type WHERE ns = %b ORDER BY serial")),

@@ -7,11 +7,12 @@ from itertools import chain
 
 from bester.broker.store.rows import counts_by_server, read_text, summed_shares, unpack_lane
 from bester.broker.store_requests import ClockState, SaveLane, Snapshot, StoredQueue
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 
 _WAITING = "FROM entry WHERE outcome IS NULL AND sender IS"
 _SHARES = (
     f"SELECT box, sender, NULL, count(*), sum(size) {_WAITING} NOT NULL GROUP BY box, sender",
-    f"SELECT box, NULL, meta, 1, size {_WAITING} NULL",
+    f"SELECT box, NULL, meta, 1, size {_WAITING} NULL AND type <> '{OUTCOME_TYPE}'",
 )
 """Reads of what each sender has in each queue; the server that sent a message is in the meta alone."""
 
