@@ -22,7 +22,8 @@ AT_ONCE = 2
 
 
 class Waiting(NamedTuple):
-    """A result of a job, on its way to a server, that waits for room in its lane since some time."""
+    """A result of a job, on its way to a server, that waits for a share of its lane since some time. The job's body is
+    not kept."""
 
     job: Job
     route: Route

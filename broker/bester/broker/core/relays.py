@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
+from msgspec import structs
+
 from bester.broker.core import policy
 from bester.broker.core.cases import Reports
 from bester.broker.core.effects import Effects, Link, Notice
@@ -93,7 +95,8 @@ class Relays:
         sender = sender_of(job) if route.name else None
         if sender is not None and shares.must_wait(key, sender, now):
             job.case.pending += 1
-            shares.wait(key, sender, Waiting(job, route, target, type_, body, id_, now))
+            origin = structs.replace(job, body=b"", group=None, suspicion=None)  # all that a result needs of the job
+            shares.wait(key, sender, Waiting(origin, route, target, type_, body, id_, now))
             if self.transfers.is_full(key):
                 self._go_on(shares.take_first(key, sender), now, enqueue=True)
             return None
