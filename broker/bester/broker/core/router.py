@@ -408,6 +408,11 @@ class Router:
         """Take in which types have handlers that will not be started again: messages of these types do not wait."""
         self._units.known_types.given_up = types
 
+    def announce_end(self) -> None:
+        """Tell in the status that this server ends. Clients' messages are taken no more; this broker still takes those
+        of handlers and of other servers, until `drain`."""
+        self._inquiries.is_ending = True
+
     def drain(self) -> None:
         """Refuse all messages from now on, or leave them to others, and let those under way go on: this broker is about
         to end."""
