@@ -50,8 +50,13 @@ class Authority:
         begin: timedelta = -DAY,
         end: timedelta = 90 * DAY,
         uses: tuple[x509.ObjectIdentifier, ...] = BOTH,
+        encoded: bytes = b"",
     ) -> tuple[Path, Path]:
-        """Write FILE.pem and FILE.key, valid from `begin` to `end` from now, for these hosts; return both paths."""
+        """Write FILE.pem and FILE.key, valid from `begin` to `end` from now, for these hosts, or for names that are
+        `encoded`, and nothing checks; return both paths."""
+        shown: x509.ExtensionType = x509.SubjectAlternativeName([_name(name) for name in names])
+        if encoded:
+            shown = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, encoded)
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
         made = (
@@ -62,7 +67,7 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now + begin)
             .not_valid_after(now + end)
-            .add_extension(x509.SubjectAlternativeName([_name(name) for name in names]), critical=True)
+            .add_extension(shown, critical=True)
             .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
             .sign(self._key, hashes.SHA256())
         )

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,7 +21,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bester.broker.operator.http import host_of
 from tests.e2e.operator_stand import HEAD, TOKEN, Operator, operated, page_of, secret_in
-from tests.live import BESTER, LiveServer, Process, RawClient, head, shared_server, short_directory
+from tests.live import (
+    BESTER,
+    DEADLINE_S,
+    LiveServer,
+    Process,
+    RawClient,
+    head,
+    raw_handler,
+    shared_server,
+    short_directory,
+)
 
 DIES = '[handlers.dies]\napp = "mixed:app"\ntypes = ["dies"]\nattempts = 1\n'
 ROOT = Path(__file__).parents[2]
@@ -110,6 +121,25 @@ async def test_request_without_a_host_is_answered_and_the_name_of_this_machine_n
     writer.close()
     monkeypatch.setattr(BaseRequest, "host", property(pytest.fail))
     assert host_of(make_mocked_request("GET", "/health")) == ""
+
+
+async def test_server_that_ends_is_not_ready_while_it_finishes_what_clients_have_sent() -> None:
+    async with operated(token=False) as operator, raw_handler(operator.server.fabric, "held") as handler:
+        client = await RawClient.login(operator.server, "alice")
+        client.submit("held", {}, "m1")
+        request = await handler.hear(10)
+        process = operator.server.processes[0]
+        process.send_signal(signal.SIGTERM)
+        await process.says("finishing the messages under way")
+        status, text = await operator.request("/ready")
+        assert (status, json.loads(text)) == (503, {"ready": False, "why": "the server ends"})
+        assert (await operator.get("/api/status"))["draining"] is True
+        await handler.say([11, request[1], 0, [], None])
+        report, _ = await client.until_report("m1")
+        assert report["header"]["status"] == "good"
+        await client.close()
+        handler.welcome = False  # the server leaves first
+        await asyncio.wait_for(process.process.wait(), DEADLINE_S)  # another signal would hurry it
 
 
 async def test_who_may_look_and_who_may_act() -> None:

@@ -113,7 +113,9 @@ async def test_other_certificates_end_the_handshake(tmp_path: Path) -> None:
         theirs = Authority(tmp_path, "theirs").issue("ann.example", file="ann")
         late = secure.ours.issue("ann.example", file="late", end=-timedelta(hours=1))
         of_a_server = secure.ours.issue("s2.example", file="s2", uses=(ExtendedKeyUsageOID.SERVER_AUTH,))
-        for pair, words in ((theirs, "authority"), (late, "expired"), (of_a_server, "extendedKeyUsage")):
+        no_text = secure.ours.issue(file="no-text", encoded=b"0\x05\x82\x03an\xff")
+        faults = ((theirs, "authority"), (late, "expired"), (of_a_server, "extendedKeyUsage"), (no_text, "is no text"))
+        for pair, words in faults:
             async with secure.client(pair) as session:
                 with pytest.raises(REFUSED):
                     await status_of(session, "/health")

@@ -161,6 +161,20 @@ async def test_server_is_known_by_its_certificate_alone(tmp_path: Path) -> None:
         await server.processes[0].says("its certificate is signed by no authority in client_ca")
 
 
+async def test_certificate_with_a_name_that_is_no_text_ends_the_connection_in_one_line(tmp_path: Path) -> None:
+    """Python cannot read such a certificate, also where another name in it is that of a listed server."""
+    ca = f'client_ca = "{tmp_path}/authority.pem"\n'
+    async with serving(tmp_path, SERVERS, ca) as (server, authority), asyncio.timeout(4 * DEADLINE_S):
+        names = b"".join(b"\x82" + bytes([len(name)]) + name for name in (b"s2.example\xff", b"s2.example"))
+        odd = authority.issue(file="odd", encoded=b"0" + bytes([len(names)]) + names)
+        with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+            await submit(tls_of(server), authority.ca, odd, "s2")
+        await server.processes[0].says("its certificate cannot be read: a name in it is no text")
+        assert not any("Traceback" in line for line in server.processes[0].lines)
+        again = await submit(tls_of(server), authority.ca, authority.issue("s2.example", file="s2"), "s2")
+        assert again.get("reason") != "not-allowed"
+
+
 async def test_message_goes_to_server_over_tls(tmp_path: Path) -> None:
     """The deployment in small: a handler here sends to a server there, which knows this one by its certificate."""
     handler = tmp_path / "onward.py"

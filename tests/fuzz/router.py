@@ -175,7 +175,9 @@ class World:
             effects = waiting.pop(0)
             if effects.writes:
                 waiting.append(self.router.on_committed(effects.writes, self.store.commit(effects.writes), self.now))
-            waiting += [self.router.on_read(read, self.store.read(read.request), self.now) for read in effects.reads]
+            waiting += [
+                self.router.on_reads([(read, self.store.read(read.request))], self.now) for read in effects.reads
+            ]
             for link, messages in effects.messages.items():
                 for message in messages:
                     self._heard(link, message)

@@ -13,6 +13,7 @@ from bester.broker.wire.address import (
     endpoints_to,
     is_host_port,
     is_loopback,
+    network_of,
     parse_endpoint,
     parse_host_port,
     parse_origin,
@@ -184,3 +185,21 @@ def test_a_host_has_no_longer_name_than_dns_has(length: int, may_be: bool) -> No
         with pytest.raises(ValueError, match="253 characters at most") as refusal:
             parse_host_port(text)
         assert len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("address", "net"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::"),
+        ("2001:db8:1:3::9", "2001:db8:1:3::"),
+        ("::1", "::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("", ""),
+        ("a host", "a host"),
+    ],
+)
+def test_network_that_counts_as_one_address(address: str, net: str) -> None:
+    assert network_of(address) == net

@@ -151,6 +151,22 @@ class TestAdmission:
         scene.bridge.on_connection_lost(connection)
         assert scene.bridge.admit(ListConnection(scene.bridge), "192.0.2.1")
 
+    def test_addresses_of_one_ipv6_network_are_bounded_together(self) -> None:
+        """Each host there has more addresses than all the room has places."""
+        scene = Scene(max_connections_per_address=2)
+        first, stranger = scene.log_in(host="2001:db8:1:2::1"), scene.connect("2001:db8:1:2::2")
+        elsewhere = scene.connect("2001:db8:1:3::1")
+        last = scene.log_in("bob", host="2001:db8:1:2:ffff::3")
+        assert (stranger.aborted is None, elsewhere.aborted) == (False, None)
+        assert not scene.bridge.admit(ListConnection(scene.bridge), "2001:db8:1:2::4")
+        assert scene.bridge.inspect().hosts == 2
+        for connection in (first, last, elsewhere):
+            scene.bridge.on_connection_lost(connection)
+        assert scene.bridge.inspect().hosts == 0
+        scene.log_in(host="192.0.2.1")
+        scene.log_in("bob", host="::ffff:192.0.2.1")  # the same address, at a listener for both
+        assert not scene.bridge.admit(ListConnection(scene.bridge), "192.0.2.1")
+
     def test_connections_of_a_user_are_bounded(self) -> None:
         scene = Scene(max_connections_per_user=1)
         first = scene.log_in("bob")

@@ -91,7 +91,7 @@ def test_status_tells_of_the_brokers_and_of_who_adopted() -> None:
         {"broker": "b1", "adopter": "b2", "ago_s": 1.0, "messages": 2, "outcomes": 0, "dead_letters": 0}
     ]
     (look,) = [read for read in reads_of(two) if isinstance(read.request, FindBrokers)]
-    two.take(two.router.on_read(look, None, two.now))
+    two.take(two.router.on_reads([(look, None)], two.now))
     (seen,) = two.router.status(two.now)["adoptions"]
     assert seen == status["adoptions"][0] | {"ago_s": LOOK_S + 1.0}, "the store is away, and the last look stays"
 
@@ -316,7 +316,7 @@ def test_lane_to_a_server_goes_on_under_new_numbers_above_its_floor() -> None:
     two.tick()
     looks = [read for read in two.reads if isinstance(read.request, FindBrokers)]
     two.reads.clear()
-    two.take(two.router.on_read(looks[0], Brokers("b1"), two.now))
+    two.take(two.router.on_reads([(looks[0], Brokers("b1"))], two.now))
     (adoption,) = two.reads
     two.reads.clear()
     two.commits = True
@@ -330,7 +330,7 @@ def test_lane_to_a_server_goes_on_under_new_numbers_above_its_floor() -> None:
     two.answer(post.chat, servers("s2", as_type="t"))
     relayed()
     assert len(floors) == 1
-    two.take(two.router.on_read(adoption, two.store.read(adoption.request), two.now))
+    two.take(two.router.on_reads([(adoption, two.store.read(adoption.request))], two.now))
     relayed()
     numbers = [number for number, _ in floors]
     assert len(numbers) == 3
@@ -411,10 +411,10 @@ def test_adoption_without_an_answer_is_asked_for_again_under_its_numbers(answer:
         while two.reads:
             read = two.reads.pop(0)
             if isinstance(read.request, FindBrokers):
-                two.take(two.router.on_read(read, Brokers("b1"), two.now))
+                two.take(two.router.on_reads([(read, Brokers("b1"))], two.now))
             elif isinstance(read.request, Adopt):
                 firsts.append(read.request.first)
-                two.take(two.router.on_read(read, answer, two.now))
+                two.take(two.router.on_reads([(read, answer)], two.now))
     assert (firsts[0] == firsts[1]) is (answer is None)
 
 

@@ -368,7 +368,7 @@ def test_outcome_that_is_looked_up_before_its_message_is_recorded_comes_again() 
     reads, stand.reads = list(stand.reads), []
     stand.say(S2, Relayed(relay.token, "queued", {"queued": 1}))
     for read in reads:
-        stand.take(stand.router.on_read(read, None, stand.now))
+        stand.take(stand.router.on_reads([(read, None)], stand.now))
     stand.commits = True
     stand.commit()
     assert {each.token: each.outcome for each in stand.heard_of(peer, Relayed)} == {early: "failed:overloaded"}

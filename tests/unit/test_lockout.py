@@ -29,7 +29,6 @@ from bester.broker.lockout import (
     Allowed,
     Lockout,
     Refused,
-    network_of,
 )
 
 HERE, THERE = "192.0.2.7", "192.0.2.8"
@@ -403,21 +402,3 @@ def test_any_five_failures_within_the_window_make_a_user_wait(steps: list[tuple[
             if len([at for at in times if world.now - at <= WINDOW_S]) >= FAILURES:
                 wait = wait_s(world.lockout.decide(who, where, b"new", world.now))
                 assert wait >= FIRST_WAIT_S - 1e-6  # the clock is a float
-
-
-@pytest.mark.parametrize(
-    ("address", "net"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
-        ("2001:db8:1:2::9", "2001:db8:1:2::"),
-        ("2001:db8:1:3::9", "2001:db8:1:3::"),
-        ("::1", "::"),
-        ("fe80::1%eth0", "fe80::"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("", ""),
-        ("a host", "a host"),
-    ],
-)
-def test_network_that_counts_as_one_address(address: str, net: str) -> None:
-    assert network_of(address) == net

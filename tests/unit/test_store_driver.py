@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -53,9 +53,10 @@ class Scripted(Router):
         self.log.append((list(writes), result.ok))
         return self._after(*writes)
 
-    def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
-        self.log.append((read.request, answer))
-        return self._after(read.request)
+    def on_reads(self, answered: Iterable[tuple[StoreRead, Any]], now: float) -> Effects:
+        done = [(read.request, answer) for read, answer in answered]
+        self.log += done
+        return self._after(*(request for request, _ in done))
 
     def _after(self, *done: Write | Read) -> Effects:
         """Return the effects laid down for these, each once."""
@@ -354,3 +355,20 @@ def test_all_is_written_at_the_end_of_the_process(stand: Stand) -> None:
     stand.driver.finish()
     assert numbers_of(stand.log) == [[0, 1, 2], [3, 4, 5]]
     assert stand.driver.is_idle
+
+
+def test_reads_of_one_turn_are_answered_in_one_call(stand: Stand) -> None:
+    """What the answers change together is written once; a read that fails takes none of the others with it."""
+    calls: list[list[Any]] = []
+    on_reads = stand.router.on_reads
+
+    def note(answered: Iterable[tuple[StoreRead, Any]], now: float) -> Effects:
+        """Note a call."""
+        answered = list(answered)
+        calls.append([read.request for read, _ in answered])
+        return on_reads(answered, now)
+
+    stand.router.on_reads = note  # type: ignore[method-assign]  # the router of this test alone
+    stand.driver.add([], reads(FETCH, FETCH, OUTCOMES))
+    stand.driver.run()
+    assert calls == [[FETCH, FETCH], [OUTCOMES]]  # questions come behind everything else

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -93,8 +93,10 @@ class Stand(Router):
         self.log.append(([write[0] if isinstance(write, End) else write.entry.number for write in writes], result.ok))  # type: ignore[union-attr]  # of these kinds alone
         return Effects()
 
-    def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
-        self.log.append((type(read.request).__name__, len(answer) if answer is not None else None))
+    def on_reads(self, answered: Iterable[tuple[StoreRead, Any]], now: float) -> Effects:
+        self.log += [
+            (type(read.request).__name__, None if answer is None else len(answer)) for read, answer in answered
+        ]
         return Effects()
 
     def add(self, *requests: Write | Read) -> None:

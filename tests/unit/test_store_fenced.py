@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -42,8 +42,8 @@ class Told(Router):
         self.log.append("committed")
         return Effects()
 
-    def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
-        self.log.append("read")
+    def on_reads(self, answered: Iterable[tuple[StoreRead, Any]], now: float) -> Effects:
+        self.log += ["read" for _ in answered]
         return Effects()
 
     def ask(self, *requests: Write | Read) -> None:

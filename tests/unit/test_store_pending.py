@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,8 @@ class Recorder(Router):
         self.log.append((list(writes), "ok" if result.ok else result.code))
         return Effects()
 
-    def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
-        self.log.append((read.request, answer))
+    def on_reads(self, answered: Iterable[tuple[StoreRead, Any]], now: float) -> Effects:
+        self.log += [(read.request, answer) for read, answer in answered]
         return Effects()
 
 

@@ -130,6 +130,7 @@ async def _drain(broker: Broker, bridge: Service) -> None:
     for servers. Both in the same time: nobody waits for an answer after that."""
     loop_time = asyncio.get_running_loop().time
     latest = loop_time() + broker_service.DRAIN_S
+    broker.router.announce_end()
     bridge.refuse_new()
     await bridge.drain(broker_service.DRAIN_S)
     await broker_service.finish(broker.drain(max(latest - loop_time(), LAST_DRAIN_S)))

@@ -58,9 +58,9 @@ class Refused(NamedTuple):
 class BridgeState(NamedTuple):
     """Counts of one bridge.
 
-    `connections` come from so many `hosts`. Of these connections, `sessions` are logged in, of so many `users`;
-    `logins` wait for the broker, `strangers` have not sent a login yet, and `timed` have a deadline. `senders` share
-    the input. `unfinished` frames have begun and not ended, `unfinished_bytes` of them are held.
+    `connections` come from so many `hosts` (an IPv6 /64 is one). Of these connections, `sessions` are logged in, of so
+    many `users`; `logins` wait for the broker, `strangers` have not sent a login yet, and `timed` have a deadline.
+    `senders` share the input. `unfinished` frames have begun and not ended, `unfinished_bytes` of them are held.
 
     Counted from the beginning: `made_way` strangers for new connections, and unfinished frames that ended their
     connection: `frames_over` the bound of their bytes, `frames_late`. `reached` counts what was refused, dropped or cut

@@ -41,7 +41,8 @@ class Limits:
     have sent logins that are still to be read. Longer than a round trip and a busy turn of the loop. Where all places
     are taken the time does not count."""
     max_connections_per_address: int = 1_000
-    """No address can take all the room. Loopback and Unix peers (often proxies) are bounded by the total."""
+    """No address, nor IPv6 /64, which one host has by itself, can take all the room. Loopback and Unix peers (often
+    proxies) are bounded by the total."""
     messages_per_s: float = 0.0
     """Messages a second of one user, over all of their connections; 0: as many as the window lets through."""
     max_connections_per_user: int = 1_000

@@ -1,4 +1,7 @@
-"""The connections of one bridge, and the bounds of their number: in all, of strangers, by address, by user. Pure."""
+"""The connections of one bridge, and the bounds of their number: in all, of strangers, by address, by user. Pure.
+
+The addresses of an IPv6 /64, which one host has by itself, count as one address.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from bester.bridge.ports import ClientConnection
 from bester.bridge.session import Session
 from bester.bridge.states import State
 from bester.bridge.steps import UNIX_HOST
-from bester.broker.wire.address import is_loopback
+from bester.broker.wire.address import is_loopback, network_of
 
 
 class Registry:
@@ -58,23 +61,25 @@ class Registry:
         """Return the stranger that makes way for a connection from this host: the oldest one, or the oldest one of the
         same address where that address has no room. None where there is no such stranger."""
         if self._is_full(host):
-            return next(iter(self._strangers_at.get(host, {}).values()), None)
+            return next(iter(self._strangers_at.get(network_of(host), {}).values()), None)
         connection, _ = next(iter(self._strangers.values()), (None, 0.0))
         return connection
 
     def _is_full(self, host: str) -> bool:
         """Return whether an address has as many connections as it may have."""
-        if host == UNIX_HOST or is_loopback(host):
+        network = network_of(host)
+        if host == UNIX_HOST or is_loopback(host) or is_loopback(network):
             return False
-        return self._hosts.get(host, 0) >= self._limits.max_connections_per_address
+        return self._hosts.get(network, 0) >= self._limits.max_connections_per_address
 
     def add(self, connection: ClientConnection, now: float) -> None:
         """Add a connection, with its session."""
         session = connection.session
         self.connections[session.number] = self.timed[session.number] = connection
-        self._hosts[session.address] = self._hosts.get(session.address, 0) + 1
+        host = network_of(session.address)
+        self._hosts[host] = self._hosts.get(host, 0) + 1
         self._strangers[session.number] = connection, now
-        self._strangers_at.setdefault(session.address, {})[session.number] = connection
+        self._strangers_at.setdefault(host, {})[session.number] = connection
 
     def remove(self, session: Session) -> bool:
         """Remove a connection; False where it was removed before."""
@@ -83,7 +88,7 @@ class Registry:
         self.timed.pop(session.number, None)
         if self.connections.pop(session.number, None) is None:
             return False
-        _count_down(self._hosts, session.address)
+        _count_down(self._hosts, network_of(session.address))
         return True
 
     def on_state(self, connection: ClientConnection) -> None:
@@ -115,10 +120,11 @@ class Registry:
 
     def _remove_stranger(self, session: Session) -> None:
         if self._strangers.pop(session.number, None) is not None:
-            here = self._strangers_at[session.address]
+            host = network_of(session.address)
+            here = self._strangers_at[host]
             del here[session.number]
             if not here:
-                del self._strangers_at[session.address]
+                del self._strangers_at[host]
 
     def log_in(self, connection: ClientConnection) -> bool:
         """Make the connection of a known user a target; False where the user has no room for another one."""

@@ -42,6 +42,8 @@ is taken apart by itself: four thousand take 20 ms."""
 _UNREADABLE = re.compile(rb"\n(?i:host):(?:[^\r\n]{262}|[^\r\n.]{80})|\n[ \t]")
 """A host longer than a name with its port may be, or a part of one: to decode 16 KiB of them takes a tenth of a second.
 Neither may a header go on in the next line, which is obsolete, as its parts would be joined."""
+_HEAD_END = re.compile(rb"\n\r?\n")
+"""End of the request. What comes behind before the answer, which the protocol forbids, wsproto would lose unseen."""
 PARTING_S = 1.0
 """Time of a peer to answer the end of the stream, before the connection is closed."""
 _NOT_A_SOCKET = (
@@ -124,6 +126,10 @@ class WebStream(Layer):
                 return
             if _UNREADABLE.search(self._head):
                 self._refuse("its request is for no WebSocket: it names no host, or has a header of several lines")
+                return
+            end = _HEAD_END.search(self._head)
+            if end is not None and end.end() < len(self._head):
+                self._refuse("it goes on behind its request, and has not waited for the answer")
                 return
         self._unread += data
         if self._turns.take_in(self):

@@ -32,7 +32,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "max_frame": Key("1048576", "bytes of the longest frame accepted from a client that has logged in"),
         "max_connections": Key("20000", "connections at once; a quarter of them, up to 5000, before a login"),
         "max_connections_per_user": Key("1000", "connections of one user at once"),
-        "max_connections_per_address": Key("1000", "connections from one address at once, except loopback"),
+        "max_connections_per_address": Key("1000", "connections from one address (IPv6: /64) at once, except loopback"),
         "messages_per_s": Key("0", "messages a second of one user, twice as many at once; 0: no limit"),
         "websocket": Key("none", "a listener for browsers, as HOST:PORT; with [native.tls] it speaks TLS (wss)"),
         "websocket_origins": Key(

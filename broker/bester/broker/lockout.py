@@ -13,7 +13,6 @@ tables are bounded, and unknown names are treated like known ones.
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -246,15 +245,3 @@ class Lockout:
     def sizes(self) -> tuple[int, ...]:
         """Return the size of each table."""
         return len(self._histories), len(self._trusted), len(self._users), len(self._nets), len(self._greylist)
-
-
-def network_of(address: str) -> str:
-    """Return the unit that counts as one address: the /64 of an IPv6 address, which one host or household has, else the
-    address."""
-    try:
-        v6 = ipaddress.IPv6Address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if v6.ipv4_mapped is not None:
-        return str(v6.ipv4_mapped)
-    return str(ipaddress.IPv6Address(int(v6) >> 64 << 64))

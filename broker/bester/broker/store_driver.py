@@ -3,7 +3,7 @@
 The loop waits for nothing. A commit is made at once, on the loop's thread, as long as the disk is quick; where another
 process holds the lock the group is pending and is tried again by a timer; where a commit takes long the next ones are
 made beside the loop. While a group is pending, later writes and reads wait behind it, and so does what follows from
-them: the core sends that on `Router.on_committed` and `Router.on_read`. All other messages go on.
+them: the core sends that on `Router.on_committed` and `Router.on_reads`. All other messages go on.
 
 Where the store is remote, all commits and reads are made beside the loop. While a remote store is away, what would have
 to be kept is refused at once; a group whose connection broke in the middle stays pending until the database tells what
@@ -17,7 +17,7 @@ turn.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -181,7 +181,7 @@ class StoreDriver:
             if not isinstance(read.request, Question):
                 self._reads.append(read)
             elif not self._questions.add(read):
-                self._carry_out(self._router.on_read(read, None, self._clock()))
+                self._carry_out(self._router.on_reads([(read, None)], self._clock()))
         if self._pending is not None:
             self._waiting_bytes += sum(map(size_of, writes))
             if self._waiting_bytes > WAITING_BYTES // 2 and self._pending.aside and not self._store.is_remote:
@@ -446,7 +446,7 @@ class StoreDriver:
         result = Committed(False, why=why, code="storage-unavailable")
         self._carry_out(self._router.on_committed(refused[::-1], result, now))
         while self._questions:  # their askers may ask again
-            self._carry_out(self._router.on_read(self._questions.take(), None, now))
+            self._carry_out(self._router.on_reads([(self._questions.take(), None)], now))
 
     # --- reads ---
 
@@ -454,12 +454,15 @@ class StoreDriver:
         """Do reads, as far as the messages that they would find are committed and the turn has room for more than one;
         writes come before the others."""
         done = 0
+        answered: list[tuple[StoreRead, Any]] = []
         for read in reads:
             if done and (self._read_room <= 0 or (self._store.is_remote and done == READ_AT_ONCE)):
                 break
             if self._groups.concerns(read.request):
                 if self._store.is_remote and done:
                     break
+                self._took(answered)
+                answered = []
                 self._commit(self._groups.take_all())
                 if self._is_blocked():
                     self._ready = reads[done:] + self._ready
@@ -470,8 +473,9 @@ class StoreDriver:
             else:
                 answer = self._answer(read)
                 self._read_room -= _found_bytes(answer) if isinstance(read.request, Fetch) else 0
-                self._took(read, answer)
+                answered.append((read, answer))
         self._reads = reads[done:] + self._reads
+        self._took(answered)
         if self._store.is_remote:
             self._read_aside(reads[:done])
 
@@ -493,20 +497,24 @@ class StoreDriver:
 
     def _answered(self, pending: _Pending) -> None:
         assert pending.answers is not None
-        for read, answer in zip(pending.reads, pending.answers, strict=True):
-            self._took(read, answer)
+        self._took(zip(pending.reads, pending.answers, strict=True))
 
-    def _took(self, read: StoreRead, answer: Any) -> None:
-        """Hand the answer to a read, or its error, to the core. No answer follows where another process has taken the
-        store: the asker asks another broker."""
+    def _took(self, answered: Iterable[tuple[StoreRead, Any]]) -> None:
+        """Hand the answers to reads, or their errors, to the core. No answer follows where another process has taken
+        the store: the asker asks another broker."""
         if self._store.fenced:
             return
-        if isinstance(answer, BesterError):
+        told: list[tuple[StoreRead, Any]] = []
+        for read, answer in answered:
+            if not isinstance(answer, BesterError):
+                told.append((read, answer))
+                continue
             unreadable = Effects()
             unreadable.notice("store-unreadable", why=answer.text)
             self._carry_out(unreadable)
-            if not isinstance(read.request, Question):
+            if isinstance(read.request, Question):
+                told.append((read, None))  # the asker may ask again
+            else:
                 self._unread.append(read)  # no message may be passed over: its queue stands still until then
-                return
-            answer = None  # the asker may ask again
-        self._carry_out(self._router.on_read(read, answer, self._clock()))
+        if told:
+            self._carry_out(self._router.on_reads(told, self._clock()))

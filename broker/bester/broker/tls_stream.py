@@ -63,7 +63,8 @@ class TlsStream(Layer):
 
     __slots__ = (
         "_above", "_answered_bytes", "_connected", "_failed", "_fault", "_head", "_host", "_in", "_opened", "_out",
-        "_peer_ended", "_phase", "_plain_answer", "_records", "_shaken_bytes", "_ssl", "_truncated", "_turns", "waiter",
+        "_peer_ended", "_phase", "_plain_answer", "_records", "_shaken_bytes", "_ssl", "_truncated", "_turns",
+        "certificate", "waiter",
     )  # fmt: skip
 
     def __init__(
@@ -95,12 +96,13 @@ class TlsStream(Layer):
         self._fault: TlsError | None = None
         self._peer_ended = self._truncated = False
         self.waiter: asyncio.Future[None] | None = None
-
-    @property
-    def certificate(self) -> tuple[str, ...] | None:
-        """Names in the verified certificate of the peer: hosts, addresses. Empty where the peer has shown none; None
+        self.certificate: tuple[str, ...] | None = None
+        """Names in the verified certificate of a client: hosts, addresses. Empty where the client has shown none; None
         where none was asked for."""
-        if self._ssl.context.verify_mode is ssl.CERT_NONE:
+
+    def _names_shown(self) -> tuple[str, ...] | None:
+        """Return the names for `certificate`. Raises ValueError, or an error of TLS, for names that are no text."""
+        if self._host is not None or self._ssl.context.verify_mode is ssl.CERT_NONE:
             return None
         shown = self._ssl.getpeercert() or {}
         rows = cast(tuple[tuple[str, str], ...], shown.get("subjectAltName", ()))
@@ -218,6 +220,11 @@ class TlsStream(Layer):
                 self._pump()  # the alert that tells the peer why
                 self._fail(fault_of(error, self._host))
                 return
+        try:
+            self.certificate = self._names_shown()
+        except (ValueError, ssl.SSLError):
+            self._fail(TlsError("its certificate cannot be read: a name in it is no text", unread=True))
+            return
         self._phase = Phase.OPEN
         self._records.on_data()
         self._pump()

@@ -24,8 +24,9 @@ from typing import NamedTuple
 import argon2
 
 from bester.broker.check_queue import CheckQueue
-from bester.broker.lockout import Lockout, Refused, network_of
+from bester.broker.lockout import Lockout, Refused
 from bester.broker.logs import facts
+from bester.broker.wire.address import network_of
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.notes import describe
 

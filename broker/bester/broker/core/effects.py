@@ -161,7 +161,7 @@ class Effects(Struct, eq=False):  # a Struct, since every batch of a link has on
     """Effects of one call of the router, which its shell carries out in this order:
 
     `writes`  on disk as soon as the store can be written; then `Router.on_committed` has the messages that follow
-    `reads`   answered afterwards, by `Router.on_read`
+    `reads`   answered afterwards, by `Router.on_reads`
     `messages`  that depend on none of the writes, by link, each link's in order; a message that cannot be sent is given
     to `Router.on_undeliverable`
     `calls`   passwords to check, logins that are decided, names to look up, processes to restart, lines for the log

@@ -8,9 +8,9 @@ its lane of one type has an epoch of each.
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from bester.broker.core.cases import Case
@@ -265,11 +265,9 @@ def _watch(case: Case, position: LanePosition) -> None:
 
 
 def _ended(lane: _Lane) -> LaneOutcomes:
-    """Return what is written of a lane."""
-    ended = {number: text for number, each in lane.outcomes.items() if (text := _outcome(each))}
-    if len(ended) > MAX_WRITTEN:
-        ended = {number: ended[number] for number in heapq.nlargest(MAX_WRITTEN, ended)}
-    return LaneOutcomes(lane.floor, ended)
+    """Return what is written of a lane: the outcomes that came last, without a look at the thousands before them."""
+    ended = ((number, text) for number, each in reversed(lane.outcomes.items()) if (text := _outcome(each)) is not None)
+    return LaneOutcomes(lane.floor, dict(islice(ended, MAX_WRITTEN)))
 
 
 def _outcome(entry: Case | str) -> str | None:

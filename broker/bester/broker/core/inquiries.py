@@ -38,6 +38,8 @@ class Inquiries:
         self._refused = refused
         self._rates = Rates()
         self._started = now
+        self.is_ending = False
+        """Tell in the status that the server ends: its bridge finishes what clients have sent, and takes no more."""
 
     def fold(self, now: float) -> None:
         """Fold the figures, and estimate the rates of senders; call about once a second."""
@@ -109,8 +111,8 @@ class Inquiries:
         units = self._units
         return status_of(
             self._settings, self._counts(), units.figures, self._by_link.values(), units.queues, units.relays,
-            units.standing, units.cockpit.oldest_s(now), now, up_s=now - self._started, draining=units.ingress.draining,
-            symptoms=self._symptoms(now),
+            units.standing, units.cockpit.oldest_s(now), now, up_s=now - self._started,
+            draining=self.is_ending or units.ingress.draining, symptoms=self._symptoms(now),
         )  # fmt: skip
 
     def ask(self, peer: Peer, ask: Ask, now: float) -> None:

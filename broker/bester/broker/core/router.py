@@ -4,7 +4,7 @@
     effects = router.receive_all(link, messages, now)
 
 The shell commits the effects' writes as soon as it can, then calls `on_committed`, whose effects have what depends on
-them; it does their reads, and calls `on_read` with each answer. The messages of the effects depend on none of the
+them; it does their reads, and calls `on_reads` with the answers. The messages of the effects depend on none of the
 writes.
 
 The router finds the peer of a link, and lets `Operations` carry out what its role may send; everything else that
@@ -384,10 +384,12 @@ class Router:
         self._units.queues.on_committed(writes, result, now)
         return self._take(writes, result)
 
-    def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
-        """Hand the store's answer to the unit that wanted it."""
+    def on_reads(self, answered: Iterable[tuple[StoreRead, Any]], now: float) -> Effects:
+        """Hand the store's answers to the units that wanted them. What several answers change is written once: a lane
+        may have thousands of outcomes, and each answer end a message of it."""
         self._reports.now = now
-        read.on_answer(answer, now)
+        for read, answer in answered:
+            read.on_answer(answer, now)
         return self._take()
 
     def on_adopted(self, adopted: Adopted, now: float) -> Effects:
@@ -405,6 +407,11 @@ class Router:
     def on_types_given_up(self, types: frozenset[str]) -> None:
         """Take in which types have handlers that will not be started again: messages of these types do not wait."""
         self._units.known_types.given_up = types
+
+    def announce_end(self) -> None:
+        """Tell in the status that this server ends. Clients' messages are taken no more; this broker still takes those
+        of handlers and of other servers, until `drain`."""
+        self._inquiries.is_ending = True
 
     def drain(self) -> None:
         """Refuse all messages from now on, or leave them to others, and let those under way go on: this broker is about

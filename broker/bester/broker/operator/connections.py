@@ -18,6 +18,7 @@ from typing import cast
 from bester.broker.descriptors import is_among_last
 from bester.broker.layer import Layer
 from bester.broker.layer_turns import LayerTurns
+from bester.broker.wire.address import network_of
 
 MAX_CONNECTIONS = 128
 """Connections at once; above it the oldest one without a request in hand makes way. Twice the requests at once:
@@ -138,8 +139,8 @@ class Connection(Layer):
 
     @property
     def sender(self) -> str:
-        """Return the address of the other side: connections from it have the turns of one."""
-        return self.address
+        """Return the network of the other side: connections from one address, or IPv6 /64, have the turns of one."""
+        return network_of(self.address)
 
     @property
     def address(self) -> str:

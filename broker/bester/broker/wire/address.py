@@ -61,6 +61,18 @@ def is_host_port(target: str) -> bool:
     return True
 
 
+def network_of(address: str) -> str:
+    """Return the unit that counts as one address: the /64 of an IPv6 address, which one host or household has, else the
+    address."""
+    try:
+        v6 = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if v6.ipv4_mapped is not None:
+        return str(v6.ipv4_mapped)
+    return str(ipaddress.IPv6Address(int(v6) >> 64 << 64))
+
+
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach a host; names other than localhost count as outside."""
     if host == "localhost":
