@@ -19,9 +19,12 @@ PAGE = ROOT / "docs" / "bounds.md"
 KIB, MIB = 1024, 1024 * 1024
 BEGIN = """# Bounds
 
-Everything that a party can make Bester keep, or do in one turn, has a bound. The bounds are listed here with their
-reasons and with what happens at each. `.venv/bin/python -m tests.bounds_page` writes this page from the code, and a
-test compares the two.
+Everything that a party can make Bester keep, or do in one turn, has a bound. Those of bridge, broker and store are
+listed here with their reasons and with what happens at each. `.venv/bin/python -m tests.bounds_page` writes this page
+from the code, and a test compares the two. Others stand beside what they bound: one message of the
+[native](native-protocol.md#limits) or the [fabric protocol](fabric-protocol.md#rules), the schemas of a handler's
+[contracts](fabric-protocol.md#contracts), [password checks](configuration.md#notes) (`bester_logins_total` counts their
+refusals), and the [operator's page](operating.md#page-metrics-api).
 
 At a bound one of three things happens. **Waiting** comes first: a connection above its share is not read from, so
 that TCP tells its program to slow down. A **refusal** is a report with a temporary reason (`overloaded`,

@@ -10,7 +10,7 @@ from bester.bridge.session import Session
 class StandIn:
     """Queue of the frames, and the bridge's notes. `flush` and `abort` are the test's own."""
 
-    __slots__ = ("abort_code", "dirty", "out", "reading", "session", "stalled_bytes", "stalled_since")
+    __slots__ = ("abort_code", "dirty", "out", "reading", "session", "stalled_bytes", "stalled_since", "timed_out")
 
     session: Session  # given by the bridge's `admit`
 
@@ -21,6 +21,7 @@ class StandIn:
         self.abort_code: str | None = None
         self.stalled_since = 0.0
         self.stalled_bytes = 0
+        self.timed_out = False
 
     def set_reading(self, reading: bool) -> None:
         """Note whether the bridge reads."""

@@ -44,6 +44,7 @@ typedef struct {
     outgoing out;
     int64_t sent_ms, heartbeat_ms;
     int quiet; /* looks in vain, of half a heartbeat each: a program that was not run for a while has looked once */
+    bool told; /* that no broker answers */
     bool left; /* GOODBYE was sent */
     bool over; /* and was echoed, or there is nothing left to do */
     bool refused; /* the broker does not take this handler, and has given the reason */
@@ -199,7 +200,7 @@ int bester_send_server(bester_reply *reply, const char *server, const char *type
 
 static int end_badly(bester_reply *reply, int status, const char *note) {
     reply->status = status;
-    copy_text(reply->note, sizeof reply->note, note);
+    copy_text(reply->note, sizeof reply->note, note[0] != 0 ? note : "failed");
     return -1;
 }
 
@@ -282,6 +283,7 @@ static void on_message(handler_link *link, const msgpack_object *message, zmq_ms
         on_request(link, fields, count, frames, frame_count, handler, context);
         break;
     case WELCOME: {
+        link->told = false;
         const msgpack_object *heartbeat = count > 3 ? value_of(&fields[3], "heartbeat_ms") : NULL;
         if (heartbeat != NULL && heartbeat->type == MSGPACK_OBJECT_POSITIVE_INTEGER && heartbeat->via.u64 >= 10)
             link->heartbeat_ms = heartbeat->via.u64 < 60000 ? (int64_t)heartbeat->via.u64 : 60000;
@@ -389,6 +391,9 @@ static void serve(handler_link *link, bester_handler handler, void *context) {
         for (int n = 0; n < 64 && !link->over && receive(link, handler, context); n++) flush(link);
         flush(link);
         if (link->quiet >= 6) { /* three heartbeats of silence: begin anew */
+            if (!link->told && !link->left)
+                fprintf(stderr, "bester: no broker answers at %s; trying again\n", link->options.fabric);
+            link->told = true;
             link->over = link->left;
             zmq_close(link->socket);
             if (!link->over && !open_link(link)) link->over = true;

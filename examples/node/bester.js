@@ -94,6 +94,7 @@ class Link {
     this.options = options;
     this.heartbeat = 2000;
     this.quiet = 0; // looks in vain, of half a heartbeat each: a program that was not run for a while has looked once
+    this.told = false; // that no broker answers
     this.life = 0; // rises when the link is lost: what came before is not answered any more
     this.outstanding = 0;
     this.queue = []; // replies that leave in the next batch: [message, attachments]
@@ -125,6 +126,7 @@ class Link {
     if (op === REQUEST && Number.isSafeInteger(fields[0]) && fields.length >= 5) {
       this.request(fields, attached);
     } else if (op === WELCOME) {
+      this.told = false;
       const heartbeat = fields[2]?.heartbeat_ms;
       if (Number.isInteger(heartbeat)) this.heartbeat = Math.min(Math.max(heartbeat, 10), 60000);
       clearTimeout(this.timer);
@@ -206,6 +208,8 @@ class Link {
 
   tick() {
     if (++this.quiet > 6) { // three heartbeats of silence: begin anew
+      if (!this.told && !this.left) console.error(`bester: no broker answers at ${this.options.fabric}; trying again`);
+      this.told = true;
       this.lose();
       this.flushing = undefined;
       this.socket.close();
@@ -256,12 +260,12 @@ function curveOf(key, serverKey) {
  */
 async function serve(handlers, options = {}) {
   const env = process.env;
-  const fabric = options.fabric ?? env.BESTER_FABRIC;
+  const fabric = options.fabric || env.BESTER_FABRIC;
   if (!fabric) throw new Error("where is the broker? set BESTER_FABRIC to its URL");
   const link = new Link(handlers, {
     fabric,
-    types: options.types ?? env.BESTER_TYPES?.split(",") ?? Object.keys(handlers).filter((type) => type !== "default"),
-    name: options.name ?? env.BESTER_NAME ?? `handler-${process.pid}`,
+    types: options.types ?? (env.BESTER_TYPES ? env.BESTER_TYPES.split(",") : null) ?? Object.keys(handlers).filter((type) => type !== "default"),
+    name: options.name || env.BESTER_NAME || `handler-${process.pid}`,
     credit: options.credit ?? 64,
     lease_ms: options.lease_ms ?? 30000,
     curve: curveOf(options.key ?? env.BESTER_KEY, options.serverKey ?? env.BESTER_SERVER_KEY),

@@ -57,15 +57,16 @@ module Bester
   class Link
     def initialize(handlers, options)
       @handlers = handlers
-      @fabric = options[:fabric] || ENV["BESTER_FABRIC"] or raise "where is the broker? set BESTER_FABRIC to its URL"
-      types = options[:types] || ENV["BESTER_TYPES"]&.split(",") || handlers.keys
-      @name = options[:name] || ENV["BESTER_NAME"] || "handler-#{Process.pid}"
+      @fabric = options[:fabric] || given("BESTER_FABRIC") or raise "where is the broker? set BESTER_FABRIC to its URL"
+      types = options[:types] || given("BESTER_TYPES")&.split(",") || handlers.keys
+      @name = options[:name] || given("BESTER_NAME") || "handler-#{Process.pid}"
       @hello = { types: types, credit: options[:credit] || 64, lease_ms: options[:lease_ms] || 30_000,
                  software: "bester.rb" }
-      @key = options[:key] || ENV["BESTER_KEY"]
-      @server_key = options[:server_key] || ENV["BESTER_SERVER_KEY"]
+      @key = options[:key] || given("BESTER_KEY")
+      @server_key = options[:server_key] || given("BESTER_SERVER_KEY")
       @context = ZMQ::Context.new
       @heartbeat = 2.0 # seconds
+      @told = false # that no broker answers
       @quiet = 0 # looks in vain, of half a heartbeat each: a program that was not run for a while has looked once
       @outgoing = []
       @attached = []
@@ -90,6 +91,8 @@ module Bester
     end
 
     private
+
+    def given(variable) = ENV[variable].to_s.empty? ? nil : ENV[variable]
 
     def now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
 
@@ -127,6 +130,8 @@ module Bester
         return if @over
       end
       if @quiet >= 6 # three heartbeats of silence: begin anew
+        warn "bester: no broker answers at #{@fabric}; trying again" unless @told || @left
+        @told = true
         @socket.close
         @socket = nil
         @left ? @over = true : open
@@ -154,6 +159,7 @@ module Bester
       in [REQUEST, Integer => token, type, body, user, meta, *]
         request(token, type, body, user, meta || {}, attached)
       in [WELCOME, _, _, Hash => options, *]
+        @told = false
         heartbeat_ms = options["heartbeat_ms"]
         @heartbeat = heartbeat_ms.clamp(10, 60_000) / 1000.0 if heartbeat_ms.is_a?(Integer)
       in [GOODBYE, *]

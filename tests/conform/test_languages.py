@@ -181,6 +181,35 @@ async def test_a_note_is_sent_whatever_is_in_it(language: str, tmp_path: Path) -
         assert status == 0, handler.lines
 
 
+@every_language
+async def test_a_broker_that_does_not_answer_is_told_once(language: str, tmp_path: Path) -> None:
+    command = LANGUAGES[language](tmp_path)
+    async with short_directory() as directory:
+        named = {"BESTER_TYPES": "shout", "BESTER_NAME": "", "BESTER_FABRIC": f"ipc://{directory}/data/fabric.sock"}
+        handler = await Process.start(*command, cwd=tmp_path, env=named)
+        try:
+            await handler.says(f"bester: no broker answers at ipc://{directory}/data/fabric.sock; trying again")
+        finally:
+            status = await handler.end()
+    assert (status, len(handler.lines)) == (0, 1), handler.lines
+
+
+@pytest.mark.parametrize("language", ["node", "ruby"])
+async def test_empty_variables_are_as_good_as_none(language: str, tmp_path: Path) -> None:
+    command = LANGUAGES[language](tmp_path)
+    named = {"BESTER_TYPES": "", "BESTER_NAME": "", "BESTER_FABRIC": ""}
+    handler = await Process.start(*command, cwd=tmp_path, env=named)
+    await handler.says("where is the broker? set BESTER_FABRIC to its URL")
+    async with asyncio.timeout(DEADLINE_S):
+        assert await handler.process.wait() == 1, handler.lines
+    async with live_server() as server:
+        handler = await Process.start(*command, cwd=tmp_path, env={**named, "BESTER_FABRIC": server.fabric})
+        try:
+            await server.processes[0].says("types=['shout']")
+        finally:
+            assert await handler.end() == 0, handler.lines
+
+
 async def test_the_deployment_in_four_languages(tmp_path: Path) -> None:
     """U1 → S1: M1 (Python), M2 (JavaScript) → S2: M1 (C) → S3: M1 (Ruby) → U2; each message once, each report good."""
     node, c, ruby = (LANGUAGES[language](tmp_path)[:-1] for language in ("node", "c", "ruby"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bester.bridge import listeners
 from bester.broker.wire.messages import Close, Confirm, Open, Submit
 from tests.e2e.bridge_raw_stand import Play, player, report, short
 from tests.e2e.bridge_scene import GOOD_LOGIN, LISTED, OPEN_TO_SERVERS, Scene, command, login, message
@@ -70,6 +71,25 @@ class TestDelivering:
                 assert (await slow.read())["header"]["id"] == f"s1/e/{number}.0.0"
             await it.broker.until(lambda: it.broker.of_kind(Confirm)[-1].upto == 6)
             assert all(confirm.failed == [] for confirm in it.broker.of_kind(Confirm))
+
+        play(story)
+
+    def test_a_reader_that_the_system_gives_up_on_is_counted_and_logged_as_one_that_takes_nothing(
+        self, play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(listeners, "USER_TIMEOUT_MS", 300)
+
+        async def story(it: Scene) -> None:
+            await it.slow_client()
+            body = json.dumps("x" * 800_000).encode()
+            for number in range(5):
+                it.broker.deliver(f"s1/e/{number}", body, [[0, *it.broker.of("slow")]])
+            await it.broker.until(lambda: it.broker.of_kind(Close) != [])
+            assert it.service.bridge.reached == {"stalled_s": 1}
+            assert [getattr(row, "event", None) for row in caplog.records if row.name == "bester.bridge"] == [
+                "connection-cut"
+            ]
+            assert "connection of slow at 127.0.0.1 cut: took nothing for 30 s" in caplog.text
 
         play(story)
 

@@ -98,6 +98,13 @@ def test_every_number_of_seconds_is_finite() -> None:
     assert [each.opts for each in numbers if not isinstance(each.type, Seconds) and each.callback is None] == []
 
 
+def test_every_number_is_named_and_shows_its_default() -> None:
+    options = [each for _, leaf in leaves() for each in leaf.params if isinstance(each, click.Option)]
+    numbers = [each for each in options if isinstance(each.type, (*FLOATS, click.IntRange, click.types.IntParamType))]
+    assert [each.opts for each in numbers if each.metavar is None and not each.hidden] == []
+    assert [each.opts for each in numbers if isinstance(each.default, int | float) and not each.show_default] == []
+
+
 def test_handler_is_told_its_types_and_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {}
 

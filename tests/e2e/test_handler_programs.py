@@ -52,7 +52,7 @@ def folder() -> Iterator[Path]:
 async def start(folder: Path, *arguments: str, **environ: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        *(arguments if arguments[0] == "-c" else ("-m", "bester.handlers", *arguments)),
+        *(arguments if arguments[0] in ("-c", "-m") else ("-m", "bester.handlers", *arguments)),
         cwd=folder,
         env={**{key: value for key, value in os.environ.items() if not key.startswith("BESTER_")}, **environ},
         stdin=asyncio.subprocess.PIPE,
@@ -406,6 +406,27 @@ async def test_slow_start_hook_is_logged_with_its_line(folder: Path, wait: str) 
         await broker.expect(Hello)
         process.terminate()
         assert (await ended(process))[0] == 0
+
+
+IN_A_CLASS = """
+import signal
+
+class Field:
+    def __set_name__(self, owner, name):  # what is raised here comes wrapped, up to Python 3.11
+        signal.raise_signal(signal.SIGINT)
+
+class Record:
+    field = Field()
+"""
+
+
+@pytest.mark.parametrize("module", [IN_A_CLASS, "import signal\nsignal.raise_signal(signal.SIGINT)\n"])
+@pytest.mark.parametrize("program", [("-m", "bester.handlers"), ("-m", "bester.cli", "handler")])
+async def test_ctrl_c_during_the_import_is_no_error(folder: Path, module: str, program: tuple[str, ...]) -> None:
+    (folder / "stopped.py").write_text(module)
+    process = await start(folder, *program, "stopped:app", BESTER_FABRIC=f"ipc://{folder}/f.sock")
+    status, errors = await ended(process)
+    assert (status, errors.strip()) == (130, "")
 
 
 async def test_refusal_is_one_line_and_status_1(folder: Path) -> None:

@@ -277,3 +277,21 @@ def test_command_prints_lines_and_objects_and_fails_for_errors_alone(
     assert line.startswith("error    config")
     assert "natve" in line
     assert run(["check", "-c", str(directory / "none.toml")]) == 1
+
+
+def test_module_that_a_start_would_miss_is_found(directory: Path) -> None:
+    (finding,) = found(directory, '[handlers.chat]\napp = "shop.chat:app"\n')["handler program"]
+    assert finding.level == "error"
+    assert finding.text.startswith("[handlers.chat] app: there is no module 'shop.chat' in ")
+    assert finding.remedy == "correct its name, or install it"
+    (directory / "shop").mkdir()
+    (directory / "shop/chat.py").touch()
+    assert found(directory, '[handlers.chat]\napp = "shop.chat:app"\n') == {}
+
+
+def test_nothing_is_said_to_be_made_in_a_data_directory_that_cannot_be_used(directory: Path) -> None:
+    found(directory)
+    (directory / "data").chmod(0o755)
+    rows = examine(directory / "bester.toml")
+    assert [each.check for each in rows if each.level == "error"] == ["data"]
+    assert [each.text for each in rows if "is made at the first start" in each.text] == []

@@ -197,6 +197,17 @@ def test_lock_of_seconds_is_told_once(stand: Stand) -> None:
     assert "locked" in stand.notices[0].fields["why"]
 
 
+def test_tries_at_a_lock_are_counted_as_no_commits(stand: Stand) -> None:
+    stand.store.locked = True
+    stand.add(keep(1))
+    stand.retry(PATIENCE_S - 0.1)
+    figures = stand.router.figures.store
+    assert (figures.commits, figures.failures) == (0, 0)
+    stand.store.locked = False
+    stand.retry()
+    assert (figures.commits, figures.failures) == (1, 0)
+
+
 def test_lock_that_lasts_refuses_new_messages_and_loses_no_end(stand: Stand) -> None:
     stand.add(keep(1), keep(2))
     stand.store.locked = True

@@ -57,6 +57,7 @@ class Connection(asyncio.Protocol):
         "session",
         "stalled_bytes",
         "stalled_since",
+        "timed_out",
     )
 
     session: Session  # set by the bridge's `admit`
@@ -77,6 +78,7 @@ class Connection(asyncio.Protocol):
         self.reading = True
         self.stalled_since = 0.0
         self.stalled_bytes = 0
+        self.timed_out = False
 
     @property
     def sender(self) -> Key | None:
@@ -130,6 +132,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is not None:
             self._transport = None
+            self.timed_out = isinstance(exc, TimeoutError)
             self._is_lost = True
             self._ends.take_in(self)
 

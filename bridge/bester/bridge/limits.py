@@ -121,7 +121,7 @@ class Limits:
     unacked_bytes: int = 8 * MIB
     """The same in bytes, for large frames; one always passes."""
     drain_s: float = 30.0
-    """Time of a client that sends no more for its reports; longer than a handler's time for an answer."""
+    """Time of a client that sends no more for its reports: as long as a handler may take for an answer by default."""
     server_s: float = 90.0
     """Time of a native server's connection for the report on its message: longer than a server waits for a report (a
     minute, and the time to connect), because an earlier end must not be taken for an answer."""

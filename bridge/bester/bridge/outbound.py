@@ -325,12 +325,19 @@ class Outbound:
             self._blocked_bytes += connection.out.queued_bytes
 
     def on_connection_lost(self, connection: ClientConnection) -> None:
-        """Forget a connection."""
+        """Forget a connection. One that took nothing may have been ended by the system, just before its time here."""
+        if connection.timed_out and connection in self._blocked:
+            self._cut_stalled(connection)
         self._blocked.discard(connection)
         self._full.pop(connection, None)
         group = self._followed(connection)
         if group is not None:
             del group.followers[connection]
+
+    def _cut_stalled(self, connection: ClientConnection) -> None:
+        """Cut a connection that took nothing, and count it."""
+        self._reached["stalled_s"] += 1
+        self.cut_off(connection, f"took nothing for {self._limits.stalled_s:g} s")
 
     def judge(self, now: float) -> Iterator[None]:
         """Cut connections that have not kept up for too long; one before each step."""
@@ -343,8 +350,7 @@ class Outbound:
             elif unsent != connection.stalled_bytes:
                 connection.stalled_since, connection.stalled_bytes = now, unsent
             elif now - connection.stalled_since > self._limits.stalled_s:
-                self._reached["stalled_s"] += 1
-                self.cut_off(connection, f"took nothing for {self._limits.stalled_s:g} s")
+                self._cut_stalled(connection)
                 yield
         for connection, since in list(self._full.items()):
             if self._full.get(connection) != since:

@@ -68,6 +68,8 @@ class ClientConnection(Protocol):
     """Code of the reason why the connection was aborted."""
     stalled_since: float
     stalled_bytes: int
+    timed_out: bool
+    """The system has ended the connection, as the peer took nothing for so long."""
 
     def flush(self) -> bool:
         """Hand a chunk of the queued frames to the socket; end the connection where the session is closing and

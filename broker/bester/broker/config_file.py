@@ -27,6 +27,7 @@ from bester.broker.config import (
     name_fault,
 )
 from bester.broker.config_keys import HINTS, KEYS, Key
+from bester.broker.config_listeners import clash_of
 from bester.broker.config_paths import Paths, directory_of
 from bester.broker.postgres import SCHEMES as POSTGRES_SCHEMES
 from bester.broker.postgres import Database, schema_fault, url_fault
@@ -100,7 +101,7 @@ class _Reader:
         if auth == "open":
             config_entries.require_no_login_decider(self._source, fabric, handlers)
         operator = self._operator()
-        return Config(
+        config = Config(
             path=self._source.path,
             directory=self._paths.directory,
             server=server,
@@ -119,6 +120,11 @@ class _Reader:
             operator=operator,
             notices=tuple(f"{self._source.path}: {each}" for each in self._notices(store, operator)),
         )
+        clash = clash_of(config)
+        if clash is not None:
+            listener, fault = clash
+            self._source.fail(listener.section, listener.key, fault)
+        return config
 
     @staticmethod
     def _notices(store: StoreConfig, operator: OperatorConfig) -> Iterator[str]:

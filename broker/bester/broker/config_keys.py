@@ -30,7 +30,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "unix": Key("none", "a listener on a Unix socket at this path"),
         "insecure": Key("false", "allow plain text on addresses beyond loopback"),
         "max_frame": Key("1048576", "bytes of the longest frame accepted from a client that has logged in"),
-        "max_connections": Key("20000", "connections at once; a quarter of them, up to 5000, before a login"),
+        "max_connections": Key("20000", "connections at once; a quarter, 64 at least and 5000 at most, before a login"),
         "max_connections_per_user": Key("1000", "connections of one user at once"),
         "max_connections_per_address": Key("1000", "connections from one address (IPv6: /64) at once, except loopback"),
         "messages_per_s": Key("0", "messages a second of one user, twice as many at once; 0: no limit"),

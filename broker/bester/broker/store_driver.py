@@ -382,10 +382,11 @@ class StoreDriver:
 
     def _time(self, took_s: float, waited_s: float, result: Committed) -> None:
         """Take in how long a commit took, and how it ended: after a slow wait the next ones are made beside
-        the loop."""
+        the loop. One that was not made, as at a lock that is tried several times a second, counts for no commit."""
         figures = self._router.figures.store
-        figures.commits += 1
-        figures.commit_s += took_s
+        if result.ok:
+            figures.commits += 1
+            figures.commit_s += took_s
         if result.sync_s is not None:
             figures.sync.add(result.sync_s)
         if took_s >= TOLD_S:

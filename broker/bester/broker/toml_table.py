@@ -26,6 +26,7 @@ NEAR = 0.6
 """Similarity of two names, from 0 to 1, that suggests a slip: `tpc4` for `tcp4`, not `retries` for `workers`."""
 
 _HEADER = re.compile(r"^\s*\[+\s*(.+?)\s*\]+\s*(#.*)?$")
+_ASSIGNED = re.compile(r"^\s*([^#=\[]+?)\s*=\s*(\{)?")
 
 
 class Source:
@@ -58,24 +59,23 @@ class Source:
             raise ConfigError(f"{self.path}: {what}; this is no configuration") from None
 
     def line(self, section: str, key: str | None) -> int | None:
-        """Return the line (from 1) of a key, or of the section if `key` is None; None if the line is not found."""
-        wanted = re.compile(rf"""^\s*["']?{re.escape(key)}["']?\s*[=.]""") if key is not None else None
-        inside = section == ""
-        for number, line in enumerate(self.text.splitlines(), 1):
-            header = _HEADER.match(line)
+        """Return the line (from 1) of a key, or of the section if `key` is None; None if the line is not found. Of what
+        stands in an inline table that is the line of the table."""
+        wanted = ".".join(part for part in (section, key) if part)
+        inside, around = "", None
+        for number, text in enumerate(self.text.split("\n"), 1):
+            header, assigned = _HEADER.match(text), _ASSIGNED.match(text)
             if header:
-                inside = re.sub(r"""["'\s]""", "", header[1]) == section
-                if inside and wanted is None:
-                    return number
-                if (
-                    section == ""
-                    and key is not None
-                    and re.match(rf"""["']?{re.escape(key)}["']?\s*(\.|$)""", header[1])
-                ):
-                    return number
-            elif inside and wanted is not None and wanted.match(line):
+                found = inside = _name(header[1])
+            elif assigned:
+                found = ".".join(part for part in (inside, _name(assigned[1])) if part)
+                if assigned[2] and around is None and wanted.startswith(f"{found}."):
+                    around = number
+            else:
+                continue
+            if found == wanted or found.startswith(f"{wanted}."):
                 return number
-        return None
+        return around
 
     def fail(self, section: str, key: str | None, problem: str) -> NoReturn:
         """Raise ConfigError for a key, or for the section if `key` is None."""
@@ -83,6 +83,19 @@ class Source:
         position = f"{self.path}:{line}" if line else str(self.path)
         where = " ".join(part for part in (f"[{section}]" if section else "", key or "") if part)
         raise ConfigError(one_line(f"{position}: {where}: {problem}"))
+
+
+def _name(written: str) -> str:
+    """Return the name of a key or table as it is written, with its quotes and blanks, with dots in between."""
+    try:
+        value: Any = tomllib.loads(f"{written} = 0")
+    except tomllib.TOMLDecodeError:  # a line within a text of several lines
+        return ""
+    parts = []
+    while isinstance(value, dict):
+        ((part, value),) = value.items()
+        parts.append(part)
+    return ".".join(parts)
 
 
 def one_line(text: str) -> str:

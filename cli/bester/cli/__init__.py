@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from bester.broker.streams import secure
-from bester.cli.start import INTERRUPTED, missing
+from bester.cli.start import INTERRUPTED, is_interrupt, missing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         sys.stderr.write(f"bester: {missing(error)}\n")
         return 1
-    except KeyboardInterrupt:
+    except (RuntimeError, KeyboardInterrupt) as error:
+        if not is_interrupt(error):
+            raise
         return INTERRUPTED
     return run(arguments)

@@ -9,7 +9,7 @@ import click
 
 from bester.broker.streams import OutputError, abandon
 from bester.broker.wire.codes import BesterError, ConfigError
-from bester.cli.start import INTERRUPTED, missing
+from bester.cli.start import INTERRUPTED, is_interrupt, missing
 
 FAILED = 1
 MISUSED = 2
@@ -51,7 +51,7 @@ def report(error: BaseException) -> int:
         abandon()
     if isinstance(error, OutputError) and error.errno == errno.EPIPE and not hasattr(error, "__notes__"):
         return FAILED  # the reader has read enough, as `head` does
-    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+    if is_interrupt(error) or isinstance(error, click.Abort):
         return INTERRUPTED
     from bester.broker import logs
 

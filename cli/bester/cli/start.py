@@ -13,3 +13,8 @@ def missing(error: ModuleNotFoundError) -> str:
     """Return a line that names the missing module and its installation."""
     module = (error.name or str(error.msg).rpartition("'")[0].rpartition("'")[2]).partition(".")[0]
     return f"{error.msg}; `make clean setup`, or pip install {PACKAGES.get(module, module)}, installs the module"
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Return whether an error is Ctrl-C. Python 3.11 wraps one that comes while an import makes a class."""
+    return isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt)

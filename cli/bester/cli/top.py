@@ -27,7 +27,10 @@ LONGEST_S = 120.0
 @click.command()
 @config_option
 @click.option("--once", is_flag=True, help="Print one table and end.")
-@click.option("--every", default=1.0, type=Seconds(0.2, 3600.0), help="Seconds between two looks.")
+@click.option(
+    "--every", default=1.0, show_default=True, type=Seconds(0.2, 3600.0), metavar="SECONDS",
+    help="Seconds between two looks.",
+)  # fmt: skip
 @click.option("--json", "json_lines", is_flag=True, help="Print objects, one a line.")
 def top(config_path: Path | None, once: bool, every: float, json_lines: bool) -> None:
     """Show rates by message type, again and again until q or Ctrl-C."""

@@ -65,6 +65,8 @@ def _import(name: str) -> ModuleType:
         text = f"{_where(error, _is_others)}: {ends}{_exit_of(error)}"
         raise LoadError(text, 1 if error.code else 2) from None
     except BaseException as error:  # noqa: BLE001 (importing runs the user's code)
+        if isinstance(error.__cause__, KeyboardInterrupt):  # wrapped, as Python 3.11 does while a class is being made
+            raise error.__cause__ from None
         # An interpreter's error is the file's fault; another library's (no database) and the system's may pass.
         own = type(error).__module__ == "builtins" and not isinstance(error, OSError)
         text = f"{_where(error, _is_others)}: {class_name(error)}{_text_of(error)}"

@@ -62,7 +62,9 @@ def plan(config: Config, fabric: str) -> list[Child]:
     withheld = SECRET_VARIABLES if config.store.database is not None else ()
     for handler in config.handlers:
         command = _command(config, handler)
-        _look_for_module(config, handler)
+        fault = None if handler.app is None else module_fault(handler.app, config.directory)
+        if fault is not None:
+            raise ConfigError(f"{config.path}: [handlers.{handler.name}] app: {fault}")
         for index, name in enumerate(handler.process_names):
             environment = {
                 "BESTER_FABRIC": ",".join(brokers),
@@ -107,13 +109,13 @@ def _command(config: Config, handler: HandlerConfig) -> tuple[str, ...]:
     return (found, *arguments)
 
 
-def _look_for_module(config: Config, handler: HandlerConfig) -> None:
-    """Raise ConfigError where an app's module is missing; the child itself reports a fault inside the module."""
-    module = (handler.app or "").partition(":")[0]
-    if module and not _is_there(module, config.directory):
-        where = f"{config.path}: [handlers.{handler.name}] app"
-        what = f"there is no module {module!r} in {config.directory} or among the installed ones"
-        raise ConfigError(f"{where}: {what}; correct its name, or install it")
+def module_fault(app: str, directory: Path) -> str | None:
+    """Return the fault of an app whose module is missing, None where it is there; the child itself reports a fault
+    inside the module."""
+    module = app.partition(":")[0]
+    if _is_there(module, directory):
+        return None
+    return f"there is no module {module!r} in {directory} or among the installed ones; correct its name, or install it"
 
 
 def _is_there(module: str, directory: Path) -> bool:

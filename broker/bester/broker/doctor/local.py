@@ -299,8 +299,8 @@ LOCAL: tuple[Check[Local], ...] = (
     Check("server key", "", "", "BesterServerKey", _server_key),
     Check(
         "handler program",
-        "the program of a declared handler is missing",
-        "install it, or mend `command`",
+        "the program or the module of a declared handler is missing",
+        "install it, or mend `command` or `app`",
         "",
         _programs,
     ),

@@ -9,15 +9,17 @@ import shutil
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from bester.bridge.children.plan import module_fault
 from bester.bridge.listeners import BACKLOG
 from bester.broker import database, unix_socket
 from bester.broker.accounts import FILE as ACCOUNTS
 from bester.broker.config import Config
+from bester.broker.config_listeners import listeners_of
 from bester.broker.data_dir import LOCK, OURS, is_shared
 from bester.broker.doctor.local import Certificate, File, Local
 from bester.broker.keys import KeyPair, read_pair
@@ -26,7 +28,6 @@ from bester.broker.store.file import examine
 from bester.broker.store.postgres_brokers import namespaces, server_fault
 from bester.broker.store_brokers import BrokerSeen
 from bester.broker.tls_files import Pair, client_context, server_context
-from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codes import BesterError, ConfigError
 from bester.cli.doctor.peers import reached
 from bester.cli.doctor.ports import ports_of
@@ -41,6 +42,7 @@ def gather(config: Config, status: Mapping[str, Any] | None, trouble: str | None
     now_s = time.time()
     running = status is not None or trouble is not None
     owner = owner_of(config.server.data_dir) if running else None
+    data_dir = _data_dir(config.server.data_dir)
     pair, keys = _keys(config)
     directories = dict.fromkeys(path.parent for path in (config.store.path, config.server.data_dir / ACCOUNTS) if path)
     return Local(
@@ -48,12 +50,12 @@ def gather(config: Config, status: Mapping[str, Any] | None, trouble: str | None
         running=status is not None,
         server=trouble,
         now_s=now_s,
-        data_dir=_data_dir(config.server.data_dir),
+        data_dir=data_dir,
         ports=ports_of(config, running=running, linked=status is None or bool(status["peers"].get("bridge"))),
         sockets=() if running else tuple(_sockets(config)),
         certificates=tuple(_certificates(config, now_s)),
-        keys=tuple(keys),
-        stores=tuple(_stores(config)),
+        keys=_seen(keys, data_dir),
+        stores=_seen(_stores(config), data_dir),
         brokers=_brokers_of(config),
         rooms=tuple(_rooms(directories)),
         files=tuple(_rooms_for_files(directories)),
@@ -67,6 +69,11 @@ def gather(config: Config, status: Mapping[str, Any] | None, trouble: str | None
     )
 
 
+def _seen(files: Iterable[File], data_dir: File) -> tuple[File, ...]:
+    """Return the files without those that no start will make, as the data directory cannot be used."""
+    return tuple(each for each in files if each.fault or not data_dir.fault or os.path.lexists(each.path))
+
+
 def _brokers_of(config: Config) -> tuple[BrokerSeen, ...]:
     """Return the brokers of a server with a shared store, none of one that has a single one, this one."""
     found = [] if config.store.database is None else namespaces(config.store.database)
@@ -75,14 +82,11 @@ def _brokers_of(config: Config) -> tuple[BrokerSeen, ...]:
 
 def _sockets(config: Config) -> Iterator[File]:
     """Yield the Unix sockets of a server that does not run, but for those in the data directory, a check of its own."""
-    paths = [("[native] unix", config.native.unix), ("[informer] unix", config.informer)]
-    for endpoint in map(parse_endpoint, config.fabric.listen):
-        paths += [("[fabric] listen", Path(endpoint.path))] if endpoint.tcp is None else []
-    for key, path in paths:
-        if path is None or path.parent == config.server.data_dir:
-            continue
-        fault = unix_socket.fault(str(path))
-        yield File(key, str(path), None if fault is None else f"{path}: {fault}", f"{key}: {path} is free")
+    for each in listeners_of(config):
+        if isinstance(each.at, Path) and each.at.parent != config.server.data_dir:
+            path = str(each.at)
+            fault = unix_socket.fault(path)
+            yield File(str(each), path, None if fault is None else f"{path}: {fault}", f"{each}: {path} is free")
 
 
 def owner_of(data_dir: Path) -> int | None:
@@ -284,6 +288,10 @@ def _number(path: Path) -> int | None:
 
 def _programs(config: Config) -> Iterator[File]:
     for handler in config.handlers:
+        if handler.app is not None:
+            fault = module_fault(handler.app, config.directory)
+            key = f"[handlers.{handler.name}] app"
+            yield File(key, handler.app, fault and f"{key}: {fault}", f"{key} = {handler.app!r}: its module is there")
         argv = handler.command or handler.program
         if argv is None:
             continue

@@ -7,14 +7,14 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import NamedTuple
 
 from bester.broker.config import Config
+from bester.broker.config_listeners import listeners_of
 from bester.broker.doctor.local import Port, PortState
-from bester.broker.wire.address import HostPort, parse_endpoint
+from bester.broker.wire.address import HostPort
 from bester.cli.operate import is_elsewhere
 
 LISTENING = "0A"
@@ -40,9 +40,15 @@ def ports_of(config: Config, *, running: bool, linked: bool) -> tuple[Port, ...]
     listening = _listening()
     alone = is_elsewhere(config)
     found = [
-        _port(key, address, listening, ours=running and (linked or not key.startswith("[native")), running=running)
-        for key, address in _addresses(config)
-        if address.port
+        _port(
+            str(each),
+            each.at,
+            listening,
+            ours=running and (linked or not each.section.startswith("native")),
+            running=running,
+        )
+        for each in listeners_of(config)
+        if isinstance(each.at, HostPort) and each.at.port
     ]
     return tuple(
         each._replace(state="listening") if alone and each.state == "taken" and _is_bester(each.holder) else each
@@ -57,21 +63,6 @@ def _is_bester(holder: str) -> bool:
         return b"bester" in Path("/proc", number, "cmdline").read_bytes()
     except OSError:
         return False
-
-
-def _addresses(config: Config) -> Iterator[tuple[str, HostPort]]:
-    native = config.native
-    for key, address in (("tcp4", native.tcp4), ("tcp6", native.tcp6), ("websocket", native.websocket)):
-        if address is not None:
-            yield f"[native] {key}", address
-    for address in () if native.tls is None else native.tls.listen:
-        yield "[native.tls] listen", address
-    if config.operator.http is not None:
-        yield "[operator] http", config.operator.http
-    for endpoint in config.fabric.listen:
-        where = parse_endpoint(endpoint)
-        if where.tcp is not None:
-            yield "[fabric] listen", where.tcp
 
 
 def _port(key: str, address: HostPort, listening: list[Socket] | None, *, ours: bool, running: bool) -> Port:
