@@ -1,6 +1,7 @@
 """The way between a worker process of a bridge and its parent: a socket, which is the worker's standard input.
 
-The worker writes a line when it reads its configuration again at SIGHUP, and its addresses when it serves. The socket ends with either process, in whatever way the process ends.
+The worker writes a line when a SIGHUP has it read its configuration again, and its addresses when it serves. The socket
+ends with either process, in whatever way the process ends.
 """
 
 from __future__ import annotations
