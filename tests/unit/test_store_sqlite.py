@@ -407,6 +407,18 @@ def test_commits_beside_a_log_that_was_removed_outlive_a_kill(path: Path, ends: 
         assert after_a_kill(path) == [1, 2, 3]
 
 
+def test_idle_store_is_due_for_a_commit_where_its_log_was_removed(path: Path) -> None:
+    with closing(SqliteStore(path)) as store:
+        store.open()
+        assert store.commit([keep(1)]).ok
+        was_due = [store.is_due]
+        path.with_name(f"{path.name}-wal").unlink()
+        was_due.append(store.is_due)
+        assert store.commit([]).ok
+        assert [*was_due, store.is_due] == [False, True, False]
+        assert after_a_kill(path) == [1]
+
+
 def test_reader_of_a_log_that_was_removed_is_waited_for(path: Path) -> None:
     with closing(SqliteStore(path)) as store:
         store.open()

@@ -265,6 +265,13 @@ class SqliteStore(Commits):
             self._unwritten = epoch, life
         return epoch, life
 
+    @property
+    def is_due(self) -> bool:
+        """Return whether the log was removed: an empty commit begins another one."""
+        if self._connection is None or self._alone or self._stands_in:
+            return False
+        return database.number_of(self._log_path) != self._log and database.number_of(self.path) == self._file
+
     # --- writing ---
 
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
