@@ -94,6 +94,26 @@ async def test_workers_share_a_port_and_are_started_again_and_ended_together() -
         assert "Traceback" not in "\n".join(bridge.lines)
 
 
+async def test_reload_ends_no_worker_that_is_about_to_start() -> None:
+    """A process that has no handler for SIGHUP yet dies of it. It may have read the configuration before the change."""
+    async with bridge_of(2) as (server, broker):
+        (bridge,) = server.processes
+        pids = children(bridge.process.pid)
+        async with asyncio.timeout(DEADLINE_S):
+            while len(bridges_in(broker)) < 2:
+                await asyncio.sleep(0.05)
+            os.kill(pids[1], signal.SIGKILL)
+            while not set(children(bridge.process.pid)) - set(pids):
+                await asyncio.sleep(0)  # the next one has just begun
+            bridge.send_signal(signal.SIGHUP)
+            while len(bridges_in(broker)) < 3:
+                await asyncio.sleep(0.05)
+            while sum("the configuration was read again" in line for line in bridge.lines) < 2:
+                await asyncio.sleep(0.05)
+        ends = [line for line in bridge.lines if "was ended by signal" in line]
+        assert len(ends) == 1, "\n".join(ends)
+
+
 async def test_workers_end_with_their_parent() -> None:
     async with bridge_of(2) as (server, _):
         (bridge,) = server.processes

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -367,6 +368,33 @@ class TestWhileItServes:
         away.replace(accounts.path)
         accounts.changed()
         assert caplog.text.count("was removed or replaced") == 1
+
+    @pytest.mark.parametrize("ends", [("-wal",), ("-wal", "-shm")])
+    def test_log_that_was_removed_costs_no_account(
+        self, accounts: Accounts, caplog: pytest.LogCaptureFixture, ends: tuple[str, ...]
+    ) -> None:
+        accounts.add("ann", "secret")
+        for end in ends:
+            accounts.path.with_name(accounts.path.name + end).unlink()
+        accounts.changed()
+        with closing(Accounts(accounts.path.parent)) as command:  # another process, until now: disk I/O error
+            command.add("bob", "secret")
+        copied = accounts.path.with_name("copied.db")  # what a kill would leave
+        for end in ("", "-wal"):
+            shutil.copy(accounts.path.with_name(accounts.path.name + end), copied.with_name(copied.name + end))
+        with closing(sqlite3.connect(copied)) as db:
+            assert db.execute("SELECT name FROM account WHERE name IN ('ann', 'bob', 'tim')").fetchall() == [
+                ("ann",), ("bob",), ("tim",),
+            ]  # fmt: skip
+        assert "removed or replaced" not in caplog.text
+
+    def test_log_of_another_file_is_logged_once(self, accounts: Accounts, caplog: pytest.LogCaptureFixture) -> None:
+        log = accounts.path.with_name(f"{accounts.path.name}-wal")
+        log.unlink()
+        log.write_bytes(b"another")
+        for _ in range(2):
+            accounts.changed()
+        assert caplog.text.count(f"{log}: was removed or replaced while it was open") == 1
 
     async def test_running_server_logs_a_removed_file(self, directory: Path) -> None:
         fill_accounts(directory / "data")

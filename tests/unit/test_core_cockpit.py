@@ -89,6 +89,8 @@ def test_state_and_last_error_of_a_fabric_server(office: Office) -> None:
     assert [each["messages"] for each in row["outbox"]] == [1]
     office.order("peerHold", "s2")
     assert office.rows()["s2"]["next_attempt_ms"] is None  # nothing is tried while its operator holds messages back
+    (told,) = [each for each in stand.router.status(stand.now)["servers"] if each["name"] == "s2"]
+    assert (told["held"], told["queued"], told["next_try_s"]) == (True, 1, None), "the status says the same"
 
 
 def test_state_of_a_native_server(office: Office) -> None:

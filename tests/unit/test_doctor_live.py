@@ -325,6 +325,17 @@ def test_credit_that_is_given_out_whole_is_no_full_bound() -> None:
     assert findings_of(status(scene)) == []
 
 
+def test_held_server_that_is_away_has_the_order_that_sends_its_messages() -> None:
+    """Neither its return nor `bester peers retry` sends anything."""
+    scene = stand()
+    scene.bridge()
+    scene.say(scene.join("operator", "o"), Ask(1, "peerHold", "s2"))
+    scene.take(scene.router.on_server_lost("s2", "nothing listens at tcp://s2.example:2225", scene.now))
+    (found,) = findings_of(status(scene))
+    assert "held back until `bester peers release s2`" in found.remedy
+    assert "retry" not in found.remedy
+
+
 def test_wrong_key_is_not_hidden_by_an_attempt_that_is_cut_short() -> None:
     scene = stand()
     scene.bridge()

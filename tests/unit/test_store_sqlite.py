@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import stat
@@ -382,6 +383,72 @@ def test_committed_messages_survive_a_kill(path: Path) -> None:
         assert not ended & there
         assert len(there - kept) in (0, 50, 100, 150)  # whole groups or none
         assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def after_a_kill(path: Path) -> list[int]:
+    """Return the messages that the next start would find, were all processes killed now."""
+    copied = path.with_name("copied.db")
+    for end in ("", "-wal"):
+        shutil.copy(path.with_name(path.name + end), copied.with_name(copied.name + end))
+    with closing(SqliteStore(copied)) as left:
+        left.open()
+        return waiting(left)
+
+
+@pytest.mark.parametrize("ends", [("-wal",), ("-wal", "-shm")])
+def test_commits_beside_a_log_that_was_removed_outlive_a_kill(path: Path, ends: tuple[str, ...]) -> None:
+    with closing(SqliteStore(path)) as store:
+        store.open()
+        assert store.commit([keep(1)]).ok
+        for end in ends:
+            path.with_name(path.name + end).unlink()
+        assert store.commit([keep(2)]).ok
+        assert store.commit([keep(3)]).ok
+        assert after_a_kill(path) == [1, 2, 3]
+
+
+def test_idle_store_is_due_for_a_commit_where_its_log_was_removed(path: Path) -> None:
+    with closing(SqliteStore(path)) as store:
+        store.open()
+        assert store.commit([keep(1)]).ok
+        was_due = [store.is_due]
+        path.with_name(f"{path.name}-wal").unlink()
+        was_due.append(store.is_due)
+        assert store.commit([]).ok
+        assert [*was_due, store.is_due] == [False, True, False]
+        assert after_a_kill(path) == [1]
+
+
+def test_reader_of_a_log_that_was_removed_is_waited_for(path: Path) -> None:
+    with closing(SqliteStore(path)) as store:
+        store.open()
+        assert store.commit([keep(1)]).ok
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT count(*) FROM entry").fetchone()
+            path.with_name(f"{path.name}-wal").unlink()
+            result = store.commit([keep(2)])
+            assert result.busy
+            assert result.why.endswith("its log was removed, and another process reads from that; end the process")
+            other.execute("COMMIT")
+            assert store.commit([keep(2)]).ok
+            assert store.commit([keep(3)]).ok
+            assert after_a_kill(path) == [1, 2, 3]
+
+
+def test_log_of_another_file_is_not_taken_for_its_own(path: Path) -> None:
+    with closing(SqliteStore(path)) as store:
+        store.open()
+        assert store.commit([keep(1)]).ok
+        log = path.with_name(f"{path.name}-wal")
+        log.unlink()
+        log.write_bytes(b"another")
+        result = store.commit([keep(2)])
+        assert not result.ok
+        assert result.why.endswith("its log was replaced while it was open; restart the server")
+        log.unlink()
+        assert store.commit([keep(3)]).ok
+        assert waiting(store) == [1, 3]
 
 
 def test_removed_or_replaced_file_takes_no_writes(path: Path) -> None:

@@ -47,6 +47,8 @@ def run_bridge(
             reloader = Reloader(config, read)
             reloader.add(*live_part(service))
             reloader.start()
+            if lifeline is not None:
+                lifeline.reloads()
             links = [service.link(*each, number) for number, each in enumerate(zip(endpoints, keys, strict=True))]
             for link in links:
                 link.start()

@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from bester.bridge.lifeline import ParentEnd
@@ -121,6 +121,8 @@ class _Workers:
         self._served: dict[int, list[str]] = {}  # addresses of the workers that have served, by number
         self._running: dict[int, asyncio.subprocess.Process] = {}
         self._statuses: list[int] = []
+        self._reloading: set[int] = set()  # workers that a SIGHUP does not end any more
+        self._to_reload: set[int] = set()  # others that a SIGHUP is for: they may have read the configuration already
 
     async def run(self) -> int:
         """Run all workers; return the worst exit status at the end."""
@@ -135,8 +137,20 @@ class _Workers:
         return max(self._statuses, default=0)
 
     def _reload(self) -> None:
-        for process in self._running.values():
-            process.send_signal(signal.SIGHUP)
+        self._to_reload.update(range(self._count))
+        for index in self._reloading:
+            self._pass_on(index)
+
+    def _reloads(self, index: int) -> None:
+        self._reloading.add(index)
+        self._pass_on(index)
+
+    def _pass_on(self, index: int) -> None:
+        """Have a worker read the configuration again, where a SIGHUP has come for it."""
+        if index in self._to_reload:
+            self._to_reload.discard(index)
+            with suppress(ProcessLookupError):  # it has just ended, and the next one reads the configuration
+                self._running[index].send_signal(signal.SIGHUP)
 
     def _ready(self, index: int, addresses: list[str]) -> None:
         is_first = index not in self._served
@@ -176,6 +190,7 @@ class _Workers:
         mine, its = socket.socketpair()
         with mine, its:
             descriptors.require(descriptors.OF_A_CHILD)
+            self._to_reload.discard(index)
             # In a session of its own: Ctrl-C at a terminal is for the parent, which ends the workers.
             process = await asyncio.create_subprocess_exec(
                 *self._command, "--child", str(index), stdin=its.fileno(), start_new_session=True
@@ -185,7 +200,8 @@ class _Workers:
             mine.setblocking(False)
             loop = asyncio.get_running_loop()
             line, _ = await loop.create_connection(
-                lambda: ParentEnd(lambda addresses: self._ready(index, addresses)), sock=mine.dup()
+                lambda: ParentEnd(lambda: self._reloads(index), lambda addresses: self._ready(index, addresses)),
+                sock=mine.dup(),
             )
             ended, stopped = asyncio.ensure_future(process.wait()), asyncio.ensure_future(self._stop.wait())
             try:
@@ -201,6 +217,7 @@ class _Workers:
             finally:
                 stopped.cancel()
                 line.close()
+                self._reloading.discard(index)
                 if ended.done():
                     del self._running[index]
 

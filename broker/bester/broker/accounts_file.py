@@ -133,6 +133,7 @@ class AccountsFile:
             db.close()
             raise
         self.db = db
+        self._log = database.number_of(database.log_of(self.path))
 
     def look(self) -> None:
         """Check the file if a check is due; a server calls this method a few times a second."""
@@ -143,18 +144,36 @@ class AccountsFile:
         if self._limited or self._stands_in:
             self._open_as_usual()
             return
-        gone = database.number_of(self.path) != self._number
+        path, gone = self.path, database.number_of(self.path) != self._number
+        if not gone:
+            path = database.log_of(self.path)
+            log = database.number_of(path)
+            gone = log is not None and log != self._log
+            if log is None:
+                self._begin_log()
         if gone and not self._gone:
             _log.error(
                 "%s: was removed or replaced while it was open: logins are still checked by the old one, and changes "
                 "do not count; put it back, or restart the server",
-                self.path,
-                extra=facts("accounts-gone", file=str(self.path)),
+                path,
+                extra=facts("accounts-gone", file=str(path)),
             )
         self._gone = gone
 
+    def _begin_log(self) -> None:
+        """Open the file anew where its log was removed, once what that log holds is in the file: others cannot use the
+        file until then, and a kill would lose all that the log holds."""
+        try:
+            (is_read, _, _) = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            self._log_unusable(broken(self.path, error).text)
+            return
+        if not is_read:  # else the next look will do it
+            self._open_as_usual()
+
     def _open_as_usual(self) -> None:
-        """Reopen the file after a full disk, if the disk has room now."""
+        """Reopen the file: after a full disk, if the disk has room now."""
+        was_limited = self._limited or self._stands_in
         try:
             if self._stands_in:
                 database.create(self.path, _fill)
@@ -167,7 +186,7 @@ class AccountsFile:
         except (BesterError, ValueError) as error:
             self._log_unusable(error.text if isinstance(error, BesterError) else broken(self.path, error).text)
         else:
-            if not self._limited:
+            if was_limited and not self._limited:
                 text = "%s: there is room again, and users can be added and removed"
                 _log.info(text, self.path, extra=facts("accounts-room", file=str(self.path)))
 

@@ -214,6 +214,12 @@ def damage(db: sqlite3.Connection, path: Path, *, order: bool = False) -> str | 
     return None if found == "ok" else "malformed: " + " ".join(found.replace("*** in database main ***", "").split())
 
 
+def log_of(path: Path) -> Path:
+    """Return the path of the log of an open database."""
+    real = Path(os.path.realpath(path))
+    return real.with_name(real.name + BESIDE[0])
+
+
 def number_of(path: Path) -> tuple[int, int] | None:
     """Return device and inode, which identify the file at a path; None if no file exists."""
     try:

@@ -193,17 +193,18 @@ def _server(
     up = Link("server", name.encode()) in relays.links
     server, lanes = standing.of(name, now), queues.lanes_to(name)
     state = "up" if up else "down" if settings.routes[name].fabric is not None else server.state
-    retries: Mapping[str, float] = {queue.key: queue.retry_at for queue in lanes if queue.ready}
+    is_held = name in standing.held
+    retries = [queue.retry_at for queue in lanes if queue.ready and not is_held]
     return {
         "name": name,
         "state": state,
-        "held": name in standing.held,
+        "held": is_held,
         "since_s": round(now - server.since, 3),
         "queued": sum(queue.messages for queue in lanes),
         "bytes": sum(queue.size_bytes for queue in lanes),
         "oldest_s": None if oldest_s is None else round(oldest_s, 3),
         "retries": server.retries,
-        "next_try_s": round(max(0.0, min(retries.values()) - now), 3) if retries else None,
+        "next_try_s": round(max(0.0, min(retries) - now), 3) if retries else None,
         "error": server.error,
         "key_wrong": state == "down" and is_of_keys(server.error or ""),
         "clock_off_s": None if server.clock_off_s is None else round(server.clock_off_s, 3),

@@ -92,16 +92,13 @@ def _server_away(status: Status) -> Iterator[Found]:
     for row in status["servers"]:
         if row["state"] == "down" and not row.get("key_wrong"):
             why = f": {text_of(row['error'])}" if row["error"] else ""
-            waits = f", and {several(row['queued'], 'message')} wait for it" if row["queued"] else ""
+            count = row["queued"]
+            waits = f", and {several(count, 'message')} wait{'s' if count == 1 else ''} for it" if count else ""
             name = text_of(row["name"])
-            yield (
-                "warning",
-                f"server {name} is away{waits}{why}",
-                (
-                    "see that it runs and is reachable; its messages are sent when it is back "
-                    f"(`bester peers retry {name}` tries now)"
-                ),
-            )
+            remedy = f"its messages are sent when it is back (`bester peers retry {name}` tries now)"
+            if row["held"]:
+                remedy = f"its messages are held back until `bester peers release {name}`"
+            yield "warning", f"server {name} is away{waits}{why}", f"see that it runs and is reachable; {remedy}"
 
 
 def _server_key(status: Status) -> Iterator[Found]:

@@ -102,6 +102,8 @@ class SqliteStore(Commits):
         self._letters_dropped = 0  # dead letters above a bound, in this transaction
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._log: tuple[int, int] | None = None
+        self._log_path = path
         self._looked_through: tuple[int, int] | None = None  # the file that was checked, which takes up to a second
         self._stands_in = False  # a database in memory is open: there is no room for the file
         self._alone = False  # the file is open without shared memory: there is no room for that
@@ -191,6 +193,8 @@ class SqliteStore(Commits):
             self._looked_through = number
         schema.migrate(self._db)
         self._file = database.number_of(self.path)
+        self._log_path = database.log_of(self.path)
+        self._log = database.number_of(self._log_path)
 
     def close(self) -> None:
         """Close the file; every commit is in it."""
@@ -261,6 +265,13 @@ class SqliteStore(Commits):
             self._unwritten = epoch, life
         return epoch, life
 
+    @property
+    def is_due(self) -> bool:
+        """Return whether the log was removed: an empty commit begins another one."""
+        if self._connection is None or self._alone or self._stands_in:
+            return False
+        return database.number_of(self._log_path) != self._log and database.number_of(self.path) == self._file
+
     # --- writing ---
 
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
@@ -269,11 +280,12 @@ class SqliteStore(Commits):
     def _write_unsynced(self, writes: Sequence[Write]) -> Callable[[], dict[int, str | None]]:
         if self._alone or self._stands_in:
             self._open_as_usual()
+        self._see_file()
+        self._see_log()
         db = self._db
         repeated: dict[int, str | None] = {}
         self._letters_dropped = 0
         with self._whole():
-            self._see_file()
             self._see_room(writes)
             db.execute("BEGIN IMMEDIATE")
             if self._unwritten is not None:
@@ -328,25 +340,49 @@ class SqliteStore(Commits):
             self._again_at = now + AGAIN_S
             self._stands_in = self._stands_in and not self._create()
             if not self._stands_in:
-                self._alone = True  # until the file is open as usual
-                self.close()
-                try:
-                    self._connect()
-                    self._db.execute(f"PRAGMA synchronous = {self._synchronous}")
-                except (BesterError, ValueError, sqlite3.Error) as error:
-                    self.close()
-                    self._alone = True
-                    unopened = self._unopened(error)
-                    is_busy = isinstance(error, sqlite3.Error) and database.is_busy(error)
-                    raise (BusyError(unopened.text) if is_busy else unopened) from None
+                self._reopen()
         if self._stands_in:
             raise BesterError("storage-full", self._no_room or str(self.path))
+
+    def _reopen(self) -> None:
+        """Close the file, and open it as usual. Raises BesterError where it cannot be opened; it is tried again with a
+        later write."""
+        self._alone = True  # until the file is open as usual
+        self.close()
+        try:
+            self._connect()
+            self._db.execute(f"PRAGMA synchronous = {self._synchronous}")
+        except (BesterError, ValueError, sqlite3.Error) as error:
+            self.close()
+            self._alone = True
+            unopened = self._unopened(error)
+            is_busy = isinstance(error, sqlite3.Error) and database.is_busy(error)
+            raise (BusyError(unopened.text) if is_busy else unopened) from None
 
     def _see_file(self) -> None:
         """Raise BesterError where the file was removed or replaced: writes would be in no file."""
         if database.number_of(self.path) != self._file:
             fault = "the file was removed or replaced while it was open"
             raise BesterError("storage-unavailable", f"{self.path}: {fault}; restart the server")
+
+    def _see_log(self) -> None:
+        """Open the file anew where its log was removed: the next start would find no commit of the log that is still
+        open. Raises BesterError where what that log holds cannot be moved into the file, or another log is there, which
+        would be taken for the file's."""
+        found = database.number_of(self._log_path)
+        if found == self._log:
+            return
+        try:  # not merely moved: the shared index of the log must be empty before another log is begun
+            (is_read, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            code, why = file.fault_of(self.path, error)
+            raise (BusyError(why) if database.is_busy(error) else BesterError(code, why)) from None
+        if is_read:
+            raise BusyError(f"{self.path}: its log was removed, and another process reads from that; end the process")
+        if found is not None:
+            fault = "its log was replaced while it was open"
+            raise BesterError("storage-unavailable", f"{self.path}: {fault}; restart the server")
+        self._reopen()
 
     def _roll_back(self) -> None:
         try:
