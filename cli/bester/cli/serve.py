@@ -130,7 +130,14 @@ def _without_stock(config: Config) -> Config:
 )
 @key_option
 @server_key_option
-@click.option("--workers", metavar="N", type=int, default=1, help="Run so many processes, at the same TCP ports.")
+@click.option(
+    "--workers",
+    metavar="N",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Run so many processes, at the same TCP ports.",
+)
 @click.option("--child", metavar="I", type=int, hidden=True)
 @click.option("--ports", metavar="PORTS", hidden=True)
 @log_option
