@@ -190,3 +190,14 @@ def test_server_that_an_operator_holds_gets_nothing_of_what_waits() -> None:
     office.stand.wait(1.0)
     assert office.relays() == []
     assert office.waiting() == numbered(3, 2)
+
+
+def test_later_outcome_of_what_a_removed_user_had_waiting_is_for_nobody() -> None:
+    office = Shared()
+    office.write(ALICE, *numbered(SHARE))
+    office.relays()
+    office.stand.take(office.stand.router.on_account_removed("alice", office.stand.now))
+    office.down()
+    office.stand.wait(1.0)
+    senders = [entry.sender for entry in office.stand.kept(LANE)]
+    assert senders == ["alice", "bob", "alice", "alice", None]

@@ -116,6 +116,12 @@ class LaneShares:
                 return
             yield self._pop(lane, found, sender)
 
+    def __iter__(self) -> Iterator[Waiting]:
+        """Yield all messages that wait."""
+        for found in self._lanes.values():
+            for messages in found.waiting.values():
+                yield from messages
+
     def waiting(self) -> list[tuple[str, Hashable]]:
         """Return the lanes and senders of which messages wait."""
         return [(lane, sender) for lane, found in self._lanes.items() for sender in found.waiting]

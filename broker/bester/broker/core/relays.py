@@ -426,6 +426,14 @@ class Relays:
 
     # --- trouble and time ---
 
+    def on_account_removed(self, user: str) -> None:
+        """Have nobody get the later outcomes of a removed user's messages that wait for a share of their lane. Those in
+        transfer have their numbers already, by which their outcomes are told from a new user's."""
+        for message in self.transfers.shares:
+            case = message.job.case
+            if case.sender == user:
+                case.sender, case.push = None, False
+
     def on_link_lost(self, link: Link, now: float) -> None:
         """Requeue, enqueue or settle all messages in flight on a lost link: they may have been delivered."""
         self.links.discard(link)

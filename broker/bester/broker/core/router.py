@@ -235,6 +235,7 @@ class Router:
         self._units.late_outcomes.on_account_removed(user, now)
         self._ingress.on_account_removed(user)
         self._dispatcher.on_account_removed(user, [each.worker for each in self._by_link.values() if each.worker])
+        self._relays.on_account_removed(user)
         self._close_sessions(user)
         return self._take()
 
