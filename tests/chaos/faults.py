@@ -84,6 +84,10 @@ class Weather:
 
     def _strike(self) -> None:
         """Begin one fault. The choices don't depend on the parts alive: the same seed chooses alike."""
+        for each in self._targets:
+            if each.machines:
+                for part in each.parts:
+                    part.look(now_s())
         target = self._random.choices(self._targets, [target.weight for target in self._targets])[0]
         kills = self._random.choices((True, False), (KILLS, FREEZES))[0]
         table = DEAD_S if kills else target.frozen_s
@@ -104,7 +108,8 @@ class Weather:
                 with self._recorded(target, kills=False):
                     await self._freeze(target, for_s)
                 return
-            booting = [machine for machine in target.machines if machine.may_boot()]
+            since_s = [part.serves_since for part in target.parts]
+            booting = [machine for machine in target.machines if machine.may_boot(since_s)]
             with self._recorded(target, kills=True):
                 self.tell(f"{target.name} killed, back in {for_s:.1f} s")
                 for part in target.parts:

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import uuid
+from collections.abc import Sequence
 from functools import cache
 from math import inf
 from pathlib import Path
@@ -101,9 +102,11 @@ class Machine:
         """All of its programs are frozen: often its clock is another when they go on."""
         return f"{self.server} sleeps, {self.jumps()}" if self._random.random() < SLEEPS else None
 
-    def may_boot(self) -> bool:
-        """Return whether the clock's time at the end would be known. If so, hold the clock until `boots`."""
-        may = bool(self._mounts) and self._happened.settled(self.server, SETTLED_S, now_s())
+    def may_boot(self, since_s: Sequence[float | None]) -> bool:
+        """Return whether the clock's time at the end would be known: to the programs, which serve since these times
+        (None: not yet). If so, hold the clock until `boots`."""
+        serve = all(each is not None and each < now_s() - SETTLED_S for each in since_s)
+        may = bool(self._mounts) and serve and self._happened.settled(self.server, SETTLED_S, now_s())
         if may:
             self._held = self._clock.ahead_s, inf
         return may

@@ -43,6 +43,8 @@ class Part:
         self._log = directory / f"{name}.log"
         self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self.serves_since: float | None = None
+        """Time at which this life was first seen to be ready (`look`)."""
         self.environment: dict[str, str] = {}
         """Environment variables of the next lives, beside those of all programs."""
 
@@ -65,6 +67,7 @@ class Part:
         assert not self.alive
         self.lives += 1
         self.frozen = False
+        self.serves_since = None
         with self._log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
@@ -82,6 +85,11 @@ class Part:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the run alone
             )
+
+    def look(self, at_s: float) -> None:
+        """Note whether this life is ready by now."""
+        if self.serves_since is None and self.alive and self.ready:
+            self.serves_since = at_s
 
     @property
     def ready(self) -> bool:
