@@ -72,12 +72,23 @@ def test_message_larger_than_the_bound_has_a_turn_of_its_own() -> None:
     assert turns(groups) == [[1], [2]]
 
 
-def test_messages_of_one_command_stay_together() -> None:
+def test_message_of_the_same_command_adds_no_body() -> None:
     groups = Groups(GROUP, WAITING)
     body, other = b"x" * 1000, b"y" * 1000
-    writes = [keep(n, body) for n in range(100)] + [keep(n, other) for n in range(100, 105)]
-    assert numbers(groups.take(writes)) == list(range(100))
-    assert turns(groups) == [list(range(100, 105))]
+    writes = [keep(n, body) for n in range(6)] + [keep(n, other) for n in range(6, 8)]
+    assert numbers(groups.take(writes)) == [0, 1, 2, 3]
+    assert turns(groups) == [[4, 5, 6, 7]]
+
+
+def test_short_messages_above_a_number_wait() -> None:
+    groups = Groups(group_messages=3)
+    assert numbers(groups.take([keep(number, b"x") for number in range(2)])) == [0, 1]
+    assert numbers(groups.take([keep(2, b"x"), End(99, "delivered"), keep(3, b"x")])) == [2]
+    assert not groups.is_due, "this turn has no room left"
+    assert turns(groups) == [[3]]
+    groups.begin_turn()
+    assert numbers(groups.take([keep(number, b"x") for number in range(4, 12)])) == [4, 5, 6]
+    assert turns(groups) == [[7, 8, 9], [10, 11]]
 
 
 def test_no_more_waits_than_the_bound() -> None:

@@ -107,6 +107,42 @@ def test_bodies_of_different_commands_are_held_each(stand: Stand) -> None:
     assert sorted(held(stand)) == [other, single]
 
 
+def test_rest_of_a_command_in_later_groups_has_the_same_body(stand: Stand) -> None:
+    for users in ((1, 2), (3, 4), (5,)):
+        stand.write(*to_many(*users))
+    stand.write(*to_many(6, body=b"1", first=10))
+    stand.write(*to_many(7))
+    assert sorted(held(stand)) == sorted([LARGE, b"1"])
+    for user in range(1, 6):
+        stand.write(End(user, "delivered"))
+    assert (found(stand, 7), sorted(held(stand))) == ([LARGE], sorted([LARGE, b"1"]))
+    stand.write(End(7, "delivered"))
+    assert held(stand) == [b"1"]
+
+
+def test_rest_of_a_command_whose_beginning_has_ended_has_its_body_anew(stand: Stand) -> None:
+    other = LARGE.replace(b"x", b"y")
+    stand.write(*to_many(1, 2))
+    stand.write(End(1, "delivered"), End(2, "delivered"))
+    assert held(stand) == []
+    stand.write(*to_many(3, 4))
+    stand.write(*to_many(5, 6, body=other, first=10))
+    stand.again()
+    stand.write(*to_many(7))
+    assert [found(stand, user) for user in range(3, 8)] == [[LARGE], [LARGE], [other], [other], [LARGE]]
+
+
+def test_another_body_of_the_serial_is_not_taken_for_that_of_the_command(tmp_path: Path) -> None:
+    with closing(SqliteStore(tmp_path / "store.db")) as store:
+        store.open()
+        store.commit(to_many(1, 2))
+        other = LARGE.replace(b"x", b"y")
+        store._db.execute("UPDATE body SET body = ?", (other,))
+        store.commit(to_many(3, 4))
+        bodies = [store.read(Fetch(mailbox(f"u{user}"), 0, LOTS, LOTS))[0].body for user in range(1, 5)]
+    assert bodies == [other, other, LARGE, LARGE]
+
+
 @pytest.mark.parametrize("body", [b"1", b"", b"x" * (SHARED_LEAST_BYTES - 1), b"x" * SHARED_LEAST_BYTES])
 def test_bodies_of_every_size_read_back(stand: Stand, body: bytes) -> None:
     stand.write(*to_many(1, 2, body=body))

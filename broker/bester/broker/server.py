@@ -160,7 +160,7 @@ class Broker:
         self._flushes = False  # at the end of this turn
         self.sending = Sending(self._listeners.sockets, self._cannot_send, self._lose, self._leave)
         self._tick_handle: asyncio.TimerHandle | None = None
-        self._silent_handle: asyncio.Handle | None = None  # of silent links that a tick has left to later turns
+        self._later_handle: asyncio.Handle | None = None  # of what the core has left to later turns
         self._notices = LogLimits()
         self.operator_address: str | None = None
         """Address of the operator's page, as `host:port`; None without a page."""
@@ -193,7 +193,7 @@ class Broker:
         self._turn.forget(self._flush)
         self._flush(sent_at_once=sys.maxsize)
         self.sending.close()
-        for handle in (self._tick_handle, self._silent_handle):
+        for handle in (self._tick_handle, self._later_handle):
             if handle is not None:
                 handle.cancel()
         await self._servers.close()
@@ -289,18 +289,24 @@ class Broker:
         now = time.monotonic()
         self._listeners.tick(now, self.router.links)
         self._carry_out(self.router.tick(*both_clocks()))
-        self._give_up_later()
         self._end_removals()
         self._store_size.tick(now)
 
-    def _give_up_later(self) -> None:
-        if self._silent_handle is None and self.router.has_silent:
-            self._silent_handle = self._loop.call_soon(self._give_up_silent)
+    def _go_on_later(self) -> None:
+        """Go on in the next turn with what the core has left to later ones."""
+        if self._later_handle is None and (self.router.has_silent or self._can_queue_absent()):
+            self._later_handle = self._loop.call_soon(self._go_on)
 
-    def _give_up_silent(self) -> None:
-        self._silent_handle = None
-        self._carry_out(self.router.give_up_silent(time.monotonic()))
-        self._give_up_later()
+    def _can_queue_absent(self) -> bool:
+        return self.router.has_absent and self._driver.has_room
+
+    def _go_on(self) -> None:
+        self._later_handle = None
+        now = time.monotonic()
+        if self.router.has_silent:
+            self._carry_out(self.router.give_up_silent(now))
+        if self._can_queue_absent():
+            self._carry_out(self.router.queue_absent(now))
 
     def _end_removals(self) -> None:
         """Write requests that could wait, and report removed accounts of which something is left to the core."""
@@ -331,6 +337,7 @@ class Broker:
                 queued += messages
         if effects.calls:
             self._do(effects.calls)
+        self._go_on_later()
 
     def _do(self, calls: Iterable[ShellCall]) -> None:
         for call in calls:
@@ -423,6 +430,7 @@ class Broker:
             self._retry_handle.cancel()
             self._retry_handle = None
         self._driver.retry()
+        self._go_on_later()
         if self._driver.due:
             self._flush_soon()
         self._retry_later()

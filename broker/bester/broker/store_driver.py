@@ -27,7 +27,7 @@ from bester.broker.core.effects import Effects, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.store import Store
 from bester.broker.store.commits import GROWING, GROWING_HELD_BACK_BYTES, is_given_up, key_of
-from bester.broker.store_groups import ENTRY_BYTES, Groups, size_of
+from bester.broker.store_groups import ENTRY_BYTES, GROUP_MESSAGES, REMOTE_GROUP_MESSAGES, Groups, size_of
 from bester.broker.store_questions import Questions
 from bester.broker.store_requests import (
     PRESSING,
@@ -54,6 +54,8 @@ PATIENCE_S = 5.0
 after which clients and other servers take the server for dead."""
 WAITING_BYTES = 16 * 1024 * 1024
 """Bound on what may wait behind a pending group, for memory must stay bounded: above it the store counts as away."""
+ROOM_BYTES = 2 * 1024 * 1024
+"""Bytes behind a pending group above which the core is to add no more of what can wait."""
 REMOTE_WAITING_BYTES = 64 * 1024 * 1024
 """The same for a remote store: every group is pending for some milliseconds there, and of the largest messages a few
 come at once."""
@@ -140,7 +142,8 @@ class StoreDriver:
         self._stopwatch = stopwatch
         self._writes: list[Write] = []
         self._taken = 0  # `added` as of the latest group
-        self._groups = Groups() if groups is None else groups
+        most = REMOTE_GROUP_MESSAGES if store.is_remote else GROUP_MESSAGES
+        self._groups = Groups(group_messages=most) if groups is None else groups
         self._reads: list[StoreRead] = []
         self._ready: list[StoreRead] = []  # reads that wait for the pending group alone
         self._unread: list[StoreRead] = []
@@ -164,6 +167,11 @@ class StoreDriver:
     def is_pending(self) -> bool:
         """Return whether a group is pending: the shell calls `retry` every RETRY_S."""
         return self._pending is not None
+
+    @property
+    def has_room(self) -> bool:
+        """Return whether little waits to be written, so that the core may add what can wait."""
+        return not self._groups and self._waiting_bytes < ROOM_BYTES
 
     def _is_blocked(self) -> bool:
         return self._pending is not None

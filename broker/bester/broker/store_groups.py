@@ -29,11 +29,14 @@ from bester.broker.wire.outcomes import OUTCOME_TYPE
 
 GROUP_BYTES = 2 * 1024 * 1024
 """New messages committed in one turn, by their bodies and ENTRY_BYTES each: some 10 milliseconds of a common disk."""
+GROUP_MESSAGES = 256
+"""New messages committed in one turn: some milliseconds, however fast the disk is."""
+REMOTE_GROUP_MESSAGES = 1024
+"""The same for a remote store: beside the loop, where more commits take longer."""
 WAITING_BYTES = 16 * 1024 * 1024
 """Bound on messages that wait for a later turn: more than that is committed at once, for memory must stay bounded."""
 ENTRY_BYTES = 2048
-"""Size of a message in a group beside its body, and of any other write: more than memory takes, for an entry takes as
-long to write as so many bytes of a body."""
+"""Size of a message in a group beside its body, and of any other write: more than memory takes."""
 OUTCOME_BYTES = 40
 """Size of an outcome of a lane."""
 
@@ -53,11 +56,17 @@ def size_of(write: Write) -> int:
 class Groups:
     """Writes in groups. A message that waits is overtaken by no write that names it, and by no read that would find it.
 
-    `group_bytes` and `waiting_bytes` are the bounds, for tests other than GROUP_BYTES and WAITING_BYTES.
+    The arguments are the bounds, for a remote store or for tests other than the constants of their names.
     """
 
-    def __init__(self, group_bytes: int = GROUP_BYTES, waiting_bytes: int = WAITING_BYTES) -> None:
+    def __init__(
+        self,
+        group_bytes: int = GROUP_BYTES,
+        waiting_bytes: int = WAITING_BYTES,
+        group_messages: int = GROUP_MESSAGES,
+    ) -> None:
         self._group_bytes = self._room_bytes = group_bytes
+        self._group_messages = self._room = group_messages
         self._most_waiting_bytes = waiting_bytes
         self._waiting: deque[tuple[Enqueue, int]] = deque()  # with their sizes
         self._waiting_bytes = 0
@@ -70,19 +79,25 @@ class Groups:
     @property
     def is_due(self) -> bool:
         """Return whether messages wait, and this turn has room for some."""
-        return bool(self._waiting) and self._room_bytes > 0
+        return bool(self._waiting) and self._has_room
+
+    @property
+    def _has_room(self) -> bool:
+        return self._room > 0 and self._room_bytes > 0
 
     def begin_turn(self) -> None:
         """Give a new turn its room."""
-        self._room_bytes = self._group_bytes
+        self._room_bytes, self._room = self._group_bytes, self._group_messages
 
     def take(self, writes: Sequence[Write]) -> Sequence[Write]:
         """Return the group to commit now: messages that wait, and then these writes but for new messages above the
         bound."""
         if not self._waiting:
-            size = sum([ENTRY_BYTES + len(write.entry.body) for write in writes if type(write) is Enqueue])
-            if size <= self._room_bytes:  # almost always
+            sizes = [ENTRY_BYTES + len(write.entry.body) for write in writes if type(write) is Enqueue]
+            size = sum(sizes)
+            if size <= self._room_bytes and len(sizes) <= self._room:  # almost always
                 self._room_bytes -= size
+                self._room -= len(sizes)
                 return writes
         group: list[Write] = []
         self._take_waiting(group)
@@ -95,7 +110,7 @@ class Groups:
             group.append(write)
         self._body = None
         if self._waiting_bytes > self._most_waiting_bytes:
-            self._room_bytes = self._waiting_bytes - self._most_waiting_bytes
+            self._room_bytes, self._room = self._waiting_bytes - self._most_waiting_bytes, len(self._waiting)
             self._take_waiting(group)
         return group
 
@@ -120,12 +135,13 @@ class Groups:
 
     def _take_or_wait(self, write: Enqueue, group: list[Write]) -> None:
         entry = write.entry
-        # The rest of a command comes with its beginning, so that the store has the body once. A late outcome comes with
-        # the end of its message: a crash must not come between the two.
+        # The rest of a command adds no body. A late outcome comes with the end of its message: a crash must not come
+        # between the two.
         is_rest, self._body = entry.body is self._body, entry.body
         size = ENTRY_BYTES if is_rest else ENTRY_BYTES + len(entry.body)
-        if entry.type == OUTCOME_TYPE or (not self._waiting and (self._room_bytes > 0 or is_rest)):
+        if entry.type == OUTCOME_TYPE or (not self._waiting and self._has_room):
             self._room_bytes -= size
+            self._room -= 1
             group.append(write)
         else:
             self._waiting.append((write, size))
@@ -133,13 +149,12 @@ class Groups:
             self._named.update((entry.number, entry.id))
 
     def _take_waiting(self, group: list[Write]) -> None:
-        """Move messages that wait into a group, oldest first, as far as the turn has room; a command's messages
-        together."""
-        waiting, body = self._waiting, None
-        while waiting and (self._room_bytes > 0 or waiting[0][0].entry.body is body):
+        """Move messages that wait into a group, oldest first, as far as the turn has room."""
+        waiting = self._waiting
+        while waiting and self._has_room:
             write, size = waiting.popleft()
-            body = write.entry.body
             self._room_bytes -= size
+            self._room -= 1
             self._waiting_bytes -= size
             self._named.difference_update((write.entry.number, write.entry.id))
             group.append(write)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from bester.broker.core.absent import Absent
 from bester.broker.core.adoption import Adoption
 from bester.broker.core.auth import AuthHandlers
 from bester.broker.core.cases import Reports
@@ -121,6 +122,7 @@ class Units:
     auth: AuthHandlers
     following: Following
     adoption: Adoption
+    absent: Absent
 
 
 class _Common(NamedTuple):
@@ -165,6 +167,7 @@ class _Handling(NamedTuple):
     contracts: Contracts
     observers: Observers
     dead_letters: DeadLetters
+    absent: Absent
 
 
 def assemble(
@@ -181,7 +184,7 @@ def assemble(
     queues, mailboxes, relays, notes, late_outcomes, reporters, standing = queueing = _queueing(common)
     (
         dispatcher, replies, changes, known_types, delivery_outcomes, workers, timeouts, contracts, observers,
-        dead_letters,
+        dead_letters, absent,
     ) = _handling(common, queueing)  # fmt: skip
     recordings = Recordings(out, observers, clock)
     shadows = Shadows(limits, out, observers, clock)
@@ -218,7 +221,7 @@ def assemble(
         restarts, questions, reports, directory, workers, deliveries, queues, mailboxes, relays, reporters,
         dead_letters, late_outcomes, notes, standing,
         Cockpit(settings, out, queues, relays, standing, notes), figures, trace, recordings, shadows,
-        credit, StuckTypes(limits), auth, following, adoption,
+        credit, StuckTypes(limits), auth, following, adoption, absent,
     )  # fmt: skip
 
 
@@ -266,8 +269,9 @@ def _handling(common: _Common, queueing: _Queueing) -> _Handling:
     workers, timeouts = Workers(settings.limits.max_types), Timeouts(settings)
     contracts, observers = Contracts(out), Observers()
     known_types = KnownTypes(settings, workers, out, common.snapshot.types, common.now)
+    absent = Absent(settings, queues, relays, reports, trace, common.around.accounts_of)
     commands = Commands(
-        settings, out, trace, reports, queues, directory, deliveries, mailboxes, relays, dispatch,
+        settings, out, trace, reports, queues, directory, deliveries, mailboxes, relays, absent, dispatch,
         common.around.accounts_of,
     )  # fmt: skip
     dead_letters = DeadLetters(
@@ -292,5 +296,5 @@ def _handling(common: _Common, queueing: _Queueing) -> _Handling:
     )  # fmt: skip
     return _Handling(
         dispatcher, replies, changes, known_types, delivery_outcomes, workers, timeouts, contracts, observers,
-        dead_letters,
+        dead_letters, absent,
     )  # fmt: skip

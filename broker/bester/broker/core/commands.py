@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from bester.broker.core import policy
+from bester.broker.core.absent import Absent
 from bester.broker.core.cases import Reports
 from bester.broker.core.deliveries import Deliveries, Delivery, Outstanding, Share
 from bester.broker.core.directory import Directory
@@ -15,8 +16,8 @@ from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
 from bester.broker.core.settings import Settings
-from bester.broker.core.trace import QUEUED, SERVER, Trace, shortened
-from bester.broker.store_requests import Entry, mailbox
+from bester.broker.core.trace import SERVER, Trace, shortened
+from bester.broker.store_requests import mailbox
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
     COMMANDS,
@@ -87,6 +88,7 @@ class Commands:
         deliveries: Deliveries,
         mailboxes: Mailboxes,
         relays: Relays,
+        absent: Absent,
         dispatch: Callable[[Job, float], None],
         accounts_of: Callable[[Collection[str]], Collection[str]],
     ) -> None:
@@ -94,6 +96,7 @@ class Commands:
         self._deliveries = deliveries
         self._mailboxes = mailboxes
         self._relays = relays
+        self._absent = absent
         self._reports = reports
         self._queues = queues
         self._settings = settings
@@ -113,7 +116,7 @@ class Commands:
     def deliver_run(self, run: Iterable[tuple[Job, Command]], now: float) -> None:
         """Carry out a run of replies that are one sendClients each. The count of a message whose only result is one
         delivery passes to the delivery."""
-        known_home, queues = self._known_home, self._queues
+        known_home, queues, absent = self._known_home, self._queues, self._absent
         link, outstanding, messages = _NO_LINK, _NO_DELIVERIES, _NO_MESSAGES  # of the bridge of the last delivery
         begun: list[tuple[Job, Command]] = []  # replies whose DELIVERs are among the messages, and not outstanding yet
         try:
@@ -121,7 +124,7 @@ class Commands:
                 job, command = reply
                 targets = command.targets
                 home = None if len(targets) != 1 else known_home(targets[0]) or self._home(targets[0])
-                if home is not None and queues.messages and self._must_queue(job, targets[0]):
+                if home is not None and (queues.messages or absent.is_due) and self._must_queue(job, targets[0]):
                     home = None
                 is_usual = home is not None and not job.repeated and job.case.completes_on(home[0])
                 if begun and (home is None or home[0] is not link or not is_usual):
@@ -184,7 +187,7 @@ class Commands:
             for link, sessions in places.items():
                 by_link.setdefault(link, []).append([t, *sessions])
         if absent:
-            self._to_absent(job, number, command, absent, now)
+            self._absent.add(job, command, f"{job.id}.{number}", absent, now)
         alone = alone and len(by_link) == 1
         id_ = f"{job.id}.{number}"
         for link, targets in by_link.items():
@@ -196,7 +199,9 @@ class Commands:
     def _must_queue(self, job: Job, user: str) -> bool:
         """Return whether a result must go behind messages queued for the user. A duplicate must where any are queued,
         for one of them may be the first."""
-        return self._mailboxes.must_queue(user) or (job.may_repeat and self._queues.get(mailbox(user)) is not None)
+        if job.may_repeat and self._queues.get(mailbox(user)) is not None:
+            return True
+        return self._mailboxes.must_queue(user) or self._absent.waits(job, user)
 
     def _deliver(
         self, job: Job, id_: str, command: Command, targets: list[list[int]], shares: dict[int, Share] | None,
@@ -221,45 +226,6 @@ class Commands:
         serial = outstanding.add(Delivery(job, command, id_, numbers, shares, completes, first, now))
         return Deliver(serial, id_, job.type, command.body, targets, token, meta)
 
-    def _to_absent(self, job: Job, number: int, command: Command, absent: list[int], now: float) -> None:
-        """Queue results for users, given by the numbers of their targets, without a connection or with messages queued
-        that go first, if the users are known. All names are looked up at once."""
-        targets, id_ = command.targets, f"{job.id}.{number}"
-        are_open = self._settings.open_accounts
-        known = () if are_open else self._accounts_of({targets[t] for t in absent})
-        unknown = "not-connected" if are_open else "unknown-user"
-        if not known:  # a reply may name thousands
-            failure, root = failed(unknown), job.root
-            self._trace.extend((now, root, f"{id_}.{t}", failure, shortened(targets[t]), now) for t in absent)
-            job.case.record_failures([targets[t] for t in absent], failure)
-            return
-        for t in absent:
-            name, code = targets[t], unknown
-            if name in known:
-                found = self.enqueue(job, command, id_, t, self._queues.reserve_numbers(1), now)
-                if found is None:
-                    continue
-                code = found
-            self._trace.add((now, job.root, f"{id_}.{t}", failed(code), shortened(name), now))
-            job.case.record(name, failed(code))
-
-    def enqueue(
-        self, job: Job, command: Command, id_: str, t: int, number: int, now: float, *, repeated: bool = False
-    ) -> str | None:
-        """Queue a result for its user; its case is settled when the result is on disk. Returns a code where there is no
-        room."""
-        name, meta = command.targets[t], self._relays.meta_of(job)
-        if repeated:
-            meta["repeated"] = True
-        entry = Entry(
-            number, mailbox(name), f"{id_}.{t}", name, job.type, command.body, job.case.sender,
-            self._queues.expires_at(job.case, now), meta,
-        )  # fmt: skip
-        code = self._queues.enqueue(entry, job.case, now)
-        if code is None:
-            self._trace.add((now, job.root, entry.id, QUEUED, name, 0.0))
-        return code
-
     def on_not_delivered(self, delivery: Delivery, t: int, reason: str, now: float) -> str:
         """Take in that a delivery failed. Returns the outcome, empty where the result is queued now and its case waits
         for that.
@@ -271,7 +237,7 @@ class Commands:
         known = not self._settings.open_accounts and name in self._accounts_of((name,))
         if not known or reason not in ("not-connected", "unconfirmed", "timeout"):
             return failed("not-connected" if reason == "unconfirmed" else reason)
-        code = self.enqueue(
+        code = self._absent.enqueue(
             delivery.job, delivery.command, delivery.id, t, delivery.number + t, now,
             repeated=reason != "not-connected",
         )  # fmt: skip

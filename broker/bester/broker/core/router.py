@@ -359,6 +359,18 @@ class Router:
         self._peers.give_up_silent(now)
         return self._take()
 
+    @property
+    def has_absent(self) -> bool:
+        """Return whether messages for users who are away are still to be queued, by `queue_absent`."""
+        return self._units.absent.is_due
+
+    def queue_absent(self, now: float) -> Effects:
+        """Queue some of the messages for users who are away; to be called in the turns of the loop while the store has
+        room for more."""
+        self._reports.now = now
+        self._units.absent.go_on(now)
+        return self._take()
+
     def _share_credit(self, now: float) -> None:
         """Tell the bridges how much more this broker can take, where that has changed."""
         workers = self._units.workers

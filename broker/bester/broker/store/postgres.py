@@ -28,6 +28,7 @@ from bester.broker.store.leased import TAKEN, LeasedConnection, is_stale
 from bester.broker.store.postgres_reading import rows
 from bester.broker.store.postgres_writing import Group, Statement, key_of_entry
 from bester.broker.store.reading import outcome_of
+from bester.broker.store.writing import SharedBody
 from bester.broker.store_brokers import Adopted
 from bester.broker.store_requests import (
     Adopt,
@@ -86,6 +87,7 @@ class PostgresStore(Commits):
         self._is_open = False
         self._serial = 0
         self._sharing = False
+        self._shared: SharedBody | None = None
         self._to_forget: tuple[float, int] | None = None
         self._outcomes: int | None = None
         self._letter_bytes: int | None = None
@@ -154,7 +156,7 @@ class PostgresStore(Commits):
             ((last,),) = rows(connection, "SELECT max(serial) FROM body WHERE ns = %b", ns)
         self._held.on_committed()
         self._held.life = found.life
-        self._serial, self._sharing = (last or 0) + 1, last is not None
+        self._serial, self._sharing, self._shared = (last or 0) + 1, last is not None, None
         self._to_forget = self._outcomes = self._letter_bytes = None
         self._is_open = True
         self._warn(connection)
@@ -217,6 +219,7 @@ class PostgresStore(Commits):
             self._held.lease.ns,
             serial=self._serial,
             sharing=self._sharing,
+            shared=self._shared,
             dead_letters=self._dead_letters,
             to_forget=self._to_forget,
             outcomes=self._outcomes,
@@ -230,7 +233,7 @@ class PostgresStore(Commits):
 
     def _write_group(self, connection: Connection, group: Group) -> dict[int, str | None]:
         """Write a group, and return its duplicates. Raises what a statement raises."""
-        self._serial, self._sharing = group.serial, group.sharing
+        self._serial, self._sharing, self._shared = group.serial, group.sharing, group.shared
         now = time.monotonic()
         if now >= self._measure_at:
             self._measure_at = now + MEASURE_S

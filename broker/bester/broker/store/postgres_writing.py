@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bester.broker.store.rows import pack, pack_lane, text
-from bester.broker.store.writing import REMEMBERED, shared_bodies
+from bester.broker.store.writing import REMEMBERED, SharedBody, latest_of, shared_bodies
 from bester.broker.store_requests import (
     LETTER_BYTES,
     NAMES,
@@ -91,7 +91,10 @@ WITH told AS (
 )
 DELETE FROM entry e WHERE e.ns = %b AND e.number = ANY(ARRAY(SELECT told.number FROM told)) RETURNING e.number
 """
-_BODIES = "INSERT INTO body (ns, serial, body) SELECT %b, t.* FROM unnest(%b::bigint[], %b::bytea[]) AS t"
+_BODIES = (
+    "INSERT INTO body (ns, serial, body) SELECT %b, t.* FROM unnest(%b::bigint[], %b::bytea[]) AS t "
+    "ON CONFLICT DO NOTHING"
+)
 _DROP_UNUSED = """
 DELETE FROM body b WHERE b.ns = %b AND b.serial = ANY(%b::bigint[])
 AND NOT EXISTS (SELECT 1 FROM entry e WHERE e.ns = b.ns AND e.shared = b.serial AND e.outcome IS NULL)
@@ -227,22 +230,23 @@ def beginning(start: str) -> tuple[str, str]:
 class Group:
     """Statements of one group of writes in the namespace `ns`.
 
-    `repeated` has the numbers of the duplicates once all answers are taken. `serial` is the next one of a shared body;
-    with `sharing` there may be shared bodies, and Ends look for them. `to_forget` is what is left of a purge: outcomes
-    that expired before a time, or have a number up to this one. No more than `outcomes` are remembered (None: not
-    counted yet), and no more than `letter_bytes` are in dead letters. `forgotten` counts what the group forgets at
-    bounds, once all answers are taken.
+    `repeated` has the numbers of the duplicates once all answers are taken. `serial` is the next one of a shared body,
+    `shared` the latest of these bodies; with `sharing` there may be some, and Ends look for them. `to_forget` is what
+    is left of a purge: outcomes that expired before a time, or have a number up to this one. No more than `outcomes`
+    are remembered (None: not counted yet), and no more than `letter_bytes` are in dead letters. `forgotten` counts what
+    the group forgets at bounds, once all answers are taken.
     """
 
     def __init__(
         self, ns: int, *, serial: int, sharing: bool, dead_letters: int, to_forget: tuple[float, int] | None,
-        outcomes: int | None = None, letter_bytes: int | None = None,
+        shared: SharedBody | None = None, outcomes: int | None = None, letter_bytes: int | None = None,
     ) -> None:  # fmt: skip
         self.statements: list[Statement] = []
         self._last: list[Statement] = []
         self.repeated: dict[int, str | None] = {}
         self.serial = serial
         self.sharing = sharing
+        self.shared = shared
         self.to_forget = to_forget
         self.outcomes = outcomes
         self.letter_bytes = letter_bytes
@@ -277,13 +281,16 @@ class Group:
     def _insert(self, run: Sequence[Enqueue | RecordRemote]) -> None:
         if self.outcomes is not None and isinstance(run[0], RecordRemote):
             self.outcomes += len(run)
-        shared = shared_bodies(run)
         serials: dict[bytes, int] = {}
-        for body in shared:
+        for body in shared_bodies(run, self.shared):
+            if self.shared is not None and body == self.shared[0]:
+                serials[body] = self.shared[1]  # written again: it may have ended, or its group have failed
+                continue
             serials[body] = self.serial
             self.serial += 1
         if serials:
             self.sharing = True
+            self.shared = latest_of(run, serials)
             self._say(_BODIES, self._ns, list(serials.values()), list(serials))
         rows = [_row_of(write, serials) for write in run]
         columns = [list(column) for column in zip(*rows, strict=True)]

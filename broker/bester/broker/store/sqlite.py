@@ -26,6 +26,7 @@ from bester.broker.store.reading import answer
 from bester.broker.store.snapshot import snapshot
 from bester.broker.store.writing import (
     CARRY_OUT,
+    SharedBody,
     count_outcomes,
     drop_heavy_letters,
     drop_oldest_letters,
@@ -114,6 +115,7 @@ class SqliteStore(Commits):
         self._to_forget: tuple[float, int] | None = None  # see `forget_some`
         self._outcomes: int | None = None  # no more outcomes are remembered than these; None: not counted yet
         self._letter_bytes: int | None = None  # the same of the bodies of dead letters
+        self._shared: SharedBody | None = None  # the latest one of a group
 
     # --- opening ---
 
@@ -403,7 +405,8 @@ class SqliteStore(Commits):
         if kind is Enqueue or kind is RecordRemote:
             if kind is RecordRemote and self._outcomes is not None:
                 self._outcomes += len(run)
-            return insert(self._db, run)
+            repeated, self._shared = insert(self._db, run, self._shared)
+            return repeated
         if kind is PurgeOutcomes:
             self._purge(run[-1])
         else:

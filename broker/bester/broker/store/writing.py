@@ -74,17 +74,27 @@ _FORGET_DISOWNED = (
 )
 
 _Row = tuple[Any, ...]
+SharedBody = tuple[bytes, int]
+"""A body that several entries have, and its serial."""
 
 
-def insert(db: sqlite3.Connection, run: list[Enqueue] | list[RecordRemote]) -> dict[int, str | None]:
+def insert(
+    db: sqlite3.Connection, run: list[Enqueue] | list[RecordRemote], latest: SharedBody | None = None
+) -> tuple[dict[int, str | None], SharedBody | None]:
     """Insert entries, but for duplicates, whose ids their queues have had. Returns the numbers of those, with the
-    outcomes of the first ones (None: not ended). A ready message takes over the mark `repeated` of its duplicate."""
-    shared = shared_bodies(run)
-    # The rows are made one by one: copies of all bodies would be as large as these.
-    rows = map(_row_of, run)
-    inserted = _insert_sharing(db, run, shared) if shared else db.executemany(_INSERT, rows).rowcount
-    if inserted == len(run):
-        return {}
+    outcomes of the first ones (None: not ended). A ready message takes over the mark `repeated` of its duplicate.
+
+    `latest` is the latest shared body of earlier groups, for the rest of its command; returned is that of this one."""
+    shared = shared_bodies(run, latest)
+    if shared:
+        inserted, latest = _insert_sharing(db, run, shared, latest)
+    else:  # the rows are made one by one: copies of all bodies would be as large as these
+        inserted = db.executemany(_INSERT, map(_row_of, run)).rowcount
+    return {} if inserted == len(run) else _repeated(db, run), latest
+
+
+def _repeated(db: sqlite3.Connection, run: list[Enqueue] | list[RecordRemote]) -> dict[int, str | None]:
+    """Return the duplicates among entries as `insert` does, and mark the first ones."""
     numbers = [write.entry.number for write in run]
     there: set[int] = set()
     for start in range(0, len(numbers), NAMED_AT_ONCE):
@@ -102,22 +112,28 @@ def insert(db: sqlite3.Connection, run: list[Enqueue] | list[RecordRemote]) -> d
     return repeated
 
 
-def shared_bodies(run: Sequence[Any]) -> set[bytes]:
-    """Return the bodies that several of a run of Enqueues have, and that are large enough to be held once."""
+def shared_bodies(run: Sequence[Any], latest: SharedBody | None = None) -> set[bytes]:
+    """Return the bodies that several of a run of Enqueues have, or one and the `latest` shared body, and that are large
+    enough to be held once."""
     large = [write.entry.body for write in run if len(write.entry.body) >= SHARED_LEAST_BYTES]
-    if not large[1:] or type(run[0]) is not Enqueue:
+    if not large or type(run[0]) is not Enqueue:
         return set()
-    seen: set[bytes] = set()
+    seen = set() if latest is None else {latest[0]}
     shared: set[bytes] = set()
     for body in large:
         (shared if body in seen else seen).add(body)  # the bodies of one command are one object, which keeps its hash
     return shared
 
 
-def _insert_sharing(db: sqlite3.Connection, run: Sequence[Any], shared: set[bytes]) -> int:
-    """Insert entries, and each shared body once. Returns how many entries were new."""
+def _insert_sharing(
+    db: sqlite3.Connection, run: Sequence[Any], shared: set[bytes], latest: SharedBody | None
+) -> tuple[int, SharedBody]:
+    """Insert entries, and each shared body once, the latest one where it is gone. Returns how many entries were new,
+    and the shared body of the last one."""
     inserted = 0
     serials: dict[bytes, int] = {}
+    if latest is not None and latest[0] in shared and _has_body(db, latest):
+        serials[latest[0]] = latest[1]
     for write in run:
         body = write.entry.body
         if body not in shared:
@@ -132,7 +148,19 @@ def _insert_sharing(db: sqlite3.Connection, run: Sequence[Any], shared: set[byte
         inserted += db.execute(_INSERT_SHARED, (*_row_of(bare)[:-2], len(body), serial)).rowcount
     if inserted < len(run):  # all entries of a body may have been duplicates
         db.executemany(_DROP_UNUSED, [(serial,) for serial in serials.values()])
-    return inserted
+    return inserted, latest_of(run, serials)
+
+
+def latest_of(run: Sequence[Any], serials: dict[bytes, int]) -> SharedBody:
+    """Return the last shared body of a run: messages of its command may be in the next group."""
+    return next((body, serials[body]) for write in reversed(run) if (body := write.entry.body) in serials)
+
+
+def _has_body(db: sqlite3.Connection, shared: SharedBody) -> bool:
+    """Return whether the file has this body. Where it has ended, or its transaction failed, another body may have its
+    serial."""
+    body, serial = shared
+    return db.execute("SELECT 1 FROM body WHERE serial = ? AND body = ?", (serial, blob(body))).fetchone() is not None
 
 
 def _row_of(write: Enqueue | RecordRemote) -> _Row:
