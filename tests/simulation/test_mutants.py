@@ -333,7 +333,9 @@ def test_outcome_that_two_brokers_tell_of_their_copies_is_noticed(monkeypatch: p
     assert "was told something again, and it is not marked" in broken_seeds(500, CLUSTER, likely=136)
     monkeypatch.undo()
     monkeypatch.setattr(SharedMemoryStore, "_is_told", lambda self, about: False)
-    assert "was told delivered, and then failed:expired" in broken_seeds(500, CLUSTER, likely=174)
+    failure = broken_seeds(500, CLUSTER, likely=174)
+    assert "was told Outcome(" in failure
+    assert "outcome='failed:expired'), and it is delivered" in failure
 
 
 def unmarked(honest: Any) -> Any:
@@ -370,7 +372,7 @@ def test_delivery_whose_mark_waits_in_memory_for_a_store_that_is_away_is_noticed
 def test_second_copy_that_no_bridge_marks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one came marked from the broker that took over, which delivers what it has adopted as well."""
     monkeypatch.setattr(Marked, "take", lambda self, run: run)
-    assert "got the second of two copies" in broken_seeds(500, CLUSTER, likely=800)
+    assert "got the second of two copies" in broken_seeds(500, CLUSTER, likely=290)
 
 
 def test_message_that_another_broker_knows_and_that_is_not_marked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

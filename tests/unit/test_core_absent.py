@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 
 from bester.broker.core.effects import Effects
@@ -30,12 +31,15 @@ class Town:
         self.reports: list[Report] = []
         self.deliveries: list[Deliver] = []
 
-    def writes(self, *users: str, by: int = ALICE, body: bytes = b'"hi"') -> list[str]:
-        """Let alice or carol write to users; return those for whom the message is queued at once."""
+    def writes(
+        self, *users: str, by: int = ALICE, body: bytes = b'"hi"', and_then: Sequence[Sequence[str]] = ()
+    ) -> list[str]:
+        """Let alice or carol write to users, and the reply have further commands `and_then`; return those for whom the
+        message is queued at once."""
         submit = Submit(next(self.tokens), by, "chat", b"1", {})
         (request,) = self.stand.router.receive_all(self.bridge, [submit], self.stand.now).messages[self.chat]
         assert isinstance(request, Request)
-        reply = Reply(request.token, 0, [clients(*users, body=body)])
+        reply = Reply(request.token, 0, [clients(*each, body=body) for each in (users, *and_then)])
         return self._take(self.stand.router.receive_all(self.chat, [reply], self.stand.now))
 
     def goes_on(self) -> list[str]:
@@ -101,8 +105,11 @@ def test_senders_take_turns() -> None:
     town.writes(*CROWD, by=ALICE)
     town.writes(*CROWD[5:], by=ALICE)
     town.writes(*CROWD[:4], by=CAROL)
-    order = [CROWD[:3], CROWD[:3], CROWD[3:6], CROWD[3:4], CROWD[6:9], CROWD[9:], CROWD[5:8], CROWD[8:]]
-    assert town.rest() == order
+    alices, carols = [*CROWD, *CROWD[5:]], CROWD[:4]
+    assert town.rest() == [
+        alices[:3], carols[:3], alices[3:6], [*carols[3:], *alices[6:8]], [*alices[8:10], *alices[10:11]],
+        alices[11:14], alices[14:],
+    ]  # fmt: skip
 
 
 def test_later_message_of_the_sender_goes_behind_what_is_left() -> None:
@@ -141,4 +148,18 @@ def test_no_more_is_left_than_the_bound() -> None:
     assert town.writes(*CROWD) == CROWD[:3]
     assert town.writes(*CROWD[:2], by=CAROL) == CROWD[:2]
     assert town.writes(*CROWD[:4], by=CAROL) == CROWD[3:6]
-    assert town.rest() == [CROWD[:3], CROWD[6:9], CROWD[3:4], CROWD[9:]]
+    assert town.rest() == [CROWD[:3], CROWD[6:9], ["u3", "u9"]]
+
+
+def test_no_more_bytes_are_left_than_the_bound() -> None:
+    town = Town(max_absent_bytes=10)
+    assert town.writes(*CROWD[:4], body=b'"abcde"') == []
+    assert town.writes(*CROWD[:5], by=CAROL, body=b'"abcde"') == [*CROWD[:3], *CROWD[:3], "u3", *CROWD[3:5]]
+    assert not town.stand.router.has_absent
+
+
+def test_commands_of_one_reply_have_room_together() -> None:
+    town = Town()
+    assert town.writes("u0", "u1", and_then=[["u2"], ["u0", "u3"], ["u4"]]) == ["u0", "u1", "u2"]
+    assert town.rest() == [["u0", "u3", "u4"]]
+    assert town.outcomes() == [dict.fromkeys(CROWD[:5], "queued")]

@@ -10,6 +10,8 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import NamedTuple
 
+from msgspec import structs
+
 from bester.broker.core.cases import Reports
 from bester.broker.core.jobs import Job
 from bester.broker.core.message_groups import sender_of
@@ -60,7 +62,9 @@ class Absent:
         self._trace = trace
         self._accounts_of = accounts_of
         self._later: OrderedDict[Hashable, _Sender] = OrderedDict()  # by sender, the next one first
-        self._count = 0
+        self._count = self._size_bytes = 0
+        self._job: Job | None = None  # the latest one, and how many more of its results are queued at once
+        self._room = 0
 
     @property
     def is_due(self) -> bool:
@@ -75,40 +79,51 @@ class Absent:
         return sender is not None and user in sender.names
 
     def add(self, job: Job, command: Command, id_: str, absent: Sequence[int], now: float) -> None:
-        """Take in results for users who are given by the numbers of their targets: queue a few now, and leave many to
-        later turns."""
-        is_quick = self._settings.open_accounts or len(absent) <= self._limits.absent_at_once
+        """Take in results for users who are given by the numbers of their targets: queue a few of each job now, and
+        leave the others to later turns."""
+        if job is not self._job:
+            self._job, self._room = job, self._limits.absent_at_once
+        is_quick = self._settings.open_accounts or len(absent) <= self._room
         if is_quick and not any(self.waits(job, command.targets[t]) for t in absent):
+            self._room -= len(absent)
             self._queue(job, command, id_, absent, now)
             return
         sender = self._later.setdefault(sender_of(job), _Sender())
         sender.names.update(command.targets[t] for t in absent)
-        sender.rests.append(_Rest(job, command, id_, deque(absent)))
+        bare = structs.replace(job, body=b"", group=None, suspicion=None)  # all that a result needs of the job
+        sender.rests.append(_Rest(bare, command, id_, deque(absent)))
         job.case.pending += 1
         self._count += len(absent)
-        while self._count > self._limits.max_absent:
+        self._size_bytes += len(command.body)
+        while self._count > self._limits.max_absent or self._size_bytes > self._limits.max_absent_bytes:
             self.go_on(now)
 
     def go_on(self, now: float) -> None:
-        """Queue a part of what was left."""
-        if not self._later:
-            return
-        key, sender = self._later.popitem(last=False)
-        rest = sender.rests[0]
-        part = [rest.absent.popleft() for _ in range(min(self._limits.absent_at_once, len(rest.absent)))]
-        self._count -= len(part)
-        names = sender.names
-        for name in (rest.command.targets[t] for t in part):
+        """Queue some of what was left."""
+        room = self._limits.absent_at_once
+        while self._later and room > 0:
+            key, sender = self._later.popitem(last=False)
+            rest = sender.rests[0]
+            part = [rest.absent.popleft() for _ in range(min(room, len(rest.absent)))]
+            room -= len(part)
+            self._count -= len(part)
+            self._forget(sender.names, [rest.command.targets[t] for t in part])
+            self._queue(rest.job, rest.command, rest.id_, part, now)
+            if not rest.absent:
+                sender.rests.popleft()
+                self._size_bytes -= len(rest.command.body)
+            if sender.rests:
+                self._later[key] = sender
+            if not rest.absent:
+                self._reports.settle_one(rest.job.case)
+
+    @staticmethod
+    def _forget(names: Counter[str], users: Sequence[str]) -> None:
+        """Count users out of those whose messages are still to be queued."""
+        for name in users:
             names[name] -= 1
             if not names[name]:
                 del names[name]
-        self._queue(rest.job, rest.command, rest.id_, part, now)
-        if not rest.absent:
-            sender.rests.popleft()
-        if sender.rests:
-            self._later[key] = sender
-        if not rest.absent:
-            self._reports.settle_one(rest.job.case)
 
     def _queue(self, job: Job, command: Command, id_: str, absent: Sequence[int], now: float) -> None:
         """Queue results, if the users are known. All names are looked up at once."""

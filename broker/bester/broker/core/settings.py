@@ -137,10 +137,12 @@ class Limits:
     """Frames that one command may become, targets times their connections: one for each connection that a bridge may
     have."""
     absent_at_once: int = 128
-    """Users of one command who are away, and whose messages are queued in one turn: some milliseconds, with those of
-    the store. The others follow in later turns."""
+    """Users of one reply who are away, and whose messages are queued in one turn: some milliseconds, with those of the
+    store. The others follow in later turns."""
     max_absent: int = 131_072
-    """Such users left to later turns; above it messages are queued at once. As many as the targets of a reply."""
+    """Such users left to later turns, of a dozen of the largest replies; above it messages are queued at once."""
+    max_absent_bytes: int = 64 * 1024 * 1024
+    """The same in bytes of their bodies, one for each command."""
     max_lane: int = 10_000
     """Messages of one type in transfer to one server."""
     max_lane_of_one: int = 128

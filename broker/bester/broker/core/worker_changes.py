@@ -150,8 +150,10 @@ class WorkerChanges:
         unsent = self._unsent
         begun = [job for job in lost if job not in unsent] if unsent else lost
         if len(begun) == 1 and (worker.grant is None or worker.grant.suspect is begun[0]):
+            before = begun[0].suspicion
             suspects = self._died_over(begun[0], now)
-            self._queues.clear()
+            if before is not None and not before.deaths:  # others were suspected with it
+                self._queues.clear()
         else:
             group = Suspicion()
             suspects = [job for job in begun if not job.is_settled]
