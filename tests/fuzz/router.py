@@ -171,8 +171,8 @@ class World:
     def take(self, effects: Effects) -> None:
         """Carry out the router's effects, until there are no more."""
         waiting = [effects]
-        while waiting or self.router.has_absent:
-            effects = waiting.pop(0) if waiting else self.router.queue_absent(self.now)
+        while waiting or self.router.has_fan_out:
+            effects = waiting.pop(0) if waiting else self.router.fan_out(self.now)
             if effects.writes:
                 waiting.append(self.router.on_committed(effects.writes, self.store.commit(effects.writes), self.now))
             waiting += [

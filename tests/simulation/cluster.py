@@ -21,7 +21,7 @@ from bester.client.frames import Terms
 from tests.simulation import programs
 from tests.simulation.cluster_bridge import ClusterBridge, Device
 from tests.simulation.rules import Rules
-from tests.simulation.scenario import LIMITS, TYPES, USERS
+from tests.simulation.scenario import LIMITS, TYPES, USERS, limits_of
 from tests.world.clock import BrokenRuleError, World
 from tests.world.disks import TRAPS
 from tests.world.handlers import Fate, SimHandler
@@ -152,10 +152,10 @@ class Cluster:
 
     def _build(self) -> None:
         chance = self.random
-        accounts = frozenset(USERS)
+        accounts, limits = frozenset(USERS), limits_of(CLUSTER_LIMITS, self.world.seed)
         settings = [
             Settings(
-                name, routes={other: Route(other, fabric=f"ipc:///{other}")}, limits=CLUSTER_LIMITS,
+                name, routes={other: Route(other, fabric=f"ipc:///{other}")}, limits=limits,
                 budgets=self.budgets,
             )
             for name, other in (("s1", "s2"), ("s2", "s1"))

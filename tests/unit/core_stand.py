@@ -151,8 +151,8 @@ class Stand(SimServer):
         reads, self.reads = self.reads, []
         self.keep(writes, reads)
         self.end_turn(tick=True)
-        while self.keeping.due or self.router.has_absent:  # many questions, or users who are away, take several turns
-            self.carry_out(self.router.queue_absent(self.now))
+        while self.keeping.due or self.router.has_fan_out:  # many questions, or users who are away, take several turns
+            self.carry_out(self.router.fan_out(self.now))
             self.end_turn(tick=True)
         self._committing = False
 

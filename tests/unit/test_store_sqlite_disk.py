@@ -52,18 +52,18 @@ def store(path: Path) -> Iterator[SqliteStore]:
 
 
 def test_full_disk_refuses_additions_and_takes_deletions(store: SqliteStore) -> None:
-    bodies = b"x" * 10_000
-    store.commit([keep(number, bodies) for number in range(1, 41)])
+    first, second, third = (letter * 10_000 for letter in (b"x", b"y", b"z"))
+    store.commit([keep(number, first) for number in range(1, 41)])
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {pages}").close()  # SQLite's own "database or disk is full"
-    result = store.commit([keep(number, bodies) for number in range(41, 81)] + [End(1, "delivered")])
+    result = store.commit([keep(number, second) for number in range(41, 81)] + [End(1, "delivered")])
     assert not result.ok
     assert "full; make room on its disk" in result.why
     assert waiting(store) == list(range(2, 41))  # the End was not lost with its group
-    assert not store.commit([keep(number, bodies) for number in range(81, 121)]).ok
+    assert not store.commit([keep(number, third) for number in range(81, 121)]).ok
     assert store.commit([keep(2000)]).ok  # room enough again
     store._db.execute("PRAGMA max_page_count = 1000000").close()
-    assert store.commit([keep(number, bodies) for number in range(121, 161)]).ok
+    assert store.commit([keep(number, second) for number in range(121, 161)]).ok
     assert waiting(store) == [*range(2, 41), *range(121, 161), 2000]
     assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 

@@ -86,7 +86,7 @@ class SimServer(Process):
         self._entered: dict[tuple[Link, int], bytes] = {}
         self._outgoing: dict[Link, list[Message]] = {}
         self._turning = False
-        self._retrying = self._queueing = False
+        self._retrying = self._fanning = False
         self._trap: str | None = None
         self._down_s = 0.0
         self._pause_s = 0.0
@@ -231,7 +231,7 @@ class SimServer(Process):
         self._trap = None
         self._pause_s = 0.0
         self._turning = False
-        self._retrying = self._queueing = False
+        self._retrying = self._fanning = False
         self._outgoing.clear()
         self.direct.clear()
 
@@ -355,7 +355,7 @@ class SimServer(Process):
             self._speak()
             if self.keeping.due:  # messages above the bound of a group, and questions
                 self._end_turn_soon()
-            self._queue_absent_soon()
+            self._fan_out_soon()
         except CrashedError:
             self.crash(self._down_s)
 
@@ -389,7 +389,7 @@ class SimServer(Process):
 
         def retry() -> None:
             if self.life == life and self.up:
-                self._retrying = self._queueing = False
+                self._retrying = self._fanning = False
                 self._retry()
 
         self.world.after(RETRY_S, lambda: self.when_awake(retry))
@@ -403,20 +403,20 @@ class SimServer(Process):
             self._retry_soon()
             if self.keeping.due:
                 self._end_turn_soon()
-            self._queue_absent_soon()
+            self._fan_out_soon()
 
-    def _queue_absent_soon(self) -> None:
+    def _fan_out_soon(self) -> None:
         """Let the core go on with messages for users who are away, while the store has room for more."""
-        if self._queueing or self._tick_s is None or not (self.router.has_absent and self.keeping.has_room):
+        if self._fanning or self._tick_s is None or not (self.router.has_fan_out and self.keeping.has_room):
             return
-        self._queueing = True
+        self._fanning = True
         life = self.life
 
         def queue() -> None:
             if self.life == life and self.up:
-                self._queueing = False
-                self.carry_out(self.router.queue_absent(self.now))
-                self._queue_absent_soon()
+                self._fanning = False
+                self.carry_out(self.router.fan_out(self.now))
+                self._fan_out_soon()
 
         self.world.after(self._turn_s or 0.0, lambda: self.when_awake(queue))
 

@@ -294,19 +294,19 @@ class Broker:
 
     def _go_on_later(self) -> None:
         """Go on in the next turn with what the core has left to later ones."""
-        if self._later_handle is None and (self.router.has_silent or self._can_queue_absent()):
+        if self._later_handle is None and (self.router.has_silent or self._can_fan_out()):
             self._later_handle = self._loop.call_soon(self._go_on)
 
-    def _can_queue_absent(self) -> bool:
-        return self.router.has_absent and self._driver.has_room
+    def _can_fan_out(self) -> bool:
+        return self.router.has_fan_out and self._driver.has_room
 
     def _go_on(self) -> None:
         self._later_handle = None
         now = time.monotonic()
         if self.router.has_silent:
             self._carry_out(self.router.give_up_silent(now))
-        if self._can_queue_absent():
-            self._carry_out(self.router.queue_absent(now))
+        if self._can_fan_out():
+            self._carry_out(self.router.fan_out(now))
 
     def _end_removals(self) -> None:
         """Write requests that could wait, and report removed accounts of which something is left to the core."""

@@ -24,6 +24,7 @@ from bester.broker.core.delivery_outcomes import DeliveryOutcomes
 from bester.broker.core.directory import Directory
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
+from bester.broker.core.fan_out import FanOut
 from bester.broker.core.figures import Figures
 from bester.broker.core.following import Following
 from bester.broker.core.inbound_lanes import InboundLanes
@@ -122,7 +123,7 @@ class Units:
     auth: AuthHandlers
     following: Following
     adoption: Adoption
-    absent: Absent
+    fan_out: FanOut
 
 
 class _Common(NamedTuple):
@@ -167,7 +168,7 @@ class _Handling(NamedTuple):
     contracts: Contracts
     observers: Observers
     dead_letters: DeadLetters
-    absent: Absent
+    fan_out: FanOut
 
 
 def assemble(
@@ -184,7 +185,7 @@ def assemble(
     queues, mailboxes, relays, notes, late_outcomes, reporters, standing = queueing = _queueing(common)
     (
         dispatcher, replies, changes, known_types, delivery_outcomes, workers, timeouts, contracts, observers,
-        dead_letters, absent,
+        dead_letters, fan_out,
     ) = _handling(common, queueing)  # fmt: skip
     recordings = Recordings(out, observers, clock)
     shadows = Shadows(limits, out, observers, clock)
@@ -221,7 +222,7 @@ def assemble(
         restarts, questions, reports, directory, workers, deliveries, queues, mailboxes, relays, reporters,
         dead_letters, late_outcomes, notes, standing,
         Cockpit(settings, out, queues, relays, standing, notes), figures, trace, recordings, shadows,
-        credit, StuckTypes(limits), auth, following, adoption, absent,
+        credit, StuckTypes(limits), auth, following, adoption, fan_out,
     )  # fmt: skip
 
 
@@ -269,11 +270,9 @@ def _handling(common: _Common, queueing: _Queueing) -> _Handling:
     workers, timeouts = Workers(settings.limits.max_types), Timeouts(settings)
     contracts, observers = Contracts(out), Observers()
     known_types = KnownTypes(settings, workers, out, common.snapshot.types, common.now)
-    absent = Absent(settings, queues, relays, reports, trace, common.around.accounts_of)
-    commands = Commands(
-        settings, out, trace, reports, queues, directory, deliveries, mailboxes, relays, absent, dispatch,
-        common.around.accounts_of,
-    )  # fmt: skip
+    absent = Absent(settings, queues, relays, trace, common.around.accounts_of)
+    fan_out = FanOut(settings, out, reports, directory, deliveries, queues, mailboxes, absent)
+    commands = Commands(settings, out, trace, reports, queues, directory, deliveries, relays, absent, fan_out, dispatch)
     dead_letters = DeadLetters(
         settings, queues, reports, out, enter, known_types.knows, late_outcomes.owns_letter, common.figures, trace
     )
@@ -296,5 +295,5 @@ def _handling(common: _Common, queueing: _Queueing) -> _Handling:
     )  # fmt: skip
     return _Handling(
         dispatcher, replies, changes, known_types, delivery_outcomes, workers, timeouts, contracts, observers,
-        dead_letters, absent,
+        dead_letters, fan_out,
     )  # fmt: skip

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from bester.broker.core import policy
 from bester.broker.core.absent import Absent
 from bester.broker.core.cases import Reports
-from bester.broker.core.deliveries import Deliveries, Delivery, Outstanding, Share
+from bester.broker.core.deliveries import Deliveries, Delivery, Outstanding
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Effects, Link
+from bester.broker.core.fan_out import FanOut, deliver
 from bester.broker.core.jobs import Job
-from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
 from bester.broker.core.settings import Settings
 from bester.broker.core.trace import SERVER, Trace, shortened
-from bester.broker.store_requests import mailbox
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
     COMMANDS,
@@ -73,8 +72,7 @@ def fault(commands: list[Command], checked: bytes | None = None) -> tuple[str, s
 class Commands:
     """Carry out commands: each result is begun here, counted on its case, and ended by the unit that got it.
 
-    `dispatch` hands a job to a handler of this server; `accounts_of` returns those of some names that users have, be
-    they absent.
+    `dispatch` hands a job to a handler of this server.
     """
 
     def __init__(
@@ -86,17 +84,16 @@ class Commands:
         queues: Queues,
         directory: Directory,
         deliveries: Deliveries,
-        mailboxes: Mailboxes,
         relays: Relays,
         absent: Absent,
+        fan_out: FanOut,
         dispatch: Callable[[Job, float], None],
-        accounts_of: Callable[[Collection[str]], Collection[str]],
     ) -> None:
-        self._places, self._known_home, self._home = directory.places, directory.known_home, directory.home
+        self._known_home, self._home = directory.known_home, directory.home
         self._deliveries = deliveries
-        self._mailboxes = mailboxes
         self._relays = relays
         self._absent = absent
+        self._fan_out = fan_out
         self._reports = reports
         self._queues = queues
         self._settings = settings
@@ -105,7 +102,6 @@ class Commands:
         self._out = out
         self._trace = trace
         self._dispatch = dispatch
-        self._accounts_of = accounts_of
 
     def carry_out(self, job: Job, commands: Sequence[Command], now: float) -> None:
         """Begin every result of a reply that `fault` has found sound, and count its message as done."""
@@ -116,7 +112,7 @@ class Commands:
     def deliver_run(self, run: Iterable[tuple[Job, Command]], now: float) -> None:
         """Carry out a run of replies that are one sendClients each. The count of a message whose only result is one
         delivery passes to the delivery."""
-        known_home, queues, absent = self._known_home, self._queues, self._absent
+        known_home, queues, fan_out = self._known_home, self._queues, self._fan_out
         link, outstanding, messages = _NO_LINK, _NO_DELIVERIES, _NO_MESSAGES  # of the bridge of the last delivery
         begun: list[tuple[Job, Command]] = []  # replies whose DELIVERs are among the messages, and not outstanding yet
         try:
@@ -124,7 +120,7 @@ class Commands:
                 job, command = reply
                 targets = command.targets
                 home = None if len(targets) != 1 else known_home(targets[0]) or self._home(targets[0])
-                if home is not None and (queues.messages or absent.is_due) and self._must_queue(job, targets[0]):
+                if home is not None and (queues.messages or fan_out.is_due) and fan_out.must_queue(job, targets[0]):
                     home = None
                 is_usual = home is not None and not job.repeated and job.case.completes_on(home[0])
                 if begun and (home is None or home[0] is not link or not is_usual):
@@ -144,10 +140,9 @@ class Commands:
                     )
                     begun.append(reply)
                 else:
-                    completes = job.case.completes_on(bridge)
-                    messages.append(
-                        self._deliver(job, f"{job.id}.0", command, sessions, None, completes, outstanding, now)
-                    )
+                    completes, number = job.case.completes_on(bridge), queues.reserve_numbers(1)
+                    delivery = Delivery(job, command, f"{job.id}.0", (0,), None, completes, number, now)
+                    messages.append(deliver(delivery, sessions, outstanding))
         finally:  # also after an exception: the DELIVERs among the messages have their serials
             if begun:
                 outstanding.add_run(begun, queues.reserve_numbers(len(begun)), now)
@@ -156,75 +151,13 @@ class Commands:
         """Begin the results of a command; `alone`: there is no other command."""
         kind = command.command
         if kind == "sendClients":
-            self._to_clients(job, number, command, now, alone=alone)
+            self._fan_out.begin(job, number, command, now, alone=alone)
         elif kind == "sendServers":
             self._to_servers(job, number, command, now)
         elif kind == "sendHandler":
             self._to_handler(job, number, command, now)
         else:
             raise AssertionError(f"{kind} was found sound, and nobody carries it out")
-
-    def _to_clients(self, job: Job, number: int, command: Command, now: float, *, alone: bool) -> None:
-        names = command.targets
-        case = job.case
-        by_link: dict[Link, list[list[int]]] = {}
-        shares: dict[int, Share] | None = None
-        frames = 0
-        absent: list[int] = []
-        for t, name in enumerate(names):
-            places = self._places(name)
-            if places is None or self._must_queue(job, name):
-                absent.append(t)
-                continue
-            frames += sum(map(len, places.values()))
-            if frames > self._limits.max_frames:
-                case.record(name, failed("too-many-results"))
-                self._out.reached["max_frames"] += 1
-                continue
-            if len(places) > 1:
-                shares = {} if shares is None else shares
-                shares[t] = Share(len(places))
-            for link, sessions in places.items():
-                by_link.setdefault(link, []).append([t, *sessions])
-        if absent:
-            self._absent.add(job, command, f"{job.id}.{number}", absent, now)
-        alone = alone and len(by_link) == 1
-        id_ = f"{job.id}.{number}"
-        for link, targets in by_link.items():
-            completes = alone and case.completes_on(link)
-            case.pending += 1
-            outstanding = self._deliveries.of(link)
-            self._out.send(link, self._deliver(job, id_, command, targets, shares, completes, outstanding, now))
-
-    def _must_queue(self, job: Job, user: str) -> bool:
-        """Return whether a result must go behind messages queued for the user. A duplicate must where any are queued,
-        for one of them may be the first."""
-        if job.may_repeat and self._queues.get(mailbox(user)) is not None:
-            return True
-        return self._mailboxes.must_queue(user) or self._absent.waits(job, user)
-
-    def _deliver(
-        self, job: Job, id_: str, command: Command, targets: list[list[int]], shares: dict[int, Share] | None,
-        completes: bool, outstanding: Outstanding, now: float,
-    ) -> Deliver:  # fmt: skip
-        """Return the DELIVER to those of a command's targets that are connected to a bridge; the caller sends it, and
-        counts the delivery as pending. The bridge, whose deliveries these are, reports by itself where the delivery
-        `completes` the case."""
-        token: int | None = None
-        if completes:
-            case = job.case
-            token = case.token
-            meta: Meta = {"origin": job.origin, "message": case.id}
-        else:
-            meta = {"origin": job.origin}
-        if job.may_repeat:
-            meta["redelivered"] = True
-        queues = self._queues
-        first = queues.next_number  # reserved, should they be queued: before later ones
-        queues.next_number = first + len(command.targets)
-        numbers = [target[0] for target in targets]
-        serial = outstanding.add(Delivery(job, command, id_, numbers, shares, completes, first, now))
-        return Deliver(serial, id_, job.type, command.body, targets, token, meta)
 
     def on_not_delivered(self, delivery: Delivery, t: int, reason: str, now: float) -> str:
         """Take in that a delivery failed. Returns the outcome, empty where the result is queued now and its case waits
@@ -234,8 +167,7 @@ class Commands:
         made.
         """
         name = delivery.command.targets[t]
-        known = not self._settings.open_accounts and name in self._accounts_of((name,))
-        if not known or reason not in ("not-connected", "unconfirmed", "timeout"):
+        if not self._absent.is_known(name) or reason not in ("not-connected", "unconfirmed", "timeout"):
             return failed("not-connected" if reason == "unconfirmed" else reason)
         code = self._absent.enqueue(
             delivery.job, delivery.command, delivery.id, t, delivery.number + t, now,

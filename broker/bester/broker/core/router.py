@@ -360,15 +360,15 @@ class Router:
         return self._take()
 
     @property
-    def has_absent(self) -> bool:
-        """Return whether messages for users who are away are still to be queued, by `queue_absent`."""
-        return self._units.absent.is_due
+    def has_fan_out(self) -> bool:
+        """Return whether users are still to get a message to many, by `fan_out`."""
+        return self._units.fan_out.is_due
 
-    def queue_absent(self, now: float) -> Effects:
-        """Queue some of the messages for users who are away; to be called in the turns of the loop while the store has
+    def fan_out(self, now: float) -> Effects:
+        """Send messages to many to some more of their users; to be called in the turns of the loop while the store has
         room for more."""
         self._reports.now = now
-        self._units.absent.go_on(now)
+        self._units.fan_out.go_on(now)
         return self._take()
 
     def _share_credit(self, now: float) -> None:

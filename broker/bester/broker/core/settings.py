@@ -136,12 +136,12 @@ class Limits:
     max_frames: int = 20_000
     """Frames that one command may become, targets times their connections: one for each connection that a bridge may
     have."""
-    absent_at_once: int = 128
-    """Users of one reply who are away, and whose messages are queued in one turn: some milliseconds, with those of the
-    store. The others follow in later turns."""
-    max_absent: int = 131_072
-    """Such users left to later turns, of a dozen of the largest replies; above it messages are queued at once."""
-    max_absent_bytes: int = 64 * 1024 * 1024
+    targets_at_once: int = 512
+    """Users to whom the results of one reply are sent in one turn, where one who is away counts as four: some
+    milliseconds, with those of the store. The others follow in later turns."""
+    targets_later: int = 131_072
+    """Users left to later turns, of a dozen of the largest replies; above it the oldest ones follow at once."""
+    targets_later_bytes: int = 64 * 1024 * 1024
     """The same in bytes of their bodies, one for each command."""
     max_lane: int = 10_000
     """Messages of one type in transfer to one server."""

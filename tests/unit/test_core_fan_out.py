@@ -1,32 +1,36 @@
-"""A message to many users who are away is queued in parts, all of it and in order, and nobody waits for it."""
+"""A message to many users is sent in parts, all of it and in order, be they here or away, and nobody waits for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
+from typing import Any
 
 from bester.broker.core.effects import Effects
+from bester.broker.core.fan_out import AWAY
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.store_requests import Enqueue, mailbox
-from bester.broker.wire.messages import Deliver, Open, Reply, Report, Request, Submit
+from bester.broker.wire.messages import Confirm, Deliver, Open, Reply, Report, Request, Submit
 from tests.unit.core_stand import START, Stand, clients
 
 CROWD = [f"u{number}" for number in range(10)]
 PART = 3
+"""Users who are away in one part."""
 ALICE, CAROL = 1, 2
 
 
 class Town:
-    """A server on which ten users are away; alice and carol write to those of a test's choice. The writes of a turn are
-    committed, and what is left to the next turns is taken up where the test says so."""
+    """A server on which ten users are away, or some `here`; alice and carol write to those of a test's choice. The
+    writes of a turn are committed, and what is left to the next turns is taken up where the test says so."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, *here: str, **limits: int) -> None:
         accounts = frozenset({"alice", "carol", *CROWD})
-        settings = Settings("s1", limits=Limits(absent_at_once=PART, **limits))
+        settings = Settings("s1", limits=Limits(targets_at_once=PART * AWAY, **limits))
         self.stand = Stand(settings, accounts=accounts, now=START - 5.0)
         self.stand.wait(5.0)
-        self.bridge = self.stand.bridge("alice", "carol")
+        self.bridge = self.stand.bridge("alice", "carol", *here)
         self.chat = self.stand.handler("chat")
+        self.here = here
         self.tokens = count(1)
         self.reports: list[Report] = []
         self.deliveries: list[Deliver] = []
@@ -44,13 +48,13 @@ class Town:
 
     def goes_on(self) -> list[str]:
         """Take up some of what is left; return the users for whom messages are queued."""
-        assert self.stand.router.has_absent
-        return self._take(self.stand.router.queue_absent(self.stand.now))
+        assert self.stand.router.has_fan_out
+        return self._take(self.stand.router.fan_out(self.stand.now))
 
     def rest(self) -> list[list[str]]:
         """Take up all that is left: the users of each part."""
         parts = []
-        while self.stand.router.has_absent:
+        while self.stand.router.has_fan_out:
             parts.append(self.goes_on())
         return parts
 
@@ -69,6 +73,23 @@ class Town:
                 waiting.append(self.stand.router.on_committed(effects.writes, result, self.stand.now))
         return written
 
+    def users_of(self, delivery: Deliver, *targets: list[int]) -> list[str]:
+        """Return the users of a DELIVER, or of some of its targets: their sessions were opened in order."""
+        return [self.here[session - 3] for _, session in targets or delivery.targets]
+
+    def sent(self) -> list[list[str]]:
+        """Return the users of each DELIVER."""
+        return [self.users_of(each) for each in self.deliveries]
+
+    def confirm(self, delivery: Deliver, failed: list[list[Any]]) -> None:
+        """Let the bridge confirm a DELIVER, but for the targets that have `failed`."""
+        confirm = Confirm(0, [delivery.serial], failed)
+        self._take(self.stand.router.receive_all(self.bridge, [confirm], self.stand.now))
+
+    def confirms(self) -> None:
+        for each in self.deliveries:
+            self.confirm(each, [])
+
     def outcomes(self) -> list[dict[str, str]]:
         return [report.recipients for report in self.reports]
 
@@ -76,14 +97,14 @@ class Town:
 def test_few_are_queued_at_once() -> None:
     town = Town()
     assert town.writes("u0", "u1", "u2") == ["u0", "u1", "u2"]
-    assert not town.stand.router.has_absent
+    assert not town.stand.router.has_fan_out
     assert town.outcomes() == [dict.fromkeys(["u0", "u1", "u2"], "queued")]
 
 
 def test_many_are_queued_in_parts_and_reported_once() -> None:
     town = Town()
-    assert town.writes("u0", "nobody", *CROWD[1:]) == []
-    assert town.rest() == [["u0", "u1"], ["u2", "u3", "u4"], ["u5", "u6", "u7"], ["u8", "u9"]]
+    assert town.writes("u0", "nobody", *CROWD[1:]) == ["u0", "u1"]
+    assert town.rest() == [["u2", "u3", "u4"], ["u5", "u6", "u7"], ["u8", "u9"]]
     (outcomes,) = town.outcomes()
     assert outcomes == {**dict.fromkeys(CROWD, "queued"), "nobody": "failed:unknown-user"}
     assert town.stand.queued == (10, 10 * len(b'"hi"'))
@@ -91,71 +112,98 @@ def test_many_are_queued_in_parts_and_reported_once() -> None:
 
 def test_no_report_before_the_last_part() -> None:
     town = Town()
-    town.writes(*CROWD[:4])
+    town.writes(*CROWD[:7])
     town.goes_on()
     assert town.outcomes() == []
     assert not town.stand.router.idle, "a broker that ends waits for the rest"
     town.goes_on()
-    assert town.outcomes() == [dict.fromkeys(CROWD[:4], "queued")]
+    assert town.outcomes() == [dict.fromkeys(CROWD[:7], "queued")]
     assert town.stand.router.idle
+
+
+def test_users_who_are_here_are_sent_to_in_parts_four_times_as_large() -> None:
+    here = [f"h{number}" for number in range(30)]
+    town = Town(*here)
+    assert town.writes(*here[:20], "u0", *here[20:]) == []
+    assert town.sent() == [here[:12]]
+    assert town.goes_on() == ["u0"]
+    assert town.sent() == [here[:12], here[12:20]]
+    assert town.rest() == [[]]
+    assert town.sent() == [here[:12], here[12:20], here[20:]]
+    assert town.outcomes() == []
+    town.confirms()
+    assert town.outcomes() == [{**dict.fromkeys(here, "delivered"), "u0": "queued"}]
+    assert town.stand.router.idle
+
+
+def test_users_of_a_later_part_who_were_not_reached_are_queued_in_order() -> None:
+    here = [*(f"h{number}" for number in range(12)), "u0", "u1"]
+    town = Town(*here)
+    town.writes(*here, body=b'"first"')
+    town.writes("u1", body=b'"second"')
+    town.rest()
+    assert town.sent() == [here[:12], ["u0", "u1"], ["u1"]]
+    first, second = town.deliveries[1:]
+    town.confirm(second, [[second.serial, 0, "not-connected"]])
+    town.confirm(first, [[first.serial, 13, "not-connected"]])
+    assert [entry.body for entry in town.stand.kept(mailbox("u1"))] == [b'"first"', b'"second"']
 
 
 def test_senders_take_turns() -> None:
     town = Town()
     town.writes(*CROWD, by=ALICE)
     town.writes(*CROWD[5:], by=ALICE)
-    town.writes(*CROWD[:4], by=CAROL)
-    alices, carols = [*CROWD, *CROWD[5:]], CROWD[:4]
+    town.writes(*CROWD[:7], by=CAROL)
+    alices, carols = [*CROWD[3:], *CROWD[5:]], CROWD[3:7]
     assert town.rest() == [
-        alices[:3], carols[:3], alices[3:6], [*carols[3:], *alices[6:8]], [*alices[8:10], *alices[10:11]],
-        alices[11:14], alices[14:],
+        alices[:3], carols[:3], alices[3:6], [*carols[3:], *alices[6:7], *alices[7:8]], alices[8:11], alices[11:],
     ]  # fmt: skip
 
 
 def test_later_message_of_the_sender_goes_behind_what_is_left() -> None:
     town = Town()
     town.writes(*CROWD, body=b'"first"')
-    town.stand.router.receive_all(town.bridge, [Open(3, "u9")], town.stand.now)
+    town.stand.router.receive_all(town.bridge, [Open(99, "u9")], town.stand.now)
     assert town.writes("u9", "u8", body=b'"second"') == []
     assert town.deliveries == []
     assert town.writes("u8", by=CAROL, body=b'"other"') == ["u8"]
     town.rest()
     assert [entry.body for entry in town.stand.kept(mailbox("u8"))] == [b'"other"', b'"first"', b'"second"']
-    assert [entry.body for entry in town.stand.kept(mailbox("u9"))] == [b'"first"', b'"second"']
+    assert [each.body for each in town.deliveries] == [b'"first"', b'"second"']
 
 
 def test_message_to_nobody_who_is_left_overtakes() -> None:
     town = Town()
-    town.writes(*CROWD[:5])
+    town.writes(*CROWD[:8])
     assert town.writes("u9") == ["u9"]
     assert town.writes("alice", body=b'"note"') == []
     assert [each.body for each in town.deliveries] == [b'"note"']
     town.goes_on()
-    assert town.writes("u0") == ["u0"], "the first part was queued"
-    assert town.writes("u4") == []
+    assert town.writes("u5") == ["u5"], "that part was queued"
+    assert town.writes("u7") == []
 
 
 def test_user_removed_meanwhile_gets_nothing() -> None:
     town = Town()
     town.writes(*CROWD[:5])
     town.stand.accounts = frozenset({"alice", "carol", *CROWD} - {"u4"})
-    assert town.rest() == [CROWD[:3], ["u3"]]
+    assert town.rest() == [["u3"]]
     assert town.outcomes() == [{**dict.fromkeys(CROWD[:4], "queued"), "u4": "failed:unknown-user"}]
 
 
 def test_no_more_is_left_than_the_bound() -> None:
-    town = Town(max_absent=8)
-    assert town.writes(*CROWD) == CROWD[:3]
+    town = Town(targets_later=5)
+    assert town.writes(*CROWD) == CROWD[:6]
     assert town.writes(*CROWD[:2], by=CAROL) == CROWD[:2]
-    assert town.writes(*CROWD[:4], by=CAROL) == CROWD[3:6]
-    assert town.rest() == [CROWD[:3], CROWD[6:9], ["u3", "u9"]]
+    assert town.writes(*CROWD[:5], by=CAROL) == [*CROWD[:3], *CROWD[6:9]]
+    assert town.rest() == [["u3", "u4", "u9"]]
 
 
 def test_no_more_bytes_are_left_than_the_bound() -> None:
-    town = Town(max_absent_bytes=10)
-    assert town.writes(*CROWD[:4], body=b'"abcde"') == []
-    assert town.writes(*CROWD[:5], by=CAROL, body=b'"abcde"') == [*CROWD[:3], *CROWD[:3], "u3", *CROWD[3:5]]
-    assert not town.stand.router.has_absent
+    town = Town(targets_later_bytes=10)
+    assert town.writes(*CROWD[:4], body=b'"abcde"') == CROWD[:3]
+    assert town.writes(*CROWD[:5], by=CAROL, body=b'"abcde"') == [*CROWD[:3], "u3", "u3", "u4"]
+    assert not town.stand.router.has_fan_out
 
 
 def test_commands_of_one_reply_have_room_together() -> None:
