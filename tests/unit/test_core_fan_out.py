@@ -29,22 +29,27 @@ class Town:
         self.stand = Stand(settings, accounts=accounts, now=START - 5.0)
         self.stand.wait(5.0)
         self.bridge = self.stand.bridge("alice", "carol", *here)
-        self.chat = self.stand.handler("chat")
+        self.handlers = self.stand.handler("chat", "mail")
         self.here = here
         self.tokens = count(1)
         self.reports: list[Report] = []
         self.deliveries: list[Deliver] = []
 
     def writes(
-        self, *users: str, by: int = ALICE, body: bytes = b'"hi"', and_then: Sequence[Sequence[str]] = ()
+        self,
+        *users: str,
+        by: int = ALICE,
+        type_: str = "chat",
+        body: bytes = b'"hi"',
+        and_then: Sequence[Sequence[str]] = (),
     ) -> list[str]:
         """Let alice or carol write to users, and the reply have further commands `and_then`; return those for whom the
         message is queued at once."""
-        submit = Submit(next(self.tokens), by, "chat", b"1", {})
-        (request,) = self.stand.router.receive_all(self.bridge, [submit], self.stand.now).messages[self.chat]
+        submit = Submit(next(self.tokens), by, type_, b"1", {})
+        (request,) = self.stand.router.receive_all(self.bridge, [submit], self.stand.now).messages[self.handlers]
         assert isinstance(request, Request)
         reply = Reply(request.token, 0, [clients(*each, body=body) for each in (users, *and_then)])
-        return self._take(self.stand.router.receive_all(self.chat, [reply], self.stand.now))
+        return self._take(self.stand.router.receive_all(self.handlers, [reply], self.stand.now))
 
     def goes_on(self) -> list[str]:
         """Take up some of what is left; return the users for whom messages are queued."""
@@ -149,24 +154,22 @@ def test_users_of_a_later_part_who_were_not_reached_are_queued_in_order() -> Non
     assert [entry.body for entry in town.stand.kept(mailbox("u1"))] == [b'"first"', b'"second"']
 
 
-def test_senders_take_turns() -> None:
+def test_types_take_turns() -> None:
     town = Town()
     town.writes(*CROWD, by=ALICE)
-    town.writes(*CROWD[5:], by=ALICE)
-    town.writes(*CROWD[:7], by=CAROL)
-    alices, carols = [*CROWD[3:], *CROWD[5:]], CROWD[3:7]
-    assert town.rest() == [
-        alices[:3], carols[:3], alices[3:6], [*carols[3:], *alices[6:7], *alices[7:8]], alices[8:11], alices[11:],
-    ]  # fmt: skip
+    town.writes(*CROWD[5:], by=CAROL)
+    town.writes(*CROWD[:7], type_="mail")
+    chat, mail = [*CROWD[3:], *CROWD[5:]], CROWD[3:7]
+    assert town.rest() == [chat[:3], mail[:3], chat[3:6], [*mail[3:], *chat[6:7], *chat[7:8]], chat[8:11], chat[11:]]
 
 
-def test_later_message_of_the_sender_goes_behind_what_is_left() -> None:
+def test_later_message_of_the_type_goes_behind_what_is_left() -> None:
     town = Town()
     town.writes(*CROWD, body=b'"first"')
     town.stand.router.receive_all(town.bridge, [Open(99, "u9")], town.stand.now)
-    assert town.writes("u9", "u8", body=b'"second"') == []
+    assert town.writes("u9", "u8", by=CAROL, body=b'"second"') == []
     assert town.deliveries == []
-    assert town.writes("u8", by=CAROL, body=b'"other"') == ["u8"]
+    assert town.writes("u8", type_="mail", body=b'"other"') == ["u8"]
     town.rest()
     assert [entry.body for entry in town.stand.kept(mailbox("u8"))] == [b'"other"', b'"first"', b'"second"']
     assert [each.body for each in town.deliveries] == [b'"first"', b'"second"']
@@ -194,15 +197,15 @@ def test_user_removed_meanwhile_gets_nothing() -> None:
 def test_no_more_is_left_than_the_bound() -> None:
     town = Town(targets_later=5)
     assert town.writes(*CROWD) == CROWD[:6]
-    assert town.writes(*CROWD[:2], by=CAROL) == CROWD[:2]
-    assert town.writes(*CROWD[:5], by=CAROL) == [*CROWD[:3], *CROWD[6:9]]
+    assert town.writes(*CROWD[:2], type_="mail") == CROWD[:2]
+    assert town.writes(*CROWD[:5], type_="mail") == [*CROWD[:3], *CROWD[6:9]]
     assert town.rest() == [["u3", "u4", "u9"]]
 
 
 def test_no_more_bytes_are_left_than_the_bound() -> None:
     town = Town(targets_later_bytes=10)
     assert town.writes(*CROWD[:4], body=b'"abcde"') == CROWD[:3]
-    assert town.writes(*CROWD[:5], by=CAROL, body=b'"abcde"') == [*CROWD[:3], "u3", "u3", "u4"]
+    assert town.writes(*CROWD[:5], type_="mail", body=b'"abcde"') == [*CROWD[:3], "u3", "u3", "u4"]
     assert not town.stand.router.has_fan_out
 
 

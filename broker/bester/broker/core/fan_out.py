@@ -1,14 +1,14 @@
 """Fan-out: a command's results for users of this server, those of a long list in parts. Pure.
 
-A part is sent, or queued for those who are away, in a turn of the loop, and senders with more of them take turns, so
-that a message to thousands is nobody's wait. What its sender sends meanwhile to a user who is still to get that message
-goes behind it.
+A part is sent, or queued for those who are away, in a turn of the loop, and types with more of them take turns, so that
+a message to thousands is nobody's wait. Messages of the same type to users who are still to get that message go behind
+it: a user gets what a handler sends in the order of its replies.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 from msgspec import structs
 
@@ -19,7 +19,6 @@ from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.mailboxes import Mailboxes
-from bester.broker.core.message_groups import sender_of
 from bester.broker.core.queues import Queues
 from bester.broker.core.settings import Settings
 from bester.broker.store_requests import mailbox
@@ -43,8 +42,8 @@ class _List:
         self.frames = 0
 
 
-class _Sender:
-    """Commands of one sender of which users are left, and how often these name each user."""
+class _Type:
+    """Commands of one type's handlers of which users are left, and how often these name each user."""
 
     __slots__ = ("lists", "names")
 
@@ -72,7 +71,7 @@ class FanOut:
         self._queues = queues
         self._mailboxes = mailboxes
         self._absent = absent
-        self._later: OrderedDict[Hashable, _Sender] = OrderedDict()  # by sender, the next one first
+        self._later: OrderedDict[str, _Type] = OrderedDict()  # the next one first
         self._count = self._size_bytes = 0  # users left, and the bodies for them
         self._job: Job | None = None  # the latest one, and how much more of it fits into this turn
         self._room = 0
@@ -94,9 +93,9 @@ class FanOut:
         return self._mailboxes.must_queue(user)
 
     def _is_left(self, job: Job, user: str) -> bool:
-        """Return whether the user is still to get a message of the job's sender."""
-        sender = self._later.get(sender_of(job))
-        return sender is not None and user in sender.names
+        """Return whether the user is still to get a message of the job's type."""
+        later = self._later.get(job.type)
+        return later is not None and user in later.names
 
     def begin(self, job: Job, number: int, command: Command, now: float, *, alone: bool) -> None:
         """Send the results of a command to users, those of a long list in parts; `alone`: there is no other command."""
@@ -108,9 +107,9 @@ class FanOut:
             if whole.at == len(command.targets):
                 return
         whole.job = structs.replace(job, body=b"", group=None, suspicion=None)  # all that a result needs of the job
-        sender = self._later.setdefault(sender_of(job), _Sender())
-        sender.lists.append(whole)
-        sender.names.update(command.targets[whole.at :])
+        later = self._later.setdefault(job.type, _Type())
+        later.lists.append(whole)
+        later.names.update(command.targets[whole.at :])
         job.case.pending += 1
         self._count += len(command.targets) - whole.at
         self._size_bytes += len(command.body)
@@ -121,18 +120,18 @@ class FanOut:
         """Send to some of the users who are left."""
         room = self._limits.targets_at_once
         while self._later and room > 0:
-            key, sender = self._later.popitem(last=False)
-            first = sender.lists[0]
+            type_, later = self._later.popitem(last=False)
+            first = later.lists[0]
             before, targets = first.at, first.command.targets
             room -= self._send(first, room, now, alone=False)
             self._count -= first.at - before
-            _count_out(sender.names, targets[before : first.at])
+            _count_out(later.names, targets[before : first.at])
             is_done = first.at == len(targets)
             if is_done:
                 self._size_bytes -= len(first.command.body)
-                sender.lists.popleft()
-            if sender.lists:
-                self._later[key] = sender
+                later.lists.popleft()
+            if later.lists:
+                self._later[type_] = later
             if is_done:
                 self._reports.settle_one(first.job.case)
 

@@ -139,8 +139,9 @@ class Limits:
     targets_at_once: int = 512
     """Users to whom the results of one reply are sent in one turn, where one who is away counts as four: some
     milliseconds, with those of the store. The others follow in later turns."""
-    targets_later: int = 131_072
-    """Users left to later turns, of a dozen of the largest replies; above it the oldest ones follow at once."""
+    targets_later: int = 20_000
+    """Users left to later turns, of two of the largest replies; above it the oldest ones follow at once: what comes
+    for them meanwhile waits behind."""
     targets_later_bytes: int = 64 * 1024 * 1024
     """The same in bytes of their bodies, one for each command."""
     max_lane: int = 10_000
