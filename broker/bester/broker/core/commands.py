@@ -112,7 +112,7 @@ class Commands:
     def deliver_run(self, run: Iterable[tuple[Job, Command]], now: float) -> None:
         """Carry out a run of replies that are one sendClients each. The count of a message whose only result is one
         delivery passes to the delivery."""
-        known_home, queues, fan_out = self._known_home, self._queues, self._fan_out
+        known_home, queues, fan_out, later = self._known_home, self._queues, self._fan_out, self._fan_out.later
         link, outstanding, messages = _NO_LINK, _NO_DELIVERIES, _NO_MESSAGES  # of the bridge of the last delivery
         begun: list[tuple[Job, Command]] = []  # replies whose DELIVERs are among the messages, and not outstanding yet
         try:
@@ -120,7 +120,7 @@ class Commands:
                 job, command = reply
                 targets = command.targets
                 home = None if len(targets) != 1 else known_home(targets[0]) or self._home(targets[0])
-                if home is not None and (queues.messages or fan_out.is_due) and fan_out.must_queue(job, targets[0]):
+                if home is not None and (queues.messages or later) and fan_out.must_queue(job, targets[0]):
                     home = None
                 is_usual = home is not None and not job.repeated and job.case.completes_on(home[0])
                 if begun and (home is None or home[0] is not link or not is_usual):

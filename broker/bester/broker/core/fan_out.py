@@ -55,7 +55,8 @@ class _Type:
 class FanOut:
     """Results for users: a DELIVER for each bridge with sessions of some, and a message in the mailbox of each other.
 
-    A command of which users are left to later turns counts as one pending result of its case.
+    `later` has the types with commands of which users are left to later turns; each of these commands counts as one
+    pending result of its case.
     """
 
     def __init__(
@@ -71,19 +72,14 @@ class FanOut:
         self._queues = queues
         self._mailboxes = mailboxes
         self._absent = absent
-        self._later: OrderedDict[str, _Type] = OrderedDict()  # the next one first
+        self.later: OrderedDict[str, _Type] = OrderedDict()  # the next one first
         self._count = self._size_bytes = 0  # users left, and the bodies for them
         self._job: Job | None = None  # the latest one, and how much more of it fits into this turn
         self._room = 0
 
-    @property
-    def is_due(self) -> bool:
-        """Return whether users are left to later turns."""
-        return bool(self._later)
-
     def must_queue(self, job: Job, user: str) -> bool:
         """Return whether a result must go behind others for the user."""
-        return self._is_behind_mail(job, user) or (bool(self._later) and self._is_left(job, user))
+        return self._is_behind_mail(job, user) or (bool(self.later) and self._is_left(job, user))
 
     def _is_behind_mail(self, job: Job, user: str) -> bool:
         """Return whether a result goes behind messages queued for the user. A duplicate does where any are queued, for
@@ -94,7 +90,7 @@ class FanOut:
 
     def _is_left(self, job: Job, user: str) -> bool:
         """Return whether the user is still to get a message of the job's type."""
-        later = self._later.get(job.type)
+        later = self.later.get(job.type)
         return later is not None and user in later.names
 
     def begin(self, job: Job, number: int, command: Command, now: float, *, alone: bool) -> None:
@@ -102,12 +98,12 @@ class FanOut:
         if job is not self._job:
             self._job, self._room = job, self._limits.targets_at_once
         whole = _List(job, command, f"{job.id}.{number}")
-        if not self._later or not any(self._is_left(job, name) for name in command.targets):
+        if not self.later or not any(self._is_left(job, name) for name in command.targets):
             self._room -= self._send(whole, self._room, now, alone=alone)
             if whole.at == len(command.targets):
                 return
         whole.job = structs.replace(job, body=b"", group=None, suspicion=None)  # all that a result needs of the job
-        later = self._later.setdefault(job.type, _Type())
+        later = self.later.setdefault(job.type, _Type())
         later.lists.append(whole)
         later.names.update(command.targets[whole.at :])
         job.case.pending += 1
@@ -119,8 +115,8 @@ class FanOut:
     def go_on(self, now: float) -> None:
         """Send to some of the users who are left."""
         room = self._limits.targets_at_once
-        while self._later and room > 0:
-            type_, later = self._later.popitem(last=False)
+        while self.later and room > 0:
+            type_, later = self.later.popitem(last=False)
             first = later.lists[0]
             before, targets = first.at, first.command.targets
             room -= self._send(first, room, now, alone=False)
@@ -131,7 +127,7 @@ class FanOut:
                 self._size_bytes -= len(first.command.body)
                 later.lists.popleft()
             if later.lists:
-                self._later[type_] = later
+                self.later[type_] = later
             if is_done:
                 self._reports.settle_one(first.job.case)
 

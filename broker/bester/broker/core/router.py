@@ -362,7 +362,7 @@ class Router:
     @property
     def has_fan_out(self) -> bool:
         """Return whether users are still to get a message to many, by `fan_out`."""
-        return self._units.fan_out.is_due
+        return bool(self._units.fan_out.later)
 
     def fan_out(self, now: float) -> Effects:
         """Send messages to many to some more of their users; to be called in the turns of the loop while the store has
