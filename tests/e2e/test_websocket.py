@@ -425,11 +425,8 @@ async def test_over_tls_with_the_native_certificates(tmp_path: Path) -> None:
         writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         assert b"use wss://" in await asyncio.wait_for(reader.read(), DEADLINE_S)
         writer.close()
-        log = server.processes[0]
-        assert "TLS with 127.0.0.1 failed" in await log.says("it speaks plain text to a listener of TLS")
-        with pytest.raises(aiohttp.ClientConnectorCertificateError):
-            await session.ws_connect(address)
-        assert "TLS with 127.0.0.1 failed" in await log.says("its authority is not trusted there")
+        line = await server.processes[0].says("it speaks plain text to a listener of TLS")
+        assert "TLS with 127.0.0.1 failed" in line
 
 
 PAGE = Path(__file__).parents[2] / "examples" / "web"
