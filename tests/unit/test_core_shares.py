@@ -317,6 +317,4 @@ def test_shares_of_a_store_with_a_damaged_meta_are_those_of_the_others(tmp_path:
         db.execute("UPDATE entry SET meta = x'c1' WHERE number = 2")
         db.commit()
     with closing(SqliteStore(path)) as store:
-        assert store.open().shares == {
-            BOB: {"server/s2": (1, 1), mailbox("x/ü\ud800"): (1, 1), HANDLERS: (2, 2)}
-        }
+        assert store.open().shares == {BOB: {"server/s2": (1, 1), mailbox("x/ü\ud800"): (1, 1), HANDLERS: (2, 2)}}
