@@ -413,7 +413,7 @@ async def test_over_tls_with_the_native_certificates(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     cert, key = authority.issue("127.0.0.1")
     tls = f'[native.tls]\ncert = "{cert}"\nkey = "{key}"\n'
-    async with web(tls) as (_, address, session):
+    async with web(tls) as (server, address, session):
         trust = ssl.create_default_context(cafile=str(authority.ca))
         async with session.ws_connect(address, ssl=trust) as socket:
             client = WebClient(socket)
@@ -425,6 +425,8 @@ async def test_over_tls_with_the_native_certificates(tmp_path: Path) -> None:
         writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         assert b"use wss://" in await asyncio.wait_for(reader.read(), DEADLINE_S)
         writer.close()
+        line = await server.processes[0].says("it speaks plain text to a listener of TLS")
+        assert "TLS with 127.0.0.1 failed" in line
 
 
 PAGE = Path(__file__).parents[2] / "examples" / "web"

@@ -16,8 +16,8 @@ from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.core.shares import Shares
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store.sqlite import SqliteStore
-from bester.broker.store_requests import Bounds, Enqueue, Entry, lane, mailbox, sharer_of
-from bester.broker.wire.messages import Close, Command, Confirm, Deliver, Goodbye, Relay, Relayed, Report
+from bester.broker.store_requests import HANDLERS, Bounds, Enqueue, Entry, lane, mailbox, sharer_of
+from bester.broker.wire.messages import Close, Command, Confirm, Deliver, Goodbye, Outcome, Relay, Relayed, Report
 from tests.unit.core_post import BOB
 from tests.unit.core_stand import START, Stand, clients, servers
 from tests.unit.store_stand import KINDS, made
@@ -48,6 +48,12 @@ class Town:
         self.stand.submit(self.bridges[user], "chat", **meta)
         self.stand.answer(self.chat, clients(to, body=body))
         return self.stand.report(self.bridges[user]).recipients
+
+    def emits(self, command: Command | None = None) -> str:
+        """Let the handler emit to bob, or by another command; returns the outcome."""
+        self.stand.emit(self.chat, "chat", command or clients("bob", body=b'"hi"'))
+        (outcome,) = self.stand.heard_of(self.chat, Outcome)[-1].recipients.values()
+        return outcome
 
     def sends_on(self, user: str, to: str = "s2", body: bytes = b'"hi"') -> dict[str, str]:
         """Let a user send to another server, which is away; returns the outcomes of the report."""
@@ -236,15 +242,33 @@ def test_own_mailbox_has_no_shares() -> None:
     assert town.shares == {CAROL: {ALICE: (2, 8)}}
 
 
-def test_emissions_and_late_outcomes_have_no_share() -> None:
+@pytest.mark.parametrize("bounds", [{"messages": 6}, {"total_bytes": 24}])
+def test_handlers_emit_no_more_into_the_store_than_is_left_by_all(bounds: dict[str, Any], store: Any) -> None:
+    """A handler with a key for one type filled the store for everybody."""
+    town = Town(store, **bounds)
+    assert [town.emits() for _ in range(4)] == ["queued", "queued", "queued", "failed:storage-full"]
+    town.stand.restart()
+    town.opens()
+    town.stand.wait(0.5)
+    assert town.shares == {BOB: {HANDLERS: (3, 12)}}
+    assert [town.emits(), town.sends("alice")["bob"]] == ["failed:storage-full", "queued"]
+
+
+@pytest.mark.parametrize("bounds", [{"server_messages": 6}, {"server_bytes": 24}])
+def test_handlers_emit_no_more_to_a_server_that_is_away_than_is_left_by_all(bounds: dict[str, Any]) -> None:
+    town = Town(**bounds)
+    outcomes = [town.emits(servers("s2", body=b'"hi"')) for _ in range(4)]
+    assert outcomes == ["queued", "queued", "queued", "failed:overloaded"]
+    assert town.sends_on("alice") == {"s2": "queued"}
+
+
+def test_emissions_have_no_share_of_a_mailbox_and_late_outcomes_none() -> None:
     town = Town(user_messages=20)
-    for _ in range(5):
-        town.stand.emit(town.chat, "chat", clients("bob"))
-    assert len(town.stand.mail("bob")) == 5
-    assert town.shares == {}
+    assert [town.emits() for _ in range(5)] == ["queued"] * 5
+    assert town.shares == {BOB: {HANDLERS: (5, 20)}}
     for _ in range(2):
         assert town.sends("alice", outcome=True) == QUEUED
-    assert town.shares == {BOB: {ALICE: (2, 8)}}
+    assert town.shares == {BOB: {HANDLERS: (5, 20), ALICE: (2, 8)}}
     town.stand.say(town.bridges["alice"], Goodbye(None))
     bob = town.stand.bridge("bob")
     town.stand.say(bob, Confirm(town.stand.heard_of(bob, Deliver)[-1].serial))
@@ -293,4 +317,4 @@ def test_shares_of_a_store_with_a_damaged_meta_are_those_of_the_others(tmp_path:
         db.execute("UPDATE entry SET meta = x'c1' WHERE number = 2")
         db.commit()
     with closing(SqliteStore(path)) as store:
-        assert store.open().shares == {BOB: {"server/s2": (1, 1), mailbox("x/ü\ud800"): (1, 1)}}
+        assert store.open().shares == {BOB: {"server/s2": (1, 1), mailbox("x/ü\ud800"): (1, 1), HANDLERS: (2, 2)}}

@@ -19,6 +19,7 @@ from bester.broker.operator.metrics import pieces_of
 from bester.broker.store.lease import LEASE_S
 from bester.broker.store.memory_shared import SharedMemory
 from bester.broker.store_requests import Bounds
+from bester.broker.unread import UNSEEN
 from bester.broker.wire.messages import Ask, Heartbeat, Meta, Request
 from bester.broker.wire.trouble import Attempt
 from tests.unit.core_stand import START, Stand, clients
@@ -115,6 +116,13 @@ def party_refused() -> dict[str, Any]:
     for _ in range(3):
         scene.take(scene.router.on_refused("192.0.2.7", KEY, "the key is not known here", scene.now))
     scene.wait(4.0)
+    return status(scene)
+
+
+def unseen_refused() -> dict[str, Any]:
+    scene = stand()
+    scene.bridge()
+    scene.take(scene.router.on_refused(UNSEEN, "", "it does not encrypt", scene.now))
     return status(scene)
 
 
@@ -245,6 +253,8 @@ FAULTS = [
     Fault(our_key_unknown, "server key", "does not know our key OUR-KEY", "ours there", "BesterServerKey",
           "server_key_wrong"),
     Fault(party_refused, "party refused", f"192.0.2.7 with key {KEY} was refused, 3 times, last 4 s ago",
+          "list its key", "BesterPartyRefused", "parties_refused"),
+    Fault(unseen_refused, "party refused", "a party that had left before it was seen was refused, 1 time",
           "list its key", "BesterPartyRefused", "parties_refused"),
     Fault(certificate_ends, "certificate", "expires in 3.0 days", "renew it", "BesterCertificateEnds",
           "bridge_certificate_end_seconds"),

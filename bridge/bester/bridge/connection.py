@@ -88,14 +88,17 @@ class Connection(asyncio.Protocol):
     # --- from the loop --------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Offer the connection to the bridge, or answer that there is no room."""
+        """Offer the connection to the bridge, or answer that there is no room. A peer that has reset its connection
+        before has no address any more, and what it has sent is not read: it would count as a peer of this machine."""
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         # With no room in the transport's buffer, `resume_writing` means that a whole chunk has left.
         transport.set_write_buffer_limits(high=0)
-        peer = transport.get_extra_info("peername")
+        peer, own = transport.get_extra_info("peername"), transport.get_extra_info("socket")
+        if not isinstance(peer, tuple) and own is not None and own.family != socket.AF_UNIX:
+            transport.abort()
+            return
         host = self.address = peer[0] if isinstance(peer, tuple) else UNIX_HOST
         self._ends.make_room(lambda: self._bridge.has_room(host))
-        own = transport.get_extra_info("socket")
         is_scarce = own is not None and is_among_last(own.fileno(), DESCRIPTORS_KEPT)
         if self._bridge.admit(self, host, is_scarce=is_scarce):
             self._transport = transport

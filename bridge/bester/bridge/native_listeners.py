@@ -68,8 +68,11 @@ def _web(config: NativeConfig, bridge: Bridge, certificates: Certificates, new: 
     unended = Unended(limits.unfinished_bytes, limits.frame_s + config.max_frame / limits.frame_rate)
 
     def plain() -> WebStream:
-        """Return the protocol of a connection without TLS, or below it."""
-        connection = new()
+        """Return the protocol of a connection without TLS."""
+        return above(new())
+
+    def above(connection: Connection) -> WebStream:
+        """Return the protocol between a connection and TLS, or TCP."""
 
         def refused(why: str) -> None:
             address = connection.address
@@ -84,7 +87,11 @@ def _web(config: NativeConfig, bridge: Bridge, certificates: Certificates, new: 
 
     def secure() -> TlsStream:
         """Return the protocol of a connection with TLS."""
-        return TlsStream(plain(), certificates.listener, plain_answer=PLAIN_HTTP, turns=tls_turns)
+        connection = new()
+        failed = _teller(connection)
+        return TlsStream(
+            above(connection), certificates.listener, plain_answer=PLAIN_HTTP, turns=tls_turns, failed=failed
+        )
 
     return plain if config.tls is None else secure
 
@@ -93,8 +100,8 @@ def _turns(loop: asyncio.AbstractEventLoop) -> LayerTurns:
     return LayerTurns(time.monotonic, loop.call_soon)
 
 
-def _secure(connection: Connection, certificates: Certificates, turns: LayerTurns) -> TlsStream:
-    """Return the protocol of TLS below a connection."""
+def _teller(connection: Connection) -> Callable[[TlsError], None]:
+    """Return a function that tells the log why TLS has ended a connection."""
 
     def failed(fault: TlsError) -> None:
         address = connection.address
@@ -102,7 +109,12 @@ def _secure(connection: Connection, certificates: Certificates, turns: LayerTurn
             "TLS with %s failed: %s", address, fault, extra=facts("tls-failed", address=address, why=str(fault))
         )
 
-    context = certificates.listener
+    return failed
+
+
+def _secure(connection: Connection, certificates: Certificates, turns: LayerTurns) -> TlsStream:
+    """Return the protocol of TLS below a connection."""
     return TlsStream(
-        connection, context, plain_answer=PLAIN_ANSWER, turns=turns, opened=connection.secured, failed=failed
-    )
+        connection, certificates.listener, plain_answer=PLAIN_ANSWER, turns=turns, opened=connection.secured,
+        failed=_teller(connection),
+    )  # fmt: skip

@@ -38,7 +38,8 @@ SLOW_AT_ONCE = AT_ONCE // 2
 ASKED_AT_ONCE = AT_ONCE // 4
 """Lookups under way of names that are not followed: handlers may name any host, and must not delay configured ones."""
 REMEMBERED = 1024
-"""Names remembered that are not followed; above the bound the one requested longest ago is forgotten."""
+"""Names remembered that are not followed; above the bound the one is forgotten for which nothing was done for
+longest."""
 
 
 class LookupEvent(NamedTuple):
@@ -55,7 +56,6 @@ class LookupEvent(NamedTuple):
 @dataclass(slots=True)
 class _Name:
     followed: bool
-    asked_at: float
     due: float  # time of the next lookup; of a name that is not followed, the earliest
     asked_since: float | None = None  # time of a request whose lookup has not begun
     since: float | None = None  # start of the lookup under way
@@ -71,24 +71,37 @@ class _Name:
 
 
 class Lookups:
-    """Names of one process. `version` counts the changes of followed names."""
+    """Names of one process. `version` counts the changes of followed names.
+
+    A handler may name a thousand hosts in one reply: each step looks at the names which it concerns alone, and at those
+    that are followed, which are few.
+    """
 
     def __init__(self) -> None:
         self.version = 0
         self._names: dict[str, _Name] = {}
+        # Names by what is to be done with them; one that is followed is in `_followed` as well.
+        self._followed: dict[str, _Name] = {}
+        self._wanted: dict[str, _Name] = {}  # whose lookup was requested, and has not begun: the first request first
+        self._under_way: dict[str, _Name] = {}
+        self._idle: dict[str, None] = {}  # neither, and not followed: the first to be forgotten first
 
     def follow(self, host: str, now: float) -> None:
         """Follow a name from now on; a repeated call does nothing."""
-        name = self._names.setdefault(host, _Name(False, now, now))
+        name = self._names.setdefault(host, _Name(False, now))
         if not name.followed:
             name.followed = True
             name.due = min(name.due, now)
+            self._followed[host] = name
+            self._file(host, name)
 
     def unfollow(self, host: str) -> None:
         """Follow a name no more: the name is remembered as one that was asked for once."""
         name = self._names.get(host)
         if name is not None:
             name.followed = False
+            self._followed.pop(host, None)
+            self._file(host, name)
 
     def ask(self, host: str, now: float) -> bool:
         """Request the lookup of an unknown name. Return False if a lookup just failed or is late, or if too many names
@@ -97,8 +110,7 @@ class Lookups:
         if name is None:
             if not self._make_room():
                 return False
-            name = self._names[host] = _Name(False, now, now)
-        name.asked_at = now
+            name = self._names[host] = _Name(False, now)
         if name.since is not None:
             return not name.late
         if name.delay_s and now < name.due:
@@ -106,6 +118,7 @@ class Lookups:
         if name.asked_since is None:
             name.asked_since = now
         name.due = min(name.due, now)
+        self._file(host, name)
         return True
 
     def hint(self, host: str, now: float) -> None:
@@ -135,28 +148,47 @@ class Lookups:
     @property
     def idle(self) -> bool:
         """State in which time changes nothing: no name is followed or being looked up."""
-        return not any(
-            name.followed or name.asked_since is not None or name.since is not None for name in self._names.values()
-        )
+        return not (self._followed or self._wanted or self._under_way)
 
     def start(self, now: float) -> list[str]:
         """Return the names to look up now, the longest due first, and mark their lookups as under way."""
-        waiting = [(name.due, host) for host, name in self._names.items() if self._is_due(name, now)]
-        if not waiting:
-            return []
-        under_way = [name for name in self._names.values() if name.since is not None]
-        running, asked = len(under_way), sum(1 for name in under_way if not name.followed)
-        most = AT_ONCE + min(AT_ONCE, sum(1 for name in under_way if name.late))
+        running = len(self._under_way)
+        asked = sum(1 for name in self._under_way.values() if not name.followed)
+        most = AT_ONCE + min(AT_ONCE, sum(1 for name in self._under_way.values() if name.late))
         begun: list[str] = []
-        for _, host in sorted(waiting):
-            name = self._names[host]
+        for host, name in self._waiting(now, ASKED_AT_ONCE - asked):
             if running >= (SLOW_AT_ONCE if name.slow else most) or (not name.followed and asked >= ASKED_AT_ONCE):
                 continue
             running += 1
             asked += not name.followed
             name.since, name.late, name.asked_since = now, False, None
+            self._file(host, name)
             begun.append(host)
         return begun
+
+    def _waiting(self, now: float, places: int) -> list[tuple[str, _Name]]:
+        """Return the names that are due, the longest first: of those that are not followed the first to be asked for,
+        up to as many as there are places for, beside slow ones."""
+        rows = [(name.due, host, name) for host, name in self._followed.items() if self._is_due(name, now)]
+        for host, name in self._wanted.items() if places > 0 else ():
+            if not name.followed:
+                rows.append((name.due, host, name))
+                places -= not name.slow
+                if not places:
+                    break
+        return [(host, name) for _, host, name in sorted(rows, key=lambda row: row[:2])]
+
+    def _file(self, host: str, name: _Name) -> None:
+        """Note what is to be done with a name, after a change."""
+        is_wanted, is_under_way = name.asked_since is not None, name.since is not None
+        for table, is_in in ((self._wanted, is_wanted), (self._under_way, is_under_way)):
+            if is_in:
+                table.setdefault(host, name)
+            else:
+                table.pop(host, None)
+        self._idle.pop(host, None)
+        if not (name.followed or is_wanted or is_under_way):
+            self._idle[host] = None
 
     @staticmethod
     def _is_due(name: _Name, now: float) -> bool:
@@ -197,6 +229,7 @@ class Lookups:
                 events += self._lost(host, name, f"no answer in {PATIENCE_S:g} s")
             if name.asked_since is not None and now - name.asked_since >= PATIENCE_S:  # too many other lookups hang
                 name.asked_since = None
+                self._file(host, name)
                 if not name.followed:
                     self._pause(name, now)
             if name.addresses and name.followed and now - name.found_at > KEEP_S:
@@ -209,6 +242,7 @@ class Lookups:
         if name is None or name.since is None:
             return None
         name.since, name.ended_at = None, now
+        self._file(host, name)
         self.version += name.followed
         return name
 
@@ -227,15 +261,13 @@ class Lookups:
 
     def _make_room(self) -> bool:
         """Make room for one more name; return False if every remembered name is in use."""
-        others = {host: name for host, name in self._names.items() if not name.followed}
-        if len(others) < REMEMBERED:
+        if len(self._names) - len(self._followed) < REMEMBERED:
             return True
-        idle = [
-            (name.asked_at, host) for host, name in others.items() if name.since is None and name.asked_since is None
-        ]
-        if idle:
-            del self._names[min(idle)[1]]
-        return bool(idle)
+        host = next(iter(self._idle), None)
+        if host is None:
+            return False
+        del self._names[host], self._idle[host]
+        return True
 
     def __len__(self) -> int:
         return len(self._names)

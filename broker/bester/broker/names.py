@@ -313,19 +313,22 @@ class Names:
             self._log_events(self._lookups.on_failed(host, reason(found), now))
         else:
             self._log_events(self._lookups.on_found(host, found, now))
-        self._notify()
+        self._notify([host])
         self._start_due()
 
     def _tick(self) -> None:
         self._timer = None
         self._log_events(self._lookups.tick(self._clock()))
-        self._notify()
+        self._notify(list(self._waiting))
         self._start_due()
 
-    def _notify(self) -> None:
-        for host in [host for host in self._waiting if not self._lookups.is_asked(host)]:
-            for then in self._waiting.pop(host):
-                then()
+    def _notify(self, hosts: Iterable[str]) -> None:
+        """Tell the requesters of these names whose lookup has ended, and the listeners where a followed one has
+        changed."""
+        for host in hosts:
+            if not self._lookups.is_asked(host):
+                for then in self._waiting.pop(host, ()):
+                    then()
         if self._notified != self._lookups.version:
             self._notified = self._lookups.version
             for changed in self._listeners:

@@ -26,6 +26,8 @@ LETTER_PAGE_BYTES = 2 * 1024 * 1024
 NAMES = 1_000
 """Names of the server that the store remembers: a container may have another name at every start, and outcomes under
 any of them can be asked for."""
+HANDLERS = "handlers"
+"""Key of all handlers as one sender, see `sharer_of`."""
 NUMBERS_A_LIFE = 2**32
 """First number of life n of a broker, divided by n: numbers rise for ever, and need no write of their own."""
 
@@ -51,15 +53,17 @@ def is_mailbox(queue: str) -> bool:
     return queue.startswith("user/")
 
 
-def sharer_of(queue: str, sender: str | None, peer: object) -> str | None:
-    """Return the key of the sender of whose share a message takes room, by the message's queue, sender and `peer`.
+def sharer_of(queue: str, sender: str | None, peer: object, type_: str = "") -> str | None:
+    """Return the key of the sender of whose share a message takes room, by the message's queue, sender, `peer` and
+    type.
 
-    A server counts as one sender, for only the server itself is known and not what it says of its users. None where no
-    share is counted: in the sender's own mailbox, for late outcomes, and for what a handler emits by itself.
+    A server counts as one sender, for only the server itself is known and not what it says of its users; so do all
+    handlers, with what they emit by themselves. None where no share is counted: in the sender's own mailbox, and for
+    late outcomes.
     """
-    if not is_mailbox(queue) and queue == lane(owner_of(queue), OUTCOME_TYPE):
+    if type_ == OUTCOME_TYPE or (not is_mailbox(queue) and queue == lane(owner_of(queue), OUTCOME_TYPE)):
         return None
-    key = mailbox(sender) if sender is not None else f"server/{peer}" if type(peer) is str else None
+    key = mailbox(sender) if sender is not None else f"server/{peer}" if type(peer) is str else HANDLERS
     return None if key == queue else key
 
 

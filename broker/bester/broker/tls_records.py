@@ -16,19 +16,22 @@ MOST_USELESS_BYTES = 64 * 1024
 """Records in a row that hold no data, behind the handshake, and their bytes: a server sends some tickets, and either
 side new keys now and then. With more of them the peer is cut."""
 _HEADER_BYTES = 5
+_ALERT = 0x15
 
 
 class Records:
     """Bytes that have come and were not handed to TLS. `whole` counts the records that were, up to their end, and
-    `handed_bytes` their bytes, since the last data."""
+    `handed_bytes` their bytes, since the last data. With `keeps_alerts` no alert is handed on, nor what is behind it;
+    `is_over` says that one has come."""
 
-    __slots__ = ("_at", "_came", "_rest", "handed_bytes", "whole")
+    __slots__ = ("_at", "_came", "_rest", "handed_bytes", "is_over", "keeps_alerts", "whole")
 
     def __init__(self) -> None:
         self._came = b""
         self._at = 0  # up to which `_came` was handed on
         self._rest = 0  # bytes to come of the record that was handed on in part
         self.whole = self.handed_bytes = 0
+        self.keeps_alerts = self.is_over = False
 
     def on_data(self) -> None:
         """Count anew: what was handed on held data, or was the handshake."""
@@ -47,6 +50,10 @@ class Records:
         self._came = self._came[self._at :] + data if self._came else data
         self._at = 0
 
+    def drop(self) -> None:
+        """Drop what has come and was not handed on."""
+        self._came, self._at = b"", 0
+
     def take(self, most: int = AT_ONCE) -> bytes:
         """Return the bytes of the next records, `most` of them at most; empty where none has come, or too little of
         one."""
@@ -54,6 +61,9 @@ class Records:
         first, end = at, len(came)
         while left and at < end and at - first < AT_ONCE_BYTES:
             if not rest:
+                if self.keeps_alerts and came[at] == _ALERT:
+                    self.is_over = True
+                    break
                 if end - at < _HEADER_BYTES:
                     break
                 rest = _HEADER_BYTES + (came[at + 3] << 8 | came[at + 4])

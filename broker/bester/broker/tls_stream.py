@@ -32,6 +32,8 @@ MOST_SHOWN = 2 * MOST_SHAKEN
 one take 33 ms."""
 MOST_ANSWERED = 64 * 1024
 """Bytes of answers of TLS itself that a peer may leave unread, such as those to requests for new keys."""
+MOST_BEHIND = 64 * 1024
+"""Bytes of a peer behind its own notice of the end of its stream, which count as nothing."""
 PARTING_S = 1.0
 """Time of a peer to read why the handshake failed, before the connection is closed."""
 _ALERT, _HANDSHAKE = 0x15, 0x16
@@ -62,9 +64,9 @@ class TlsStream(Layer):
     """
 
     __slots__ = (
-        "_above", "_answered_bytes", "_connected", "_failed", "_fault", "_head", "_host", "_in", "_opened", "_out",
-        "_peer_ended", "_phase", "_plain_answer", "_records", "_shaken_bytes", "_ssl", "_truncated", "_turns",
-        "certificate", "waiter",
+        "_above", "_answered_bytes", "_behind_bytes", "_connected", "_failed", "_fault", "_head", "_host", "_in",
+        "_opened", "_out", "_peer_ended", "_phase", "_plain_answer", "_records", "_shaken_bytes", "_ssl", "_truncated",
+        "_turns", "certificate", "waiter",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +91,7 @@ class TlsStream(Layer):
         self._records = Records()
         self._shaken_bytes = 0  # bytes of the handshake that were handed to TLS
         self._answered_bytes = 0  # bytes of TLS itself since everything had left the transport below
+        self._behind_bytes = 0  # bytes behind the peer's notice
         self._ssl = context.wrap_bio(self._in, self._out, server_side=host is None, server_hostname=host)
         self._phase = Phase.SHAKING
         self._head: bytes | None = b""  # the first bytes of the peer, until there are enough to tell what they are
@@ -119,7 +122,11 @@ class TlsStream(Layer):
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes of the peer: of the handshake, or encrypted ones of the stream."""
-        if self._phase is Phase.OPEN:
+        if self._peer_ended:
+            self._behind_bytes += len(data)
+            if self._behind_bytes > MOST_BEHIND:
+                self._fail(TlsError("it sends on behind its own notice that its stream ends"))
+        elif self._phase is Phase.OPEN:
             self._records.add(data)
             self._take_turn()
         elif self._phase is Phase.SHAKING:
@@ -226,6 +233,7 @@ class TlsStream(Layer):
             self._fail(TlsError("its certificate cannot be read: a name in it is no text", unread=True))
             return
         self._phase = Phase.OPEN
+        self._records.keeps_alerts = self._would_be_kept()
         self._records.on_data()
         self._pump()
         if self._host is not None:
@@ -233,6 +241,21 @@ class TlsStream(Layer):
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
         self._opened(self)
+
+    def _would_be_kept(self) -> bool:
+        """Return whether OpenSSL keeps the client's chain of certificates behind the end of the connection.
+
+        A session of TLS 1.2 stays in the context, for two hours, to be resumed: up to 20,480 of them, each with its
+        chain, which takes ten times the bytes of the handshake. The ssl module has no switch for that. A session
+        leaves with its connection where no notice of the end has come through OpenSSL, either way. The end of TCP says
+        the same to this side; and a server that sends here has its report before.
+        """
+        return (
+            self._host is None
+            and self._ssl.version() == "TLSv1.2"
+            and self._ssl.context.verify_mode is not ssl.CERT_NONE
+            and self._ssl.getpeercert(True) is not None
+        )
 
     def _read(self, enough: float) -> bool:
         """Decrypt what has come up to the time `enough`, and pass it on as one piece; return whether there is more."""
@@ -248,6 +271,7 @@ class TlsStream(Layer):
                 if why is not None:
                     fault = TlsError(why)
                 if fault is not None or not self._feed():
+                    notified = self._records.is_over
                     break
             except ssl.SSLError as error:
                 fault = fault_of(error, self._host)
@@ -271,6 +295,7 @@ class TlsStream(Layer):
             self._fail(fault)
         elif notified and not self._peer_ended and self._phase is Phase.OPEN:
             self._peer_ended = True
+            self._records.drop()
             if not self._above.eof_received():
                 self.close()
         return has_more
@@ -353,7 +378,7 @@ class TlsStream(Layer):
 
     def _notify(self) -> None:
         """Tell the peer that the stream ends here, and was not cut off."""
-        if self._phase is Phase.OPEN:
+        if self._phase is Phase.OPEN and not self._records.keeps_alerts:
             with contextlib.suppress(ssl.SSLError):  # the peer's own notice is not waited for
                 self._ssl.unwrap()
             self._pump()

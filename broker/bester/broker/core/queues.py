@@ -145,7 +145,7 @@ class Queues(RecordTable):
         Returns a code, and leaves the case alone, where there is no room.
         """
         size = len(entry.body)
-        sharer = sharer_of(entry.queue, entry.sender, entry.meta.get("peer"))
+        sharer = sharer_of(entry.queue, entry.sender, entry.meta.get("peer"), entry.type)
         code, reached = self._no_room(entry.queue, sharer, size, now, is_outcome=entry.type == OUTCOME_TYPE)
         if reached is not None:
             self._out.reached[reached] += 1

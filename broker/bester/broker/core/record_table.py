@@ -42,7 +42,7 @@ class RecordTable(QueueTable):
         """Return the record of a message on disk; of one that has none, the record of a ready message, not kept yet."""
         record = self._records.get(entry.number)
         if record is None:
-            sharer = sharer_of(entry.queue, entry.sender, entry.meta.get("peer"))
+            sharer = sharer_of(entry.queue, entry.sender, entry.meta.get("peer"), entry.type)
             record = Record(entry.number, queue, len(entry.body), State.READY, sharer=sharer)
         return record
 

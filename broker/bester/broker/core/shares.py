@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar
 
 from bester.broker.core.records import COUNTED, Record
-from bester.broker.store_requests import Bounds, is_mailbox, owner_of
+from bester.broker.store_requests import HANDLERS, Bounds, is_mailbox, owner_of
 
 K = TypeVar("K", bound=Hashable)
 
@@ -37,8 +37,9 @@ class Shares:
 
     def is_full(self, queue: str, sharer: str | None, size: int) -> bool:
         """Return whether a message of `size` bytes is above the sender's share. The first message of a sender never
-        is: a small share must not keep anybody out."""
-        senders = self._held.get(queue) if sharer is not None else None
+        is: a small share must not keep anybody out. Handlers together have no share of one mailbox: they may be all
+        who write to a user."""
+        senders = self._held.get(queue) if sharer not in (None, HANDLERS) else None
         held = senders.get(sharer) if senders is not None and sharer is not None else None
         return held is not None and (held[0] + 1 > self._messages or held[1] + size > self._bytes)
 

@@ -14,6 +14,8 @@ from bester.broker.store_brokers import GONE_S, MOST_COUNTED, BrokerSeen
 Status = Mapping[str, Any]
 OTHERS = "(others)"
 LOGINS = "bester.auth"
+UNSEEN = "unseen"
+"""Address of a party of which none is known, as in `unread`."""
 START_S = 10.0
 """Time after the start in which a declared handler may be missing: an interpreter starts, and imports its modules."""
 BEHIND = 250
@@ -115,10 +117,12 @@ def _server_key(status: Status) -> Iterator[Found]:
 def _party_refused(status: Status) -> Iterator[Found]:
     for row in status.get("refused", {"latest": ()})["latest"][:SHOWN]:
         key = f" with key {text_of(row['key'])}" if row["key"] else ""
+        address = text_of(row["address"])
+        who = f"a party{key} that had left before it was seen" if address == UNSEEN else f"a party at {address}{key}"
         yield (
             "warning",
             (
-                f"a party at {text_of(row['address'])}{key} was refused, {several(row['times'], 'time')}, last "
+                f"{who} was refused, {several(row['times'], 'time')}, last "
                 f"{span(row['ago_s'])} ago: {text_of(row['why'])}"
             ),
             (

@@ -53,7 +53,7 @@ from bester.broker.store_requests import (
     owner_of,
 )
 from bester.broker.wire.codes import BesterError
-from bester.broker.wire.outcomes import QUEUED
+from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED
 
 MAX_NUMBER = 2**63
 """Bound on numbers: a file could not hold a higher one."""
@@ -169,6 +169,7 @@ class MemoryStore(Commits):
                 (key, row.entry.sender, row.meta, 1, len(row.entry.body))
                 for key, numbers in self._ready.items()
                 for row in map(self._rows.__getitem__, numbers)
+                if row.entry.type != OUTCOME_TYPE
             ),
             types=tuple(self._types),
             lanes=tuple(map(_copied, self._lanes.values())),

@@ -299,7 +299,7 @@ class SharedMemoryStore(MemoryStore):
             before = queues.get(entry.queue, StoredQueue(0, 0, number, 0))
             queues[entry.queue] = StoredQueue(before.messages + 1, before.size_bytes + size, before.lowest, 0)
             expiries.append(entry.expires_s)
-            sharer = sharer_of(entry.queue, entry.sender, entry.meta.get("peer"))
+            sharer = sharer_of(entry.queue, entry.sender, entry.meta.get("peer"), entry.type)
             if sharer is not None:
                 senders = shares.setdefault(entry.queue, {})
                 held = senders.get(sharer, (0, 0))

@@ -87,7 +87,8 @@ def summed_shares(
     rows: Iterable[tuple[str, str | None, bytes | bytearray | None, int, int]],
 ) -> dict[str, dict[str, tuple[int, int]]]:
     """Return messages and bytes by queue and sender (see `sharer_of`), of rows of queue, sender, packed meta, messages
-    and bytes. The meta counts where there is no sender; a damaged one names nobody."""
+    and bytes, without late outcomes. The meta counts where there is no sender; with a damaged one a message counts as
+    one of the handlers."""
     shares: dict[str, dict[str, tuple[int, int]]] = {}
     for queue, sender, meta, messages, size_bytes in rows:
         sharer = sharer_of(queue, sender, _peer_of(meta) if sender is None else None)
