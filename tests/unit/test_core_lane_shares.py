@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from bester.broker.core.lane_shares import AT_ONCE, SHARED_S
-from bester.broker.core.settings import Limits
+from bester.broker.core.settings import Limits, Route
 from bester.broker.store_requests import lane
-from bester.broker.wire.messages import Report
+from bester.broker.wire.messages import Forward, Forwarded, Report
 from tests.unit.core_office import Office, bodies_of, numbered
 from tests.unit.core_stand import servers
 
 LANE = lane("s2", "one")
+NATIVE = lane("s3", "one")
 SHARE = 3
 ALICE, BOB = 1, 2
 A, B, C, LATE, LAST = (b'"%s"' % text for text in (b"a", b"b", b"c", b"late", b"last"))
@@ -21,6 +22,8 @@ A, B, C, LATE, LAST = (b'"%s"' % text for text in (b"a", b"b", b"c", b"late", b"
 
 class Shared(Office):
     """An office of alice and bob, whose lane to s2 is shared: both have a message in transfer."""
+
+    target = "s2"
 
     def __init__(self, **limits: int) -> None:
         super().__init__(Limits(max_lane_of_one=SHARE, **limits))
@@ -36,10 +39,10 @@ class Shared(Office):
         self.one = self.stand.handler("one", "two")
 
     def write(self, session: int, *bodies: bytes, **meta: Any) -> None:
-        """Let a user send messages to s2."""
+        """Let a user send messages to the server."""
         for body in bodies:
             self.tokens[body] = self.stand.submit(self.bridge, "one", session=session, **meta)
-            self.stand.answer(self.one, servers("s2", body=body))
+            self.stand.answer(self.one, servers(self.target, body=body))
 
     def outcome(self, body: bytes) -> dict[str, str]:
         return self.outcomes(self.tokens[body])
@@ -201,3 +204,43 @@ def test_later_outcome_of_what_a_removed_user_had_waiting_is_for_nobody() -> Non
     office.stand.wait(1.0)
     senders = [entry.sender for entry in office.stand.kept(LANE)]
     assert senders == ["alice", "bob", "alice", "alice", None]
+
+
+class SharedNative(Shared):
+    """The same with the lane to s3, a native server."""
+
+    target = "s3"
+
+    def relays(self) -> list[Any]:
+        return self.stand.heard_of(self.bridge, Forward)
+
+    def answers(self, relay: Any, outcome: str = "delivered", **meta: Any) -> None:
+        self.stand.say(self.bridge, Forwarded(relay.token, outcome, {"reported": True, **meta}))
+
+    def reload(self, **routes: Route) -> None:
+        """Read another configuration while alice has a message waiting, then answer one of hers."""
+        self.write(ALICE, *numbered(SHARE))
+        self.relays()
+        self.stand.take(self.stand.router.on_reloaded(routes, {}, self.stand.now))
+        self.answers(self.first[0])
+
+
+def test_what_waits_goes_where_the_server_is_listed_by_then() -> None:
+    """An address that was given up may be another owner's."""
+    office = SharedNative()
+    office.reload(s3=Route("s3", native="10.0.0.33:2223"))
+    assert [(relay.body, relay.address) for relay in office.relays()] == [(b"2", "10.0.0.33:2223")]
+
+
+@pytest.mark.parametrize(
+    ("types", "waiting", "outcome"), [(None, [b"2"], "queued"), (frozenset({"two"}), [], "failed:not-allowed")]
+)
+def test_what_waits_is_not_sent_where_it_may_not_be_any_more(
+    types: frozenset[str] | None, waiting: list[bytes], outcome: str
+) -> None:
+    office = SharedNative()
+    office.reload(**({} if types is None else {"s3": Route("s3", native="10.0.0.3:2223", send_types=types)}))
+    assert office.relays() == []
+    assert [entry.body for entry in office.stand.kept(NATIVE)] == waiting
+    (report,) = [each for each in office.reports() if each.token == office.tokens[b"2"]]
+    assert report.recipients == {"s3": outcome}

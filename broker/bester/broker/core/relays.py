@@ -145,14 +145,19 @@ class Relays:
         return None
 
     def _go_on(self, messages: Iterable[Waiting], now: float, *, enqueue: bool = False) -> None:
-        """Send messages that have waited for a share of their lane, or enqueue them."""
+        """Send messages that have waited for a share of their lane, or enqueue them. The configuration may have been
+        read again meanwhile."""
         for each in messages:
             job, case = each.job, each.job.case
+            route = self._settings.routes.get(each.route.name)
             code: str | None = "expired"
             if case.expires is None or now < case.expires:
+                code = None if route is None else policy.may_send(self._settings, route, each.target, each.type)
+            if code is None:
                 code = self._begin(
-                    job, each.route, each.target, each.type, each.body, each.id, sender_of(job), now, enqueue=enqueue
-                )
+                    job, route or each.route, each.target, each.type, each.body, each.id, sender_of(job), now,
+                    enqueue=enqueue or route is None,
+                )  # fmt: skip
             if code is None:
                 self._reports.settle_one(case)  # the case waits for the transfer now, or for the queue
                 continue
