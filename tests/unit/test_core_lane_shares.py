@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.lane_shares import AT_ONCE, SHARED_S
+from bester.broker.core.lane_shares import AT_ONCE, FAR_S, SHARED_S
 from bester.broker.core.settings import Limits, Route
 from bester.broker.store_requests import lane
 from bester.broker.wire.messages import Forward, Forwarded, Report
@@ -136,13 +136,47 @@ def test_lost_link_queues_what_waits_behind_what_was_sent() -> None:
 def test_what_waits_too_long_is_queued() -> None:
     office = Shared()
     office.write(ALICE, *numbered(9))
+    own = office.relays()
+    office.answers(office.first[0])
     office.stand.wait(2.5)
-    for relay in [office.first[0], *office.relays()]:
+    for relay in own:
         office.answers(relay)
     assert bodies_of(office.relays()) == numbered(SHARE, SHARE - 1)
     office.stand.wait(3.0)
-    assert office.waiting() == [B, *numbered(4, 5)]
+    assert office.waiting() == [B, b"2", *numbered(3, 6)]
     assert bodies_of(office.relays()) == numbered(4, 5)
+
+
+def test_sender_has_more_of_a_lane_whose_answers_come_from_far_away() -> None:
+    """A share is all that goes in the time of an answer: with four times as many a lane to a server far away was worked
+    off by way of the disk, and slower than it grew."""
+    office = Shared()
+    sent: list[tuple[float, Any]] = [(office.stand.now, relay) for relay in office.first]
+    for step in range(100):
+        office.stand.world.now += FAR_S / 2
+        while sent and sent[0][0] < office.stand.now - 2 * FAR_S:
+            office.answers(sent.pop(0)[1])
+        office.write(ALICE, *numbered(SHARE, SHARE * step))
+        if step % 20 == 0:
+            office.write(BOB, B)
+        office.stand.tick()
+        sent += [(office.stand.now, relay) for relay in office.relays()]
+    assert {str(report.recipients) for report in office.reports()} == {"{}"}
+    assert 4 * SHARE < office.stand.router.inspect().transfers[LANE] < 8 * SHARE
+    last = max(int(relay.body) for _, relay in sent if relay.body != B)
+    assert 100 * SHARE - last <= SHARE, "hardly any wait"
+
+
+def test_sender_has_no_more_of_a_lane_whose_answers_take_longer_for_it() -> None:
+    """A server that handles one message after the other is no faster with more of them."""
+    office = Shared()
+    office.write(ALICE, *numbered(40))
+    sent = [*office.first, *office.relays()]
+    for _ in range(30):
+        office.stand.world.now += FAR_S / 2
+        office.answers(sent.pop(0))
+        sent += office.relays()
+        assert len(sent) <= SHARE + 2
 
 
 def test_what_waits_goes_on_where_the_others_are_overdue() -> None:

@@ -3,6 +3,9 @@
 A lane is sent in order, and what one sender has in transfer is before all that others send later. So a sender has a
 share of a lane to which another sends, too: what is above the share waits here, in order, and goes on as the sender's
 own messages are answered. A sender alone has the whole lane.
+
+A share that is right for a server nearby is little for one that is far away: it would be all that goes in the time of
+an answer. So what waits has more of the lane answer by answer, as long as answers do not take longer for it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,10 @@ SHARED_S = 10.0
 """Time for which a lane counts as shared after two senders have taken turns."""
 AT_ONCE = 2
 """Messages that go on with one that comes, or is answered: what waits becomes less, a few at a time."""
+FAR_S = 0.1
+"""Time of an answer above which a share may be too little: below it thousands a second go within the share."""
+LONGER = 2
+"""Times the shortest time of an answer from which it has taken longer for what was before it."""
 
 
 class Waiting(NamedTuple):
@@ -35,12 +42,15 @@ class Waiting(NamedTuple):
 
 
 class _Lane:
-    """Messages of one lane by sender: counts of those in transfer, and those that wait."""
+    """Messages of one lane by sender: counts of those in transfer, what a sender may have above the share, and those
+    that wait."""
 
-    __slots__ = ("count", "inflight", "sender", "shared_until", "size_bytes", "waiting")
+    __slots__ = ("count", "inflight", "least_s", "more", "sender", "shared_until", "size_bytes", "waiting")
 
     def __init__(self, sender: Hashable) -> None:
         self.inflight: Counter[Hashable] = Counter()
+        self.more: Counter[Hashable] = Counter()
+        self.least_s = math.inf  # shortest time of an answer
         self.waiting: dict[Hashable, deque[Waiting]] = {}
         self.count = 0  # of those that wait
         self.size_bytes = 0  # of their bodies
@@ -49,7 +59,7 @@ class _Lane:
 
 
 class LaneShares:
-    """Shares of all lanes that have messages in transfer; `share` is that of a sender, in messages."""
+    """Shares of all lanes that have messages in transfer; `share` is that of a sender at least, in messages."""
 
     def __init__(self, share: int) -> None:
         self._share = share
@@ -62,7 +72,10 @@ class LaneShares:
             return False
         if found.sender != sender:
             found.sender, found.shared_until = sender, now + SHARED_S
-        return sender in found.waiting or (found.inflight[sender] >= self._share and now < found.shared_until)
+        return sender in found.waiting or self._uses_share(found, sender, now)
+
+    def _uses_share(self, found: _Lane, sender: Hashable, now: float) -> bool:
+        return now < found.shared_until and found.inflight[sender] >= self._share + found.more[sender]
 
     def wait(self, lane: str, sender: Hashable, message: Waiting) -> None:
         """Let a message wait that must."""
@@ -93,7 +106,22 @@ class LaneShares:
         found.inflight[sender] -= 1
         if not found.inflight[sender]:
             del found.inflight[sender]
+            found.more.pop(sender, None)
             self._forget(lane, found)
+
+    def answered(self, lane: str, sender: Hashable, took_s: float) -> None:
+        """Take in how long the answer to a message took that is in transfer no more: whether the sender may have one
+        more or one less."""
+        found = self._lanes.get(lane)
+        if found is None:
+            return
+        found.least_s = min(found.least_s, took_s)
+        if sender not in found.inflight:
+            return
+        if sender in found.waiting and FAR_S < took_s <= LONGER * found.least_s:
+            found.more[sender] += 1
+        elif found.more[sender]:
+            found.more[sender] -= 1
 
     def take(self, lane: str, sender: Hashable, now: float, *, most: int = AT_ONCE) -> Iterator[Waiting]:
         """Yield the messages of a sender that may go on, `most` at once; the caller sends each before the next."""
@@ -101,7 +129,7 @@ class LaneShares:
             found = self._lanes.get(lane)
             if found is None or sender not in found.waiting:
                 return
-            if found.inflight[sender] >= self._share and now < found.shared_until:
+            if self._uses_share(found, sender, now):
                 return
             yield self._pop(lane, found, sender)
 

@@ -244,7 +244,9 @@ class Relays:
             self._trace.add((now, transfer.entry.meta["root"], transfer.entry.id, outcome, transfer.target, 0.0))
             self._ended(transfer, *((outcome, meta) if known else (failed("bad-reply"), {})), now)
             if transfer.sender is not None:
-                self._go_on(self.transfers.shares.take(transfer.entry.queue, transfer.sender, now), now)
+                key, shares = transfer.entry.queue, self.transfers.shares
+                shares.answered(key, transfer.sender, self._limits.report_s - (transfer.deadline - now))
+                self._go_on(shares.take(key, transfer.sender, now), now)
             if silent:  # the server is reachable; two more times show whether it reports
                 self.on_contact(transfer.route.name, now)
 
