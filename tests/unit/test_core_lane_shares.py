@@ -104,6 +104,20 @@ def test_numbers_of_a_lane_rise_in_the_order_in_which_its_messages_go() -> None:
     assert sorted(bodies_of(went)) == sorted(numbered(6) + numbered(6, 10))
 
 
+def test_message_that_passes_again_does_not_wait_for_the_first_ones_of_its_ring() -> None:
+    """These have no answer before it: 300 messages of one user that passed twice stood still for 5 s."""
+    office = Shared()
+    peer = office.stand.server("s2")
+    ring = ["s1/one", "s2/one"]
+    for body in numbered(SHARE + 1):
+        office.stand.relay(peer, "one", path=ring, origin="s1")
+        office.stand.answer(office.one, servers("s2", body=body))
+    assert bodies_of(office.relays()) == numbered(SHARE)
+    office.stand.relay(peer, "one", path=2 * ring, origin="s1")
+    office.stand.answer(office.one, servers("s2", body=LATE))
+    assert office.relay().body == LATE
+
+
 def test_a_sender_alone_has_the_whole_lane() -> None:
     office = Office(Limits(max_lane_of_one=SHARE))
     office.up()
