@@ -370,12 +370,19 @@ class TestWhileItServes:
         assert caplog.text.count("was removed or replaced") == 1
 
     @pytest.mark.parametrize("ends", [("-wal",), ("-wal", "-shm")])
+    @pytest.mark.parametrize("meanwhile", [False, True], ids=["at once", "after another process"])
     def test_log_that_was_removed_costs_no_account(
-        self, accounts: Accounts, caplog: pytest.LogCaptureFixture, ends: tuple[str, ...]
+        self, accounts: Accounts, caplog: pytest.LogCaptureFixture, ends: tuple[str, ...], *, meanwhile: bool
     ) -> None:
         accounts.add("ann", "secret")
         for end in ends:
             accounts.path.with_name(accounts.path.name + end).unlink()
+        if meanwhile:
+            look = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT name FROM account')"
+            subprocess.run(
+                [sys.executable, "-c", look, accounts.path], check=False, capture_output=True, timeout=DEADLINE_S
+            )
+            assert database.log_of(accounts.path).stat().st_size == 0
         accounts.changed()
         with closing(Accounts(accounts.path.parent)) as command:  # another process, until now: disk I/O error
             command.add("bob", "secret")

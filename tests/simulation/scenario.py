@@ -34,7 +34,7 @@ PATIENCE_S = 180.0
 """A handler that dies four times over each of several messages is found to be dead after 9 s each time."""
 LIMITS = Limits(
     heartbeat_s=3.0, request_s=6.0, handler_again_s=6.0, relay_s=9.0, report_s=2.0, restart_s=5.0, sweep_at=4,
-    max_lane_of_one=2,
+    max_lane_of_one=1,
 )  # fmt: skip
 FAN_OUTS = 8
 """In one of so many scenarios, by their seeds, each of several users is sent to in a turn of its own."""

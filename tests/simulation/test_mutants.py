@@ -197,7 +197,7 @@ def tick(self: StoreDriver) -> None:
 
 def test_messages_that_wait_for_their_share_of_a_lost_link_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LaneShares, "waiting", lambda self: [])
-    assert "report" in broken_seeds(likely=9)
+    assert "report" in broken_seeds(likely=16)
 
 
 def test_users_of_a_long_list_who_are_forgotten_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bester.broker.wire import json_text
 from bester.broker.wire.json_text import (
     DEPTH_LIMIT,
     LONG_BYTES,
@@ -239,6 +240,25 @@ def test_long_text_with_a_lone_surrogate_is_told_from_what_is_no_json(text: byte
 def test_depth_above_the_limit_is_too_deep(depth: int, limit: int) -> None:
     assert too_deep(b"[" * depth + b"]" * depth, limit) == (depth > limit)
     assert not too_deep(b'"' + b"[" * depth + b'"', limit)
+
+
+@pytest.mark.parametrize("most", [1, 3, DEPTH_LIMIT - 1])
+def test_levels_that_hold_little_are_not_taken_off_one_by_one(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each level is gone through as a whole: text whose begin is full of pairs at every level held the loop for a
+    tenth of a second."""
+    taken_off, gone_through = json_text._without_leaves, 0
+
+    def count(brackets: bytes) -> bytes:
+        """Count what is gone through."""
+        nonlocal gone_through
+        gone_through += len(brackets)
+        return taken_off(brackets)
+
+    monkeypatch.setattr(json_text, "_without_leaves", count)
+    rising = b",".join(b",".join([b"[" * depth + b"]" * depth] * 350) for depth in range(1, most + 1))
+    assert fault(b"[" + rising + b"]") is None
+    assert gone_through < 4 * len(rising)
+    assert too_deep(b"[" + rising + b"]", most)
 
 
 @pytest.mark.parametrize(

@@ -395,6 +395,15 @@ def after_a_kill(path: Path) -> list[int]:
         return waiting(left)
 
 
+def looked_into(path: Path) -> str:
+    """Return the count of messages that another process finds, or what it fails with."""
+    look = "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM entry').fetchone())"
+    run = subprocess.run(
+        [sys.executable, "-c", look, path], check=False, capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    return (run.stdout or run.stderr).strip()
+
+
 @pytest.mark.parametrize("ends", [("-wal",), ("-wal", "-shm")])
 def test_commits_beside_a_log_that_was_removed_outlive_a_kill(path: Path, ends: tuple[str, ...]) -> None:
     with closing(SqliteStore(path)) as store:
@@ -434,6 +443,24 @@ def test_reader_of_a_log_that_was_removed_is_waited_for(path: Path) -> None:
             assert store.commit([keep(2)]).ok
             assert store.commit([keep(3)]).ok
             assert after_a_kill(path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("ends", [("-wal",), ("-wal", "-shm")])
+def test_empty_log_of_a_process_that_opened_the_file_meanwhile_is_no_other_log(
+    path: Path, ends: tuple[str, ...]
+) -> None:
+    with closing(SqliteStore(path)) as store:
+        store.open()
+        assert store.commit([keep(1)]).ok
+        for end in ends:
+            path.with_name(path.name + end).unlink()
+        looked_into(path)
+        assert path.with_name(f"{path.name}-wal").stat().st_size == 0
+        assert store.commit([keep(2)]).ok
+        assert store.commit([keep(3)]).ok
+        assert not store.is_due
+        assert after_a_kill(path) == [1, 2, 3]
+        assert looked_into(path) == "3"
 
 
 def test_log_of_another_file_is_not_taken_for_its_own(path: Path) -> None:

@@ -23,6 +23,7 @@ from bester.broker.toml_table import Source
         ("[native.tls]\n[sever.x]\n", "", "sever", 2),
         ("# a\x0cb\u2028c\u0085d\n[server]\nname = 1\n", "server", "name", 3),
         ("[server]\r\nname = 1\r\n", "server", "name", 2),
+        ('[log]\ntext = """\n[a = {} #]\n"""\n[server]\nname = 1\n', "server", "name", 6),
         ("[server]\n", "server", "name", None),
     ],
 )

@@ -98,6 +98,21 @@ class TestBytes:
         scene.broker(Report(submit.token, 0, None, "s/1", {}))
         assert honest.lines() == ["good large"]
 
+    def test_many_small_parts_of_one_ipv6_network_do_not_push_out_a_large_one_of_another_party(self) -> None:
+        """A host there has more addresses than there are connections."""
+        scene = Scene(unfinished_bytes=8000)
+        parked = [scene.connect(f"2001:db8:1:2::{number:x}") for number in range(1, 71)]
+        for each in parked:
+            write(scene, each, (1000).to_bytes(4, "little") + b"x" * 96)
+        honest = scene.log_in("alice")
+        write(scene, honest, LARGE[:900])
+        pass_time(scene, 1)
+        more = scene.connect("2001:db8:1:2::1:1")
+        write(scene, more, (1000).to_bytes(4, "little") + b"x" * 296)
+        assert scene.bridge.inspect().unfinished_bytes <= 8000
+        assert scene.bridge.inspect().frames_over > 0
+        assert honest.lines() == []
+
     def test_honest_frames_pass_beside_any_number_of_parked_ones(self) -> None:
         scene = Scene(unfinished_bytes=20_000)
         honest = scene.log_in("alice")

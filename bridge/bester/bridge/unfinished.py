@@ -1,8 +1,9 @@
 """Frames that have begun and not ended: their bytes over all connections, and their time. Pure.
 
-Bytes are charged to a party: the user of a session, or the address of a stranger. Above the bound the party with most
-byte-seconds makes way, by its connection with most byte-seconds: whoever has held much for long. A frame that is being
-sent has held its bytes for moments only, so that honest frames go on beside thousands of parked ones.
+Bytes are charged to a party: the user of a session, or the address (or IPv6 /64) of a stranger. Above the bound the
+party with most byte-seconds makes way, by its connection with most byte-seconds: whoever has held much for long. A
+frame that is being sent has held its bytes for moments only, so that honest frames go on beside thousands of parked
+ones.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from heapq import heapify, heappop, heapreplace
 from bester.bridge.frames import Change
 from bester.bridge.limits import Limits
 from bester.bridge.ports import ClientConnection
+from bester.broker.wire.address import network_of
 
 LOOK_S = 5.0
 """Longest time that counts between two looks: bytes that came during a stall of the process are not read yet."""
@@ -58,7 +60,7 @@ class Unfinished:
             return
         begun = self._begun.get(connection)
         if begun is None:
-            party = (session.user, "") if session.is_target else (None, session.address)
+            party = (session.user, "") if session.is_target else (None, network_of(session.address))
             begun = self._begun[connection] = _Begun(party, now)
         self.total_bytes += size - begun.size
         begun.size = size

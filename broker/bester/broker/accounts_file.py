@@ -147,10 +147,10 @@ class AccountsFile:
         path, gone = self.path, database.number_of(self.path) != self._number
         if not gone:
             path = database.log_of(self.path)
-            log = database.number_of(path)
-            gone = log is not None and log != self._log
-            if log is None:
-                self._begin_log()
+            if database.number_of(path) != self._log:
+                gone = database.is_replaced(path)
+                if not gone:
+                    self._begin_log()
         if gone and not self._gone:
             _log.error(
                 "%s: was removed or replaced while it was open: logins are still checked by the old one, and changes "

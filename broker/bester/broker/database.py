@@ -220,6 +220,15 @@ def log_of(path: Path) -> Path:
     return real.with_name(real.name + BESIDE[0])
 
 
+def is_replaced(log: Path) -> bool:
+    """Return whether another log is where that of an open database was removed. An empty one, which any process makes
+    that opens the database meanwhile, is none."""
+    try:
+        return log.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
 def number_of(path: Path) -> tuple[int, int] | None:
     """Return device and inode, which identify the file at a path; None if no file exists."""
     try:

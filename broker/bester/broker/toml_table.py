@@ -92,7 +92,7 @@ def _name(written: str) -> str:
     except tomllib.TOMLDecodeError:  # a line within a text of several lines
         return ""
     parts = []
-    while isinstance(value, dict):
+    while isinstance(value, dict) and len(value) == 1:  # any text may look like a table
         ((part, value),) = value.items()
         parts.append(part)
     return ".".join(parts)

@@ -38,7 +38,7 @@ class QueuesState(NamedTuple):
     `writing` counts the messages that are not committed yet, `ended_early` those of them that have ended already, and
     `ended` the committed ones whose end is not written yet. `recording` counts the messages that are queued at another
     server, where that is not committed yet; `records` are all messages of which more is known than that they are ready.
-    `shares` has messages and bytes in each mailbox by sender. `next_number` is the number of the next message that is
+    `shares` has messages and bytes in each queue by sender. `next_number` is the number of the next message that is
     enqueued, `epoch` names the store that numbers belong to. `mailbox_inflight_bytes` and `lane_inflight_bytes` are the
     bodies in flight to users and to servers, and those that reads under way may bring.
     """

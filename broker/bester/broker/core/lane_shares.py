@@ -3,6 +3,9 @@
 A lane is sent in order, and what one sender has in transfer is before all that others send later. So a sender has a
 share of a lane to which another sends, too: what is above the share waits here, in order, and goes on as the sender's
 own messages are answered. A sender alone has the whole lane.
+
+A share that is right for a server nearby is little for one that is far away: it would be all that goes in the time of
+an answer. So what waits has more of the lane answer by answer, as long as answers do not take longer for it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,18 @@ SHARED_S = 10.0
 """Time for which a lane counts as shared after two senders have taken turns."""
 AT_ONCE = 2
 """Messages that go on with one that comes, or is answered: what waits becomes less, a few at a time."""
+FAR_S = 0.1
+"""Time of an answer above which a share may be too little: below it thousands a second go within the share."""
+LONGER = 2
+"""Times the shortest time of an answer from which it has taken longer for what was before it."""
+
+
+class Sharer(NamedTuple):
+    """Sender of messages that have come so many steps, which have a share together. In a ring of servers a message
+    leads to others here, and has no answer before these: they are more steps on, and so do not wait for it."""
+
+    sender: Hashable
+    steps: int
 
 
 class Waiting(NamedTuple):
@@ -35,39 +50,45 @@ class Waiting(NamedTuple):
 
 
 class _Lane:
-    """Messages of one lane by sender: counts of those in transfer, and those that wait."""
+    """Messages of one lane by sender: counts of those in transfer, what a sender may have above the share, and those
+    that wait."""
 
-    __slots__ = ("count", "inflight", "sender", "shared_until", "size_bytes", "waiting")
+    __slots__ = ("count", "inflight", "least_s", "more", "sender", "shared_until", "size_bytes", "waiting")
 
-    def __init__(self, sender: Hashable) -> None:
-        self.inflight: Counter[Hashable] = Counter()
-        self.waiting: dict[Hashable, deque[Waiting]] = {}
+    def __init__(self, sharer: Sharer) -> None:
+        self.inflight: Counter[Sharer] = Counter()
+        self.more: Counter[Sharer] = Counter()
+        self.least_s = math.inf  # shortest time of an answer
+        self.waiting: dict[Sharer, deque[Waiting]] = {}
         self.count = 0  # of those that wait
         self.size_bytes = 0  # of their bodies
-        self.sender = sender  # the last one
+        self.sender = sharer.sender  # the last one
         self.shared_until = 0.0
 
 
 class LaneShares:
-    """Shares of all lanes that have messages in transfer; `share` is that of a sender, in messages."""
+    """Shares of all lanes that have messages in transfer; `share` is that of a sender at least, in messages."""
 
     def __init__(self, share: int) -> None:
         self._share = share
         self._lanes: dict[str, _Lane] = {}
 
-    def must_wait(self, lane: str, sender: Hashable, now: float) -> bool:
+    def must_wait(self, lane: str, sharer: Sharer, now: float) -> bool:
         """Return whether the next message of a sender waits: behind others of the sender, or for its share."""
         found = self._lanes.get(lane)
         if found is None:
             return False
-        if found.sender != sender:
-            found.sender, found.shared_until = sender, now + SHARED_S
-        return sender in found.waiting or (found.inflight[sender] >= self._share and now < found.shared_until)
+        if found.sender != sharer.sender:
+            found.sender, found.shared_until = sharer.sender, now + SHARED_S
+        return sharer in found.waiting or self._uses_share(found, sharer, now)
 
-    def wait(self, lane: str, sender: Hashable, message: Waiting) -> None:
+    def _uses_share(self, found: _Lane, sharer: Sharer, now: float) -> bool:
+        return now < found.shared_until and found.inflight[sharer] >= self._share + found.more[sharer]
+
+    def wait(self, lane: str, sharer: Sharer, message: Waiting) -> None:
         """Let a message wait that must."""
         found = self._lanes[lane]
-        found.waiting.setdefault(sender, deque()).append(message)
+        found.waiting.setdefault(sharer, deque()).append(message)
         found.count += 1
         found.size_bytes += len(message.body)
 
@@ -80,41 +101,54 @@ class LaneShares:
         """Return how many messages wait, by lane."""
         return {lane: found.count for lane, found in self._lanes.items() if found.count}
 
-    def began(self, lane: str, sender: Hashable) -> None:
+    def began(self, lane: str, sharer: Sharer) -> None:
         """Count a message of a sender in transfer."""
         found = self._lanes.get(lane)
         if found is None:
-            found = self._lanes[lane] = _Lane(sender)
-        found.inflight[sender] += 1
+            found = self._lanes[lane] = _Lane(sharer)
+        found.inflight[sharer] += 1
 
-    def ended(self, lane: str, sender: Hashable) -> None:
+    def ended(self, lane: str, sharer: Sharer) -> None:
         """Count a message of a sender as in transfer no more."""
         found = self._lanes[lane]
-        found.inflight[sender] -= 1
-        if not found.inflight[sender]:
-            del found.inflight[sender]
+        found.inflight[sharer] -= 1
+        if not found.inflight[sharer]:
+            del found.inflight[sharer]
+            found.more.pop(sharer, None)
             self._forget(lane, found)
 
-    def take(self, lane: str, sender: Hashable, now: float, *, most: int = AT_ONCE) -> Iterator[Waiting]:
+    def answered(self, lane: str, sharer: Sharer, took_s: float) -> None:
+        """Take in how long the answer to a message took that is in transfer no more: whether the sender may have one
+        more or one less."""
+        found = self._lanes.get(lane)
+        if found is None:
+            return
+        found.least_s = min(found.least_s, took_s)
+        if sharer not in found.inflight:
+            return
+        if sharer in found.waiting and FAR_S < took_s <= LONGER * found.least_s:
+            found.more[sharer] += 1
+        elif found.more[sharer]:
+            found.more[sharer] -= 1
+
+    def take(self, lane: str, sharer: Sharer, now: float, *, most: int = AT_ONCE) -> Iterator[Waiting]:
         """Yield the messages of a sender that may go on, `most` at once; the caller sends each before the next."""
         for _ in range(most):
             found = self._lanes.get(lane)
-            if found is None or sender not in found.waiting:
+            if found is None or sharer not in found.waiting:
                 return
-            if found.inflight[sender] >= self._share and now < found.shared_until:
+            if self._uses_share(found, sharer, now):
                 return
-            yield self._pop(lane, found, sender)
+            yield self._pop(lane, found, sharer)
 
-    def take_first(
-        self, lane: str, sender: Hashable, most: int = AT_ONCE, before: float = math.inf
-    ) -> Iterator[Waiting]:
+    def take_first(self, lane: str, sharer: Sharer, most: int = AT_ONCE, before: float = math.inf) -> Iterator[Waiting]:
         """Yield the first messages of a sender that wait since a time `before` or longer, `most` at once, whatever its
         share."""
         for _ in range(most):
             found = self._lanes.get(lane)
-            if found is None or sender not in found.waiting or found.waiting[sender][0].since > before:
+            if found is None or sharer not in found.waiting or found.waiting[sharer][0].since > before:
                 return
-            yield self._pop(lane, found, sender)
+            yield self._pop(lane, found, sharer)
 
     def __iter__(self) -> Iterator[Waiting]:
         """Yield all messages that wait."""
@@ -122,17 +156,17 @@ class LaneShares:
             for messages in found.waiting.values():
                 yield from messages
 
-    def waiting(self) -> list[tuple[str, Hashable]]:
+    def waiting(self) -> list[tuple[str, Sharer]]:
         """Return the lanes and senders of which messages wait."""
-        return [(lane, sender) for lane, found in self._lanes.items() for sender in found.waiting]
+        return [(lane, sharer) for lane, found in self._lanes.items() for sharer in found.waiting]
 
-    def _pop(self, lane: str, found: _Lane, sender: Hashable) -> Waiting:
-        queue = found.waiting[sender]
+    def _pop(self, lane: str, found: _Lane, sharer: Sharer) -> Waiting:
+        queue = found.waiting[sharer]
         message = queue.popleft()
         found.count -= 1
         found.size_bytes -= len(message.body)
         if not queue:
-            del found.waiting[sender]
+            del found.waiting[sharer]
             self._forget(lane, found)
         return message
 

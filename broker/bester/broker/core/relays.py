@@ -7,7 +7,7 @@ in its lane; later messages of the lane go behind. A server that is not configur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec import structs
 
@@ -15,7 +15,7 @@ from bester.broker.core import policy
 from bester.broker.core.cases import Reports
 from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.jobs import Job
-from bester.broker.core.lane_shares import Waiting
+from bester.broker.core.lane_shares import Sharer, Waiting
 from bester.broker.core.message_groups import sender_of
 from bester.broker.core.queue_table import Queue
 from bester.broker.core.queues import Queues
@@ -92,19 +92,19 @@ class Relays:
         """Send a result to a server, enqueue it, or let it wait for its sender's share of the lane. Returns a code
         where none is possible."""
         key, shares = lane(route.name or target, type_), self.transfers.shares
-        sender = sender_of(job) if route.name else None
-        if sender is not None and shares.must_wait(key, sender, now):
+        sharer = _sharer_of(job) if route.name else None
+        if sharer is not None and shares.must_wait(key, sharer, now):
             job.case.pending += 1
             origin = structs.replace(job, body=b"", group=None, suspicion=None)  # all that a result needs of the job
-            shares.wait(key, sender, Waiting(origin, route, target, type_, body, id_, now))
+            shares.wait(key, sharer, Waiting(origin, route, target, type_, body, id_, now))
             if self.transfers.is_full(key):
-                self._go_on(shares.take_first(key, sender), now, enqueue=True)
+                self._go_on(shares.take_first(key, sharer), now, enqueue=True)
             return None
-        return self._begin(job, route, target, type_, body, id_, sender, now)
+        return self._begin(job, route, target, type_, body, id_, sharer, now)
 
     def _begin(
-        self, job: Job, route: Route, target: str, type_: str, body: bytes, id_: str, sender: Hashable, now: float, *,
-        enqueue: bool = False,
+        self, job: Job, route: Route, target: str, type_: str, body: bytes, id_: str, sharer: Sharer | None, now: float,
+        *, enqueue: bool = False,
     ) -> str | None:  # fmt: skip
         """Send a result, or enqueue it, as it must be with `enqueue`. Returns a code where neither is possible."""
         key = lane(route.name or target, type_)
@@ -140,19 +140,24 @@ class Relays:
         case.pending += 1
         patience_s = self._limits.report_s if route.name else self._limits.relay_s
         ttl_s = None if case.expires is None else max(0.0, case.expires - now)
-        transfer = Transfer(entry, target, link, route, now + patience_s, case, job.may_repeat, sender)
+        transfer = Transfer(entry, target, link, route, now + patience_s, case, job.may_repeat, sharer)
         self._send(transfer, entry, ttl_s, again=job.may_repeat)
         return None
 
     def _go_on(self, messages: Iterable[Waiting], now: float, *, enqueue: bool = False) -> None:
-        """Send messages that have waited for a share of their lane, or enqueue them."""
+        """Send messages that have waited for a share of their lane, or enqueue them. The configuration may have been
+        read again meanwhile."""
         for each in messages:
             job, case = each.job, each.job.case
+            route = self._settings.routes.get(each.route.name)
             code: str | None = "expired"
             if case.expires is None or now < case.expires:
+                code = None if route is None else policy.may_send(self._settings, route, each.target, each.type)
+            if code is None:
                 code = self._begin(
-                    job, each.route, each.target, each.type, each.body, each.id, sender_of(job), now, enqueue=enqueue
-                )
+                    job, route or each.route, each.target, each.type, each.body, each.id, _sharer_of(job), now,
+                    enqueue=enqueue or route is None,
+                )  # fmt: skip
             if code is None:
                 self._reports.settle_one(case)  # the case waits for the transfer now, or for the queue
                 continue
@@ -238,8 +243,10 @@ class Relays:
                 self.on_contact(transfer.route.name, now)  # the server is reachable, and takes messages
             self._trace.add((now, transfer.entry.meta["root"], transfer.entry.id, outcome, transfer.target, 0.0))
             self._ended(transfer, *((outcome, meta) if known else (failed("bad-reply"), {})), now)
-            if transfer.sender is not None:
-                self._go_on(self.transfers.shares.take(transfer.entry.queue, transfer.sender, now), now)
+            if transfer.sharer is not None:
+                key, shares = transfer.entry.queue, self.transfers.shares
+                shares.answered(key, transfer.sharer, self._limits.report_s - (transfer.deadline - now))
+                self._go_on(shares.take(key, transfer.sharer, now), now)
             if silent:  # the server is reachable; two more times show whether it reports
                 self.on_contact(transfer.route.name, now)
 
@@ -461,11 +468,15 @@ class Relays:
                 self._queues.keep_inflight(transfer.entry.number)
                 self.transfers.extend(token, transfer, now + self._limits.relay_s)
         shares = self.transfers.shares
-        for key, sender in shares.waiting():
-            self._go_on(shares.take(key, sender, now, most=FREED), now)
-            self._go_on(shares.take_first(key, sender, FREED, now - self._limits.report_s), now, enqueue=True)
+        for key, sharer in shares.waiting():
+            self._go_on(shares.take(key, sharer, now, most=FREED), now)
+            self._go_on(shares.take_first(key, sharer, FREED, now - self._limits.report_s), now, enqueue=True)
         for queue in self._queues.lanes():
             self.advance(queue, now)
+
+
+def _sharer_of(job: Job) -> Sharer:
+    return Sharer(sender_of(job), len(job.path))
 
 
 def _may_have_arrived(transfer: Transfer, outcome: str, meta: Meta) -> bool:

@@ -148,7 +148,8 @@ class Limits:
     """Messages of one type in transfer to one server."""
     max_lane_of_one: int = 128
     """The same of one sender, where another one sends there, too: what is above waits here for the answers to the
-    others, for all that a sender has in transfer is before what others send later."""
+    others, for all that a sender has in transfer is before what others send later. More at a server that is far away,
+    as long as its answers do not take longer for it."""
     max_lanes: int = 4_096
     """Types of which messages are queued for one server; each is looked at several times a second."""
     max_parties: int = 20_000

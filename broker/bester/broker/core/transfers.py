@@ -7,13 +7,12 @@ protocol (FORWARD). Either ends with an outcome, by an answer or by a deadline.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable
 
 from msgspec import Struct
 
 from bester.broker.core.cases import Case
 from bester.broker.core.effects import Link
-from bester.broker.core.lane_shares import LaneShares
+from bester.broker.core.lane_shares import LaneShares, Sharer
 from bester.broker.core.settings import Route
 from bester.broker.store_requests import Entry
 
@@ -26,7 +25,7 @@ class Transfer(Struct, eq=False):
 
     `case` is settled by the answer; None where the message is kept, for its case is settled at the commit. An answer
     counts until `deadline`, in seconds of `now`. `again`: the message was sent before, and may have been delivered.
-    `sender` is the one in whose share of the lane it counts, None where it counts in none.
+    `sharer` is the one in whose share of the lane it counts, None where it counts in none.
     """
 
     entry: Entry
@@ -36,7 +35,7 @@ class Transfer(Struct, eq=False):
     deadline: float
     case: Case | None
     again: bool = False
-    sender: Hashable = None
+    sharer: Sharer | None = None
 
 
 class Transfers:
@@ -79,12 +78,12 @@ class Transfers:
         self._bytes[lane] = self._bytes.get(lane, 0) + len(transfer.entry.body)
         if transfer.case is None or not transfer.route.name:
             self._patient[token] = None
-        if transfer.sender is not None:
-            self.shares.began(lane, transfer.sender)
+        if transfer.sharer is not None:
+            self.shares.began(lane, transfer.sharer)
 
     def extend(self, token: int, transfer: Transfer, deadline: float) -> None:
         """Add a transfer that was overdue once more: it has no case now, and an answer counts until `deadline`."""
-        transfer.deadline, transfer.sender = deadline, None
+        transfer.deadline, transfer.sharer = deadline, None
         self.add(token, transfer)
 
     def end(self, token: int, link: Link) -> Transfer | None:
@@ -107,8 +106,8 @@ class Transfers:
         self._bytes[lane] -= len(transfer.entry.body)
         if not numbers:
             del self._lanes[lane], self._bytes[lane]
-        if transfer.sender is not None:
-            self.shares.ended(lane, transfer.sender)
+        if transfer.sharer is not None:
+            self.shares.ended(lane, transfer.sharer)
         return transfer
 
     def drop_link(self, link: Link) -> list[Transfer]:

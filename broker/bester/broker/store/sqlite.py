@@ -371,8 +371,7 @@ class SqliteStore(Commits):
         """Open the file anew where its log was removed: the next start would find no commit of the log that is still
         open. Raises BesterError where what that log holds cannot be moved into the file, or another log is there, which
         would be taken for the file's."""
-        found = database.number_of(self._log_path)
-        if found == self._log:
+        if database.number_of(self._log_path) == self._log:
             return
         try:  # not merely moved: the shared index of the log must be empty before another log is begun
             (is_read, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -381,7 +380,7 @@ class SqliteStore(Commits):
             raise (BusyError(why) if database.is_busy(error) else BesterError(code, why)) from None
         if is_read:
             raise BusyError(f"{self.path}: its log was removed, and another process reads from that; end the process")
-        if found is not None:
+        if database.is_replaced(self._log_path):
             fault = "its log was replaced while it was open"
             raise BesterError("storage-unavailable", f"{self.path}: {fault}; restart the server")
         self._reopen()

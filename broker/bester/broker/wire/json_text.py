@@ -48,8 +48,11 @@ def too_deep(text: bytes, limit: int = DEPTH_LIMIT) -> bool:
         return False
     rest = _without_strings(_without_escapes(text).translate(_SQUARE, _NOT_STRUCTURE))
     while limit and _has_many_leaves(rest):
+        before = len(rest)
         rest = _without_leaves(rest + b"]" * limit)  # where each bracket is closed, the depth is one less
         limit -= 1
+        if 3 * len(rest) > 2 * before:
+            break  # only the begin was so: all that is left would be gone through for each level
     return _depth(rest) > limit
 
 
