@@ -473,7 +473,7 @@ class Bounds:
     """Messages in all queues; above it every sender has `storage-full`. A sender with more in queues than is left by
     all has so before: one alone has half."""
     total_bytes: int = 8 * 1024 * 1024 * 1024
-    """The same in bytes."""
+    """The same in bytes; `bytes` in the configuration."""
     server_outcomes: int = 50_000
     """Notes of messages that are queued at one other server, some 1.3 KB each; above it the oldest is forgotten. A
     server that answers `queued` for ever must not fill the disk."""
