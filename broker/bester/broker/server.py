@@ -289,6 +289,7 @@ class Broker:
         now = time.monotonic()
         self._listeners.tick(now, self.router.links)
         self._carry_out(self.router.tick(*both_clocks()))
+        self._go_on_later()
         self._end_removals()
         self._store_size.tick(now)
 
@@ -307,6 +308,7 @@ class Broker:
             self._carry_out(self.router.give_up_silent(now))
         if self._can_fan_out():
             self._carry_out(self.router.fan_out(now))
+        self._go_on_later()
 
     def _end_removals(self) -> None:
         """Write requests that could wait, and report removed accounts of which something is left to the core."""
@@ -337,7 +339,8 @@ class Broker:
                 queued += messages
         if effects.calls:
             self._do(effects.calls)
-        self._go_on_later()
+        if self.router.has_fan_out:
+            self._go_on_later()
 
     def _do(self, calls: Iterable[ShellCall]) -> None:
         for call in calls:
