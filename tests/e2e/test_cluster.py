@@ -269,6 +269,25 @@ async def test_up_beside_another_broker_of_the_schema_names_the_commands_for_sev
                 await process.end(signal.SIGKILL)
 
 
+async def test_order_about_a_server_names_the_brokers_that_send_to_it_as_well(cluster: Cluster) -> None:
+    async with two_brokers(cluster) as both, asyncio.timeout(2 * DEADLINE_S):
+        for name in BROKERS:
+            with (both.directory / f"{name}.toml").open("a") as file:
+                file.write('[servers.s9]\nnative = "127.0.0.1:1"\n')
+            both.brokers[name].send_signal(signal.SIGHUP)
+            await both.brokers[name].says("the configuration was read again")
+        seen = 0
+        while seen < len(BROKERS):  # a broker looks for the others now and then
+            asked = await both.run("status", "--json", "-c", "b1.toml")
+            await asyncio.wait_for(asked.process.wait(), DEADLINE_S)
+            await asked.end()
+            seen = len(json.loads("".join(asked.lines))["brokers"])
+        held = await both.run("peers", "-c", "b1.toml", "hold", "s9")
+        assert await asyncio.wait_for(held.process.wait(), DEADLINE_S) == 0
+        await held.says("holding messages to s9, now 0")
+        await held.says("broker b1 alone was told; tell the others, too, each by its own file (-c): b2")
+
+
 @pytest.mark.parametrize("broker", BROKERS)
 async def test_schema_of_another_server_is_refused_while_that_lives(cluster: Cluster, broker: str) -> None:
     """A copied file with another name: each of the servers would adopt the mailboxes of the other's users."""
