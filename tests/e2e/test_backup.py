@@ -1,11 +1,14 @@
 """`bester backup`: the files copied, from a running server and from a stopped one, and refusals."""
 
+import asyncio
 import errno
+import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,10 +21,20 @@ from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import Enqueue, Entry, Fetch, mailbox
 from bester.cli import main
 from bester.cli.errors import describe
+from tests.e2e.stock_stand import pair
 from tests.live import BESTER, LiveServer, Process
 from tests.plain_user import plain_user
 
 BOX = mailbox("tim")
+POST = """
+from bester.handlers import App
+app = App()
+
+@app.handler("post")
+async def post(message):
+    to_the_other = message.user is not None
+    return message.send_servers(["s2"], message.data) if to_the_other else message.send_clients(["g"], message.data)
+"""
 ENTRY = Entry(2**32, BOX, "here/b/1.0.0", "tim", "chat", b'{"text":"hello"}', "tom", 9e9, {"origin": "here"})
 
 
@@ -78,6 +91,32 @@ def test_accounts_and_queued_messages_are_copied(directory: Path, capsys: pytest
     assert store.open().epoch != epoch
     assert store.read(Fetch(BOX, 0, 10, 10_000)) == [ENTRY]
     store.close()
+
+
+def test_each_start_from_one_copy_has_an_epoch_of_its_own(directory: Path) -> None:
+    """Numbers of the first start are given again by the second: other servers must not know them."""
+    add_user(directory / "bester-data")
+    epochs = [keep_one(directory / "bester-data" / STORE_FILE)]
+    assert main(["backup", "copy"]) == 0
+    for place in ("first", "second"):
+        shutil.copytree("copy", place)
+        for _ in range(2):
+            with closing(SqliteStore(directory / place / STORE_FILE)) as store:
+                epochs.append(store.open().epoch)
+    original, first, again, second, later = epochs
+    assert len({original, first, second}) == 3 and (first, second) == (again, later)
+
+
+def test_what_waits_in_a_copy_is_marked_as_sent(directory: Path) -> None:
+    """The original may deliver it after the copy was made."""
+    path = directory / "bester-data" / STORE_FILE
+    add_user(path.parent)
+    keep_one(path)
+    with closing(SqliteStore(path)) as store:
+        assert store.open().queues[BOX].sent_upto == 0
+    assert main(["backup", "copy"]) == 0
+    with closing(SqliteStore(directory / "copy" / STORE_FILE)) as store:
+        assert store.open().queues[BOX].sent_upto == ENTRY.number
 
 
 def test_a_store_elsewhere_is_copied_too(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +205,7 @@ def test_killed_backup_leaves_nothing_that_could_be_taken_for_a_copy(directory: 
     killed = (
         "import os, pathlib\n"
         "from bester.broker.store import backup, schema\n"
-        "schema.rename = lambda db: os._exit(9)\n"
+        "schema.make_copy = lambda db: os._exit(9)\n"
         "backup.backup(pathlib.Path('bester-data'), pathlib.Path('copy'))\n"
     )
     assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == 9
@@ -182,7 +221,7 @@ def test_failed_backup_leaves_no_directory(
 
     add_user(directory / "bester-data")
     keep_one(directory / "bester-data" / STORE_FILE)
-    monkeypatch.setattr(schema, "rename", fail)
+    monkeypatch.setattr(schema, "make_copy", fail)
     (directory / "empty").mkdir()
     for target in ("copy", "empty"):
         status, message = refused(capsys, "backup", target)
@@ -230,9 +269,29 @@ async def test_server_goes_on_during_a_backup_and_its_copy_serves(directory: Pat
         await server.stop()
     server = await LiveServer.start(directory, toml.format("copy"))
     try:
-        assert '"before"' in await shell("listen", "--to", server.address, "--user", "tom", "--count", "1")
+        line = await shell("listen", "--to", server.address, "--user", "tom", "--count", "1")
+        assert '"before"' in line and "redelivered" in line, "the original may have delivered it since"
     finally:
         await server.stop()
     assert names_in(directory / "copy") == ["tim", "tom"]
     assert waiting_in(directory / "copy/store.db") == 0
     assert waiting_in(directory / "data/store.db") == 2
+
+
+async def test_another_server_gets_what_a_server_sends_that_was_restored_twice_from_one_copy() -> None:
+    """That server knows the numbers of the first time: it took the messages of the second time for repeats."""
+    async with pair("post", "s2", "s1", code=POST) as servers, asyncio.timeout(60.0):
+        g = await servers.seat("s2", "g")
+        home = servers.directory / "s1"
+        copying = await Process.start(BESTER, "backup", "copy", cwd=home)
+        assert await copying.process.wait() == 0, copying.lines
+        await copying.end()
+        for text in ("first", "second"):
+            await servers.kill("s1")
+            shutil.rmtree(home / "data")
+            shutil.copytree(home / "copy", home / "data")
+            server = await servers.start("s1")
+            await server.processes[0].says("server-reached")
+            t = await servers.seat("s1", "t")
+            await t.good("post", text)
+            assert await g.gets(lambda _: True) == text

@@ -67,7 +67,7 @@ class TwoBrokers:
         self.processes: list[Process] = []
         self.brokers: dict[str, Process] = {}
         self.server: LiveServer
-        database = cluster.database()
+        self.database = database = cluster.database()
         endpoints = [f"ipc://{directory}/{broker}/fabric.sock" for broker in BROKERS]
         for broker in (*BROKERS, "bridge"):
             (directory / f"{broker}.toml").write_text(
@@ -223,6 +223,29 @@ async def test_message_that_kills_at_one_broker_costs_no_other_one_its_attempts(
             await client.close()
 
 
+async def test_mailbox_of_a_removed_account_at_a_broker_that_is_away_ends_with_its_adoption(cluster: Cluster) -> None:
+    """The other broker, which had nothing of the user, had struck the removal off by then: the messages waited for a
+    user that nobody was, and went to the next account of the name."""
+    async with two_brokers(cluster) as both, asyncio.timeout(2 * DEADLINE_S):
+        sender = await at_home(both, "b2")
+        sender.submit("post", {"to": ["away"], "number": 1}, "old")
+        report, _ = await sender.until_report("old")
+        assert report["payload"]["recipients"] == {"away": "queued"}
+        await both.brokers["b2"].end()
+        with closing(PostgresAccounts(both.database)) as accounts:
+            accounts.remove("away")
+            accounts.add("away", "secret")
+        newcomer = await logged_in_soon(both.server, "away")
+        await both.brokers["b1"].says(" adopted ")
+        assert await exchanged(sender, "away", 2) == "good"
+        assert (await newcomer.receive())["payload"]["data"] == 2, "nothing that was queued for the old account"
+        asked = {"type": "outcome", "data": report["payload"]["message"]}
+        sender.send({"payload": {"type": "builtin", "id": "asked", "data": {"command": asked}}})
+        assert (await sender.receive())["payload"]["data"]["recipients"] == {"away": "failed:unknown-user"}
+        for client in (sender, newcomer):
+            await client.close()
+
+
 async def test_up_beside_another_broker_of_the_schema_names_the_commands_for_several(cluster: Cluster) -> None:
     database = cluster.database()
     async with short_directory() as directory:
@@ -244,6 +267,25 @@ async def test_up_beside_another_broker_of_the_schema_names_the_commands_for_sev
         finally:
             for process in started:
                 await process.end(signal.SIGKILL)
+
+
+async def test_order_about_a_server_names_the_brokers_that_send_to_it_as_well(cluster: Cluster) -> None:
+    async with two_brokers(cluster) as both, asyncio.timeout(2 * DEADLINE_S):
+        for name in BROKERS:
+            with (both.directory / f"{name}.toml").open("a") as file:
+                file.write('[servers.s9]\nnative = "127.0.0.1:1"\n')
+            both.brokers[name].send_signal(signal.SIGHUP)
+            await both.brokers[name].says("the configuration was read again")
+        seen = 0
+        while seen < len(BROKERS):  # a broker looks for the others now and then
+            asked = await both.run("status", "--json", "-c", "b1.toml")
+            await asyncio.wait_for(asked.process.wait(), DEADLINE_S)
+            await asked.end()
+            seen = len(json.loads("".join(asked.lines))["brokers"])
+        held = await both.run("peers", "-c", "b1.toml", "hold", "s9")
+        assert await asyncio.wait_for(held.process.wait(), DEADLINE_S) == 0
+        await held.says("holding messages to s9, now 0")
+        await held.says("broker b1 alone was told; tell the others, too, each by its own file (-c): b2")
 
 
 @pytest.mark.parametrize("broker", BROKERS)
@@ -278,7 +320,8 @@ async def test_schema_of_another_server_is_refused_while_that_lives(cluster: Clu
 
 
 async def logged_in_soon(server: LiveServer, user: str) -> RawClient:
-    """Log a user in as soon as the bridge has a broker: one of its two links is being given up for the other."""
+    """Log a user in as soon as the bridge has a broker, where one of its two links is being given up for the other, and
+    as soon as the broker has the account."""
     async with asyncio.timeout(DEADLINE_S):
         while True:
             client = await RawClient.connect(server)
@@ -287,7 +330,7 @@ async def logged_in_soon(server: LiveServer, user: str) -> RawClient:
             answer = await client.receive()
             if answer["header"]["status"] == "good":
                 return client
-            assert answer["payload"]["reason"] == "unreachable"
+            assert answer["payload"]["reason"] in ("unreachable", "overloaded", "authentication-failed"), answer
             await client.close()
             await asyncio.sleep(0.05)
 

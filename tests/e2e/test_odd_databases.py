@@ -22,9 +22,10 @@ import pytest
 from bester.broker import accounts_file, database
 from bester.broker.accounts import Accounts
 from bester.broker.data_dir import prepare
+from bester.broker.store.backup import backup
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.verifying import LET_IN, OVERLOADED
-from bester.broker.wire.codes import BesterError
+from bester.broker.wire.codes import BesterError, ConfigError
 from tests.live import BESTER, DEADLINE_S, Process, head, short_directory
 
 TOML = head()
@@ -245,6 +246,30 @@ class TestAtTheStart:
         for arguments in (("backup", "copy"), ("user", "list"), ("user", "add", "--password-stdin", "ann")):
             assert "data/accounts.db: " in await refused(directory, *arguments)
         assert not (directory / "copy").exists()
+
+    @pytest.mark.parametrize("name", FILES)
+    @pytest.mark.parametrize("spoil", [cut_in_half, overwritten_in_the_middle, zeroed_at_its_end, one_page_twice])
+    def test_no_backup_is_made_of_damaged_pages(
+        self, directory: Path, name: str, spoil: Callable[[Path], None]
+    ) -> None:
+        """SQLite copies them as they are, and no server starts from the copy."""
+        data = directory / "data"
+        for fill in FILL.values():
+            fill(data)
+        spoil(data / name)
+        with pytest.raises(BesterError, match=f"{data / name}.*malformed"):
+            backup(data, directory / "copy")
+        assert not (directory / "copy").exists()
+
+    @pytest.mark.parametrize(("spoil", "says"), [(newer, "written by a newer"), (anothers_database, "not a store")])
+    def test_no_backup_is_made_of_what_is_no_store_of_this_version(
+        self, directory: Path, spoil: Callable[[Path], None], says: str
+    ) -> None:
+        data = directory / "data"
+        fill_store(data)
+        spoil(data / "store.db")
+        with pytest.raises(ConfigError, match=f"{data / 'store.db'}: .*{says}"):
+            backup(data, directory / "copy")
 
     @pytest.mark.parametrize("name", FILES)
     def test_missing_databases_are_created(self, directory: Path, name: str) -> None:

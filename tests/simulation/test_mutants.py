@@ -16,7 +16,7 @@ from bester.bridge.intake import Intake
 from bester.bridge.marked import Marked
 from bester.bridge.senders import STRANGERS, Sender, Senders
 from bester.bridge.submissions import Submissions
-from bester.broker.core import commands, dispatcher, policy, relays, type_queues
+from bester.broker.core import commands, dispatcher, policy, queues, relays, type_queues
 from bester.broker.core.clock import Clock
 from bester.broker.core.dedup import DedupCache
 from bester.broker.core.effects import Link
@@ -91,6 +91,13 @@ def test_good_without_a_delivery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(dispatcher, "failed", lambda code: "delivered")
     failure = broken_seeds()
     assert "did not come" in failure or "cannot be" in failure
+
+
+def test_message_that_came_and_is_called_refused_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not be kept for its user when its bridge was lost, with the delivery unconfirmed."""
+    for module in (commands, queues, relays):
+        monkeypatch.setattr(module, "unkept", lambda code: code)
+    assert "called failed:storage-full, and it came" in broken_seeds(500, likely=403)
 
 
 # The three that the promise stands or falls with.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tests.simulation.scenario import Scenario
 
 DELIVERED, QUEUED, SENT = "delivered", "queued", "sent"
+MAYBE = "failed:unreachable"
 NEVER_GOOD = ("fail", "bad", "die", "loop", "ring")
 _FRAME_BYTES = 1 << 24
 _NOTHING: frozenset[str] = frozenset()
@@ -53,6 +54,7 @@ class Truth:
         for claim in self._all_claims():
             self._is_possible(claim)
             self._has_come(claim)
+            self._has_not_come(claim)
 
     def _answers_are_right(self) -> None:
         """Check that the sender of a queued result learns its outcome, and that nobody else is told unasked."""
@@ -182,6 +184,20 @@ class Truth:
             ids = self._arrived.get(leaf, _NOTHING)
             if len(ids) < times and len(ids | self._left.get(leaf, _NOTHING)) < times:
                 raise BrokenRuleError(f"called delivered or queued, and did not come: {leaf}, in {claim.about}")
+
+    def _has_not_come(self, claim: Claim) -> None:
+        """Check that what has failed did not come: whoever is told so may send the message again under another id. Only
+        `unreachable` leaves open what became of it.
+
+        Of a recipient that is named more than once, the outcome is the worst of several."""
+        if programs.endless(claim.body):
+            return
+        for name, leaf in programs.named_leaves(claim.server, claim.body, deep=False):
+            outcome = claim.recipients.get(name, "")
+            is_certain = outcome.startswith("failed:") and outcome != MAYBE
+            is_one = leaf[1] == name and claim.body.count(f'"{name}"'.encode()) == 1
+            if is_certain and is_one and self._arrived.get(leaf):
+                raise BrokenRuleError(f"called {outcome}, and it came: {leaf}, in {claim.about}")
 
     @cached_property
     def _left(self) -> dict[Leaf, set[str]]:

@@ -13,10 +13,13 @@ import pytest
 from bester.broker import postgres
 from bester.broker.accounts_postgres import WRITERS, PostgresAccounts, ServedAccounts
 from bester.broker.postgres import Database, connect
+from bester.broker.store.postgres import PostgresStore
+from bester.broker.store_requests import End, mailbox
 from bester.broker.verifying import LET_IN, OVERLOADED, WRONG
 from bester.broker.wire.codes import BesterError
 from tests.postgres_server import Cluster
 from tests.unit.postgres_cable import Cable
+from tests.unit.store_stand import keep
 
 HERE = "192.0.2.7"
 DEADLINE_S = 30.0
@@ -96,6 +99,29 @@ def test_removal_stays_recorded_until_struck_off(accounts: PostgresAccounts, dat
     with closing(ServedAccounts(database)) as served:
         assert served.removed() == set()
         assert served.exists("bob")
+
+
+def test_removal_is_struck_off_once_no_broker_has_a_mailbox_of_the_account(
+    accounts: PostgresAccounts, database: Database, served: ServedAccounts
+) -> None:
+    """A broker that is away has yet to be adopted, or to come back and to read of the removal."""
+    with closing(PostgresStore(database, "away")) as store:
+        store.open()
+        assert store.commit([keep(1, mailbox("ann")), keep(2, mailbox("bob"))]).ok
+    for name in ("bob", "carl"):
+        accounts.add(name, "secret")
+    for name in ("ann", "carl"):
+        accounts.remove(name)
+    wait_until(lambda: served.removed() == {"ann", "carl"})
+    wait_until(lambda: not served.strike_off({"ann", "carl"}) and served.removed() == {"ann"})
+    with closing(ServedAccounts(database)) as other:
+        assert other.removed() == {"ann"}, "and so it is for a broker that reads only now"
+    with closing(PostgresStore(database, "away")) as store:
+        store.open()
+        assert store.commit([End(1, "failed:unknown-user")]).ok
+    wait_until(lambda: served.strike_off({"ann"}))
+    with closing(ServedAccounts(database)) as other:
+        assert other.removed() == set()
 
 
 def test_account_of_a_removed_name_is_kept_when_the_removal_is_struck_off(

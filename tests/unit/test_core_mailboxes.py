@@ -252,6 +252,27 @@ def test_unconfirmed_delivery_of_a_lost_bridge_is_marked() -> None:
     assert (again.id, again.body, again.meta) == (first.id, first.body, {"origin": "s1", "redelivered": True})
 
 
+@pytest.mark.parametrize("bounds", [{}, {"messages": 2}])
+def test_unconfirmed_delivery_that_cannot_be_kept_may_have_arrived(bounds: dict[str, int]) -> None:
+    """A sender who is told that there was no room sends it again, under another id, and nothing marks that."""
+    stand = town(None, **bounds)
+    post = Post(stand)
+    if bounds:  # half of it is all that alice may have
+        assert post.outcomes(post.sends("carol")) == {"carol": "queued"}
+    for left, outcome in (
+        ([Close(1), Confirm(1, [], [[1, 0, "not-connected"]])], "failed:storage-full"),
+        ([Goodbye(None)], "failed:unreachable"),
+    ):
+        bob = stand.bridge("bob")
+        token = post.sends("bob")
+        assert stand.one(bob, Deliver).body == b'"hi"'
+        stand.store.full = not bounds
+        stand.say(bob, *left)
+        assert post.outcomes(token) == {"bob": outcome}
+        stand.store.full = False
+        stand.wait(1.0)
+
+
 def test_broker_reports_queued_where_the_bridge_would_have_reported() -> None:
     stand = town()
     post = Post(stand)

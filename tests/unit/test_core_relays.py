@@ -249,6 +249,21 @@ def test_messages_on_a_lost_link_are_sent_again_in_order_and_marked() -> None:
     assert marks_of(again) == [True, True, False]
 
 
+@pytest.mark.parametrize("bounds", [{}, {"server_messages": 2}])
+def test_unanswered_message_that_cannot_be_kept_may_have_arrived(bounds: dict[str, int]) -> None:
+    office = Office(None, **bounds)
+    office.up()
+    token = office.sends("s2")
+    assert office.relay().body == b'"hi"'
+    if bounds:  # half of it is all that alice may have
+        office.sends("s2", type_="two")
+        office.answers(office.relay(), "failed:no-handler")
+        assert office.outcomes() == {"s2": "queued"}
+    office.stand.store.full = not bounds
+    office.down()
+    assert office.outcomes(token) == {"s2": "failed:unreachable"}
+
+
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 

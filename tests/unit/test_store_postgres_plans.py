@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bester.broker import accounts_postgres
 from bester.broker.store import postgres_reading, postgres_writing
 from bester.broker.store.postgres import PostgresStore
 from bester.broker.store.postgres_writing import ID_PART, key_of_entry
@@ -74,3 +75,15 @@ def test_repeated_messages_of_other_brokers_are_found_without_all_others(store: 
     key = key_of_entry("s1/b/7005.0.0", BOXES[6])
     ns = store._held.lease.ns
     assert read_pages(store, postgres_writing.REPEATED_ELSEWHERE, [1], [key], ns) < 30
+
+
+def test_mailboxes_of_removed_accounts_are_found_without_those_of_others(store: PostgresStore) -> None:
+    connection = store._held.connection
+    assert connection is not None
+    connection.execute(
+        "INSERT INTO removed SELECT 'user-' || n, n FROM generate_series(1, 20) AS n ON CONFLICT DO NOTHING"
+    )
+    names = [f"user-{number}" for number in range(1, 21)]
+    values = names, list(range(1, 21)), [mailbox(name) for name in names]
+    assert passed_over(store, accounts_postgres.STRIKE_OFF, *values) < 100
+    assert read_pages(store, accounts_postgres.STRIKE_OFF, *values) < 300

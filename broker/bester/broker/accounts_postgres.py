@@ -21,6 +21,7 @@ from bester.broker import postgres
 from bester.broker.logs import facts
 from bester.broker.postgres import Database
 from bester.broker.postgres_schema import ACCOUNTS_CHANGED, migrate
+from bester.broker.store_requests import mailbox
 from bester.broker.users import (
     Account,
     change_password,
@@ -103,6 +104,21 @@ _REMOVE = (
     ),
 )
 _DISABLE = ("UPDATE account SET disabled = TRUE, changed = %(version)s WHERE name = %(name)s",)
+STRIKE_OFF = """
+WITH asked AS (SELECT * FROM unnest(%s::text[], %s::bigint[], %s::text[]) AS t (name, changed, box)),
+kept AS (
+    SELECT r.name FROM asked JOIN removed r USING (name, changed) WHERE (
+        SELECT count(*) FROM broker b WHERE (
+            SELECT e.number FROM entry e WHERE e.ns = b.ns AND e.box = asked.box AND e.outcome IS NULL LIMIT 1
+        ) IS NOT NULL
+    ) > 0
+),
+gone AS (
+    DELETE FROM removed r USING asked
+    WHERE r.name = asked.name AND r.changed = asked.changed AND r.name NOT IN (SELECT name FROM kept)
+)
+SELECT name FROM kept
+"""
 _ENABLE = ("UPDATE account SET disabled = FALSE, changed = %(version)s WHERE name = %(name)s",)
 
 
@@ -369,20 +385,17 @@ class ServedAccounts:
                 pass
 
     def _strike_off(self, connection: Connection) -> None:
+        """Strike off removed accounts of which nothing is left here, unless another broker has a mailbox of theirs: one
+        that is away has yet to be adopted, or to come back."""
         removed, struck_off = self._removed, self._struck_off
-        gone = {name: removed[name] for name in struck_off if name in removed}
-        if not gone:
+        asked = {name: removed[name] for name in struck_off if name in removed}
+        if not asked:
             return
-        _ask(
-            connection,
-            "DELETE FROM removed r USING unnest(%s::text[], %s::bigint[]) AS t (name, changed) "
-            "WHERE r.name = t.name AND r.changed = t.changed",
-            list(gone),
-            list(gone.values()),
-        )
+        left = _ask(connection, STRIKE_OFF, list(asked), list(asked.values()), list(map(mailbox, asked)))
+        gone = asked.keys() - {name for (name,) in left}
         with self._reading:
-            self._removed = {name: at for name, at in self._removed.items() if gone.get(name) != at}
-            self._missed = {name: at for name, at in self._missed.items() if gone.get(name) != at}
+            self._removed = {name: at for name, at in self._removed.items() if name not in gone or asked[name] != at}
+            self._missed = {name: at for name, at in self._missed.items() if name not in gone or asked[name] != at}
 
     def _read(self, connection: Connection) -> None:
         """Take in what has changed since the last version; all, where there was none, or where a removal was missed,

@@ -202,13 +202,13 @@ def connect(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Con
     return db
 
 
-def damage(db: sqlite3.Connection, path: Path, *, order: bool = False) -> str | None:
-    """Check a file of at most CHECK_BYTES; return the fault, or None.
+def damage(db: sqlite3.Connection, path: Path, *, order: bool = False, most_bytes: float = CHECK_BYTES) -> str | None:
+    """Check a file of at most `most_bytes`; return the fault, or None.
 
     `order` also checks indexes against their tables, which takes several times as long on large ones. Raises
     sqlite3.Error if the file cannot be read.
     """
-    if path.stat().st_size > CHECK_BYTES:
+    if path.stat().st_size > most_bytes:
         return None
     found = str(db.execute("PRAGMA integrity_check(1)" if order else "PRAGMA quick_check(1)").fetchone()[0])
     return None if found == "ok" else "malformed: " + " ".join(found.replace("*** in database main ***", "").split())

@@ -5,6 +5,7 @@ Text of strangers is never sent to a terminal unchanged: control characters are 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
@@ -17,6 +18,7 @@ from bester.broker.streams import plain
 from bester.cli import tables
 from bester.cli.options import as_text, config_option, load
 from bester.cli.output import done, err, out
+from bester.cli.status import ask_value
 
 Row = dict[str, Any]
 COLUMNS = ("SERVER", "STATE", "SINCE", "ADDRESS", "QUEUED", "OLDEST", "NEXT", "LAST ERROR")
@@ -35,7 +37,7 @@ def peers(context: click.Context, config_path: Path | None, json_lines: bool) ->
     if context.invoked_subcommand is not None:
         context.obj = config_path
         return
-    rows: list[Row] = _ask(config_path, "peers", None)
+    rows: list[Row] = ask_value(config_path, "peers")
     if json_lines:
         for row in rows:
             out(json.dumps(row))
@@ -91,29 +93,26 @@ def drop(context: click.Context, config_path: Path | None, yes: bool, name: str)
     done(f"dropping {_messages(answer)} for {name}; `bester dead list` shows them")
 
 
-def _ask(config_path: Path | None, question: str, argument: object) -> Any:
-    """Return a server's answer, None for a refusal. Raises BesterError."""
+def _order(config_path: Path | None, question: str, name: str) -> Row:
+    """Give a broker an order about a server, and name the brokers that have to be told, too. Raises BesterError."""
     config = load(config_path)
     from bester.broker.wire.codes import BesterError
-    from bester.cli.operate import ask
+    from bester.cli.operate import ask_all, knock
 
-    answer = ask(config, question, argument)
-    if answer.status == 0:
-        return answer.value
-    if argument is None:
-        raise BesterError("unknown-op", f"{config.server.name} does not know {question}; is this program newer?")
-    return None
-
-
-def _order(config_path: Path | None, question: str, name: str) -> Row:
-    answer: Row | None = _ask(config_path, question, name)
-    if answer is None:
-        from bester.broker.wire.codes import BesterError
-
+    knock(config)
+    answer, status = asyncio.run(ask_all(config, [(question, name), ("status", None)]))
+    if answer.status != 0:
         raise BesterError(
             "unknown-token", f"no server {plain(name) or repr(name)}; `bester peers` shows those there are"
         )
-    return answer
+    own, brokers = status.value["broker"], status.value.get("brokers", ())
+    others = [each["name"] for each in brokers if each["name"] != own and each["state"] != "ended"]
+    if others:
+        err(
+            f"bester: broker {own} alone was told; tell the others, too, each by its own file (-c): {', '.join(others)}"
+        )
+    row: Row = answer.value
+    return row
 
 
 # --- display ---

@@ -31,8 +31,8 @@ and the next is answered so."""
 
 
 MAY_HAVE_ARRIVED = "unreachable"
-"""Reason of a refusal for now where the message may have been processed before: by this code, another server marks the
-message when it sends the message again."""
+"""Reason of a refusal for now where the message may have been processed before, or have arrived: by this code, another
+server marks the message when it sends the message again."""
 
 
 class Kind(Enum):
@@ -209,6 +209,11 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
         return Report(token, 1, "overloaded", self.id, {})
 
 
+def unkept(code: str) -> str:
+    """Return the code for a message that may have arrived, and cannot be kept to be delivered again."""
+    return MAY_HAVE_ARRIVED if code in AGAIN else code
+
+
 def in_doubt(report: Report) -> Report:
     """Return a report for a message that another broker, or an earlier life, may have processed: never that the message
     was merely refused, for a recipient or for all."""
@@ -216,7 +221,7 @@ def in_doubt(report: Report) -> Report:
         name: failed(MAY_HAVE_ARRIVED) if reason_of(outcome) in AGAIN else outcome
         for name, outcome in report.recipients.items()
     }
-    reason = MAY_HAVE_ARRIVED if report.reason in AGAIN else report.reason
+    reason = None if report.reason is None else unkept(report.reason)
     return report._replace(reason=reason, recipients=recipients)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bester.broker.core import policy
 from bester.broker.core.absent import Absent
-from bester.broker.core.cases import Reports
-from bester.broker.core.deliveries import Deliveries, Delivery, Outstanding
+from bester.broker.core.cases import Reports, unkept
+from bester.broker.core.deliveries import MAYBE, UNCONFIRMED, Deliveries, Delivery, Outstanding
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.fan_out import FanOut, deliver
@@ -167,13 +167,15 @@ class Commands:
         made.
         """
         name = delivery.command.targets[t]
-        if not self._absent.is_known(name) or reason not in ("not-connected", "unconfirmed", "timeout"):
-            return failed("not-connected" if reason == "unconfirmed" else reason)
+        may_have_it = reason in MAYBE
+        if not self._absent.is_known(name) or not (may_have_it or reason == "not-connected"):
+            return failed("not-connected" if reason == UNCONFIRMED else reason)
         code = self._absent.enqueue(
-            delivery.job, delivery.command, delivery.id, t, delivery.number + t, now,
-            repeated=reason != "not-connected",
-        )  # fmt: skip
-        return failed(code) if code is not None else ""
+            delivery.job, delivery.command, delivery.id, t, delivery.number + t, now, repeated=may_have_it
+        )
+        if code is None:
+            return ""
+        return failed(unkept(code) if may_have_it else code)
 
     def _to_servers(self, job: Job, number: int, command: Command, now: float) -> None:
         type_ = command.type or job.type

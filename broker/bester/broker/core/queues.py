@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bester.broker.core.cases import Case, Kind, Reports
+from bester.broker.core.cases import Case, Kind, Reports, unkept
 from bester.broker.core.clock import Clock
 from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import QueuesState, QueueState
@@ -276,7 +276,8 @@ class Queues(RecordTable):
         # queued at another server again its end may be still to come; a server alone must not wait for that in vain.
         outcome = result.repeated.get(entry.number) or QUEUED
         if not ok and type(write) is Enqueue:
-            outcome = record.outcome or failed(result.code)
+            is_in_doubt = entry.meta.get("repeated") and case.kind is not Kind.REPLAY  # an operator is told the reason
+            outcome = record.outcome or failed(unkept(result.code) if is_in_doubt else result.code)
         elif type(write) is RecordRemote and case.kind is not Kind.RELAY:
             outcome = QUEUED
         self._reports.settle(case, entry.target, outcome)

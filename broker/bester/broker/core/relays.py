@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from msgspec import structs
 
 from bester.broker.core import policy
-from bester.broker.core.cases import Reports
+from bester.broker.core.cases import Reports, unkept
 from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.jobs import Job
 from bester.broker.core.lane_shares import Sharer, Waiting
@@ -329,7 +329,7 @@ class Relays:
             entry = transfer.entry = entry._replace(meta=entry.meta | {"repeated": True})
         code = self._queues.enqueue(entry, case, now)
         if code is not None:
-            self._settle(transfer, failed(code))
+            self._settle(transfer, failed(unkept(code) if repeated else code))
             return False
         transfer.case = None
         self._reports.settle_one(case)  # the case waits for the queue now, and not for the transfer

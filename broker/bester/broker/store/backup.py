@@ -1,8 +1,9 @@
 """Backups: a whole copy of a server's data, taken while the server serves or not.
 
-A backup never overwrites a file. The copied store gets an epoch of its own: under a shared epoch, other servers would
-take the messages of the copy for duplicates of the original's. A copy has its name once all of them are complete: a
-program that is killed meanwhile leaves nothing that could be taken for a copy.
+A backup never overwrites a file. The copied store has no epoch until a start gives it one: under a shared epoch, other
+servers would take its messages for duplicates of those of the original, or of another start from the same copy. A copy
+has its name once all of them are complete: a program that is killed meanwhile leaves nothing that could be taken for a
+copy.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from math import inf
 from pathlib import Path
 
-from bester.broker import new_file
+from bester.broker import database, new_file
 from bester.broker.config import STORE_FILE
 from bester.broker.database import see_access, see_not_empty, see_nothing_left
 from bester.broker.store import schema
@@ -33,8 +35,8 @@ def backup(data_dir: Path, target: Path, *, store: Path | None = None) -> list[P
     """Copy accounts and store into a directory, which is made with mode 0700 or is empty; the copies have mode 0600.
 
     `store` is the store's file where that is not in the data directory; a missing file is passed over. Returns the
-    copies; each is whole as of one moment. Raises ConfigError or BesterError with the remedy, and leaves no copies
-    then."""
+    copies; each is whole as of one moment, and was looked through. Raises ConfigError or BesterError with the remedy,
+    also where the original is damaged, and leaves no copies then."""
     pairs = [(data_dir / ACCOUNTS, ACCOUNTS), (store or data_dir / STORE_FILE, STORE_FILE)]
     sources = [(source, target / name) for source, name in pairs if _is_there(source)]
     if not sources:
@@ -129,7 +131,19 @@ def _copy(source: Path, copy: Path) -> None:
         ):
             original.backup(db)  # within one read: a server that writes meanwhile neither waits nor shows in the copy
             db.execute("PRAGMA journal_mode = DELETE")  # then the copy is one file, which can be moved
+            _see_whole(db, source, copy)
             if db.execute("PRAGMA application_id").fetchone()[0] == schema.APPLICATION:
-                schema.rename(db)
+                schema.make_copy(db)
     except sqlite3.Error as error:
         raise _failed(f"{source} to {copy.parent.parent}", error) from None
+
+
+def _see_whole(db: sqlite3.Connection, source: Path, copy: Path) -> None:
+    """Raise BesterError, or ConfigError, where no server would start from the copy: SQLite copies damaged pages, too.
+    Nobody would know before the copy is needed, and good ones may be gone by then."""
+    is_store = copy.name == STORE_FILE
+    if is_store:
+        schema.check(db, str(source))
+    damage = database.damage(db, copy, order=not is_store, most_bytes=inf)
+    if damage is not None:
+        raise BesterError("storage-full", f"{source}: {damage}; {database.RESTORE}")

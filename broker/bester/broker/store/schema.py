@@ -135,7 +135,7 @@ def migrate(db: sqlite3.Connection) -> None:
                 db.execute(statement)
         if version == 0:
             db.execute(f"PRAGMA application_id = {APPLICATION}")
-            rename(db)
+            db.execute("INSERT INTO state VALUES (1, ?, 0)", (secrets.token_hex(8),))
         db.execute(f"PRAGMA user_version = {len(STEPS)}")
         db.execute("COMMIT")
     except BaseException:
@@ -144,9 +144,19 @@ def migrate(db: sqlite3.Connection) -> None:
         raise
 
 
-def rename(db: sqlite3.Connection) -> None:
-    """Give the store a new epoch: other servers then take none of its messages for duplicates of earlier ones."""
+def make_copy(db: sqlite3.Connection) -> None:
+    """Make the file a copy of the store that it was. Its messages may be delivered by the original: they are marked as
+    sent. Its epoch is left open: with each start from a copy of this file the store gets another one (see
+    `count_life`). Under one epoch, other servers would take the messages of one such store for repeats of another's."""
+    db.execute("INSERT INTO state VALUES (1, '', 0) ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch")
     db.execute(
-        "INSERT INTO state VALUES (1, ?, 0) ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch",
-        (secrets.token_hex(8),),
+        "INSERT OR REPLACE INTO handed (box, upto) "
+        "SELECT box, max(number) FROM entry WHERE outcome IS NULL GROUP BY box"
+    )
+
+
+def count_life(db: sqlite3.Connection) -> None:
+    """Count another life of the store, and give a copy its epoch."""
+    db.execute(
+        "UPDATE state SET life = life + 1, epoch = CASE epoch WHEN '' THEN ? ELSE epoch END", (secrets.token_hex(8),)
     )

@@ -243,7 +243,7 @@ class SqliteStore(Commits):
         self._unwritten = None
         try:
             db.execute("BEGIN IMMEDIATE")
-            db.execute("UPDATE state SET life = life + 1")
+            schema.count_life(db)
             db.execute(
                 "DELETE FROM handed WHERE NOT EXISTS (SELECT 1 FROM entry WHERE box = handed.box AND outcome IS NULL)"
             )
