@@ -18,7 +18,8 @@ enum { FAILED = 1, REFUSED = 2 };
 enum { MOST_FRAMES = 4096 };    /* of one ZeroMQ message: more than any broker sends */
 enum { ATTACHED_ABOVE = 16384 }; /* bytes of a body that go beside the batch */
 enum { LINGER_MS = 1000 };  /* how long the last replies may take to leave */
-enum { NOTE_BYTES = 500 };
+enum { NOTE_BYTES = 2000 }; /* 500 letters, whatever they are; the broker cuts what is longer */
+static const char NO_REASON[] = "the handler refused the message";
 
 /* Output of one turn of the loop: a batch, and the bodies beside it. */
 typedef struct {
@@ -206,7 +207,7 @@ static int end_badly(bester_reply *reply, int status, const char *note) {
 
 int bester_fail(bester_reply *reply, const char *note) { return end_badly(reply, FAILED, note); }
 
-int bester_refuse(bester_reply *reply, const char *note) { return end_badly(reply, REFUSED, note); }
+int bester_refuse(bester_reply *reply, const char *note) { return end_badly(reply, REFUSED, note[0] != 0 ? note : NO_REASON); }
 
 static void answer(handler_link *link, int64_t token, const bester_message *message, const char *fault,
                    bester_handler handler, void *context) {
@@ -449,6 +450,7 @@ int bester_run(const bester_options *options, bester_handler handler, void *cont
     if (options != NULL) link.options = *options;
     struct sigaction action = {.sa_handler = on_signal};
     if (configure(&link) != 0) return 1;
+    signal(SIGHUP, SIG_IGN); /* a closed terminal ends no handler, as it ends no server */
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
     msgpack_sbuffer_init(&link.out.batch);

@@ -16,7 +16,8 @@ const DONE = 0, FAILED = 1, REFUSED = 2;
 const TEMPORARY = new Set(["overloaded", "try-later", "unreachable"]); // refusals that pass
 const ATTACHED_ABOVE = 16384; // bytes of a body that go beside the batch
 const MOST_MESSAGES = 1024; // of a batch
-const NOTE_CHARACTERS = 500;
+const NOTE_UNITS = 1000; // of UTF-16: the broker cuts a note to 500 characters, which are two units at most
+const NO_REASON = "the handler refused the message";
 const DRAIN_MS = 10000; // how long what is under way may take at SIGTERM; then it is given to another handler
 const LINGER_MS = 1000; // how long the last replies may take to leave
 
@@ -73,9 +74,9 @@ function packed(result, attached) {
 function noteOf(error) {
   let text = "";
   try {
-    text = String(error?.message || error);
+    text = String(error?.message || (error instanceof Refusal ? NO_REASON : error));
   } catch { /* an object that is no text */ }
-  return Buffer.from(text.slice(0, NOTE_CHARACTERS)).toString() || "failed";
+  return Buffer.from(text.slice(0, NOTE_UNITS)).toString() || "failed";
 }
 
 /** The messages of a batch; what cannot be read is passed over. */
@@ -271,14 +272,15 @@ async function serve(handlers, options = {}) {
     curve: curveOf(options.key ?? env.BESTER_KEY, options.serverKey ?? env.BESTER_SERVER_KEY),
   });
   const stop = () => link.leave();
-  process.on("SIGTERM", stop).on("SIGINT", stop);
+  const hungUp = () => {}; // a closed terminal ends no handler, as it ends no server
+  process.on("SIGTERM", stop).on("SIGINT", stop).on("SIGHUP", hungUp);
   try {
     link.open();
     const error = await link.over;
     if (error) throw error;
   } finally {
     await link.close();
-    process.off("SIGTERM", stop).off("SIGINT", stop);
+    process.off("SIGTERM", stop).off("SIGINT", stop).off("SIGHUP", hungUp);
   }
 }
 

@@ -16,6 +16,7 @@ module Bester
   TEMPORARY = %w[overloaded try-later unreachable].freeze # refusals that pass
   ATTACHED_ABOVE = 16_384 # bytes of a body that go beside the batch
   LINGER_MS = 1000    # how long the last replies may take to leave
+  NO_REASON = "the handler refused the message".freeze
   MOST_DEEP = 100         # levels of a JSON text; a server lets 64 in
 
   # Raise it to refuse a message: its sender gets the reason in the report. Any other error stays in the log.
@@ -75,6 +76,7 @@ module Bester
     def serve
       stop = false
       %w[TERM INT].each { |signal| Signal.trap(signal) { stop = true } }
+      Signal.trap("HUP", "IGNORE") # a closed terminal ends no handler, as it ends no server
       open
       until @over
         if stop && !@left
@@ -195,6 +197,7 @@ module Bester
     def fail(token, status, error, places)
       @attached.slice!(places..) # those of the reply that is not to be
       note = error.message.to_s.dup
+      note = NO_REASON.dup if status == REFUSED && (note.empty? || note == error.class.name) # a class's name is no reason
       note.force_encoding("UTF-8") if note.encoding == Encoding::BINARY # a string of bytes would not go as a text
       note = note.encode("UTF-8", invalid: :replace, undef: :replace).scrub[0, 500]
       say(REPLY, token, status, [], note.empty? ? error.class.name : note)

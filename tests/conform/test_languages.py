@@ -119,10 +119,14 @@ async def _shouts(command: tuple[str, ...], server: LiveServer, environment: dic
 ODD_NOTES = {
     "c": """
 #include "bester.h"
+#include <string.h>
 static int refuse(const bester_message *message, bester_reply *reply, void *context) {
     static const char *const notes[] = {"caf\\xe9 \\xed\\xa0\\x80 \\xf0\\x9f", NULL};
-    char cut[1001] = "x";
+    char cut[1001] = "x", faces[2405] = "";
     (void)context;
+    if (message->body.data[0] == '3') return bester_refuse(reply, "");
+    for (int n = 0; n < 600; n++) strcat(faces, "\\xf0\\x9f\\x98\\x80");
+    if (message->body.data[0] == '4') return bester_refuse(reply, faces);
     for (int n = 1; n < 999; n += 2) cut[n] = '\\xc3', cut[n + 1] = '\\xa9';
     return bester_refuse(reply, message->body.data[0] == '0' ? notes[0] : cut);
 }
@@ -131,6 +135,8 @@ int main(void) { return bester_run(NULL, refuse, NULL); }
     "node": """
 const { serve, Refusal } = require(LIBRARY);
 serve({ odd(message) {
+  if (message.data === 3) throw new Refusal();
+  if (message.data === 4) throw new Refusal("\\u{1f600}".repeat(600));
   if (message.data === 1) throw new Refusal("x".repeat(499) + "\\u{1f600}");
   throw message.data === 0 ? new Refusal("caf\\ud83d") : Object.create(null);
 } });
@@ -138,12 +144,14 @@ serve({ odd(message) {
     "ruby": """
 require LIBRARY
 Bester.serve({ "odd" => ->(message) {
+  raise Bester::Refusal if message.data == 3
+  raise Bester::Refusal, "\\u{1f600}" * 600 if message.data == 4
   raise Bester::Refusal, message.data == 1 ? "x" + "\\u{e9}" * 900 : "caf\\xe9".b if message.data < 2
   raise "\\u{e9}".encode("ISO-8859-1")
 } })
 """,
 }
-"""Programs that refuse `0` with a note that is no UTF-8, and `1` with one that is too long."""
+"""Programs that refuse `0` with a note that is no UTF-8, `1` and `4` with one that is too long, and `3` without one."""
 
 
 @every_language
@@ -175,6 +183,29 @@ async def test_a_note_is_sent_whatever_is_in_it(language: str, tmp_path: Path) -
             bob.submit("odd", 2, "m")
             report, _ = await bob.until_report("m")
             assert report["payload"]["reason"] in ("handler-failed", "refused"), report
+            for data, note in ((3, "the handler refused the message"), (4, "\U0001f600" * 500)):
+                bob.submit("odd", data, "m")
+                report, _ = await bob.until_report("m")
+                assert report["payload"]["note"] == note
+            await bob.close()
+        finally:
+            status = await handler.end()
+        assert status == 0, handler.lines
+
+
+@every_language
+async def test_a_closed_terminal_ends_no_handler(language: str, tmp_path: Path) -> None:
+    command = LANGUAGES[language](tmp_path)
+    async with live_server() as server:
+        named = {"BESTER_TYPES": "shout", "BESTER_NAME": "h", "BESTER_FABRIC": server.fabric}
+        handler = await Process.start(*command, cwd=tmp_path, env=named)
+        try:
+            await server.processes[0].says("name='h'")
+            bob = await RawClient.login(server, "bob")
+            handler.process.send_signal(signal.SIGHUP)
+            bob.submit("shout", "hello", "m")
+            report, _ = await bob.until_report("m")
+            assert report["header"]["status"] == "good", report
             await bob.close()
         finally:
             status = await handler.end()
