@@ -84,6 +84,8 @@ def release(context: click.Context, config_path: Path | None, name: str) -> None
 def drop(context: click.Context, config_path: Path | None, yes: bool, name: str) -> None:
     """End the messages queued for a server: they become dead letters, and their senders get `unreachable`."""
     if not yes:
+        if name not in (row["name"] for row in _ask(config_path or context.obj, "peers", None)):
+            raise _no_server(name)
         if not sys.stdin.isatty():
             raise click.UsageError("no terminal for a confirmation; --yes confirms")
         click.confirm(f"Drop all messages queued for {plain(name)}?", abort=True, err=True)
@@ -108,12 +110,14 @@ def _ask(config_path: Path | None, question: str, argument: object) -> Any:
 def _order(config_path: Path | None, question: str, name: str) -> Row:
     answer: Row | None = _ask(config_path, question, name)
     if answer is None:
-        from bester.broker.wire.codes import BesterError
-
-        raise BesterError(
-            "unknown-token", f"no server {plain(name) or repr(name)}; `bester peers` shows those there are"
-        )
+        raise _no_server(name)
     return answer
+
+
+def _no_server(name: str) -> Exception:
+    from bester.broker.wire.codes import BesterError
+
+    return BesterError("unknown-token", f"no server {plain(name) or repr(name)}; `bester peers` shows those there are")
 
 
 # --- display ---
