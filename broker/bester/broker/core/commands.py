@@ -244,10 +244,11 @@ class Commands:
             job.case.record(name, failed(code))
 
     def enqueue(
-        self, job: Job, command: Command, id_: str, t: int, number: int, now: float, *, repeated: bool = False
-    ) -> str | None:
-        """Queue a result for its user; its case is settled when the result is on disk. Returns a code where there is no
-        room."""
+        self, job: Job, command: Command, id_: str, t: int, number: int, now: float, *,
+        repeated: bool = False, since: float = 0.0,
+    ) -> str | None:  # fmt: skip
+        """Queue a result for its user, whose connection was sent the result at `since`, if that was so; its case is
+        settled when the result is on disk. Returns a code where there is no room."""
         name, meta = command.targets[t], self._relays.meta_of(job)
         if repeated:
             meta["repeated"] = True
@@ -257,7 +258,7 @@ class Commands:
         )  # fmt: skip
         code = self._queues.enqueue(entry, job.case, now)
         if code is None:
-            self._trace.add((now, job.root, entry.id, QUEUED, name, 0.0))
+            self._trace.add((now, job.root, entry.id, QUEUED, name, since))
         return code
 
     def on_not_delivered(self, delivery: Delivery, t: int, reason: str, now: float) -> str:
@@ -273,7 +274,7 @@ class Commands:
             return failed("not-connected" if reason == "unconfirmed" else reason)
         code = self.enqueue(
             delivery.job, delivery.command, delivery.id, t, delivery.number + t, now,
-            repeated=reason != "not-connected",
+            repeated=reason != "not-connected", since=delivery.since,
         )  # fmt: skip
         return failed(code) if code is not None else ""
 
