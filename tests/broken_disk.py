@@ -1,4 +1,5 @@
-"""A disk whose wait fails: fsync and fdatasync of files in one directory say EIO while a switch is on.
+"""A disk whose wait fails: fsync and fdatasync of files in one directory say EIO while a switch is on, and with `reads`
+pread behind the first 4 KiB of a file.
 
 The kernel itself takes all writes, so that a process that is killed loses none.
 """
@@ -38,6 +39,14 @@ static int wait_for_disk(const char *name, int fd) {
     return real(fd);
 }
 
+static ssize_t read_at(const char *name, int fd, void *to, size_t size, off64_t at) {
+    ssize_t (*real)(int, void *, size_t, off64_t) = (ssize_t (*)(int, void *, size_t, off64_t))dlsym(RTLD_NEXT, name);
+    if (at >= 4096 && getenv("BROKEN_DISK_READS") && is_broken(fd)) { errno = EIO; return -1; }
+    return real(fd, to, size, at);
+}
+
+ssize_t pread64(int fd, void *to, size_t size, off64_t at) { return read_at("pread64", fd, to, size, at); }
+ssize_t pread(int fd, void *to, size_t size, off_t at) { return read_at("pread64", fd, to, size, at); }
 int fsync(int fd) { return wait_for_disk("fsync", fd); }
 int fdatasync(int fd) { return wait_for_disk("fdatasync", fd); }
 """
@@ -46,7 +55,7 @@ int fdatasync(int fd) { return wait_for_disk("fdatasync", fd); }
 class BrokenDisk:
     """The disk of `directory`, for processes that are started with `env`; `folder` is for files of this object."""
 
-    def __init__(self, folder: Path, directory: Path) -> None:
+    def __init__(self, folder: Path, directory: Path, *, reads: bool = False) -> None:
         assert COMPILER is not None
         source, library = folder / "broken_disk.c", folder / "broken_disk.so"
         source.write_text(_SOURCE)
@@ -57,6 +66,8 @@ class BrokenDisk:
             "BROKEN_DISK": str(directory.resolve()),
             "BROKEN_DISK_SWITCH": str(self._switch),
         }
+        if reads:
+            self.env["BROKEN_DISK_READS"] = "1"
 
     def breaks(self) -> None:
         """Let each wait for the disk fail from here on."""

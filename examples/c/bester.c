@@ -17,8 +17,12 @@ enum { HELLO = 1, WELCOME = 2, HEARTBEAT = 3, GOODBYE = 4, ERROR = 5, REQUEST = 
 enum { FAILED = 1, REFUSED = 2 };
 enum { MOST_FRAMES = 4096 };    /* of one ZeroMQ message: more than any broker sends */
 enum { ATTACHED_ABOVE = 16384 }; /* bytes of a body that go beside the batch */
+enum { INLINE_MOST = 32 << 20 }; /* bytes of a reply within the batch: a frame above 64 MiB ends the link */
+enum { MOST_BYTES = 64 << 20, MOST_COMMANDS = 10000 }; /* of one reply */
+enum { BATCH_BYTES = 1 << 20 }; /* a batch with so many is sent */
 enum { LINGER_MS = 1000 };  /* how long the last replies may take to leave */
-enum { NOTE_BYTES = 500 };
+enum { NOTE_BYTES = 2000 }; /* 500 letters, whatever they are; the broker cuts what is longer */
+static const char NO_REASON[] = "the handler refused the message";
 
 /* Output of one turn of the loop: a batch, and the bodies beside it. */
 typedef struct {
@@ -33,7 +37,9 @@ struct bester_reply {
     size_t count;
     outgoing *out;
     size_t attachments; /* those before this reply; a failed one takes its own back */
+    size_t bytes;       /* of the bodies */
     int status;
+    bool cannot_be_sent;
     char note[NOTE_BYTES + 1];
 };
 
@@ -157,16 +163,27 @@ static void say_hello(handler_link *link) {
 
 /* --- replies --- */
 
+static int end_badly(bester_reply *reply, int status, const char *note) {
+    reply->status = status;
+    copy_text(reply->note, sizeof reply->note, note[0] != 0 ? note : "failed");
+    return -1;
+}
+
 static int command(bester_reply *reply, const char *name, const bester_text *targets, size_t count, const char *json,
                    size_t size, const char *type) {
     outgoing *out = reply->out;
+    if (reply->count == MOST_COMMANDS || size > MOST_BYTES - reply->bytes) {
+        reply->cannot_be_sent = true;
+        return end_badly(reply, FAILED, "a reply has 10000 commands, and bodies of 67108864 bytes, at most");
+    }
+    reply->bytes += size;
     msgpack_packer packer;
     msgpack_packer_init(&packer, &reply->commands, msgpack_sbuffer_write);
     msgpack_pack_array(&packer, type != NULL ? 4 : 3);
     pack_text(&packer, name, strlen(name));
     msgpack_pack_array(&packer, count);
     for (size_t n = 0; n < count; n++) pack_text(&packer, targets[n].data, targets[n].size);
-    if (size > ATTACHED_ABOVE) {
+    if (size > ATTACHED_ABOVE || reply->commands.size > INLINE_MOST) {
         zmq_msg_t *more = realloc(out->attached, (out->attachments + 1) * sizeof *more);
         if (more == NULL) return -1;
         out->attached = more;
@@ -198,15 +215,9 @@ int bester_send_server(bester_reply *reply, const char *server, const char *type
     return command(reply, "sendServers", &target, 1, json, size, type);
 }
 
-static int end_badly(bester_reply *reply, int status, const char *note) {
-    reply->status = status;
-    copy_text(reply->note, sizeof reply->note, note[0] != 0 ? note : "failed");
-    return -1;
-}
-
 int bester_fail(bester_reply *reply, const char *note) { return end_badly(reply, FAILED, note); }
 
-int bester_refuse(bester_reply *reply, const char *note) { return end_badly(reply, REFUSED, note); }
+int bester_refuse(bester_reply *reply, const char *note) { return end_badly(reply, REFUSED, note[0] != 0 ? note : NO_REASON); }
 
 static void answer(handler_link *link, int64_t token, const bester_message *message, const char *fault,
                    bester_handler handler, void *context) {
@@ -219,7 +230,7 @@ static void answer(handler_link *link, int64_t token, const bester_message *mess
         reply.count = 0;
         msgpack_sbuffer_clear(&reply.commands);
     }
-    msgpack_packer packer = begin(link, 5, REPLY);
+    msgpack_packer packer = begin(link, reply.cannot_be_sent ? 6 : 5, REPLY);
     msgpack_pack_int64(&packer, token);
     msgpack_pack_int(&packer, reply.status);
     msgpack_pack_array(&packer, reply.count);
@@ -228,6 +239,7 @@ static void answer(handler_link *link, int64_t token, const bester_message *mess
         pack_text(&packer, reply.note, strlen(reply.note));
     else
         msgpack_pack_nil(&packer);
+    if (reply.cannot_be_sent) pack_text(&packer, "bad-reply", 9);
     msgpack_sbuffer_destroy(&reply.commands);
 }
 
@@ -269,7 +281,8 @@ static void on_request(handler_link *link, const msgpack_object *fields, uint32_
     }
     const char *fault = message.body.data == NULL ? "the body is not there" : NULL;
     answer(link, fields[1].via.i64, &message, fault, handler, context);
-    if (now_ms() - link->sent_ms >= link->heartbeat_ms / 2) flush(link); /* a long batch must not look like silence */
+    if (link->out.batch.size >= BATCH_BYTES || now_ms() - link->sent_ms >= link->heartbeat_ms / 2)
+        flush(link); /* a long batch must not look like silence */
 }
 
 static void on_message(handler_link *link, const msgpack_object *message, zmq_msg_t *frames, size_t frame_count,
@@ -449,6 +462,7 @@ int bester_run(const bester_options *options, bester_handler handler, void *cont
     if (options != NULL) link.options = *options;
     struct sigaction action = {.sa_handler = on_signal};
     if (configure(&link) != 0) return 1;
+    signal(SIGHUP, SIG_IGN); /* a closed terminal ends no handler, as it ends no server */
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
     msgpack_sbuffer_init(&link.out.batch);

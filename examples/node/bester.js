@@ -15,13 +15,19 @@ const HELLO = 1, WELCOME = 2, HEARTBEAT = 3, GOODBYE = 4, ERROR = 5, REQUEST = 1
 const DONE = 0, FAILED = 1, REFUSED = 2;
 const TEMPORARY = new Set(["overloaded", "try-later", "unreachable"]); // refusals that pass
 const ATTACHED_ABOVE = 16384; // bytes of a body that go beside the batch
-const MOST_MESSAGES = 1024; // of a batch
-const NOTE_CHARACTERS = 500;
+const INLINE_MOST = 32 << 20; // bytes of a reply's bodies within the batch: a frame above 64 MiB ends the link
+const MOST_BYTES = 64 << 20, MOST_COMMANDS = 10000; // of one reply
+const MOST_MESSAGES = 1024, BATCH_BYTES = 1 << 20; // of a batch
+const NOTE_UNITS = 1000; // of UTF-16: the broker cuts a note to 500 characters, which are two units at most
+const NO_REASON = "the handler refused the message";
 const DRAIN_MS = 10000; // how long what is under way may take at SIGTERM; then it is given to another handler
 const LINGER_MS = 1000; // how long the last replies may take to leave
 
 /** Throw this to refuse a message: its sender gets the reason in the report. Any other error stays in the log. */
 class Refusal extends Error {}
+
+/** What a handler returned cannot be sent. */
+class BadReply extends Error {}
 
 /** One message. `data` is its payload, `user` who sent it (null where no user of this server did). */
 class Message {
@@ -60,11 +66,17 @@ function command(name, targets, data, type) {
 /** Commands as they are sent; long bodies are added to `attached`. */
 function packed(result, attached) {
   const commands = result === undefined || result === null ? [] : Array.isArray(result) ? result : [result];
+  let bytes = 0, inline = 0;
   for (const each of commands) {
-    if (!each || !Buffer.isBuffer(each.body)) throw new TypeError(`a handler returns commands, not ${JSON.stringify(each)}`);
+    if (!each || !Buffer.isBuffer(each.body)) throw new BadReply(`a handler returns commands, not ${JSON.stringify(each)}`);
+    bytes += each.body.length;
   }
+  if (bytes > MOST_BYTES) throw new BadReply(`bodies of ${bytes} bytes; a reply has ${MOST_BYTES} at most`);
+  if (commands.length > MOST_COMMANDS) throw new BadReply(`${commands.length} commands; a reply has ${MOST_COMMANDS} at most`);
   return commands.map(({ name, targets, body, type }) => {
-    const place = body.length > ATTACHED_ABOVE ? attached.push(body) : body;
+    const apart = body.length > ATTACHED_ABOVE || inline + body.length > INLINE_MOST;
+    const place = apart ? attached.push(body) : body;
+    inline += apart ? 0 : body.length;
     return type === undefined ? [name, targets, place] : [name, targets, place, type];
   });
 }
@@ -73,9 +85,9 @@ function packed(result, attached) {
 function noteOf(error) {
   let text = "";
   try {
-    text = String(error?.message || error);
+    text = String(error?.message || (error instanceof Refusal ? NO_REASON : error));
   } catch { /* an object that is no text */ }
-  return Buffer.from(text.slice(0, NOTE_CHARACTERS)).toString() || "failed";
+  return Buffer.from(text.slice(0, NOTE_UNITS)).toString() || "failed";
 }
 
 /** The messages of a batch; what cannot be read is passed over. */
@@ -160,7 +172,7 @@ class Link {
     } catch (error) {
       const refused = error instanceof Refusal;
       if (!refused) console.error(`bester: ${type} failed on message ${meta?.id}:`, error);
-      reply = [REPLY, token, refused ? REFUSED : FAILED, [], noteOf(error)];
+      reply = [REPLY, token, refused ? REFUSED : FAILED, [], noteOf(error), ...(error instanceof BadReply ? ["bad-reply"] : [])];
       bodies.length = 0;
     }
     if (life !== this.life) return; // another handler has it by now
@@ -184,9 +196,13 @@ class Link {
     await new Promise(setImmediate);
     while (this.queue.length > 0 && socket === this.socket) {
       const batch = [], attached = [];
-      for (const [message, bodies] of this.queue.splice(0, MOST_MESSAGES)) {
-        if (message[0] === REPLY) message[3] = message[3].map(([name, targets, body, ...type]) =>
-          [name, targets, typeof body === "number" ? body + attached.length : body, ...type]);
+      let bytes = 0;
+      while (this.queue.length > 0 && batch.length < MOST_MESSAGES && bytes < BATCH_BYTES) {
+        const [message, bodies] = this.queue.shift();
+        if (message[0] === REPLY) message[3] = message[3].map(([name, targets, body, ...type]) => {
+          bytes += body.length ?? 0;
+          return [name, targets, typeof body === "number" ? body + attached.length : body, ...type];
+        });
         batch.push(message);
         attached.push(...bodies);
       }
@@ -271,14 +287,15 @@ async function serve(handlers, options = {}) {
     curve: curveOf(options.key ?? env.BESTER_KEY, options.serverKey ?? env.BESTER_SERVER_KEY),
   });
   const stop = () => link.leave();
-  process.on("SIGTERM", stop).on("SIGINT", stop);
+  const hungUp = () => {}; // a closed terminal ends no handler, as it ends no server
+  process.on("SIGTERM", stop).on("SIGINT", stop).on("SIGHUP", hungUp);
   try {
     link.open();
     const error = await link.over;
     if (error) throw error;
   } finally {
     await link.close();
-    process.off("SIGTERM", stop).off("SIGINT", stop);
+    process.off("SIGTERM", stop).off("SIGINT", stop).off("SIGHUP", hungUp);
   }
 }
 

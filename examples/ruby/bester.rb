@@ -15,11 +15,19 @@ module Bester
   DONE, FAILED, REFUSED = 0, 1, 2
   TEMPORARY = %w[overloaded try-later unreachable].freeze # refusals that pass
   ATTACHED_ABOVE = 16_384 # bytes of a body that go beside the batch
+  INLINE_MOST = 32 << 20 # bytes of a reply's bodies within the batch: a frame above 64 MiB ends the link
+  MOST_BYTES = 64 << 20   # of the bodies of one reply
+  MOST_COMMANDS = 10_000  # of one reply
+  BATCH_BYTES = 1 << 20   # a batch with so many is sent
   LINGER_MS = 1000    # how long the last replies may take to leave
+  NO_REASON = "the handler refused the message".freeze
   MOST_DEEP = 100         # levels of a JSON text; a server lets 64 in
 
   # Raise it to refuse a message: its sender gets the reason in the report. Any other error stays in the log.
   class Refusal < StandardError; end
+
+  # What a handler returned cannot be sent.
+  class BadReply < StandardError; end
 
   # One message: raw is its payload as JSON text, user who sent it (nil where no user of this server did), id the same
   # at every redelivery, attempt above 1 where a handler before this one was lost over it, path the steps before this one.
@@ -70,11 +78,13 @@ module Bester
       @quiet = 0 # looks in vain, of half a heartbeat each: a program that was not run for a while has looked once
       @outgoing = []
       @attached = []
+      @bytes = 0 # of bodies in @outgoing
     end
 
     def serve
       stop = false
       %w[TERM INT].each { |signal| Signal.trap(signal) { stop = true } }
+      Signal.trap("HUP", "IGNORE") # a closed terminal ends no handler, as it ends no server
       open
       until @over
         if stop && !@left
@@ -189,23 +199,34 @@ module Bester
       warn "bester: #{type} failed on message #{meta["id"] if meta.is_a?(Hash)}: #{error.full_message(highlight: false)}"
       fail(token, FAILED, error, places)
     ensure
-      flush if now - @sent >= @heartbeat / 2 # a long batch must not look like silence
+      flush if @bytes >= BATCH_BYTES || now - @sent >= @heartbeat / 2 # a long batch must not look like silence
     end
 
     def fail(token, status, error, places)
       @attached.slice!(places..) # those of the reply that is not to be
       note = error.message.to_s.dup
+      note = NO_REASON.dup if status == REFUSED && (note.empty? || note == error.class.name) # a class's name is no reason
       note.force_encoding("UTF-8") if note.encoding == Encoding::BINARY # a string of bytes would not go as a text
       note = note.encode("UTF-8", invalid: :replace, undef: :replace).scrub[0, 500]
-      say(REPLY, token, status, [], note.empty? ? error.class.name : note)
+      say(REPLY, token, status, [], note.empty? ? error.class.name : note, *("bad-reply" if error.is_a?(BadReply)))
     end
 
     def commands(result)
-      all = result.nil? ? [] : result.first.is_a?(Array) ? result : [result]
-      all.map do |name, targets, body, *type|
-        raise "a handler returns commands, not #{result.inspect[0, 100]}" unless name.is_a?(String) && body.is_a?(String)
+      all = result.is_a?(Array) && !result.first.is_a?(String) ? result : [result].compact
+      sound = all.all? { |each| each.is_a?(Array) && each[0].is_a?(String) && each[2].is_a?(String) }
+      raise BadReply, "a handler returns commands, not #{result.inspect[0, 100]}" unless sound
+      raise BadReply, "#{all.size} commands; a reply has #{MOST_COMMANDS} at most" if all.size > MOST_COMMANDS
 
-        body.bytesize > ATTACHED_ABOVE ? [name, targets, (@attached << body).size, *type] : [name, targets, body.b, *type]
+      bytes = all.sum { |each| each[2].bytesize }
+      raise BadReply, "bodies of #{bytes} bytes; a reply has #{MOST_BYTES} at most" if bytes > MOST_BYTES
+
+      @bytes += bytes
+      inline = 0
+      all.map do |name, targets, body, *type|
+        next [name, targets, (@attached << body).size, *type] if body.bytesize > ATTACHED_ABOVE || inline > INLINE_MOST
+
+        inline += body.bytesize
+        [name, targets, body.b, *type]
       end
     end
 
@@ -220,6 +241,7 @@ module Bester
       @socket.send_strings([MessagePack.pack(@outgoing), *@attached], ZMQ::DONTWAIT)
       @outgoing.clear
       @attached.clear
+      @bytes = 0
       @sent = now
     end
   end

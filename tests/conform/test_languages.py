@@ -119,10 +119,14 @@ async def _shouts(command: tuple[str, ...], server: LiveServer, environment: dic
 ODD_NOTES = {
     "c": """
 #include "bester.h"
+#include <string.h>
 static int refuse(const bester_message *message, bester_reply *reply, void *context) {
     static const char *const notes[] = {"caf\\xe9 \\xed\\xa0\\x80 \\xf0\\x9f", NULL};
-    char cut[1001] = "x";
+    char cut[1001] = "x", faces[2405] = "";
     (void)context;
+    if (message->body.data[0] == '3') return bester_refuse(reply, "");
+    for (int n = 0; n < 600; n++) strcat(faces, "\\xf0\\x9f\\x98\\x80");
+    if (message->body.data[0] == '4') return bester_refuse(reply, faces);
     for (int n = 1; n < 999; n += 2) cut[n] = '\\xc3', cut[n + 1] = '\\xa9';
     return bester_refuse(reply, message->body.data[0] == '0' ? notes[0] : cut);
 }
@@ -131,6 +135,8 @@ int main(void) { return bester_run(NULL, refuse, NULL); }
     "node": """
 const { serve, Refusal } = require(LIBRARY);
 serve({ odd(message) {
+  if (message.data === 3) throw new Refusal();
+  if (message.data === 4) throw new Refusal("\\u{1f600}".repeat(600));
   if (message.data === 1) throw new Refusal("x".repeat(499) + "\\u{1f600}");
   throw message.data === 0 ? new Refusal("caf\\ud83d") : Object.create(null);
 } });
@@ -138,26 +144,34 @@ serve({ odd(message) {
     "ruby": """
 require LIBRARY
 Bester.serve({ "odd" => ->(message) {
+  raise Bester::Refusal if message.data == 3
+  raise Bester::Refusal, "\\u{1f600}" * 600 if message.data == 4
   raise Bester::Refusal, message.data == 1 ? "x" + "\\u{e9}" * 900 : "caf\\xe9".b if message.data < 2
   raise "\\u{e9}".encode("ISO-8859-1")
 } })
 """,
 }
-"""Programs that refuse `0` with a note that is no UTF-8, and `1` with one that is too long."""
+"""Programs that refuse `0` with a note that is no UTF-8, `1` and `4` with one that is too long, and `3` without one."""
+
+
+def _program(language: str, source: str, directory: Path) -> list[str]:
+    """Write a program with the language's library, build it where that is needed, and return its command."""
+    LANGUAGES[language](directory)
+    library = EXAMPLES / language / f"bester.{ {'c': 'c', 'node': 'js', 'ruby': 'rb'}[language] }"
+    program = directory / f"odd.{library.suffix[1:]}"
+    program.write_text(source.replace("LIBRARY", json.dumps(str(library))))
+    if language != "c":
+        return [language, str(program)]
+    command = [str(directory / "odd")]
+    build = [f"BUILD={directory}", f"VPATH={directory}", "CFLAGS=-I. -O1 -Werror -fsanitize=address,undefined"]
+    make = ["make", "-C", str(library.parent), *build, *command]
+    subprocess.run(make, check=True, capture_output=True, text=True, timeout=BUILD_S)
+    return command
 
 
 @every_language
 async def test_a_note_is_sent_whatever_is_in_it(language: str, tmp_path: Path) -> None:
-    LANGUAGES[language](tmp_path)
-    library = EXAMPLES / language / f"bester.{ {'c': 'c', 'node': 'js', 'ruby': 'rb'}[language] }"
-    program = tmp_path / f"odd.{library.suffix[1:]}"
-    program.write_text(ODD_NOTES[language].replace("LIBRARY", json.dumps(str(library))))
-    command = [language, str(program)]
-    if language == "c":
-        command = [str(tmp_path / "odd")]
-        build = [f"BUILD={tmp_path}", f"VPATH={tmp_path}", "CFLAGS=-I. -O1 -Werror -fsanitize=address,undefined"]
-        make = ["make", "-C", str(library.parent), *build, *command]
-        subprocess.run(make, check=True, capture_output=True, text=True, timeout=BUILD_S)
+    command = _program(language, ODD_NOTES[language], tmp_path)
     async with live_server() as server:
         handler = await Process.start(
             *command, cwd=tmp_path, env={"BESTER_TYPES": "odd", "BESTER_NAME": "odd", "BESTER_FABRIC": server.fabric}
@@ -175,6 +189,29 @@ async def test_a_note_is_sent_whatever_is_in_it(language: str, tmp_path: Path) -
             bob.submit("odd", 2, "m")
             report, _ = await bob.until_report("m")
             assert report["payload"]["reason"] in ("handler-failed", "refused"), report
+            for data, note in ((3, "the handler refused the message"), (4, "\U0001f600" * 500)):
+                bob.submit("odd", data, "m")
+                report, _ = await bob.until_report("m")
+                assert report["payload"]["note"] == note
+            await bob.close()
+        finally:
+            status = await handler.end()
+        assert status == 0, handler.lines
+
+
+@every_language
+async def test_a_closed_terminal_ends_no_handler(language: str, tmp_path: Path) -> None:
+    command = LANGUAGES[language](tmp_path)
+    async with live_server() as server:
+        named = {"BESTER_TYPES": "shout", "BESTER_NAME": "h", "BESTER_FABRIC": server.fabric}
+        handler = await Process.start(*command, cwd=tmp_path, env=named)
+        try:
+            await server.processes[0].says("name='h'")
+            bob = await RawClient.login(server, "bob")
+            handler.process.send_signal(signal.SIGHUP)
+            bob.submit("shout", "hello", "m")
+            report, _ = await bob.until_report("m")
+            assert report["header"]["status"] == "good", report
             await bob.close()
         finally:
             status = await handler.end()
@@ -244,3 +281,75 @@ async def test_the_deployment_in_four_languages(tmp_path: Path) -> None:
         assert all(report["header"]["status"] == "good" for report in reports)
         await u1.close()
         await u2.close()
+
+
+TOO_MUCH = {
+    "c": """
+#include "bester.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+static int answer(const bester_message *message, bester_reply *reply, void *context) {
+    size_t size = message->body.data[0] == '1' ? 70000000 : 16000, count = message->body.data[0] == '2' ? 5000 : 1;
+    char *text = malloc(size), attempt[24];
+    (void)context;
+    if (message->body.data[0] == '3') count = 0;
+    memset(text, 'x', size);
+    text[0] = text[size - 1] = '"';
+    if (message->body.data[0] == '0') size = snprintf(text, 24, "%d", (int)message->attempt);
+    for (size_t n = 0; n < count; n++) bester_send_clients(reply, &message->user, 1, text, size);
+    free(text);
+    return 0;
+}
+int main(void) { return bester_run(NULL, answer, NULL); }
+""",
+    "node": """
+const { serve } = require(LIBRARY);
+serve({ odd(message) {
+  if (message.data === 1) return message.reply("x".repeat(70000000));
+  if (message.data === 2) return Array.from({ length: 5000 }, () => message.reply("x".repeat(16000)));
+  return message.data === 3 ? [] : message.reply(message.attempt);
+} });
+""",
+    "ruby": """
+require LIBRARY
+Bester.serve({ "odd" => ->(message) {
+  case message.data
+  when 1 then message.reply("x" * 70_000_000)
+  when 2 then [message.reply("x" * 16_000)] * 5000
+  when 3 then []
+  else message.reply(message.attempt)
+  end
+} })
+""",
+}
+"""Programs that answer `1` with a body, and `2` with commands, of more than a reply may have, `3` with no command, and
+`0` with the attempt."""
+
+
+@every_language
+async def test_a_reply_that_is_too_much_fails_alone(language: str, tmp_path: Path) -> None:
+    """A frame above 64 MiB would end the link, and use up an attempt of all that the handler has in hand."""
+    command = _program(language, TOO_MUCH[language], tmp_path)
+    async with live_server() as server:
+        named = {"BESTER_TYPES": "odd", "BESTER_NAME": "odd", "BESTER_FABRIC": server.fabric}
+        handler = await Process.start(*command, cwd=tmp_path, env=named)
+        try:
+            await server.processes[0].says("name='odd'")
+            bob = await RawClient.login(server, "bob")
+            for id_, data in enumerate((0, 1, 0, 2, 0, 3)):
+                bob.submit("odd", data, str(id_))
+            reasons: dict[str, str | None] = {}
+            attempts = []
+            while len(reasons) < 6:
+                frame = await bob.receive()
+                if frame["header"]["messageType"] == "receivedMessage":
+                    attempts.append(frame["payload"]["data"])
+                else:
+                    reasons[frame["payload"]["id"]] = frame["payload"].get("reason")
+            assert reasons == {"0": None, "1": "bad-reply", "2": None, "3": "bad-reply", "4": None, "5": None}
+            assert attempts == [1, 1, 1]
+            await bob.close()
+        finally:
+            status = await handler.end()
+        assert status == 0, handler.lines

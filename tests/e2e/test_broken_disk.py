@@ -108,3 +108,21 @@ def test_changes_that_were_told_as_failed_are_not_there_afterwards(tmp_path: Pat
     assert ran.stdout == "opened again: [('kept',)]\n"
     with closing(Accounts(directory)) as accounts:
         assert [account.name for account in accounts.list()] == ["alice"]
+
+
+async def test_what_cannot_be_read_is_not_called_damaged() -> None:
+    """SQLite takes a read that fails for a damaged page: a backup in its place would not help on that disk."""
+    async with short_directory() as directory:
+        (directory / "bester.toml").write_text(CONFIG)
+        (directory / "data").mkdir(mode=0o700)
+        with closing(Accounts(directory / "data")) as accounts:
+            accounts.add("alice", "secret")
+        disk = BrokenDisk(directory, directory / "data" / "accounts.db", reads=True)
+        disk.breaks()
+        for command in (("up",), ("user", "list"), ("check",)):
+            process = await Process.start(BESTER, *command, cwd=directory, env=disk.env)
+            try:
+                line = await process.says("accounts.db: disk I/O error; see that its disk is well and has room")
+                assert "malformed" not in line and "backup" not in line
+            finally:
+                await process.end(signal.SIGKILL)

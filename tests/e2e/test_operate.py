@@ -240,6 +240,12 @@ async def test_missing_server_is_one_line_with_the_remedy(shell: Shell, director
     status, lines = await shell.ended(await shell.begin("dead", "list", "-c", "other.toml"))
     assert (status, len(lines)) == (1, 1)
     assert "no server runs with other.toml: nobody listens on tcp://127.0.0.1:1;" in lines[0]
+    (directory / "several.toml").write_text(
+        '[fabric]\nconnect = ["ipc://DATA_DIR/fabric.sock", "ipc://DATA_DIR/other.sock"]\n'
+    )
+    status, lines = await shell.ended(await shell.begin("dead", "list", "-c", "several.toml"))
+    assert (status, len(lines)) == (1, 1)
+    assert "start it with `bester broker`, or name its file with -c" in lines[0]
     key = new_pair()
     write_secret(directory / "far.key", key.secret)
     far = (

@@ -101,6 +101,10 @@ async def test_the_outbox_of_a_server_that_is_away_held_and_released() -> None:
             alice.submit("onward", 9, "9")
             await alice.until_report("9")
             assert (await bester(here, "peers", "drop", "s2"))[0] == 2  # no terminal, and no --yes
+            for confirmed in ((), ("--yes",)):
+                assert await bester(here, "peers", "drop", *confirmed, "s3") == (
+                    1, ["bester: no server s3; `bester peers` shows those there are"],
+                )  # fmt: skip
             status, lines = await bester(here, "peers", "drop", "--yes", "s2")
             assert (status, lines) == (0, ["dropping 1 message for s2; `bester dead list` shows them"])
             async with asyncio.timeout(DEADLINE_S):

@@ -157,6 +157,7 @@ async def test_lock_that_lasts_is_a_temporary_reason_and_ends_by_itself() -> Non
         async with asyncio.timeout(DEADLINE_S):
             while await outcome(ann, "bob", "4") != "queued":
                 await asyncio.sleep(0.1)  # refusals come at once
+        await log_line(server, "store-writable")
         await ann.close()
         await eve.close()
 

@@ -319,6 +319,7 @@ async def test_only_pages_of_this_host_and_listed_ones_may_connect(origin: str |
         b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 20_000,
         b"\x16\x03\x01\x00\x05hello",
         struct.pack("<I", 20) + b'{"header":{},"payl":1}',
+        struct.pack("<I", 100) + b"{" + b" " * 98 + b"}",  # begins with the letter d
         HANDSHAKE + part(b"{}", 1),  # wsproto loses what comes before its answer
         HANDSHAKE.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\nhello"),
         HANDSHAKE * 2,

@@ -9,6 +9,7 @@ from bester.broker.core.clock import Clock
 from bester.broker.core.settings import Settings
 from bester.broker.core.trace import Trace
 from bester.broker.wire.messages import REFUSED
+from tests.unit.core_post import Post, town
 from tests.unit.core_stand import Stand, clients
 
 
@@ -83,3 +84,17 @@ def test_only_messages_without_trouble_are_left_out_and_only_under_load(
     assert min(play(8, REFUSED)) >= 1
     stand.wait(3.0)
     assert play(8) == [2] * 8
+
+
+def test_a_delivery_that_was_not_made_is_told_with_its_begin() -> None:
+    """Else the work of the handler seems to last until the client's time for its acknowledgement is over."""
+    post = Post(town())
+    stand, bob = post.stand, post.stand.bridge("bob", name="b")
+    post.sends("bob")
+    stand.wait(30.0)
+    stand.deliver(bob, (0, "timeout"))
+    assert post.outcomes() == {"bob": "queued"}
+    given, queued = stand.ask(bob, "trace").value[:2]
+    assert (given["what"], queued["what"]) == ("handler", "queued")
+    assert queued["since_ms"] == given["at_ms"]
+    assert queued["at_ms"] >= given["at_ms"] + 30_000

@@ -63,6 +63,13 @@ def test_what_has_not_ended_is_open() -> None:
     assert found[1] == ("queued", "s1/bob", 2.0, None, None)
     found = rows(step(2.0, "m.0.0", "queued", "s1/bob"), step(50.0, "m.0.0", "delivered", "s1/bob"))
     assert found == [("queued", "s1/bob", 2.0, 50.0, "delivered")]
+    tried = step(9.0, "m.0.0", "queued", "s1/bob", 2.0)
+    found = rows(step(1.0, "m", "handler", "s1/chat"), tried, step(50.0, "m.0.0", "delivered", "s1/bob"))
+    assert found == [
+        ("handler", "s1/chat", 1.0, 2.0, None),
+        ("delivery", "s1/bob", 2.0, 9.0, "queued"),
+        ("queued", "s1/bob", 9.0, 50.0, "delivered"),
+    ]
     assert rows() == []
 
 

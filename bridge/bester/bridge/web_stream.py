@@ -124,6 +124,9 @@ class WebStream(Layer):
             if max(self._head.count(b"\n"), self._head.count(b",")) > MAX_HEAD_PARTS:
                 self._refuse("its request has too many headers, or values in them")
                 return
+            if b"\0" in self._head:  # a frame's length; behind a letter of a request wsproto would wait for its end
+                self._refuse("its request is for no WebSocket: it is binary")
+                return
             if _UNREADABLE.search(self._head):
                 self._refuse("its request is for no WebSocket: it names no host, or has a header of several lines")
                 return

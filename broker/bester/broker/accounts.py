@@ -285,6 +285,11 @@ class Accounts:
         _log.error("%s", why, extra=facts("accounts-broken", why=why))
 
     def _broken(self, error: Exception) -> BesterError:
+        if not self._serving and getattr(error, "sqlite_errorname", "") == "SQLITE_CORRUPT":
+            try:
+                database.damage(self._db, self.path)
+            except sqlite3.Error as found:  # SQLite takes what the disk does not read for damaged
+                error = found
         return broken(self.path, error)
 
 

@@ -38,6 +38,7 @@ _REMEDIES = {
     "SQLITE_BUSY": "end the other process that writes to it",
 }
 _NEW = ".new-"
+_READ_CODE = re.compile(r"error code=(\d+)")
 _NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR")
 _BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
 
@@ -206,11 +207,16 @@ def damage(db: sqlite3.Connection, path: Path, *, order: bool = False, most_byte
     """Check a file of at most `most_bytes`; return the fault, or None.
 
     `order` also checks indexes against their tables, which takes several times as long on large ones. Raises
-    sqlite3.Error if the file cannot be read.
+    sqlite3.Error if the file cannot be read; the check itself names that as one more damage.
     """
     if path.stat().st_size > most_bytes:
         return None
     found = str(db.execute("PRAGMA integrity_check(1)" if order else "PRAGMA quick_check(1)").fetchone()[0])
+    code = _READ_CODE.search(found)
+    if code is not None and int(code[1]) & 0xFF == sqlite3.SQLITE_IOERR:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorname = "SQLITE_IOERR_READ"
+        raise error
     return None if found == "ok" else "malformed: " + " ".join(found.replace("*** in database main ***", "").split())
 
 

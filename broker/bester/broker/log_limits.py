@@ -11,8 +11,11 @@ from typing import Any
 PER_SECOND = 20
 """Lines of one event a second; a count describes a storm as well."""
 SELDOM_S = 10
-SELDOM = frozenset({"shadow-drops", "storage-full", "storage-unavailable", "store-unreadable", "store-waits"})
-"""Events that go on until an operator acts: a line in SELDOM_S seconds, as the log may be on the full disk."""
+SELDOM = frozenset(
+    {"shadow-drops", "storage-full", "storage-unavailable", "store-unreadable", "store-waits", "store-writable"}
+)
+"""Events that go on until an operator acts, and their end: a line in SELDOM_S seconds, as the log may be on the full
+disk."""
 WARNINGS = frozenset(
     {
         "clock-jumped",

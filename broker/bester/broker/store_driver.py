@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bester.broker.core.effects import Effects, StoreRead
+from bester.broker.core.effects import Effects, NoticeEvent, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.store import Store
 from bester.broker.store.commits import GROWING, GROWING_HELD_BACK_BYTES, is_given_up, key_of
@@ -151,6 +151,7 @@ class StoreDriver:
         self._questions = Questions()
         self._held_back = False  # the store may hold back writes of a group that failed
         self._owes = False  # the store does hold back some
+        self._told = False  # the log says that writing waits
         self._was_away = False  # the database was, at the last commit: any later one shows that it is there
         self._pending: _Pending | None = None
         self._waiting_bytes = 0  # bytes of writes that came since a group is pending
@@ -377,7 +378,9 @@ class StoreDriver:
             figures.failing, self._owes = result.why, self._store.held_back > 0
             self._was_away = self._store.is_remote and result.code == "storage-unavailable"
         elif group or self._owes or self._was_away:  # otherwise nothing was written
-            figures.failing, self._owes, self._was_away = None, False, False
+            if (self._told or figures.failing is not None) and not self._was_away:  # a database tells its end by itself
+                self._notice("store-writable")
+            figures.failing, self._owes, self._was_away, self._told = None, False, False, False
         if group or result.late or result.dropped or (failed and result.ok):  # answers may wait for it
             self._carry_out(self._router.on_committed(group, result, self._clock()))
 
@@ -398,7 +401,7 @@ class StoreDriver:
         if result.sync_s is not None:
             figures.sync.add(result.sync_s)
         if took_s >= TOLD_S:
-            self._notice(self._slow_text(took_s))
+            self._notice("store-waits", why=self._slow_text(took_s))
         if waited_s >= SLOW_S:
             self._slow = SLOW_COMMITS
         elif self._slow:
@@ -418,18 +421,18 @@ class StoreDriver:
         if self._store.away:
             return True
         if pending.waited_s >= NOTICE_S and not pending.told:
-            pending.told = True
-            self._notice(pending.why or self._slow_text(pending.waited_s))
+            pending.told = self._told = True
+            self._notice("store-waits", why=pending.why or self._slow_text(pending.waited_s))
         most_bytes = REMOTE_WAITING_BYTES if self._store.is_remote else WAITING_BYTES
         return pending.waited_s >= PATIENCE_S or self._waiting_bytes > most_bytes
 
     def _slow_text(self, took_s: float) -> str:
         return (SLOW_DATABASE if self._store.is_remote else SLOW_DISK).format(took_s)
 
-    def _notice(self, why: str) -> None:
-        waits = Effects()
-        waits.notice("store-waits", why=why)
-        self._carry_out(waits)
+    def _notice(self, event: NoticeEvent, **fields: str) -> None:
+        told = Effects()
+        told.notice(event, **fields)
+        self._carry_out(told)
 
     def _wait_for_thread(self, pending: _Pending, now: float) -> None:
         """Refuse the new messages behind a commit that does not end. The cases of its own group stay open: nobody knows

@@ -95,7 +95,8 @@ def knock(config: Config) -> None:
             door.connect(where.path)
     except (FileNotFoundError, ConnectionRefusedError, TimeoutError):
         place = f"with {config.path}" if config.path else f"in {config.directory}"
-        remedy = "start it with `bester up`, or name its file with -c"
+        several = len(config.fabric.connect) > 1  # `bester up` is for a server with one broker
+        remedy = f"start it with `bester {'broker' if several else 'up'}`, or name its file with -c"
         raise BesterError("unreachable", f"no server runs {place}: nobody listens on {endpoint}; {remedy}") from None
     except PermissionError:
         raise BesterError(

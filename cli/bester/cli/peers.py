@@ -86,6 +86,8 @@ def release(context: click.Context, config_path: Path | None, name: str) -> None
 def drop(context: click.Context, config_path: Path | None, yes: bool, name: str) -> None:
     """End the messages queued for a server: they become dead letters, and their senders get `unreachable`."""
     if not yes:
+        if name not in (row["name"] for row in ask_value(config_path or context.obj, "peers")):
+            raise _no_server(name)
         if not sys.stdin.isatty():
             raise click.UsageError("no terminal for a confirmation; --yes confirms")
         click.confirm(f"Drop all messages queued for {plain(name)}?", abort=True, err=True)
@@ -96,15 +98,12 @@ def drop(context: click.Context, config_path: Path | None, yes: bool, name: str)
 def _order(config_path: Path | None, question: str, name: str) -> Row:
     """Give a broker an order about a server, and name the brokers that have to be told, too. Raises BesterError."""
     config = load(config_path)
-    from bester.broker.wire.codes import BesterError
     from bester.cli.operate import ask_all, knock
 
     knock(config)
     answer, status = asyncio.run(ask_all(config, [(question, name), ("status", None)]))
     if answer.status != 0:
-        raise BesterError(
-            "unknown-token", f"no server {plain(name) or repr(name)}; `bester peers` shows those there are"
-        )
+        raise _no_server(name)
     own, brokers = status.value["broker"], status.value.get("brokers", ())
     others = [each["name"] for each in brokers if each["name"] != own and each["state"] != "ended"]
     if others:
@@ -113,6 +112,12 @@ def _order(config_path: Path | None, question: str, name: str) -> Row:
         )
     row: Row = answer.value
     return row
+
+
+def _no_server(name: str) -> Exception:
+    from bester.broker.wire.codes import BesterError
+
+    return BesterError("unknown-token", f"no server {plain(name) or repr(name)}; `bester peers` shows those there are")
 
 
 # --- display ---

@@ -56,10 +56,11 @@ class Absent:
             job.case.record(name, failed(code))
 
     def enqueue(
-        self, job: Job, command: Command, id_: str, t: int, number: int, now: float, *, repeated: bool = False
-    ) -> str | None:
-        """Queue a result for its user; its case is settled when the result is on disk. Returns a code where there is no
-        room."""
+        self, job: Job, command: Command, id_: str, t: int, number: int, now: float, *,
+        repeated: bool = False, since: float = 0.0,
+    ) -> str | None:  # fmt: skip
+        """Queue a result for its user, whose connection was sent the result at `since`, if that was so; its case is
+        settled when the result is on disk. Returns a code where there is no room."""
         name, meta = command.targets[t], self._relays.meta_of(job)
         if repeated:
             meta["repeated"] = True
@@ -69,5 +70,5 @@ class Absent:
         )  # fmt: skip
         code = self._queues.enqueue(entry, job.case, now)
         if code is None:
-            self._trace.add((now, job.root, entry.id, QUEUED, name, 0.0))
+            self._trace.add((now, job.root, entry.id, QUEUED, name, since))
         return code

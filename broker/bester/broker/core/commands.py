@@ -171,8 +171,9 @@ class Commands:
         if not self._absent.is_known(name) or not (may_have_it or reason == "not-connected"):
             return failed("not-connected" if reason == UNCONFIRMED else reason)
         code = self._absent.enqueue(
-            delivery.job, delivery.command, delivery.id, t, delivery.number + t, now, repeated=may_have_it
-        )
+            delivery.job, delivery.command, delivery.id, t, delivery.number + t, now,
+            repeated=may_have_it, since=delivery.since,
+        )  # fmt: skip
         if code is None:
             return ""
         return failed(unkept(code) if may_have_it else code)

@@ -73,6 +73,7 @@ NoticeEvent = Literal[
     "storage-unavailable",
     "store-unreadable",
     "store-waits",
+    "store-writable",
     "suspected",
 ]
 

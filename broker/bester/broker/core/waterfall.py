@@ -69,6 +69,8 @@ def _of_one(server: str, steps: Sequence[Step]) -> list[Span]:
                 begin(WAIT, step, since_ms, at_ms)
             open_[HANDLER, step["id"]] = begin(HANDLER, step, at_ms, None)
         elif what in (SERVER, QUEUED):
+            if since_ms < at_ms:  # a connection was sent it, and did not take it
+                begin(DELIVERY, step, since_ms, at_ms, what)
             open_[what, step["id"]] = begin(what, step, at_ms, None)
         elif what == EMITTED:
             begin(EMITTED, step, at_ms, at_ms)
