@@ -51,10 +51,10 @@ class Town:
         reply = Reply(request.token, 0, [clients(*each, body=body) for each in (users, *and_then)])
         return self._take(self.stand.router.receive_all(self.handlers, [reply], self.stand.now))
 
-    def goes_on(self) -> list[str]:
+    def goes_on(self, *, keeps: bool = True) -> list[str]:
         """Take up some of what is left; return the users for whom messages are queued."""
         assert self.stand.router.has_fan_out
-        return self._take(self.stand.router.fan_out(self.stand.now))
+        return self._take(self.stand.router.fan_out(self.stand.now, keeps=keeps))
 
     def rest(self) -> list[list[str]]:
         """Take up all that is left: the users of each part."""
@@ -139,6 +139,21 @@ def test_users_who_are_here_are_sent_to_in_parts_four_times_as_large() -> None:
     town.confirms()
     assert town.outcomes() == [{**dict.fromkeys(here, "delivered"), "u0": "queued"}]
     assert town.stand.router.idle
+
+
+def test_users_who_are_here_do_not_wait_for_a_store_without_room() -> None:
+    here = [f"h{number}" for number in range(30)]
+    town = Town(*here)
+    router = town.stand.router
+    town.writes(*here[:20], "u0", *here[20:])
+    town.writes(*here[:14], "u1", type_="mail")
+    assert town.goes_on(keeps=False) == []
+    assert town.goes_on(keeps=False) == []
+    assert town.sent() == [here[:12], here[:12], here[12:20], here[12:14]]
+    assert not router.may_fan_out(keeps=False), "both lists are at users who are away"
+    assert router.may_fan_out(keeps=True)
+    assert (town.goes_on(), town.goes_on(keeps=False), town.goes_on()) == (["u0"], [], ["u1"])
+    assert (town.sent()[4:], router.has_fan_out) == ([here[20:28], here[28:]], False)
 
 
 def test_users_of_a_later_part_who_were_not_reached_are_queued_in_order() -> None:

@@ -407,7 +407,7 @@ class SimServer(Process):
 
     def _fan_out_soon(self) -> None:
         """Let the core go on with messages for users who are away, while the store has room for more."""
-        if self._fanning or self._tick_s is None or not (self.router.has_fan_out and self.keeping.has_room):
+        if self._fanning or self._tick_s is None or not self.router.may_fan_out(keeps=self.keeping.has_room):
             return
         self._fanning = True
         life = self.life
@@ -415,7 +415,7 @@ class SimServer(Process):
         def queue() -> None:
             if self.life == life and self.up:
                 self._fanning = False
-                self.carry_out(self.router.fan_out(self.now))
+                self.carry_out(self.router.fan_out(self.now, keeps=self.keeping.has_room))
                 self._fan_out_soon()
 
         self.world.after(self._turn_s or 0.0, lambda: self.when_awake(queue))

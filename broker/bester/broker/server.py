@@ -295,19 +295,19 @@ class Broker:
 
     def _go_on_later(self) -> None:
         """Go on in the next turn with what the core has left to later ones."""
-        if self._later_handle is None and (self.router.has_silent or self._can_fan_out()):
+        if self._later_handle is None and (self.router.has_silent or self._may_fan_out()):
             self._later_handle = self._loop.call_soon(self._go_on)
 
-    def _can_fan_out(self) -> bool:
-        return self.router.has_fan_out and self._driver.has_room
+    def _may_fan_out(self) -> bool:
+        return self.router.may_fan_out(keeps=self._driver.has_room)
 
     def _go_on(self) -> None:
         self._later_handle = None
         now = time.monotonic()
         if self.router.has_silent:
             self._carry_out(self.router.give_up_silent(now))
-        if self._can_fan_out():
-            self._carry_out(self.router.fan_out(now))
+        if self._may_fan_out():
+            self._carry_out(self.router.fan_out(now, keeps=self._driver.has_room))
         self._go_on_later()
 
     def _end_removals(self) -> None:

@@ -76,6 +76,7 @@ class FanOut:
         self._count = self._size_bytes = 0  # users left, and the bodies for them
         self._job: Job | None = None  # the latest one, and how much more of it fits into this turn
         self._room = 0
+        self._is_stuck = False  # all lists are at users who are away, and the store had no room
 
     def must_queue(self, job: Job, user: str) -> bool:
         """Return whether a result must go behind others for the user."""
@@ -105,6 +106,7 @@ class FanOut:
         whole.job = structs.replace(job, body=b"", group=None, suspicion=None)  # all that a result needs of the job
         later = self.later.setdefault(job.type, _Type())
         later.lists.append(whole)
+        self._is_stuck = False
         later.names.update(command.targets[whole.at :])
         job.case.pending += 1
         self._count += len(command.targets) - whole.at
@@ -112,15 +114,22 @@ class FanOut:
         while self._count > self._limits.targets_later or self._size_bytes > self._limits.targets_later_bytes:
             self.go_on(now)
 
-    def go_on(self, now: float) -> None:
-        """Send to some of the users who are left."""
-        room = self._limits.targets_at_once
-        while self.later and room > 0:
+    def may_go_on(self, *, keeps: bool) -> bool:
+        """Return whether `go_on` would send to some of the users who are left, as far as is known."""
+        return bool(self.later) and (keeps or not self._is_stuck)
+
+    def go_on(self, now: float, *, keeps: bool = True) -> None:
+        """Send to some of the users who are left; `keeps`: the store has room for the messages of those who are away.
+        Without, each list is sent up to the first of them."""
+        room, tries, self._is_stuck = self._limits.targets_at_once, len(self.later), not keeps
+        while self.later and room > 0 and (keeps or tries):
+            tries -= 1
             type_, later = self.later.popitem(last=False)
             first = later.lists[0]
             before, targets = first.at, first.command.targets
-            room -= self._send(first, room, now, alone=False)
+            room -= self._send(first, room, now, alone=False, keeps=keeps)
             self._count -= first.at - before
+            self._is_stuck = self._is_stuck and first.at == before
             _count_out(later.names, targets[before : first.at])
             is_done = first.at == len(targets)
             if is_done:
@@ -131,8 +140,9 @@ class FanOut:
             if is_done:
                 self._reports.settle_one(first.job.case)
 
-    def _send(self, users: _List, room: int, now: float, *, alone: bool) -> int:
-        """Send to users of a list as long as there is room. Return how much of the room they took."""
+    def _send(self, users: _List, room: int, now: float, *, alone: bool, keeps: bool = True) -> int:
+        """Send to users of a list as long as there is room, and without `keeps` up to the first who is away. Return how
+        much of the room they took."""
         job, command, case = users.job, users.command, users.job.case
         names, first, t = command.targets, users.at, users.at
         by_link: dict[Link, list[list[int]]] = {}
@@ -142,6 +152,8 @@ class FanOut:
         while t < len(names) and took < room:
             places = self._places(names[t])
             if places is None or self._is_behind_mail(job, names[t]):
+                if not keeps:
+                    break
                 absent.append(t)
                 took += self._away
             elif (frames := users.frames + sum(map(len, places.values()))) > self._limits.max_frames:

@@ -364,11 +364,15 @@ class Router:
         """Return whether users are still to get a message to many, by `fan_out`."""
         return bool(self._units.fan_out.later)
 
-    def fan_out(self, now: float) -> Effects:
-        """Send messages to many to some more of their users; to be called in the turns of the loop while the store has
-        room for more."""
+    def may_fan_out(self, *, keeps: bool) -> bool:
+        """Return whether `fan_out` is to be called in the next turn of the loop; `keeps`: the store has room for the
+        messages of those who are away."""
+        return self._units.fan_out.may_go_on(keeps=keeps)
+
+    def fan_out(self, now: float, *, keeps: bool = True) -> Effects:
+        """Send messages to many to some more of their users, and without `keeps` up to the first who is away."""
         self._reports.now = now
-        self._units.fan_out.go_on(now)
+        self._units.fan_out.go_on(now, keeps=keeps)
         return self._take()
 
     def _share_credit(self, now: float) -> None:
