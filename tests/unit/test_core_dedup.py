@@ -7,7 +7,7 @@ import pytest
 from bester.broker.core.settings import Limits
 from bester.broker.wire.messages import Command, Confirm, Deliver, Goodbye, Outcome, Report, Request, Submit
 from tests.unit.core_resume_stand import Bridge, good, town
-from tests.unit.core_stand import clients
+from tests.unit.core_stand import Stand, clients
 
 
 def test_duplicate_is_processed_once_and_reported_each_time() -> None:
@@ -56,6 +56,15 @@ def test_duplicate_of_a_pending_message_on_another_connection_is_found() -> None
     assert stand.heard_of(chat, Request) == []
     stand.reply(chat, request.token)
     assert stand.report(other) == good(1, 7)
+
+
+@pytest.mark.parametrize(("resent", "reason"), [(True, "unreachable"), (False, "no-handler"), (None, "no-handler")])
+def test_message_that_its_client_sends_again_is_never_called_merely_refused(resent: bool | None, reason: str) -> None:
+    stand = Stand()
+    bridge = stand.bridge("alice")
+    stand.say(bridge, Submit(1, 1, "nobody-serves", b"1", {"dedup": "k", "resent": resent}))
+    stand.wait(10.0)
+    assert stand.report(bridge).reason == reason
 
 
 def test_equal_keys_of_two_users_are_two_keys() -> None:

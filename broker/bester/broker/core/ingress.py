@@ -129,7 +129,8 @@ class Ingress:
             return
         id_ = f"{peer.prefix}{token}"
         case = Case(_SUBMIT, peer.link, token, id_, id_)
-        case.resubmitted = attempt > 1
+        is_resent = meta.get("resent") is True
+        case.resubmitted = attempt > 1 or is_resent
         if resume is not None:
             resume.add(token, case)
         user = self._directory.user(peer.link, session)
@@ -154,7 +155,7 @@ class Ingress:
         before = attempt - 1
         job = Job(
             case, id_, id_, type_, body, "client", self._settings.name, user, attempt=before, attempts_before=before,
-            repeated=before > 0 or meta.get("resent") is True,
+            repeated=before > 0 or is_resent,
         )  # fmt: skip
         if (parent := traceparent.sound(meta.get("traceparent"))) is not None:
             job.traceparent = self._tracing.enter(case, type_, parent, now)
