@@ -61,8 +61,9 @@ def test_duplicate_of_a_pending_message_on_another_connection_is_found() -> None
 @pytest.mark.parametrize(("resent", "reason"), [(True, "unreachable"), (False, "no-handler"), (None, "no-handler")])
 def test_message_that_its_client_sends_again_is_never_called_merely_refused(resent: bool | None, reason: str) -> None:
     stand = Stand()
-    bridge = stand.bridge("alice")
-    stand.say(bridge, Submit(1, 1, "nobody-serves", b"1", {"dedup": "k", "resent": resent}))
+    bridge, gone = stand.bridge("alice"), stand.handler("chat")
+    stand.say(gone, Goodbye(None))
+    stand.say(bridge, Submit(1, 1, "chat", b"1", {"dedup": "k", "resent": resent}))
     stand.wait(10.0)
     assert stand.report(bridge).reason == reason
 
