@@ -172,7 +172,12 @@ class StoreDriver:
     @property
     def has_room(self) -> bool:
         """Return whether little waits to be written, so that the core may add what can wait."""
-        return not self._groups and self._waiting_bytes < ROOM_BYTES
+        return not self._groups and self.has_room_behind
+
+    @property
+    def has_room_behind(self) -> bool:
+        """Return whether little waits behind a pending group, if there is any."""
+        return self._waiting_bytes < ROOM_BYTES
 
     def _is_blocked(self) -> bool:
         return self._pending is not None
