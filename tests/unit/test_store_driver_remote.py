@@ -256,6 +256,18 @@ def test_large_messages_wait_for_a_commit_that_is_under_way_up_to_a_bound() -> N
     assert stand.log == [([2, 3, 4, 5], False)]
 
 
+def test_body_of_one_message_to_many_waits_once_for_a_commit_that_is_under_way() -> None:
+    stand = Stand()
+    stand.add(keep(1))
+    many, body = range(2, 102), b"x" * (REMOTE_WAITING_BYTES // 64)
+    stand.add(*[Enqueue(keep(number).entry._replace(body=body)) for number in many])
+    stand.driver.retry()
+    assert stand.log == []
+    stand.thread_ends()
+    stand.thread_ends()
+    assert stand.log == [([1], True), ([*many], True)]
+
+
 def test_lease_that_is_due_is_renewed_beside_the_loop() -> None:
     stand = Stand()
     stand.driver.tick()

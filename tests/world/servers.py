@@ -279,6 +279,8 @@ class SimServer(Process):
             return
         self._turning = True
         self.carry_out(self.router.tick(self.now, self.wall_s))
+        if self.router.has_fan_out and self.keeping.has_room_behind:
+            self.carry_out(self.router.fan_out(self.now))
         self.end_turn(tick=True)
 
     def _who(self, link: Link) -> str:
@@ -389,7 +391,7 @@ class SimServer(Process):
 
         def retry() -> None:
             if self.life == life and self.up:
-                self._retrying = self._fanning = False
+                self._retrying = False
                 self._retry()
 
         self.world.after(RETRY_S, lambda: self.when_awake(retry))

@@ -289,6 +289,8 @@ class Broker:
         now = time.monotonic()
         self._listeners.tick(now, self.router.links)
         self._carry_out(self.router.tick(*both_clocks()))
+        if self.router.has_fan_out and self._driver.has_room_behind:  # also where there is always more to write
+            self._carry_out(self.router.fan_out(now))
         self._go_on_later()
         self._end_removals()
         self._store_size.tick(now)

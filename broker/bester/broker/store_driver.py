@@ -27,7 +27,7 @@ from bester.broker.core.effects import Effects, NoticeEvent, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.store import Store
 from bester.broker.store.commits import GROWING, GROWING_HELD_BACK_BYTES, is_given_up, key_of
-from bester.broker.store_groups import ENTRY_BYTES, GROUP_MESSAGES, REMOTE_GROUP_MESSAGES, Groups, size_of
+from bester.broker.store_groups import ENTRY_BYTES, GROUP_MESSAGES, REMOTE_GROUP_MESSAGES, Groups, size_of, size_of_all
 from bester.broker.store_questions import Questions
 from bester.broker.store_requests import (
     PRESSING,
@@ -172,7 +172,12 @@ class StoreDriver:
     @property
     def has_room(self) -> bool:
         """Return whether little waits to be written, so that the core may add what can wait."""
-        return not self._groups and self._waiting_bytes < ROOM_BYTES
+        return not self._groups and self.has_room_behind
+
+    @property
+    def has_room_behind(self) -> bool:
+        """Return whether little waits behind a pending group, if there is any."""
+        return self._waiting_bytes < ROOM_BYTES
 
     def _is_blocked(self) -> bool:
         return self._pending is not None
@@ -192,7 +197,7 @@ class StoreDriver:
             elif not self._questions.add(read):
                 self._carry_out(self._router.on_reads([(read, None)], self._clock()))
         if self._pending is not None:
-            self._waiting_bytes += sum(map(size_of, writes))
+            self._waiting_bytes += size_of_all(writes)
             if self._waiting_bytes > WAITING_BYTES // 2 and self._pending.aside and not self._store.is_remote:
                 self._wait_for_disk(self._pending)
         elif reads or any(type(write) in _PRESSING for write in writes):
@@ -453,7 +458,7 @@ class StoreDriver:
             else:
                 kept[key] = write
         self._writes = list(kept.values())[::-1]
-        self._waiting_bytes = sum(map(size_of, self._writes))
+        self._waiting_bytes = size_of_all(self._writes)
         why = self._store.away or self._slow_text(now - pending.since)
         result = Committed(False, why=why, code="storage-unavailable")
         self._carry_out(self._router.on_committed(refused[::-1], result, now))

@@ -8,7 +8,7 @@ messages that are sent at its end may depend on them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bester.broker.store_requests import (
     Adopt,
@@ -51,6 +51,19 @@ def size_of(write: Write) -> int:
         outcomes = len(write.outcomes) + sum(len(each.outcomes) for each in write.others.values())
         return ENTRY_BYTES + OUTCOME_BYTES * outcomes
     return ENTRY_BYTES
+
+
+def size_of_all(writes: Iterable[Write]) -> int:
+    """Return about how many bytes writes take in memory. The bodies of one command are one object, which counts once
+    where its messages follow each other."""
+    size, body = 0, b""
+    for write in writes:
+        size += size_of(write)
+        if isinstance(write, Enqueue):
+            if write.entry.body is body:
+                size -= len(body)
+            body = write.entry.body
+    return size
 
 
 class Groups:
