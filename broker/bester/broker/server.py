@@ -200,6 +200,8 @@ class Broker:
         self._logins.cancel()
         await self._group.__aexit__(None, None, None)
         self._driver.finish()
+        if self._later_handle is not None:  # the last results may have asked for more
+            self._later_handle.cancel()
         self._store_thread.close()
         if self._retry_handle is not None:
             self._retry_handle.cancel()

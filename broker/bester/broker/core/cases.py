@@ -60,7 +60,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     `reason` the first failure's code, `note` the handler's text for it. `queued` counts the results queued on disk,
     `expires` is when the message expires, `push` asks for later outcomes to be sent.
 
-    `resubmitted`: a bridge submitted the message again, or its client says so, and an earlier life of this broker, or
+    `resubmitted`: a bridge submitted the message again, or its sender says so, and an earlier life of this broker, or
     another broker of this server, may have processed it; the report never says that the message was merely refused.
 
     `moved`: the bridge has lost the link on which it submitted the message, and may have submitted it to another broker

@@ -16,7 +16,7 @@ from bester.broker.core.directory import Directory
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inspection import Bound, DedupState
-from bester.broker.core.jobs import NO_PATH, Job, attempt_of
+from bester.broker.core.jobs import NO_PATH, Job, attempt_of, may_be_repeat
 from bester.broker.core.peer import Peer
 from bester.broker.core.replies import Replies
 from bester.broker.core.resume import BridgeResume
@@ -129,8 +129,7 @@ class Ingress:
             return
         id_ = f"{peer.prefix}{token}"
         case = Case(_SUBMIT, peer.link, token, id_, id_)
-        is_resent = meta.get("resent") is True
-        case.resubmitted = attempt > 1 or is_resent
+        case.resubmitted = may_be_repeat(meta)
         if resume is not None:
             resume.add(token, case)
         user = self._directory.user(peer.link, session)
@@ -155,7 +154,7 @@ class Ingress:
         before = attempt - 1
         job = Job(
             case, id_, id_, type_, body, "client", self._settings.name, user, attempt=before, attempts_before=before,
-            repeated=before > 0 or is_resent,
+            repeated=case.resubmitted,
         )  # fmt: skip
         if (parent := traceparent.sound(meta.get("traceparent"))) is not None:
             job.traceparent = self._tracing.enter(case, type_, parent, now)

@@ -78,3 +78,9 @@ def attempt_of(meta: Meta) -> int:
     """Return which attempt at a message its meta states, from 1: a bridge counts earlier ones."""
     attempt = meta.get("attempt", 1)
     return min(attempt, 1_000_000) if type(attempt) is int and attempt > 1 else 1
+
+
+def may_be_repeat(meta: Meta) -> bool:
+    """Return whether a message's meta states that this server may have processed the message before: its bridge has
+    submitted it again, its client or server has sent it again."""
+    return attempt_of(meta) > 1 or meta.get("again") is True or meta.get("resent") is True

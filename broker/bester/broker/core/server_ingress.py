@@ -11,7 +11,7 @@ from bester.broker.core.dedup import DedupCache, Key
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inbound_lanes import NOT_NOW, InboundLanes, LanePosition
-from bester.broker.core.jobs import Job, attempt_of
+from bester.broker.core.jobs import Job, may_be_repeat
 from bester.broker.core.known_types import KnownTypes
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.relays import Relays
@@ -96,7 +96,8 @@ class ServerIngress:
             root, origin = text(meta.get("root")), text(meta.get("origin"))
             self._relays.on_contact(listed, now)
         case = Case(came.kind, came.link, came.token, id_, root or id_)
-        case.resubmitted = came.kind is Kind.SUBMIT and attempt_of(meta) > 1
+        is_repeat = may_be_repeat(meta)  # unlisted servers may say so, too
+        case.resubmitted = came.kind is Kind.SUBMIT and is_repeat
         code = "overloaded" if draining else policy.may_enter(self._settings, listed, type_)
         if code is None and len(type_) > MAX_TYPE:  # no handler can serve the type, and no table shall remember it
             code = "unknown-type"
@@ -122,7 +123,7 @@ class ServerIngress:
         case.expires = expiry(meta, now)
         job = Job(
             case, id_, case.root, type_, came.body, "server", origin or came.shown, peer=came.shown, path=_path(meta),
-            repeated=attempt_of(meta) > 1 or meta.get("again") is True,  # unlisted servers may say so, too
+            repeated=is_repeat,
         )  # fmt: skip
         if listed is not None and (parent := traceparent.sound(meta.get("traceparent"))) is not None:
             job.traceparent = self._tracing.enter(case, type_, parent, now)

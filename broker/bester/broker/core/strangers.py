@@ -13,7 +13,7 @@ from typing import NamedTuple
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.effects import Effects, Link, LookUp, Notice
-from bester.broker.core.jobs import attempt_of
+from bester.broker.core.jobs import may_be_repeat
 from bester.broker.core.peer import Peer
 from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Settings
@@ -77,7 +77,7 @@ class Strangers:
         self._out.calls.append(LookUp(perhaps))
         id_ = f"{peer.prefix}{submit.token}"
         case = Case(Kind.SUBMIT, peer.link, submit.token, id_, id_)
-        case.resubmitted = attempt_of(submit.meta) > 1
+        case.resubmitted = may_be_repeat(submit.meta)
         stranger = Stranger(submit, peer.prefix, peer.resume, case, host, claimed, now)
         if len(self._waiting) >= MAX_WAITING or self._bytes + len(submit.body) > MAX_WAITING_BYTES:
             self._put_off(stranger, perhaps)
