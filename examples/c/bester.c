@@ -51,6 +51,7 @@ typedef struct {
     int64_t sent_ms, heartbeat_ms;
     int quiet; /* looks in vain, of half a heartbeat each: a program that was not run for a while has looked once */
     bool told; /* that no broker answers */
+    bool welcome; /* the broker has taken this handler: before that there is nothing to finish */
     bool left; /* GOODBYE was sent */
     bool over; /* and was echoed, or there is nothing left to do */
     bool refused; /* the broker does not take this handler, and has given the reason */
@@ -297,6 +298,7 @@ static void on_message(handler_link *link, const msgpack_object *message, zmq_ms
         break;
     case WELCOME: {
         link->told = false;
+        link->welcome = true;
         const msgpack_object *heartbeat = count > 3 ? value_of(&fields[3], "heartbeat_ms") : NULL;
         if (heartbeat != NULL && heartbeat->type == MSGPACK_OBJECT_POSITIVE_INTEGER && heartbeat->via.u64 >= 10)
             link->heartbeat_ms = heartbeat->via.u64 < 60000 ? (int64_t)heartbeat->via.u64 : 60000;
@@ -386,6 +388,7 @@ static bool open_link(handler_link *link) {
     if (zmq_connect(link->socket, link->options.fabric) != 0) return false;
     link->sent_ms = now_ms();
     link->quiet = 0;
+    link->welcome = false;
     say_hello(link);
     flush(link);
     return true;
@@ -398,6 +401,7 @@ static void serve(handler_link *link, bester_handler handler, void *context) {
             pack_text(&packer, "stopping", 8);
             link->left = true;
             flush(link);
+            if (!link->welcome) break;
         }
         zmq_pollitem_t item = {link->socket, 0, ZMQ_POLLIN, 0};
         if (zmq_poll(&item, 1, link->heartbeat_ms / 2) == 0) link->quiet++;

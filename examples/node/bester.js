@@ -22,6 +22,7 @@ const NOTE_UNITS = 1000; // of UTF-16: the broker cuts a note to 500 characters,
 const NO_REASON = "the handler refused the message";
 const DRAIN_MS = 10000; // how long what is under way may take at SIGTERM; then it is given to another handler
 const LINGER_MS = 1000; // how long the last replies may take to leave
+const GOODBYE_MS = 200; // and a GOODBYE where there may be no broker: of half a second the zeromq package warns
 
 /** Throw this to refuse a message: its sender gets the reason in the report. Any other error stays in the log. */
 class Refusal extends Error {}
@@ -107,6 +108,7 @@ class Link {
     this.heartbeat = 2000;
     this.quiet = 0; // looks in vain, of half a heartbeat each: a program that was not run for a while has looked once
     this.told = false; // that no broker answers
+    this.welcome = false; // whether the broker has taken this handler: before that there is nothing to finish
     this.life = 0; // rises when the link is lost: what came before is not answered any more
     this.outstanding = 0;
     this.queue = []; // replies that leave in the next batch: [message, attachments]
@@ -121,6 +123,7 @@ class Link {
     this.socket = new zmq.Dealer({ linger: 0, ipv6: fabric.includes("["), ...unlimited, ...curve });
     this.socket.connect(fabric);
     this.quiet = 0;
+    this.welcome = false;
     this.listen(this.socket).catch((error) => this.end(error));
     this.hello();
     this.timer = setTimeout(() => this.tick(), this.heartbeat / 2);
@@ -139,6 +142,7 @@ class Link {
       this.request(fields, attached);
     } else if (op === WELCOME) {
       this.told = false;
+      this.welcome = true;
       const heartbeat = fields[2]?.heartbeat_ms;
       if (Number.isInteger(heartbeat)) this.heartbeat = Math.min(Math.max(heartbeat, 10), 60000);
       clearTimeout(this.timer);
@@ -241,6 +245,7 @@ class Link {
     if (this.left) return;
     this.left = true;
     this.say([GOODBYE, "stopping"]);
+    if (!this.welcome) this.end();
     this.draining = setTimeout(() => this.end(), DRAIN_MS);
   }
 
@@ -253,7 +258,7 @@ class Link {
     clearTimeout(this.draining);
     await this.flushing;
     if (!this.socket.closed) {
-      this.socket.linger = LINGER_MS;
+      this.socket.linger = this.welcome ? LINGER_MS : GOODBYE_MS;
       this.socket.close();
     }
   }

@@ -75,6 +75,7 @@ module Bester
       @context = ZMQ::Context.new
       @heartbeat = 2.0 # seconds
       @told = false # that no broker answers
+      @welcome = false # whether the broker has taken this handler: before that there is nothing to finish
       @quiet = 0 # looks in vain, of half a heartbeat each: a program that was not run for a while has looked once
       @outgoing = []
       @attached = []
@@ -89,10 +90,11 @@ module Bester
       until @over
         if stop && !@left
           @left = true
+          @over = !@welcome
           say(GOODBYE, "stopping")
           flush
         end
-        turn
+        turn unless @over
       end
     ensure
       @socket&.setsockopt(ZMQ::LINGER, LINGER_MS)
@@ -119,6 +121,7 @@ module Bester
       @poller = ZMQ::Poller.new
       @poller.register_readable(@socket)
       @quiet = 0
+      @welcome = false
       @sent = now
       hello
       flush
@@ -170,6 +173,7 @@ module Bester
         request(token, type, body, user, meta || {}, attached)
       in [WELCOME, _, _, Hash => options, *]
         @told = false
+        @welcome = true
         heartbeat_ms = options["heartbeat_ms"]
         @heartbeat = heartbeat_ms.clamp(10, 60_000) / 1000.0 if heartbeat_ms.is_a?(Integer)
       in [GOODBYE, *]

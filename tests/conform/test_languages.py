@@ -12,8 +12,12 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
+import zmq
+import zmq.asyncio
 
+from bester.broker.wire.messages import OP_OF, Goodbye, Heartbeat, Hello
 from tests.conform.programs import ROOT, failures, tried
 from tests.keyed import free_port, server_key
 from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, live_server, short_directory
@@ -229,6 +233,34 @@ async def test_a_broker_that_does_not_answer_is_told_once(language: str, tmp_pat
         finally:
             status = await handler.end()
     assert (status, len(handler.lines)) == (0, 1), handler.lines
+
+
+@every_language
+async def test_stopped_before_it_is_welcome_it_says_goodbye_and_ends(language: str, tmp_path: Path) -> None:
+    """A broker that is heard and has not taken the handler: GOODBYE is the last that comes, for nothing is in hand."""
+    command = LANGUAGES[language](tmp_path)
+    async with short_directory() as directory:
+        fabric = f"ipc://{directory}/fabric.sock"
+        with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as router:
+            router.linger = 0
+            router.bind(fabric)
+            named = {"BESTER_TYPES": "shout", "BESTER_NAME": "", "BESTER_FABRIC": fabric}
+            handler = await Process.start(*command, cwd=tmp_path, env=named)
+            said: list[int] = []
+            try:
+                async with asyncio.timeout(DEADLINE_S):
+                    peer, batch = await router.recv_multipart()
+                    said += [message[0] for message in msgpack.unpackb(batch)]
+                    handler.process.send_signal(signal.SIGTERM)
+                    while handler.process.returncode is None or await router.poll(0):
+                        if await router.poll(100):
+                            _, batch = await router.recv_multipart()
+                            said += [message[0] for message in msgpack.unpackb(batch)]
+                        await router.send_multipart([peer, msgpack.packb([[OP_OF[Heartbeat]]])])
+            finally:
+                status = await handler.end()
+    assert (status, handler.lines) == (0, [])
+    assert (said[0], said[-1]) == (OP_OF[Hello], OP_OF[Goodbye]), said
 
 
 @pytest.mark.parametrize("language", ["node", "ruby"])
