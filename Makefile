@@ -26,7 +26,8 @@ MEASURES := $(VENV)/.measures
 FUZZES := $(VENV)/.fuzzes
 ARGS ?=
 TESTS ?=
-WORKERS ?= auto
+# Processes of `make test`: one more than there are processors, as a test waits as long as it computes.
+WORKERS ?= $(shell $(PYTHON3) -c 'import os; print(len(os.sched_getaffinity(0)) + 1)')
 MINUTES ?= 1
 SEEDS ?= 500
 MESSAGES ?= 10000

@@ -269,7 +269,7 @@ async def test_up_beside_another_broker_of_the_schema_names_the_commands_for_sev
                 await process.end(signal.SIGKILL)
 
 
-async def test_order_about_a_server_names_the_brokers_that_send_to_it_as_well(cluster: Cluster) -> None:
+async def test_orders_name_the_brokers_that_were_not_told(cluster: Cluster) -> None:
     async with two_brokers(cluster) as both, asyncio.timeout(2 * DEADLINE_S):
         for name in BROKERS:
             with (both.directory / f"{name}.toml").open("a") as file:
@@ -286,6 +286,10 @@ async def test_order_about_a_server_names_the_brokers_that_send_to_it_as_well(cl
         assert await asyncio.wait_for(held.process.wait(), DEADLINE_S) == 0
         await held.says("holding messages to s9, now 0")
         await held.says("broker b1 alone was told; tell the others, too, each by its own file (-c): b2")
+        for order in (["list"], ["show", "m1"], ["drop", "m1"], ["replay", "--all"]):
+            asked = await both.run("dead", *order, "-c", "b2.toml")
+            await asyncio.wait_for(asked.process.wait(), DEADLINE_S)
+            await asked.says("broker b2 alone was asked; ask the others, too, each by its own file (-c): b1")
 
 
 @pytest.mark.parametrize("broker", BROKERS)

@@ -147,7 +147,8 @@ async def _servers(directory: Path) -> AsyncIterator[dict[str, LiveServer]]:
             await server.processes[0].says("server-reached")
         yield servers
     finally:
-        statuses = [status for server in servers.values() for status in await server.stop()]
+        stopped = await asyncio.gather(*(server.stop() for server in servers.values()))
+        statuses = [status for each in stopped for status in each]
     told = [line for server in servers.values() for process in server.processes for line in process.lines]
     assert not any(statuses), "\n".join(told[-40:])
     assert not any("Traceback" in line for line in told), "\n".join(told[-200:])

@@ -65,6 +65,7 @@ def list_(config_path: Path | None, type_: str | None, limit: int, json_lines: b
         tables.show([_cells(row) for row in shown], COLUMNS)
     if len(rows) > limit:
         err(f"bester: there are more; --limit {10 * limit} shows more of them")
+    _name_other_brokers(config_path)
 
 
 @dead.command()
@@ -75,6 +76,7 @@ def show(config_path: Path | None, json_lines: bool, id_: str) -> None:
     """Show one dead letter: its origin, the reason, and its body."""
     row: Row | None = _asked(config_path, "deadShow", id_, may_be_none=True)
     if row is None:
+        _name_other_brokers(config_path)
         raise _missing({"id": id_})
     if json_lines:
         out(json.dumps(row))
@@ -157,7 +159,18 @@ def _done(config_path: Path | None, question: str, selected: Selection, key: str
         count += int(answer[key])
         start = answer.get("next")
         if start is None:
+            _name_other_brokers(config_path)
             return count
+
+
+def _name_other_brokers(config_path: Path | None) -> None:
+    """Name the brokers of the same server that have dead letters of their own. Raises BesterError."""
+    from bester.cli.operate import others_of
+
+    status: Row = _asked(config_path, "status", None)
+    if others := others_of(status):
+        own = f"broker {status['broker']} alone was asked"
+        err(f"bester: {own}; ask the others, too, each by its own file (-c): {', '.join(others)}")
 
 
 def _check_type(type_: str | None) -> None:

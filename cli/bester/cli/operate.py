@@ -45,6 +45,15 @@ async def ask_all(config: Config, questions: Sequence[Question]) -> list[Answer]
         return await session.ask(*questions)
 
 
+def others_of(status: dict[str, Any]) -> list[str]:
+    """Return the names of the brokers of the same server that have not ended, of a broker's answer to `status`."""
+    return [
+        each["name"]
+        for each in status.get("brokers", ())
+        if each["name"] != status["broker"] and each["state"] != "ended"
+    ]
+
+
 def endpoint_of(config: Config) -> str:
     """Return the operator's endpoint: a path before a port, for only a path admits every role without a key.
 

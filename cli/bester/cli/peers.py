@@ -98,18 +98,15 @@ def drop(context: click.Context, config_path: Path | None, yes: bool, name: str)
 def _order(config_path: Path | None, question: str, name: str) -> Row:
     """Give a broker an order about a server, and name the brokers that have to be told, too. Raises BesterError."""
     config = load(config_path)
-    from bester.cli.operate import ask_all, knock
+    from bester.cli.operate import ask_all, knock, others_of
 
     knock(config)
     answer, status = asyncio.run(ask_all(config, [(question, name), ("status", None)]))
     if answer.status != 0:
         raise _no_server(name)
-    own, brokers = status.value["broker"], status.value.get("brokers", ())
-    others = [each["name"] for each in brokers if each["name"] != own and each["state"] != "ended"]
-    if others:
-        err(
-            f"bester: broker {own} alone was told; tell the others, too, each by its own file (-c): {', '.join(others)}"
-        )
+    if others := others_of(status.value):
+        own = f"broker {status.value['broker']} alone was told"
+        err(f"bester: {own}; tell the others, too, each by its own file (-c): {', '.join(others)}")
     row: Row = answer.value
     return row
 
