@@ -165,6 +165,8 @@ def _done(config_path: Path | None, question: str, selected: Selection, key: str
 
 def _name_other_brokers(config_path: Path | None) -> None:
     """Name the brokers of the same server that have dead letters of their own. Raises BesterError."""
+    if load(config_path).store.database is None:  # a file beside the broker is no other broker's
+        return
     from bester.cli.operate import others_of
 
     status: Row = _asked(config_path, "status", None)

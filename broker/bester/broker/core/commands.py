@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bester.broker.core import policy
 from bester.broker.core.absent import Absent
-from bester.broker.core.cases import Reports, unkept
+from bester.broker.core.cases import MAY_HAVE_ARRIVED, Reports, unkept
 from bester.broker.core.deliveries import MAYBE, UNCONFIRMED, Deliveries, Delivery, Outstanding
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Effects, Link
@@ -169,7 +169,7 @@ class Commands:
         name = delivery.command.targets[t]
         may_have_it = reason in MAYBE
         if not self._absent.is_known(name) or not (may_have_it or reason == "not-connected"):
-            return failed("not-connected" if reason == UNCONFIRMED else reason)
+            return failed(MAY_HAVE_ARRIVED if reason == UNCONFIRMED else reason)
         code = self._absent.enqueue(
             delivery.job, delivery.command, delivery.id, t, delivery.number + t, now,
             repeated=may_have_it, since=delivery.since,
