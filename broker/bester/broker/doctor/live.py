@@ -132,16 +132,21 @@ def _party_refused(status: Status) -> Iterator[Found]:
         )
 
 
+def clock_off(whose: str, ahead_s: float) -> Found:
+    """Return the finding on a clock that is so many seconds ahead of this machine's, or behind it."""
+    side = "ahead of" if ahead_s > 0 else "behind"
+    return (
+        "error" if abs(ahead_s) > CLOCK_ERROR_S else "warning",
+        f"the clock of {whose} is {span(abs(ahead_s))} {side} this one's",
+        "compare both with a third, and let NTP (chrony, systemd-timesyncd) set the one that is wrong",
+    )
+
+
 def _clock(status: Status) -> Iterator[Found]:
     for row in status["servers"]:
         off_s = row.get("clock_off_s")
         if off_s is not None and row["state"] == "up" and abs(off_s) > CLOCK_WARNING_S:
-            side = "ahead of" if off_s > 0 else "behind"
-            yield (
-                "error" if abs(off_s) > CLOCK_ERROR_S else "warning",
-                f"the clock of server {text_of(row['name'])} is {span(abs(off_s))} {side} this one's",
-                "compare both with a third, and let NTP (chrony, systemd-timesyncd) set the one that is wrong",
-            )
+            yield clock_off(f"server {text_of(row['name'])}", off_s)
 
 
 def _certificate(status: Status) -> Iterator[Found]:
@@ -314,8 +319,8 @@ LIVE: tuple[Check[Status], ...] = (
     ),
     Check(
         "clock",
-        f"the clock is {CLOCK_WARNING_S:g} s (error: {CLOCK_ERROR_S:g} s) away from another server's, or behind the "
-        "files' times",
+        f"the clock is {CLOCK_WARNING_S:g} s (error: {CLOCK_ERROR_S:g} s) away from another server's or the "
+        "database's, or behind the files' times",
         "let NTP set the clock",
         "BesterClockOff",
         _clock,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from bester.broker.doctor.findings import Check, Finding, Found, certificate, disk, found, several, span, text_of
-from bester.broker.doctor.live import of_brokers
+from bester.broker.doctor.live import CLOCK_WARNING_S, clock_off, of_brokers
 from bester.broker.store_brokers import BrokerSeen
 
 ASIDE = 128
@@ -65,7 +65,8 @@ class Local(NamedTuple):
     `server` is the trouble of a running server that does not answer, None where it answers or none runs. `fault` is
     that of the configuration, which leaves nothing else to look at. `descriptors` is the limit of open files of the
     server, or of this shell where none runs; `backlog` is the kernel's `somaxconn`, None where the system shows none.
-    `ahead_s` is by how much the newest of the server's files is in the future. `rooms` are the bytes free by directory,
+    `ahead_s` is by how much the newest of the server's files is in the future, `database_ahead_s` by how much the clock
+    of the database is ahead, None where there is none or it does not tell. `rooms` are the bytes free by directory,
     `files` the files for which there is room, where the disk counts them.
     """
 
@@ -83,6 +84,7 @@ class Local(NamedTuple):
     rooms: tuple[tuple[str, float], ...] = ()
     files: tuple[tuple[str, int], ...] = ()
     ahead_s: float = 0.0
+    database_ahead_s: float | None = None
     descriptors: int | None = None
     connections: int = 0
     backlog: int | None = None
@@ -162,6 +164,10 @@ def _clock(facts: Local) -> Iterator[Found]:
         )
     elif facts.data_dir is not None:
         yield "ok", "the clock is not behind the server's files", ""
+    off_s = facts.database_ahead_s
+    if off_s is not None:
+        right: Found = ("ok", "the clock is that of the database", "")
+        yield clock_off("the database", off_s) if abs(off_s) > CLOCK_WARNING_S else right
 
 
 def _store(facts: Local) -> Iterator[Found]:

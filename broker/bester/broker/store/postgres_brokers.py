@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from bester.broker.postgres import Database, connect, require
@@ -49,6 +50,24 @@ def server_fault(database: Database, server: str) -> str | None:
     except BesterError:
         return None
     return None if held is None else f"{database.where}: {held.why}"
+
+
+def clock_ahead_s(database: Database) -> float | None:
+    """Return by how many seconds the database's clock is ahead of this machine's, negative where it is behind, None
+    where the database does not tell."""
+    try:
+        require(database)
+        import psycopg
+
+        try:
+            with connect(database, "bester check") as connection:
+                before_s = time.time()
+                row = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
+                return None if row is None else float(row[0]) - (before_s + time.time()) / 2
+        except psycopg.Error:
+            return None
+    except BesterError:
+        return None
 
 
 def namespaces(database: Database) -> list[BrokerSeen]:

@@ -25,7 +25,7 @@ from bester.broker.doctor.local import Certificate, File, Local
 from bester.broker.keys import KeyPair, read_pair
 from bester.broker.postgres_schema import fault as database_fault
 from bester.broker.store.file import examine
-from bester.broker.store.postgres_brokers import namespaces, server_fault
+from bester.broker.store.postgres_brokers import clock_ahead_s, namespaces, server_fault
 from bester.broker.store_brokers import BrokerSeen
 from bester.broker.tls_files import Pair, client_context, server_context
 from bester.broker.wire.codes import BesterError, ConfigError
@@ -60,6 +60,7 @@ def gather(config: Config, status: Mapping[str, Any] | None, trouble: str | None
         rooms=tuple(_rooms(directories)),
         files=tuple(_rooms_for_files(directories)),
         ahead_s=_newest(config.server.data_dir) - now_s,
+        database_ahead_s=None if config.store.database is None else clock_ahead_s(config.store.database),
         descriptors=_descriptors(owner),
         connections=config.native.max_connections,
         backlog=_number(SOMAXCONN),
