@@ -285,11 +285,6 @@ class Router:
         """Connections that the fabric has refused, the latest last."""
         return self._refused.latest()
 
-    @property
-    def troubles(self) -> dict[str, str]:
-        """Reasons why servers without a link have none, by the servers' names."""
-        return {name: why for name, (why, _) in self._missing.items()}
-
     def on_link_lost(self, link: Link, why: str, now: float) -> Effects:
         """Take in that a link of the fabric has ended, or that its routing id has passed to another key."""
         self._reports.now = now
