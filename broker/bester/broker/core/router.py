@@ -44,7 +44,7 @@ from bester.broker.wire.messages import (
     Message,
     Relay,
 )
-from bester.broker.wire.outcomes import failed
+from bester.broker.wire.outcomes import UNREACHABLE, failed
 from bester.broker.wire.trouble import Told
 
 NOTHING_KEPT = Snapshot()
@@ -248,7 +248,7 @@ class Router:
             self._peers.on_unsent(peer, (message, *waiting))
             self._peers.on_peer_lost(peer, "gone, or not reading", now)
         elif link.door == "server" and type(message) is Relay:
-            self._relays.on_answer(link, message.token, failed("unreachable"), {}, now)
+            self._relays.on_answer(link, message.token, UNREACHABLE, {}, now)
         return self._take()
 
     def on_server_ready(self, name: str, now: float) -> Effects:
