@@ -1,4 +1,4 @@
-"""One handler process, from its start hooks to its end: the loop, the stop signals, and the last resort where a
+"""Process of a handler, from the start hooks to the end: the loop, the stop signals, and the last resort where a
 function holds the process."""
 
 from __future__ import annotations
