@@ -172,6 +172,7 @@ class StoreDriver:
         return self._waiting_bytes < ROOM_BYTES
 
     def _is_blocked(self) -> bool:
+        """Return `is_pending`, by a call: mypy takes a property for unchanged by the calls between two looks at it."""
         return self._pending is not None
 
     @property
