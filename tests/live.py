@@ -189,16 +189,14 @@ async def live_server(
 
 
 @contextmanager
-def shared_server(
-    toml: str = "", layout: str = "up", handlers: tuple[str, ...] = (), *, name: str = "s1", native: str = ""
-) -> Iterator[LiveServer]:
+def shared_server(toml: str = "", layout: str = "up", handlers: tuple[str, ...] = ()) -> Iterator[LiveServer]:
     """Run `live_server` for a whole module of tests, on a thread with a loop of its own."""
     ready: Future[LiveServer] = Future()
     loop = asyncio.new_event_loop()
     enough = asyncio.Event()
 
     async def look_after() -> None:
-        async with live_server(toml, layout, handlers, name=name, native=native) as server:
+        async with live_server(toml, layout, handlers) as server:
             ready.set_result(server)
             await enough.wait()
 

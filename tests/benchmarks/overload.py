@@ -45,8 +45,6 @@ LAYOUTS: dict[str, Callable[[Path], AbstractContextManager[Side]]] = {
 }
 STOP_S = 2.0
 """Time of a flooded server to end: nothing that it still holds is of interest."""
-READY_S = 120.0
-"""Time of a generator for its logins: ten thousand of them, on a loaded machine."""
 ANSWER_S = 30.0
 """Time of a generator, after its measured span, to print its line."""
 HELLO_MS = 15_000

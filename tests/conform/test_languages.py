@@ -8,8 +8,8 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
@@ -87,7 +87,7 @@ async def test_the_example_serves_a_real_broker_by_ipc_and_by_curve(language: st
     async with live_server(toml) as server:
         named = {"BESTER_TYPES": "shout", "BESTER_NAME": f"{language}-1"}
         by_curve = {"BESTER_KEY": str(key), "BESTER_SERVER_KEY": server_key(server.directory)}
-        await _shouts(command, server, named | {"BESTER_FABRIC": server.fabric}, tmp_path)
+        await _shouts(command, server, named, tmp_path)
         named["BESTER_NAME"] = f"{language}-2"
         await _shouts(command, server, named | by_curve | {"BESTER_FABRIC": f"tcp://127.0.0.1:{port}"}, tmp_path)
         refused = {**named, **by_curve, "BESTER_TYPES": "whisper", "BESTER_FABRIC": f"tcp://127.0.0.1:{port}"}
@@ -103,10 +103,7 @@ async def test_the_example_serves_a_real_broker_by_ipc_and_by_curve(language: st
 
 async def _shouts(command: tuple[str, ...], server: LiveServer, environment: dict[str, str], directory: Path) -> None:
     """Run the handler, and let a user try it."""
-    handler = await Process.start(*command, cwd=directory, env=environment)
-    try:
-        await server.processes[0].says(environment["BESTER_NAME"])
-        bob = await RawClient.login(server, "bob")
+    async with _serving(command, server, environment, directory) as (_, bob):
         for data, shouted in (("hello", "HELLO"), ("x" * 100_000, "X" * 100_000), ('"\\\n', '"\\\n')):
             bob.submit("shout", data, "m")
             report, before = await bob.until_report("m")
@@ -114,12 +111,26 @@ async def _shouts(command: tuple[str, ...], server: LiveServer, environment: dic
         bob.submit("shout", 5, "m")
         report, _ = await bob.until_report("m")
         assert report["payload"]["reason"] == "handler-failed"
+
+
+@asynccontextmanager
+async def _serving(
+    command: Sequence[str], server: LiveServer, environment: dict[str, str], directory: Path
+) -> AsyncIterator[tuple[Process, RawClient]]:
+    """Run a handler, at the server's own endpoint unless `environment` names one, and log a user in. The handler must
+    end well."""
+    handler = await Process.start(*command, cwd=directory, env={"BESTER_FABRIC": server.fabric, **environment})
+    try:
+        await server.processes[0].says(f"name='{environment['BESTER_NAME']}'")
+        bob = await RawClient.login(server, "bob")
+        yield handler, bob
         await bob.close()
     finally:
         status = await handler.end()
     assert status == 0, handler.lines
 
 
+ODD = {"BESTER_TYPES": "odd", "BESTER_NAME": "odd"}
 ODD_NOTES = {
     "c": """
 #include "bester.h"
@@ -176,50 +187,32 @@ def _program(language: str, source: str, directory: Path) -> list[str]:
 @every_language
 async def test_a_note_is_sent_whatever_is_in_it(language: str, tmp_path: Path) -> None:
     command = _program(language, ODD_NOTES[language], tmp_path)
-    async with live_server() as server:
-        handler = await Process.start(
-            *command, cwd=tmp_path, env={"BESTER_TYPES": "odd", "BESTER_NAME": "odd", "BESTER_FABRIC": server.fabric}
-        )
-        try:
-            await server.processes[0].says("name='odd'")
-            bob = await RawClient.login(server, "bob")
-            notes = []
-            for data in (0, 1):
-                bob.submit("odd", data, "m")
-                report, _ = await bob.until_report("m")
-                assert report["payload"]["reason"] == "refused", report
-                notes.append(report["payload"]["note"])
-            assert notes[0].startswith("caf") and notes[1].startswith("x"), notes
-            bob.submit("odd", 2, "m")
+    async with live_server() as server, _serving(command, server, ODD, tmp_path) as (_, bob):
+        notes = []
+        for data in (0, 1):
+            bob.submit("odd", data, "m")
             report, _ = await bob.until_report("m")
-            assert report["payload"]["reason"] in ("handler-failed", "refused"), report
-            for data, note in ((3, "the handler refused the message"), (4, "\U0001f600" * 500)):
-                bob.submit("odd", data, "m")
-                report, _ = await bob.until_report("m")
-                assert report["payload"]["note"] == note
-            await bob.close()
-        finally:
-            status = await handler.end()
-        assert status == 0, handler.lines
+            assert report["payload"]["reason"] == "refused", report
+            notes.append(report["payload"]["note"])
+        assert notes[0].startswith("caf") and notes[1].startswith("x"), notes
+        bob.submit("odd", 2, "m")
+        report, _ = await bob.until_report("m")
+        assert report["payload"]["reason"] in ("handler-failed", "refused"), report
+        for data, note in ((3, "the handler refused the message"), (4, "\U0001f600" * 500)):
+            bob.submit("odd", data, "m")
+            report, _ = await bob.until_report("m")
+            assert report["payload"]["note"] == note
 
 
 @every_language
 async def test_a_closed_terminal_ends_no_handler(language: str, tmp_path: Path) -> None:
     command = LANGUAGES[language](tmp_path)
-    async with live_server() as server:
-        named = {"BESTER_TYPES": "shout", "BESTER_NAME": "h", "BESTER_FABRIC": server.fabric}
-        handler = await Process.start(*command, cwd=tmp_path, env=named)
-        try:
-            await server.processes[0].says("name='h'")
-            bob = await RawClient.login(server, "bob")
-            handler.process.send_signal(signal.SIGHUP)
-            bob.submit("shout", "hello", "m")
-            report, _ = await bob.until_report("m")
-            assert report["header"]["status"] == "good", report
-            await bob.close()
-        finally:
-            status = await handler.end()
-        assert status == 0, handler.lines
+    named = {"BESTER_TYPES": "shout", "BESTER_NAME": "h"}
+    async with live_server() as server, _serving(command, server, named, tmp_path) as (handler, bob):
+        handler.process.send_signal(signal.SIGHUP)
+        bob.submit("shout", "hello", "m")
+        report, _ = await bob.until_report("m")
+        assert report["header"]["status"] == "good", report
 
 
 @every_language
@@ -363,25 +356,16 @@ Bester.serve({ "odd" => ->(message) {
 async def test_a_reply_that_is_too_much_fails_alone(language: str, tmp_path: Path) -> None:
     """A frame above 64 MiB would end the link, and use up an attempt of all that the handler has in hand."""
     command = _program(language, TOO_MUCH[language], tmp_path)
-    async with live_server() as server:
-        named = {"BESTER_TYPES": "odd", "BESTER_NAME": "odd", "BESTER_FABRIC": server.fabric}
-        handler = await Process.start(*command, cwd=tmp_path, env=named)
-        try:
-            await server.processes[0].says("name='odd'")
-            bob = await RawClient.login(server, "bob")
-            for id_, data in enumerate((0, 1, 0, 2, 0, 3)):
-                bob.submit("odd", data, str(id_))
-            reasons: dict[str, str | None] = {}
-            attempts = []
-            while len(reasons) < 6:
-                frame = await bob.receive()
-                if frame["header"]["messageType"] == "receivedMessage":
-                    attempts.append(frame["payload"]["data"])
-                else:
-                    reasons[frame["payload"]["id"]] = frame["payload"].get("reason")
-            assert reasons == {"0": None, "1": "bad-reply", "2": None, "3": "bad-reply", "4": None, "5": None}
-            assert attempts == [1, 1, 1]
-            await bob.close()
-        finally:
-            status = await handler.end()
-        assert status == 0, handler.lines
+    async with live_server() as server, _serving(command, server, ODD, tmp_path) as (_, bob):
+        for id_, data in enumerate((0, 1, 0, 2, 0, 3)):
+            bob.submit("odd", data, str(id_))
+        reasons: dict[str, str | None] = {}
+        attempts = []
+        while len(reasons) < 6:
+            frame = await bob.receive()
+            if frame["header"]["messageType"] == "receivedMessage":
+                attempts.append(frame["payload"]["data"])
+            else:
+                reasons[frame["payload"]["id"]] = frame["payload"].get("reason")
+        assert reasons == {"0": None, "1": "bad-reply", "2": None, "3": "bad-reply", "4": None, "5": None}
+        assert attempts == [1, 1, 1]

@@ -274,13 +274,13 @@ class Scene:
         await client.log_in(user)
         return client
 
-    async def slow_client(self, user: str = "slow") -> Raw:
+    async def slow_client(self) -> Raw:
         """Return a client that is logged in and does not read until `read_on`. The kernel holds less for the client,
         and for all later ones of this scene, than a large message has."""
         narrow_listener(self.service.listeners[0].server)
         client = Raw(*await narrow_connection(*self.tcp4))
         self.clients.append(client)
-        await client.log_in(user)
+        await client.log_in("slow")
         stop_reading(client.writer)
         return client
 

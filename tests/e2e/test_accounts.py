@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import argon2
 import pytest
 
-from bester.broker import accounts_file, data_dir, database
+from bester.broker import accounts_file, data_dir
 from bester.broker.accounts import Accounts
 from bester.broker.accounts_file import BUSY_S
 from bester.broker.check_queue import MAX_WAITING
@@ -31,6 +31,7 @@ from bester.broker.users import PASSWORD_LIMIT_BYTES, OpenAccounts
 from bester.broker.verifying import LET_IN, OVERLOADED, VERIFIERS, WRONG, Verdict
 from bester.broker.wire.codes import BesterError, ConfigError
 from bester.broker.wire.messages import VERSION, Hello, LoggedIn, Login, Message
+from tests.full_directory import FullDirectory
 
 HERE = "192.0.2.7"
 NO_MEMORY = argon2.low_level.error_to_str(-22)
@@ -336,31 +337,16 @@ async def test_file_is_looked_through_once_however_often_it_is_opened_again(
     accounts: Accounts, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looking holds the loop for up to a second; without room the file is opened again every second."""
-    connect, damage, room, looks = database.connect, database.damage, False, 0
-
-    def without_room(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Connection:
-        if not alone and not room:
-            error = sqlite3.OperationalError("disk I/O error")
-            error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
-            raise error
-        return connect(path, timeout_s, alone=alone)
-
-    def look(db: sqlite3.Connection, path: Path, *, order: bool = False) -> str | None:
-        nonlocal looks
-        looks += 1
-        return damage(db, path, order=order)
-
     accounts.close()
-    monkeypatch.setattr(database, "connect", without_room)
-    monkeypatch.setattr(database, "damage", look)
+    full = FullDirectory(monkeypatch)
     monkeypatch.setattr(accounts_file, "LOOK_S", 0.0)
     with closing(Accounts(directory, serving=True)) as served:
         for _ in range(3):
             served.changed()
-        assert looks == 1
-        room = True
+        assert full.looks == 1
+        full.has_room = True
         served.changed()
-        assert looks == 1
+        assert full.looks == 1
         served.add("ann", "secret")
         assert [each.name for each in served.list()] == ["ann", "tim"]
 

@@ -40,10 +40,10 @@ async def until_gone(pids: list[int]) -> None:
 
 
 @asynccontextmanager
-async def bridge_of(workers: int, toml: str = TOML) -> AsyncIterator[tuple[LiveServer, Process]]:
+async def bridge_of(workers: int) -> AsyncIterator[tuple[LiveServer, Process]]:
     """Run a broker and a bridge with workers; yield the server, and the broker."""
     async with short_directory() as directory:
-        (directory / "bester.toml").write_text(toml)
+        (directory / "bester.toml").write_text(TOML)
         broker = await Process.start(BESTER, "broker", cwd=directory)
         await broker.says("broker ")
         bridge = await Process.start(BESTER, "bridge", "--workers", str(workers), cwd=directory)

@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from bester.broker.connections import ConnectionNumbers
-from bester.broker.curve import CurveSocket, Zap, ahead
+from bester.broker.curve import CurveSocket, ahead
 from bester.broker.fabric_socket import RECEIVED_AT_ONCE, Frames
 from bester.broker.keys import KeyPair
 from bester.broker.link_counts import MOST_LINKS, LinkCounts
@@ -23,6 +23,7 @@ from bester.broker.link_counts import WHY as MANY
 from bester.broker.long_messages import HELD_OFF, MOST_FRAMES, SHORT_FRAMES, WHY, LongMessages
 from bester.broker.monitor import Monitor, OnEvent
 from bester.broker.wire.messages import MAX_FRAMES
+from bester.broker.zap import Zap
 from tests.ipv6 import needs_ipv6
 from tests.keyed import KeyedParty, Pair, free_port, new_pair
 from tests.live import DEADLINE_S

@@ -241,7 +241,10 @@ async def loop(message):
     while True:
         time.sleep(0.01)
 """
-QUICKLY = "import sys; from bester.handlers import runner; runner.{name} = 0.3; sys.exit(runner.main(sys.argv[1:]))"
+QUICKLY = (
+    "import sys; from bester.handlers import runner, serving, slow_starts; {name} = 0.3; "
+    "sys.exit(runner.main(sys.argv[1:]))"
+)
 
 
 async def test_worker_with_all_threads_hanging_exits_1(folder: Path) -> None:
@@ -266,7 +269,7 @@ async def test_exit_does_not_wait_for_a_hanging_thread(folder: Path, type_: str)
     (folder / "hangs.py").write_text(HANGS)
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint, request_ms=100) as broker:
-        process = await start(folder, "-c", QUICKLY.format(name="EXIT_S"), "hangs:app", "--fabric", endpoint)
+        process = await start(folder, "-c", QUICKLY.format(name="serving.EXIT_S"), "hangs:app", "--fabric", endpoint)
         await broker.expect(Hello)
         broker.send(request(1, b"1", type_))
         assert process.stderr is not None
@@ -282,7 +285,7 @@ async def test_exit_does_not_wait_for_a_held_loop(folder: Path) -> None:
     (folder / "hangs.py").write_text(HANGS)
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint) as broker:
-        process = await start(folder, "-c", QUICKLY.format(name="LAST_S"), "hangs:app", "--fabric", endpoint)
+        process = await start(folder, "-c", QUICKLY.format(name="serving.LAST_S"), "hangs:app", "--fabric", endpoint)
         await broker.expect(Hello)
         broker.send(request(1, b"1", "loop"))
         assert process.stdout is not None
@@ -376,7 +379,9 @@ async def test_slow_import_is_logged(folder: Path) -> None:
     (folder / "heavy.py").write_text("import sys\n" + APP + "\nsys.stdin.readline()\n")
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint) as broker:
-        process = await start(folder, "-c", QUICKLY.format(name="SLOW_IMPORT_S"), "heavy:app", "--fabric", endpoint)
+        process = await start(
+            folder, "-c", QUICKLY.format(name="slow_starts.SLOW_START_S"), "heavy:app", "--fabric", endpoint
+        )
         assert process.stderr is not None
         line = (await asyncio.wait_for(process.stderr.readline(), PATIENCE_S)).decode()
         assert "importing heavy:app has taken 0.3 s so far, and is at " in line
@@ -395,7 +400,9 @@ async def test_slow_start_hook_is_logged_with_its_line(folder: Path, wait: str) 
     at = f"{folder}/mine.py:{(APP + hook).count(chr(10))}"
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint) as broker:
-        process = await start(folder, "-c", QUICKLY.format(name="SLOW_IMPORT_S"), "mine:app", "--fabric", endpoint)
+        process = await start(
+            folder, "-c", QUICKLY.format(name="slow_starts.SLOW_START_S"), "mine:app", "--fabric", endpoint
+        )
         assert process.stderr is not None
         line = "importing"  # which may be slow, too
         while "importing" in line:

@@ -12,10 +12,11 @@ import pytest
 import zmq
 
 from bester.broker.connections import ConnectionNumbers
-from bester.broker.curve import READ_S, CurveSocket, Zap
+from bester.broker.curve import READ_S, CurveSocket
 from bester.broker.fabric_socket import Frames
 from bester.broker.keys import KeyPair
 from bester.broker.monitor import Monitor, OnEvent
+from bester.broker.zap import Zap
 from tests.keyed import Pair, free_port, new_pair
 from tests.live import DEADLINE_S
 

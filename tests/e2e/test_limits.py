@@ -79,7 +79,7 @@ async def echo_as_the_reference_does(reader: asyncio.StreamReader, writer: async
 
 
 @asynccontextmanager
-async def app_server(toml: str = "", layout: str = "up", **head: str) -> AsyncIterator[LiveServer]:
+async def app_server(toml: str = "", **head: str) -> AsyncIterator[LiveServer]:
     """A server with the handlers above, and `old`, one of the reference's kind."""
     name, native = head.get("name", "s1"), head.get("native", "")
     text = f'[server]\nname = "{name}"\ndata_dir = "data"\n[native]\n'
@@ -88,9 +88,7 @@ async def app_server(toml: str = "", layout: str = "up", **head: str) -> AsyncIt
     async with short_directory() as directory:
         (directory / "app.py").write_text(APP)
         old = await asyncio.start_unix_server(echo_as_the_reference_does, str(directory / "old.sock"))
-        server = await LiveServer.start(
-            directory, f'{text}{HANDLERS}[handlers.old]\nsocket = "old.sock"\n{toml}', layout
-        )
+        server = await LiveServer.start(directory, f'{text}{HANDLERS}[handlers.old]\nsocket = "old.sock"\n{toml}')
         try:
             for type_ in ("land", "old"):
                 await server.has_type(type_)

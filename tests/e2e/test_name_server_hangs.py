@@ -81,12 +81,12 @@ HUNG = {"RES_OPTIONS": "timeout:30 attempts:1"}
 
 @asynccontextmanager
 async def server_with(
-    directory: Path, shown: Names, servers: str, layout: str = "up", *, name: str = "s1", port: int = 0
+    directory: Path, shown: Names, servers: str, layout: str = "up", *, name: str = "s1"
 ) -> AsyncIterator[LiveServer]:
     """Run a server with the files of `shown`, which must end well."""
     (directory / "h.py").write_text(HANDLER)
     declared = '[handlers.h]\napp = "h:app"\ntypes = ["note", "take"]\n' if layout == "up" else ""
-    (directory / "bester.toml").write_text(head(name, port=port, auth="open") + declared + servers)
+    (directory / "bester.toml").write_text(head(name, auth="open") + declared + servers)
     processes: list[Process] = []
     try:
         if layout == "up":

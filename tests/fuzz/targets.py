@@ -9,9 +9,9 @@ import struct
 from collections.abc import Callable
 
 from bester.broker.core.effects import Link
-from bester.broker.curve import KEY_BYTES, zap_reply
 from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import Hello
+from bester.broker.zap import KEY_BYTES, zap_reply
 from tests.fuzz import frames, router, wire
 from tests.fuzz.play import must, quiet
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bester.broker.curve import zap_reply
 from bester.broker.wire import readers
+from bester.broker.zap import zap_reply
 from tests.fuzz.drawn import atheris_draws, hypothesis_draws
 from tests.fuzz.targets import TARGETS, cut, joined
 

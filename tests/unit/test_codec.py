@@ -231,8 +231,8 @@ def test_batch_holds_1_to_1024_messages() -> None:
 # --- short frames that ask for much ----------------------------------------------------------------------------
 
 
-def bomb(header: bytes, depth: int, before: bytes = b"") -> bytes:
-    return b"\x91" + before + header * depth
+def bomb(header: bytes, depth: int) -> bytes:
+    return b"\x91" + header * depth
 
 
 BOMBS = {

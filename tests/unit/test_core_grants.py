@@ -317,10 +317,10 @@ def test_signals_of_a_handler_of_one_broker_mean_nothing() -> None:
     assert [request.body for request in stand.heard_of(link, Request)] == [b"2"]
 
 
-def lone_suspect(ward: Ward, *bodies: bytes, workers: int = 4) -> list[Link]:
-    """End a handler with these messages; return the links of others that join before."""
+def lone_suspect(ward: Ward, *bodies: bytes) -> list[Link]:
+    """End a handler with these messages; return the links of four others that join before."""
     ward.submit(*bodies)
-    links = [ward.stand.handler("t", credit=8, shared=f"q{number}") for number in range(workers)]
+    links = [ward.stand.handler("t", credit=8, shared=f"q{number}") for number in range(4)]
     ward.lose(ward.links[0])
     return links
 

@@ -55,10 +55,10 @@ class Town:
         (outcome,) = self.stand.heard_of(self.chat, Outcome)[-1].recipients.values()
         return outcome
 
-    def sends_on(self, user: str, to: str = "s2", body: bytes = b'"hi"') -> dict[str, str]:
+    def sends_on(self, user: str, to: str = "s2") -> dict[str, str]:
         """Let a user send to another server, which is away; returns the outcomes of the report."""
         self.stand.submit(self.bridges[user], "chat")
-        self.stand.answer(self.chat, servers(to, body=body))
+        self.stand.answer(self.chat, servers(to, body=b'"hi"'))
         return self.stand.report(self.bridges[user]).recipients
 
     def relays(self, server: str, command: Command | None = None) -> str:

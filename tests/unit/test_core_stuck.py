@@ -31,10 +31,10 @@ class Ward:
         self.types = types or ("job",)
         self.handler = self.stand.handler(*self.types, credit=credit, name="h", **options)
 
-    def hang(self, number: int, type_: str = "job") -> list[int]:
+    def hang(self, number: int) -> list[int]:
         """Let so many messages time out at the handler; return the tokens of the unanswered requests."""
         for _ in range(number):
-            self.stand.submit(self.bridge, type_)
+            self.stand.submit(self.bridge, "job")
         tokens = [request.token for request in self.stand.heard_of(self.handler, Request)]
         self.stand.wait(QUICK_S)
         assert [report.reason for report in self.stand.heard_of(self.bridge, Report)] == ["timeout"] * number

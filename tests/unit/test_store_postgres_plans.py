@@ -11,7 +11,7 @@ import pytest
 from bester.broker import accounts_postgres
 from bester.broker.store import postgres_reading, postgres_writing
 from bester.broker.store.postgres import PostgresStore
-from bester.broker.store.postgres_writing import ID_PART, key_of_entry
+from bester.broker.store.postgres_keys import ID_PART, key_of_entry
 from bester.broker.store_requests import lane, mailbox
 from tests.postgres_server import Cluster
 from tests.unit.store_stand import LOTS, keep

@@ -31,6 +31,7 @@ from bester.broker.store_requests import (
     lane,
 )
 from bester.broker.wire.codes import BesterError
+from tests.full_directory import FullDirectory
 from tests.unit.store_sqlite_stand import BOB, LOTS, keep, waiting
 
 
@@ -121,37 +122,22 @@ def test_file_is_looked_through_once_however_often_it_is_opened_again(
     """Looking holds the loop for up to a second; without room the file is opened again every second."""
     with closing(SqliteStore(path)) as store:
         store.open()
-    connect, damage, room, looks = database.connect, database.damage, False, 0
-
-    def without_room(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Connection:
-        if not alone and not room:
-            error = sqlite3.OperationalError("disk I/O error")
-            error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
-            raise error
-        return connect(path, timeout_s, alone=alone)
-
-    def look(db: sqlite3.Connection, path: Path) -> str | None:
-        nonlocal looks
-        looks += 1
-        return damage(db, path)
-
-    monkeypatch.setattr(database, "connect", without_room)
-    monkeypatch.setattr(database, "damage", look)
+    full = FullDirectory(monkeypatch)
     monkeypatch.setattr(sqlite, "AGAIN_S", 0.0)
     with closing(SqliteStore(path)) as store:
         store.open()
         for number in range(1, 4):
             assert store.commit([keep(number)]).ok
-        assert looks == 1
+        assert full.looks == 1
         path.with_name("other").write_bytes(path.read_bytes())
         path.with_name("other").replace(path)  # a file of another inode at the same path
         assert store.commit([keep(4)]).ok
-        assert looks == 2
-        room = True
+        assert full.looks == 2
+        full.has_room = True
         assert store.commit([keep(5)]).ok
-        assert looks == 2
+        assert full.looks == 2
         store.open()
-        assert looks == 3
+        assert full.looks == 3
 
 
 def test_free_pages_of_the_file_are_room(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:

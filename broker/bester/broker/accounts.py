@@ -99,7 +99,7 @@ class Accounts:
             raise no_account(name)
 
     def enable(self, name: str) -> None:
-        """Let its user log in to an account again. Raises BesterError for an unknown account."""
+        """Let the user of an account log in again. Raises BesterError for an unknown account."""
         known = "UPDATE account SET name = name WHERE name = ?"
         if not self._all((known, "DELETE FROM disabled WHERE name = ?"), name):
             raise no_account(name)

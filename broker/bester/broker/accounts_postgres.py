@@ -157,7 +157,7 @@ class PostgresAccounts:
         self._known(self._change(_DISABLE, name), name)
 
     def enable(self, name: str) -> None:
-        """Let its user log in to an account again. Raises BesterError for an unknown account."""
+        """Let the user of an account log in again. Raises BesterError for an unknown account."""
         self._known(self._change(_ENABLE, name), name)
 
     def list(self) -> list[Account]:

@@ -143,7 +143,7 @@ class HandlerConfig:
 
     @property
     def process_names(self) -> tuple[str, ...]:
-        """Names of its processes, one for each worker."""
+        """Names of the handler's processes, one for each worker."""
         return (self.name,) if self.workers == 1 else tuple(f"{self.name}.{n}" for n in range(self.workers))
 
 

@@ -13,7 +13,8 @@ from bester.broker.wire.address import HostPort, is_numeric, parse_endpoint
 
 
 class Listener(NamedTuple):
-    """One listener: section and key that name it, and its address or the path of its Unix socket."""
+    """Listener of the configuration: the section and key that name it, and its address or the path of its Unix
+    socket."""
 
     section: str
     key: str

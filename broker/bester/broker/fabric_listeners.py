@@ -18,7 +18,7 @@ import zmq
 from bester.broker import unix_socket
 from bester.broker.connections import ConnectionNumbers
 from bester.broker.core.effects import Link
-from bester.broker.curve import CLOCK, CurveSocket, OnRefused, Zap, as_bytes
+from bester.broker.curve import CLOCK, CurveSocket, as_bytes
 from bester.broker.fabric_socket import FabricSocket, Frames, new_context
 from bester.broker.keys import KeyPair
 from bester.broker.link_counts import LinkCounts
@@ -31,6 +31,7 @@ from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.messages import Malformed, Message
 from bester.broker.wire.runs import read_in_parts
 from bester.broker.wire.silence import ReadUntil
+from bester.broker.zap import OnRefused, Zap
 
 IO_THREADS = 2
 """Threads of ZeroMQ: one for parties on this machine, and one for those on tcp, so that the bytes of an ipc socket wait

@@ -64,7 +64,7 @@ class Monitor:
 
 MECHANISM_MISMATCH = 0x11000002
 HELD_OFF = 500
-"""ZAP's status for a party that is held off (`curve.LATER`)."""
+"""ZAP's status for a party that is held off (`zap.LATER`)."""
 _PLAIN_EVENTS: dict[int, Event] = {
     zmq.EVENT_CONNECTED: "connected",
     zmq.EVENT_CLOSED: "refused",

@@ -29,15 +29,7 @@ from bester.broker.store import Store
 from bester.broker.store.commits import GROWING, GROWING_HELD_BACK_BYTES, is_given_up, key_of
 from bester.broker.store_groups import ENTRY_BYTES, GROUP_MESSAGES, REMOTE_GROUP_MESSAGES, Groups, size_of, size_of_all
 from bester.broker.store_questions import Questions
-from bester.broker.store_requests import (
-    PRESSING,
-    Committed,
-    Entry,
-    Fetch,
-    MarkSent,
-    Question,
-    Write,
-)
+from bester.broker.store_requests import PRESSING, Committed, Entry, Fetch, MarkSent, Question, Write
 from bester.broker.wire.codes import BesterError
 
 ASKED_AT_ONCE = 8
@@ -180,6 +172,7 @@ class StoreDriver:
         return self._waiting_bytes < ROOM_BYTES
 
     def _is_blocked(self) -> bool:
+        """Return `is_pending`, by a call: mypy takes a property for unchanged by the calls between two looks at it."""
         return self._pending is not None
 
     @property
@@ -526,9 +519,7 @@ class StoreDriver:
             if not isinstance(answer, BesterError):
                 told.append((read, answer))
                 continue
-            unreadable = Effects()
-            unreadable.notice("store-unreadable", why=answer.text)
-            self._carry_out(unreadable)
+            self._notice("store-unreadable", why=answer.text)
             if isinstance(read.request, Question):
                 told.append((read, None))  # the asker may ask again
             else:

@@ -220,9 +220,6 @@ _decode = msgspec.json.Decoder(_Frame).decode
 _encode = msgspec.json.Encoder().encode
 _NO_HEADER = _Header()
 
-LOGIN_ID = "auth_special"
-"""The id of the answer to the first frame."""
-
 
 def parse(body: bytes) -> Message | Report | Pong | Answer | Unreadable:
     """Return the value in a frame of the server; `header` may be null or bare, as besterd writes it."""

@@ -195,7 +195,7 @@ class Link:
         self.act(self._core.receive(data, self.now()))
         self.wake()  # a duplicate makes no event, but its ack is due
 
-    def on_socket_closed(self, why: str, *, is_there: bool = False) -> None:
+    def on_socket_closed(self, why: str, *, is_there: bool) -> None:
         self.act(self._core.on_disconnected(why, self.now(), is_there=is_there))
 
     async def _run(self) -> None:

@@ -20,8 +20,8 @@ class Deadlines:
     """Limits of one worker's types. Times are monotonic seconds; an unknown limit is infinite. `own_s` are the limits
     that the worker itself has set, by type."""
 
-    def __init__(self, own_s: Mapping[str, float] | None = None) -> None:
-        self._own_s = dict(own_s or {})
+    def __init__(self, own_s: Mapping[str, float]) -> None:
+        self._own_s = dict(own_s)
         self._usual_s = math.inf
         self._of_type: dict[str, float] = {}
 

@@ -46,22 +46,22 @@ class Site(Protocol):
 
     @property
     def can_pause(self) -> bool:
-        """Whether the broker knows of exclusive use; where not, its messages go on as ever."""
+        """Return whether the broker knows of exclusive use; otherwise the broker's messages go on as ever."""
         ...
 
     @property
     def is_linked(self) -> bool:
-        """Whether the broker has welcomed this process, and the link is there."""
+        """Return whether the broker has welcomed this process, and the link is there."""
         ...
 
     @property
     def is_clear(self) -> bool:
-        """Whether no message of the broker is worked on."""
+        """Return whether no message of the broker is worked on."""
         ...
 
     @property
     def works_on_earlier(self) -> bool:
-        """Whether a message that came by an earlier link is worked on."""
+        """Return whether a message that came by an earlier link is worked on."""
         ...
 
     def bar(self, number: int) -> None:

@@ -307,17 +307,17 @@ class Requests:
 
     @property
     def can_pause(self) -> bool:
-        """Whether the broker knows of exclusive use."""
+        """Return whether the broker knows of exclusive use."""
         return self._link.link_client.options.get("exclusive") is True
 
     @property
     def is_clear(self) -> bool:
-        """Whether no request of this broker is worked on, but for those that hang."""
+        """Return whether no request of this broker is worked on, but for those that hang."""
         return not self._outstanding or self._outstanding <= self._overtime.hung(self._is_wanted)
 
     @property
     def works_on_earlier(self) -> bool:
-        """Whether a handler still works on a request that came by an earlier link, one that hangs excepted."""
+        """Return whether a handler still works on a request that came by an earlier link, one that hangs excepted."""
         return self._executor.is_running(self._is_earlier)
 
     def bar(self, number: int) -> None:

@@ -1,4 +1,4 @@
-"""Runs a handler program: `python -m bester.handlers MODULE:APP`, and `bester handler`.
+"""Command that runs a handler program: `python -m bester.handlers MODULE:APP`, and `bester handler`.
 
 Exit status 0 done (SIGTERM, SIGINT), 1 failed, 2 wrong usage. A user's mistake is one line on standard error.
 """
@@ -6,38 +6,30 @@ Exit status 0 done (SIGTERM, SIGINT), 1 failed, 2 wrong usage. A user's mistake 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import importlib.util
 import io
 import logging
-import math
 import os
-import select
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import zmq
-
-from bester.broker import descriptors, heap, logs
+from bester.broker import logs
 from bester.broker.keys import LinkKeys, link_keys, refuse_unused
 from bester.broker.streams import forgive, secure
 from bester.broker.terminals import outlive_terminals
 from bester.broker.wire.address import endpoints_to
 from bester.broker.wire.codes import ConfigError
-from bester.broker.wire.notes import describe
 from bester.broker.wire.type_names import spelling_fault
 from bester.handlers.app import App
 from bester.handlers.cluster import Cluster
 from bester.handlers.loading import LoadError, load
-from bester.handlers.stacks import line_of, waits_at
-from bester.handlers.supervising import stop_signals, supervise
-from bester.handlers.worker import DRAIN_S, Worker
+from bester.handlers.serving import fail, on_loop, serve
+from bester.handlers.slow_starts import slow_import_logged
+from bester.handlers.supervising import supervise
+from bester.handlers.worker import Worker
 
 DEFAULT_FABRIC = "ipc://bester-data/fabric.sock"
 """Default address of a server started in this directory."""
@@ -46,12 +38,6 @@ KEY_NAMES = ("--key FILE (or BESTER_KEY)", "--server-key KEY (or BESTER_SERVER_K
 """Names of the two keys of an encrypted link, for people."""
 ORDERS = ("user", "none")
 """Orders of a user's messages for a handler at a socket: one at a time and in order, or concurrently."""
-SLOW_IMPORT_S = 5.0
-"""Seconds after which a running import, or start hook, is logged: nothing is served before its end."""
-LAST_S = DRAIN_S + 5.0
-"""Seconds from SIGTERM to the end of the process, even where a function holds the loop."""
-EXIT_S = 2.0
-"""Seconds that threads started by the user's code may delay the exit of a stopped worker."""
 
 log = logging.getLogger("bester.handlers")
 
@@ -140,9 +126,9 @@ def run(
         _check_workers(workers, shadow=shadow)
         worker = _made(spec, socket, order, served, links, name, background=not child, shadow=shadow)
     except LoadError as error:
-        return _fail(str(error), error.status)
+        return fail(str(error), error.status)
     if workers == 1 and not reload:
-        return _on_loop(lambda: _serve(worker, lifeline))
+        return on_loop(lambda: serve(worker, lifeline))
     command = [sys.executable, "-m", "bester.handlers"]
     command += [word for endpoint in endpoints for word in ("--fabric", endpoint)]
     command += [spec] if spec else ["--socket", str(socket), "--order", order or ORDERS[0]]
@@ -151,7 +137,7 @@ def run(
         command += ["--key", str(key), "--server-key", str(server_key)]
     command += ["--log", log_format, "--log-level", log_level]
     watched = _watched(spec) if reload else None
-    return _on_loop(lambda: supervise(command, name or worker.name, workers, watched))
+    return on_loop(lambda: supervise(command, name or worker.name, workers, watched))
 
 
 def _check_filled(options: Mapping[str, Sequence[str | None]]) -> None:
@@ -225,7 +211,7 @@ def _made(
     """Load the app and return its worker, for one broker or several. Raises LoadError."""
     app: App | None = None
     try:
-        with _slow_import_logged(spec):
+        with slow_import_logged(spec):
             app = _app(spec, socket, order, types)
         if len(links) > 1:
             return Cluster(app, links, name=name, types=types, background=background, shadow=shadow)
@@ -284,195 +270,3 @@ def _uncaught(
         return
     fields = logs.facts(event)
     log.error("%s is not caught", kind.__name__, exc_info=(kind, error or kind(), traceback), extra=fields)
-
-
-@contextlib.contextmanager
-def _slow_import_logged(spec: str | None) -> Iterator[None]:
-    """Log once where a slow import stands."""
-    thread = threading.get_ident()
-
-    def warn() -> None:
-        text = "importing %s has taken %g s so far, and is at %s; nothing is served before its end"
-        line = line_of(thread)
-        log.warning(text, spec, SLOW_IMPORT_S, line, extra=logs.facts("slow-import", app=spec, line=line))
-
-    with _called_after(SLOW_IMPORT_S, warn):
-        yield
-
-
-@contextlib.contextmanager
-def _slow_start_logged(name: str, task: asyncio.Task[Any] | None) -> Iterator[None]:
-    """Log once where the start hooks of `task` stand, if they take long; they may hold the loop."""
-    thread, loop = threading.get_ident(), asyncio.get_running_loop()
-
-    def warn() -> None:
-        running = asyncio.current_task(loop)
-        line = waits_at(task) if task is not None and running is None else line_of(thread)
-        text = "%s: the start hooks have taken %g s so far, and are at %s; nothing is served before their end"
-        log.warning(text, name, SLOW_IMPORT_S, line, extra=logs.facts("slow-start-hook", name=name, line=line))
-
-    with _called_after(SLOW_IMPORT_S, warn):
-        yield
-
-
-@contextlib.contextmanager
-def _called_after(seconds: float, call: Callable[[], None]) -> Iterator[None]:
-    """Have `call` made on a thread of its own, unless what is done here is over by then."""
-    timer = threading.Timer(seconds, call)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _fail(text: str, status: int = 2) -> int:
-    logs.fail(text)
-    return status
-
-
-def _on_loop(work: Callable[[], Any]) -> int:
-    """Run `work` to its end; return the exit status.
-
-    SystemExit in a task or callback of a handler escapes from the loop itself, and counts as a SIGTERM: requests in
-    hand are finished first. They are not where such code has stopped the loop or cancelled all tasks.
-    """
-    try:
-        descriptors.require(descriptors.LEAST)
-    except OSError as error:
-        return _fail(f"{error.strerror}; raise the limit of open files (ulimit -n)", 1)
-    heap.keep_freed_memory()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        loop, status = runner.get_loop(), 0
-        main = loop.create_task(work())
-        while True:
-            try:
-                return loop.run_until_complete(main) or status
-            except (asyncio.CancelledError, RuntimeError):
-                if main.done() and not main.cancelled():
-                    raise
-                text = "code of a handler stopped the event loop, or cancelled the tasks of this program, which ends"
-                log.exception(text, extra=logs.facts("ended-by-code"))
-                return 1
-            except (SystemExit, KeyboardInterrupt) as error:
-                if main.done():
-                    raise
-                text = "a task or callback of a handler ends the program; requests in hand are finished first"
-                log.exception(text, extra=logs.facts("ended-by-code"))
-                code = getattr(error, "code", None)
-                status = code if isinstance(code, int) else int(code is not None or type(error) is KeyboardInterrupt)
-                loop.call_soon(os.kill, os.getpid(), signal.SIGTERM)  # deferred: uvloop handles signals while it runs
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
-
-
-class _LastResort:
-    """Ends a process that cannot end by itself: a function holds its loop, or its threads hang."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._limit_s = math.inf
-        self._status = 1
-        self._wake_reader, self._wake_writer = os.pipe()  # a signal handler may write to a pipe at any point
-        threading.Thread(target=self._wait, name="bester-last-resort", daemon=True).start()
-
-    def end_within(self, seconds: float, status: int) -> None:
-        """End the process within so many seconds; a later call replaces the time."""
-        self._limit_s, self._status = seconds, status
-        os.write(self._wake_writer, b"!")
-
-    def _wait(self) -> None:
-        limit_s: float | None = None
-        while select.select([self._wake_reader], [], [], limit_s)[0]:
-            os.read(self._wake_reader, 1)
-            limit_s = self._limit_s
-        text = "%s: a function or thread still holds this process, which ends without waiting any longer"
-        log.warning(text, self._name, extra=logs.facts("ended-at-once", name=self._name))
-        logs.finish()
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-        os._exit(self._status)
-
-
-def _end_hung(name: str) -> None:
-    log.error("%s: this process ends, to be restarted", name, extra=logs.facts("ended-hung", name=name))
-    logs.finish()
-    os._exit(1)  # the loop is held: a gentler end would never run
-
-
-async def _serve(worker: Worker | Cluster, lifeline: int | None) -> int:
-    last = _LastResort(worker.name)
-    with stop_signals(lambda: last.end_within(LAST_S, 1)) as stop:
-        if lifeline is not None:
-            worker.on_hung(lambda: _end_hung(worker.name))
-        try:
-            if not await _prepared(worker, stop):
-                return 0
-        except Exception as error:
-            log.exception("%s: a start hook failed", worker.name, extra=logs.facts("start-hook-failed"))
-            return _fail(f"a start hook failed: {describe(error)}", 1)
-        try:
-            worker.start()
-        except zmq.ZMQError as error:
-            return _fail(f"cannot connect to {worker.endpoint}: {error.strerror}; give another --fabric")
-        if lifeline is not None:
-            await _watch(lifeline, stop)
-        over, stopped = asyncio.ensure_future(worker.wait_over()), asyncio.ensure_future(stop.wait())
-        await asyncio.wait((over, stopped), return_when=asyncio.FIRST_COMPLETED)
-        over.cancel()
-        stopped.cancel()
-        await worker.stop()
-    refusal = worker.refusal
-    if refusal is not None:
-        remedy = "; contract=False in @app.on keeps the schema here" if refusal.code == "schema" else ""
-        _fail(f"the server at {worker.endpoint} refuses this handler: {refusal.code}: {refusal.text}{remedy}")
-    status = 0 if refusal is None and worker.failure is None else 1
-    last.end_within(EXIT_S, status)
-    return status
-
-
-async def _prepared(worker: Worker | Cluster, stop: asyncio.Event) -> bool:
-    """Run the start hooks; return whether they ended. A stop signal cancels the hook that waits."""
-    task, stopping, is_over = asyncio.current_task(), asyncio.ensure_future(stop.wait()), False
-
-    def cancel(_: object) -> None:
-        if task is not None and not is_over:
-            task.cancel()
-
-    stopping.add_done_callback(cancel)
-    try:
-        with _slow_start_logged(worker.name, task):
-            await worker.prepare()
-    except asyncio.CancelledError:
-        if task is None or not stop.is_set():
-            raise
-        task.uncancel()
-        text = "%s: ended while a start hook ran"
-        log.info(text, worker.name, extra=logs.facts("ended-in-start-hook", name=worker.name))
-        return False
-    finally:
-        is_over = True
-        stopping.cancel()
-    return True
-
-
-class _Lifeline(asyncio.Protocol):
-    """Standard input, held by the parent process: it ends with the parent, in any way that the parent ends."""
-
-    def __init__(self, stop: asyncio.Event) -> None:
-        self._stop = stop
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop.set()
-
-
-async def _watch(lifeline: int, stop: asyncio.Event) -> None:
-    pipe = open(lifeline, "rb", buffering=0)  # noqa: SIM115, ASYNC230 (the transport closes it; nothing is read here)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: _Lifeline(stop), pipe)

@@ -49,7 +49,7 @@ def stop_signals(at_once: Callable[[], None] = lambda: None) -> Iterator[asyncio
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-async def supervise(command: Sequence[str], name: str, workers: int, watched: Sequence[str] | None = None) -> int:
+async def supervise(command: Sequence[str], name: str, workers: int, watched: Sequence[str] | None) -> int:
     """Run `workers` processes of a command until a stop signal; return the exit status.
 
     `watched` are directories: when a Python file in them changes, each process is drained and started anew.

@@ -110,7 +110,7 @@ class TaskPool:
 
     @property
     def takes_turns(self) -> bool:
-        """Whether requests have taken long, and others wait behind them."""
+        """Return whether requests have taken long, and others wait behind them."""
         return type(self._queue) is Turns
 
     def rest(self, *, in_order: bool = False) -> None:

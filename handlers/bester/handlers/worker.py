@@ -145,7 +145,7 @@ class Worker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the broker has welcomed this worker, and the link is there."""
+        """Return whether the broker has welcomed this worker, and the link is there."""
         return self._ready.is_set()
 
     async def wait_over(self) -> None:

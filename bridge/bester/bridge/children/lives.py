@@ -45,7 +45,7 @@ class Lives:
 
     @property
     def has_served(self) -> bool:
-        """Whether the child has served in its present life."""
+        """Return whether the child has served in its present life."""
         return self._served
 
     def started(self, now: float) -> None:

@@ -33,7 +33,7 @@ PART_BYTES = 256
 
 
 class Costs(NamedTuple):
-    """What a part of a schema does with one place of a value. `visits` counts subschemas, `steps` other steps,
+    """Costs of a part of a schema at one place of a value. `visits` counts subschemas, `steps` other steps,
     `slow` the numbers that every number is compared with slowly, `numbers` those beside them that one with a fraction
     is, `bounds` those beside them that a large number is, `unique` is 1 where each large number of an array is compared
     with all others, `patterns` the patterns that a text is matched with."""

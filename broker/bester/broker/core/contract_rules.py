@@ -50,7 +50,7 @@ def fault(schema: Any) -> str | None:
 
 
 class Measure(NamedTuple):
-    """What a schema applies to one place of a value, at worst, and its `parts`, as MAX_PARTS counts them."""
+    """Costs of a schema at one place of a value, at worst, and the `parts` of the schema, as MAX_PARTS counts them."""
 
     costs: Costs
     parts: int

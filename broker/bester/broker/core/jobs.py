@@ -53,7 +53,7 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
 
     @property
     def may_repeat(self) -> bool:
-        """Return whether its results may be repeats: the message may have been processed before, or elsewhere."""
+        """Return whether results may be repeats: the message may have been processed before, or elsewhere."""
         return self.repeated or self.case.moved
 
     @property
@@ -70,7 +70,7 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
         return Request(token, self.type, self.body, self.user, meta)
 
     def onward_path(self, server: str) -> list[str]:
-        """Return the path of its results: one step longer."""
+        """Return the path of the job's results, one step longer than that of the job."""
         return [*self.path, f"{server}/{self.type}"]
 
 

@@ -55,7 +55,7 @@ go to other handlers, and a party may let a hundred links fall silent at once.""
 
 
 class _Admitted(NamedTuple):
-    """What a HELLO asks for: a handler's options, whether the handler is a shadow, and its contracts by type."""
+    """Wishes of a good HELLO: a handler's options, whether the handler is a shadow, and its contracts by type."""
 
     options: HandlerOptions | None
     is_shadow: bool

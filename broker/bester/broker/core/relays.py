@@ -13,13 +13,12 @@ from msgspec import structs
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Reports, unkept
-from bester.broker.core.effects import Effects, Link, Notice
+from bester.broker.core.effects import Effects, Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.lane_shares import Sharer, Waiting
 from bester.broker.core.message_groups import sender_of
 from bester.broker.core.queue_table import Queue
 from bester.broker.core.queues import Queues
-from bester.broker.core.refused import LOG_AGAIN_S
 from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.routes import Routes
@@ -31,10 +30,8 @@ from bester.broker.store_requests import Entry, Rewrite, lane, owner_of
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Forward, Meta, Relay
 from bester.broker.wire.notes import safe_note
-from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, QUEUED, SENT, failed, reason_of, try_again
+from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, QUEUED, SENT, UNREACHABLE, failed, reason_of, try_again
 
-UNREACHABLE = failed("unreachable")
-"""Outcome from a bridge where a server has not answered; its meta says whether a connection was made."""
 DROPPED_AT_ONCE = 1_000
 """Messages of a lane that are dropped in one tick: their dead letters are written with one commit."""
 FREED = 256
@@ -70,8 +67,6 @@ class Relays:
         self.transfers = transfers
         self.routes = Routes(settings.routes)
         self.links: set[Link] = set()
-        self._away: dict[str, bool] = {}  # native servers not reached when last tried, and whether the log says so
-        self._told_at: dict[str, float] = {}  # when the log last said so
         self._settings = settings
         self._limits = settings.limits
         self._queues = queues
@@ -232,7 +227,7 @@ class Relays:
         if transfer is not None:
             silent = False
             if transfer.route.name and transfer.route.native is not None:
-                self._look_at(transfer.route, outcome, meta, now)
+                self._standing.on_native_outcome(transfer.route, outcome, meta, now)
             if transfer.route.fabric is None:
                 silent = outcome == SENT and not self._reporters.knows(transfer.route)
                 outcome = self._reporters.judge(transfer.route, transfer.entry.id, outcome, meta)
@@ -249,26 +244,6 @@ class Relays:
                 self._go_on(shares.take(key, transfer.sharer, now), now)
             if silent:  # the server is reachable; two more times show whether it reports
                 self.on_contact(transfer.route.name, now)
-
-    def _look_at(self, route: Route, outcome: str, meta: Meta, now: float) -> None:
-        """Give notice when a native server stops answering, once in LOG_AGAIN_S, and when it answers again after that.
-        A native server has no link whose loss would show either. `outcome` is the bridge's."""
-        unsent, name = meta.get("unsent") is True, route.name
-        if outcome == UNREACHABLE and meta.get("reported") is not True:
-            why = f"nobody answers at {route.native}" if unsent else f"no report came from {route.native}"
-            self._standing.on_lost(name, why, now)
-            if self._away.get(name):
-                return
-            self._away[name] = now - self._told_at.get(name, -LOG_AGAIN_S) >= LOG_AGAIN_S
-            if self._away[name]:
-                self._told_at[name] = now
-                if isinstance(reason := meta.get("why"), str):
-                    why = f"{why}: {safe_note(reason)}"
-                self._out.calls.append(Notice("server-lost", {"server": name, "why": why}))
-        elif not unsent:  # any other unsent message was refused by the bridge itself
-            self._standing.on_reached(name, now)
-            if self._away.pop(name, False):
-                self._out.calls.append(Notice("server-reached", {"server": name}))
 
     def _ended(self, transfer: Transfer, outcome: str, meta: Meta, now: float) -> None:
         again = try_again(outcome, meta) and bool(transfer.route.name)
@@ -457,7 +432,7 @@ class Relays:
         elif transfer.route.name:
             self._enqueue(transfer, now, repeated=True)
         else:
-            self._settle(transfer, failed("unreachable"))
+            self._settle(transfer, UNREACHABLE)
 
     def tick(self, now: float) -> None:
         """Give up overdue transfers, and go on with the lanes whose back-off is over."""

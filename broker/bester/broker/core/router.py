@@ -44,7 +44,7 @@ from bester.broker.wire.messages import (
     Message,
     Relay,
 )
-from bester.broker.wire.outcomes import failed
+from bester.broker.wire.outcomes import UNREACHABLE, failed
 from bester.broker.wire.trouble import Told
 
 NOTHING_KEPT = Snapshot()
@@ -248,7 +248,7 @@ class Router:
             self._peers.on_unsent(peer, (message, *waiting))
             self._peers.on_peer_lost(peer, "gone, or not reading", now)
         elif link.door == "server" and type(message) is Relay:
-            self._relays.on_answer(link, message.token, failed("unreachable"), {}, now)
+            self._relays.on_answer(link, message.token, UNREACHABLE, {}, now)
         return self._take()
 
     def on_server_ready(self, name: str, now: float) -> Effects:
@@ -284,11 +284,6 @@ class Router:
     def refused(self) -> list[Refusal]:
         """Connections that the fabric has refused, the latest last."""
         return self._refused.latest()
-
-    @property
-    def troubles(self) -> dict[str, str]:
-        """Reasons why servers without a link have none, by the servers' names."""
-        return {name: why for name, (why, _) in self._missing.items()}
 
     def on_link_lost(self, link: Link, why: str, now: float) -> Effects:
         """Take in that a link of the fabric has ended, or that its routing id has passed to another key."""

@@ -12,8 +12,13 @@ from collections.abc import Iterable
 from typing import Literal
 
 from bester.broker.core.effects import Effects
+from bester.broker.core.refused import LOG_AGAIN_S
+from bester.broker.core.settings import Route
 from bester.broker.store_requests import SaveHeld
 from bester.broker.wire.codes import CODES
+from bester.broker.wire.messages import Meta
+from bester.broker.wire.notes import safe_note
+from bester.broker.wire.outcomes import UNREACHABLE
 from bester.broker.wire.trouble import CUT_SHORT, is_of_keys
 
 MAX_CLOCK_MS = 10**15
@@ -45,6 +50,8 @@ class Standing:
     def __init__(self, out: Effects, servers: Iterable[str], held: frozenset[str], now: float) -> None:
         self._out = out
         self._servers = {name: Server(now) for name in servers}
+        self._away: dict[str, bool] = {}  # native servers not reached when last tried, and whether the log says so
+        self._told_at: dict[str, float] = {}  # when the log last said so
         self.held = set(held)
 
     def of(self, name: str, now: float) -> Server:
@@ -62,6 +69,26 @@ class Standing:
         known = server.error if server.state == "down" and CUT_SHORT in why else None
         self._change(name, "down", now)
         self._note(name, known if known is not None and is_of_keys(known) else why, now)
+
+    def on_native_outcome(self, route: Route, outcome: str, meta: Meta, now: float) -> None:
+        """Give notice when a native server stops answering, once in LOG_AGAIN_S, and when it answers again after that.
+        A native server has no link whose loss would show either. `outcome` is the bridge's."""
+        unsent, name = meta.get("unsent") is True, route.name
+        if outcome == UNREACHABLE and meta.get("reported") is not True:
+            why = f"nobody answers at {route.native}" if unsent else f"no report came from {route.native}"
+            self.on_lost(name, why, now)
+            if self._away.get(name):
+                return
+            self._away[name] = now - self._told_at.get(name, -LOG_AGAIN_S) >= LOG_AGAIN_S
+            if self._away[name]:
+                self._told_at[name] = now
+                if isinstance(reason := meta.get("why"), str):
+                    why = f"{why}: {safe_note(reason)}"
+                self._out.notice("server-lost", server=name, why=why)
+        elif not unsent:  # any other unsent message was refused by the bridge itself
+            self.on_reached(name, now)
+            if self._away.pop(name, False):
+                self._out.notice("server-reached", server=name)
 
     def on_refused(self, name: str, code: str, now: float) -> None:
         """Take in that a server has refused a message for now."""

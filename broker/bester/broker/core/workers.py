@@ -47,7 +47,7 @@ class Workers:
         return worker
 
     def rejoin(
-        self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str], shared: str | None = None
+        self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str], shared: str | None
     ) -> None:
         """Replace the options of a worker whose handler has sent HELLO again; messages in flight stay with the
         worker."""

@@ -36,7 +36,7 @@ def pieces_of(status: Mapping[str, Any]) -> Iterator[bytes]:
 
 
 class _Registry(CollectorRegistry):
-    """One metric, for the library to write."""
+    """Registry of one metric, for the library to write."""
 
     def __init__(self, metric: Metric) -> None:
         super().__init__(auto_describe=False)

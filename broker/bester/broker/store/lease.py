@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bester.broker.postgres_schema import new_epoch
 from bester.broker.processes import exists
-from bester.broker.store.postgres_writing import written
+from bester.broker.store.postgres_keys import written
 from bester.broker.store.rows import read_text
 from bester.broker.store_requests import Held
 

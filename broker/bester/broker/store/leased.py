@@ -57,7 +57,7 @@ class LeasedConnection:
     that goes on while the machine sleeps: the lease lives from then on, however long the commit took."""
 
     def __init__(
-        self, broker: str, synchronous: str, store: Store, clock: Callable[[], float], server: str | None = None
+        self, broker: str, synchronous: str, store: Store, clock: Callable[[], float], server: str | None
     ) -> None:
         self.broker = broker
         self._server = server

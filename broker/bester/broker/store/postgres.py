@@ -25,8 +25,9 @@ from bester.broker.store import postgres_adoption, postgres_reading
 from bester.broker.store.commits import BusyError, Commits, UnwritableError
 from bester.broker.store.lease import RENEW_S
 from bester.broker.store.leased import TAKEN, LeasedConnection, is_stale
+from bester.broker.store.postgres_keys import key_of_entry
 from bester.broker.store.postgres_reading import rows
-from bester.broker.store.postgres_writing import Group, Statement, key_of_entry
+from bester.broker.store.postgres_writing import Group, Statement
 from bester.broker.store.reading import outcome_of
 from bester.broker.store.writing import SharedBody
 from bester.broker.store_brokers import Adopted

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from bester.broker.store import postgres_reading
 from bester.broker.store.lease import LEASE_S, MOVED
 from bester.broker.store.postgres_brokers import brokers_of
+from bester.broker.store.postgres_keys import written
 from bester.broker.store.postgres_reading import rows
-from bester.broker.store.postgres_writing import Group, written
+from bester.broker.store.postgres_writing import Group
 from bester.broker.store.rows import pack, read_text, united_notes, unpack, unpack_lane
 from bester.broker.store_brokers import (
     GONE_S,

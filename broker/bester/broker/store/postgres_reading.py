@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from bester.broker.store.postgres_writing import ALL_BROKERS, ID_PART, beginning, key_of_letter, written
+from bester.broker.store.postgres_keys import ALL_BROKERS, ID_PART, beginning, key_of_letter, written
 from bester.broker.store.reading import Row, entry_of, letters_of, outcome_of
 from bester.broker.store.rows import counts_by_server, of_all_brokers, read_text, summed_shares, unpack, unpack_lane
 from bester.broker.store_requests import (

@@ -112,7 +112,7 @@ def _repeated(db: sqlite3.Connection, run: list[Enqueue] | list[RecordRemote]) -
     return repeated
 
 
-def shared_bodies(run: Sequence[Any], latest: SharedBody | None = None) -> set[bytes]:
+def shared_bodies(run: Sequence[Any], latest: SharedBody | None) -> set[bytes]:
     """Return the bodies that several of a run of Enqueues have, or one and the `latest` shared body, and that are large
     enough to be held once."""
     large = [write.entry.body for write in run if len(write.entry.body) >= SHARED_LEAST_BYTES]

@@ -19,6 +19,8 @@ SENT = "sent"
 """A server that reports nothing has read the message."""
 FAILED = "failed:"
 """Prefix of every other outcome; the reason, a code, follows."""
+UNREACHABLE = FAILED + "unreachable"
+"""A server has not answered. The meta of a bridge's answer says whether a connection was made."""
 OUTCOME_TYPE = "bester.outcome"
 """Type of the messages that carry a later outcome, to a client or to a server."""
 

@@ -97,7 +97,7 @@ async def play(name: str, links: str, count: int, directory: Path, *, pages: boo
 
 
 @asynccontextmanager
-async def _scene(story: Story, links: str, count: int, directory: Path, *, pages: bool = False) -> AsyncIterator[Scene]:
+async def _scene(story: Story, links: str, count: int, directory: Path, *, pages: bool) -> AsyncIterator[Scene]:
     """Set everything up, and rehearse, so that the times are those of messages and not of starting programs."""
     configs, called = write_files(story, links, directory, pages=pages)
     people = {}
