@@ -26,8 +26,8 @@ MEASURES := $(VENV)/.measures
 FUZZES := $(VENV)/.fuzzes
 ARGS ?=
 TESTS ?=
-# Processes of `make test`: one more than there are processors, as a test waits as long as it computes.
-WORKERS ?= $(shell $(PYTHON3) -c 'import os; print(len(os.sched_getaffinity(0)) + 1)')
+# Processes of `make test`: twice as many as there are processors, as a test waits as long as it computes.
+WORKERS ?= $(shell $(PYTHON3) -c 'import os; print(2 * len(os.sched_getaffinity(0)))')
 MINUTES ?= 1
 SEEDS ?= 500
 MESSAGES ?= 10000
