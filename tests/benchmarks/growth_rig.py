@@ -166,12 +166,14 @@ class GrowthRig:
                 self._carry_out(self._router.on_verified(call.link, call.session, call.user, None, _now()))
 
     def _turn(self) -> None:
-        while self._to_bridge or self._soon:
+        while self._to_bridge or self._soon or self._router.has_fan_out:
             messages, self._to_bridge = self._to_bridge, []
             if messages:
                 self._bridge.receive(messages)
             for _ in range(len(self._soon)):
                 self._soon.popleft()()
+            if self._router.has_fan_out:
+                self._carry_out(self._router.fan_out(_now()))
 
 
 def _now() -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 
-from tests.chaos.entries import Entry
+from tests.chaos.entries import NOT_KEPT, Entry
 from tests.chaos.happened import Happened
 from tests.chaos.letters import DeadLetter
 from tests.chaos.traffic import ATTEMPTS, SERVERS
@@ -60,8 +60,8 @@ def _letter_faults(entry: Entry, letter: DeadLetter, happened: Happened) -> Iter
     elif letter.reason == "expired":
         if entry.sent.ttl_s is None:
             yield f"a dead letter that has expired, and had time: {entry.story()}"
-    elif letter.reason == "storage-unavailable" and entry.database_was_away(until_s):
-        pass  # a server carried out a part of it, and could not keep the rest: its refusal is final
+    elif letter.reason in NOT_KEPT and entry.database_was_away(until_s):
+        pass
     elif letter.reason != "handler-lost":
         yield f"a dead letter at {letter.server} for {letter.reason}, which no fault explains: {entry.story()}"
     times = happened.shown(letter.server, letter.at_s, DATED_S)

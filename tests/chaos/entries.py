@@ -5,6 +5,7 @@ Explanations of a failure:
     expired       the sender gave the message a time to live, and that time had passed
     handler-lost  the message is poison; or handlers were killed from outside as often as one message deserves
     no-handler, overloaded, unreachable, hello-first     in a report: nobody was there to take the message
+    storage-unavailable, unreachable    later: a database was away while a server carried the message out
     loss of a message `sent` to a mute server: the server was killed meanwhile, with the message in its hands
 """
 
@@ -23,6 +24,9 @@ NOBODY_THERE = frozenset({"no-handler", "overloaded", "unreachable"})
 """Reasons of a bad report that any fault explains."""
 EARLY_S = 1.0
 """Seconds before its time at which a message may expire: clocks are looked at some times a second."""
+NOT_KEPT = frozenset({"storage-unavailable", "unreachable"})
+"""Reasons of a later failure that a database which was away explains: it could not keep a message that a server had
+begun to carry out, which is final; the second where the message may have arrived before."""
 AROUND_S = 1.0
 """Seconds around a message's life in which a process that is hit may have had the message in hand."""
 RECOVERED_S = 3.0
@@ -74,7 +78,7 @@ class Entry:
         reason = _reason(later.outcome)
         if reason == "expired":
             return self.over(later.at_s)
-        if reason == "storage-unavailable":
+        if reason in NOT_KEPT:
             return self.database_was_away(later.at_s)
         return reason == "handler-lost" and (self.sent.kills or self.killed_from_outside(later.at_s))
 

@@ -100,7 +100,10 @@ def test_page_shows_what_the_published_results_give() -> None:
     assert scale.rewritten(text, scale.published()) == text
 
 
-@pytest.mark.parametrize("fixed", [{"users": 30}, {"types": 30}, {"workers": 30}, {"users": 30, "targets": 30}])
+@pytest.mark.parametrize(
+    "fixed",
+    [{"users": 30}, {"types": 30}, {"workers": 30}, {"users": 30, "targets": 30}, {"users": 600, "targets": 600}],
+)
 def test_rig_reports_every_message(fixed: dict[str, int]) -> None:
     rig = growth_rig.GrowthRig(**fixed)
     before = rig.good

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import Enqueue, Entry, lane, mailbox
+from tests.chaos.entries import NOT_KEPT
 from tests.chaos.happened import CLUSTER_BROKERS, DATABASE, Happened
 from tests.chaos.journal import Closed, Died, GivenUp, Got, Journal, Journals, Later, Record, Sent, Told
 from tests.chaos.ledger import Ledger, Verdict
@@ -107,9 +108,10 @@ def test_late_failure_by_a_fault_ends_the_promise() -> None:
     assert judged(SENT, report, TOLD_LATER, got("ann")).lost == [(1, "bob"), (1, "bea")]
 
 
-def test_what_a_database_could_not_keep_is_no_loss_while_it_was_away() -> None:
+@pytest.mark.parametrize("reason", sorted(NOT_KEPT))
+def test_what_a_database_could_not_keep_is_no_loss_while_it_was_away(reason: str) -> None:
     report = Told(1, True, None, {"ann": "delivered", "s2": "queued"}, "s1/e/1", 2.0)
-    later = Later("s1/e/1", "s2", "failed:storage-unavailable", 3.0)
+    later = Later("s1/e/1", "s2", f"failed:{reason}", 3.0)
     refused = Told(
         1, False, "storage-unavailable", dict.fromkeys(("ann", "s2"), "failed:storage-unavailable"), "m", 2.0
     )
@@ -397,20 +399,21 @@ def test_a_copy_of_a_broker_that_stood_still_may_come_behind_the_marked_one(
     assert any("without the mark" in wrong for wrong in ledger.verdict().wrong) is is_fault
 
 
+@pytest.mark.parametrize("reason", sorted(NOT_KEPT))
 @pytest.mark.parametrize(
     ("away_s", "kills", "lasts_s", "is_fault"),
     [(12.0, True, 3.0, False), (12.0, False, 3.0, False), (12.0, False, 1.0, True), (200.0, True, 3.0, True)],
 )
 def test_a_dead_letter_for_a_store_that_was_away_is_explained(
-    away_s: float, kills: bool, lasts_s: float, is_fault: bool
+    away_s: float, kills: bool, lasts_s: float, is_fault: bool, reason: str
 ) -> None:
     happened = Happened()
     happened.ends(happened.begins(DATABASE, kills=kills, at_s=away_s), away_s + lasts_s)
     ledger = Ledger(happened)
     ledger.take("sender", Sent(1, "far", {"s2": ["bob"]}, 10.0))
     ledger.take("sender", Told(1, True, None, {"s2": "queued"}, "s1/x/1", 11.0))
-    ledger.take("sender", Later("s1/x/1", "s2", "failed:storage-unavailable", 20.0))
-    wrong = ledger.verdict([DeadLetter("s1", 1, "storage-unavailable", 10.0, "s2")]).wrong
+    ledger.take("sender", Later("s1/x/1", "s2", f"failed:{reason}", 20.0))
+    wrong = ledger.verdict([DeadLetter("s1", 1, reason, 10.0, "s2")]).wrong
     assert any("dead letter" in each for each in wrong) is is_fault
 
 
