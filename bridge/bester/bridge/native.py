@@ -17,11 +17,10 @@ from bester.broker.wire.json_text import (
     SHALLOW_BYTES,
     TOO_DEEP,
     UNPAIRED,
-    is_json_but_for_surrogates,
     is_utf8,
-    paired,
     too_deep,
     with_unpaired,
+    without_surrogates,
 )
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TOKEN, MAX_TTL_S, Meta
 from bester.broker.wire.traceparent import sound
@@ -219,12 +218,19 @@ def _unpaired(body: bytes) -> Fault | None:
 def _unpaired_long(body: bytes) -> Fault | None:
     """Do as `_unpaired` does, without a value for each part of a long frame; an id with surrogate escapes is not
     told."""
-    if not is_json_but_for_surrogates(body) or body.lstrip()[:1] != b"{":
+    other = without_surrogates(body)
+    if other is None:
         return None
     try:
-        id_ = bytes(_id_only(paired(body)).payload.id)
+        id_ = bytes(_id_only(other).payload.id)  # which goes through all of the text
     except BAD_JSON:
         id_ = NULL
+        try:
+            _skip(other)
+        except BAD_JSON:
+            return None
+        if other.lstrip()[:1] != b"{":
+            return None
     return Fault(id_ if id_[0] == 0x22 and rb"\ue" not in id_ else NULL, False, UNPAIRED)
 
 
