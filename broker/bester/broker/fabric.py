@@ -182,9 +182,11 @@ class FabricLink:
             self._do(self.link_client.on_handshake_failed(now) if greeting else self.link_client.on_unread(now))
 
     def flush(self) -> None:
-        """Send what is queued now, rather than at the end of this turn."""
+        """Send what is queued now, rather than at the end of this turn, or after the messages that are being read."""
         if self._flushes:
             self._flush()
+        elif self._is_reading and self._queue and self._socket is not None and self._retry_handle is None:
+            self._send_queue()  # what the socket has to read is looked at after the reading
 
     def fault(self, message: Message) -> WireError | None:
         """Return the reason why a message cannot be sent on this link, or None."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from bester.handlers.message import Message
 from bester.handlers.overtime import was_cancelled
 from bester.handlers.reply import ReplyError, commands_of, verdict_on
 from bester.handlers.task_pool import QUICK, SLICE_S, End, NotBegunError
-from bester.handlers.turns import Job
+from bester.handlers.turns import Job, is_long, sender_of
 
 log = logging.getLogger("bester.handlers")
 _LOOP, _INLINE = Runs.LOOP, Runs.INLINE
@@ -113,6 +113,24 @@ class Requests:
             self._begin_run(type_, requests if end - start == count else requests[start:end], now)
             start = end
         self._pool.wake()
+
+    def begin_apart(self, requests: Sequence[Received]) -> None:
+        """Begin requests that came together, some with long bodies, which may take long: first the others, whose
+        answers leave, and those that are read in this turn. Requests of one sender keep their order."""
+        first: list[Received] = []
+        last: list[Received] = []
+        senders = set[Hashable]()  # of long bodies
+        for request in requests:
+            sender = sender_of(request)
+            if is_long(request):
+                senders.add(sender)
+            (last if sender in senders else first).append(request)
+        if first:
+            self.begin(first)
+        if last:
+            self._link.flush()
+            self._pool.take_turns()
+            self.begin(last)
 
     def _begin_run(self, type_: str, requests: Sequence[Received], now: float) -> None:
         """Begin requests of one type that came at a time."""

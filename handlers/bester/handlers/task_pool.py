@@ -33,7 +33,7 @@ from bester.handlers import forks
 from bester.handlers.app import Runs
 from bester.handlers.message import Message
 from bester.handlers.stacks import waits_at
-from bester.handlers.turns import Job, Turns
+from bester.handlers.turns import LONG_S, Job, Turns
 
 End = tuple[Job, Any]
 """A request whose handler has returned, and the result."""
@@ -113,14 +113,18 @@ class TaskPool:
         """Return whether requests have taken long, and others wait behind them."""
         return type(self._queue) is Turns
 
+    def take_turns(self) -> None:
+        """Let senders take turns until the queue is empty: a request may take long."""
+        with self._hold_lock:
+            if type(self._queue) is not Turns:
+                self._queue = Turns(self._queue)
+
     def rest(self, *, in_order: bool = False) -> None:
         """Let the loop run before the next handler begins, and senders take turns: a request has taken long. With
         `in_order` there were many, and each was quick."""
         if not in_order:
             self._turns_until = time.monotonic() + TURNS_S
-            with self._hold_lock:
-                if type(self._queue) is not Turns:
-                    self._queue = Turns(self._queue)
+            self.take_turns()
         if not self._rests:
             self._rests = True
             self._loop.call_soon(self._go_on)
@@ -298,7 +302,7 @@ class TaskPool:
                 if job[1].by_user:
                     self._end()  # which queues the next request of its group
             if type(queue) is Turns and self._leader is me:  # one that waits leaves the loop to others
-                queue.charge(job, now() - began)
+                self._after(job, queue, began)
             is_spent = snapshot() != untouched or bool(me.cancelling())
             if self._leader is not me:
                 self._on_waited(me)
@@ -321,9 +325,17 @@ class TaskPool:
         overdue."""
         if self._due(job) <= now:
             raise NotBegunError
-        if self._ended and queue.is_slow(job):
+        if self._ended and queue.may_be_slow(job):
             self._end()
             self._flush()
+
+    def _after(self, job: Job, queue: Turns, began: float) -> None:
+        """Count the time of a request against its sender. Where it was long, the loop reads what has come meanwhile of
+        senders that had less."""
+        took_s = time.monotonic() - began
+        queue.charge(job, took_s)
+        if took_s > LONG_S:
+            self._until = began
 
     def _on_waited(self, me: asyncio.Task[None]) -> None:
         """Report a handler that has waited, and others have led meanwhile."""

@@ -16,6 +16,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import count
 
+from bester.broker.wire.messages import INLINE_BYTES
 from bester.broker.wire.runs import Received
 from bester.handlers.app import Route
 
@@ -32,10 +33,14 @@ REMEMBERED = 64
 """Least number of senders to be looked through for those that need not be remembered."""
 
 
-def sender_of(job: Job) -> Hashable:
+def sender_of(request: Received) -> Hashable:
     """Return the sender of a request: a user, or another server."""
-    request = job[0]
     return request.user if request.user is not None else ("server", request.meta.get("peer"))
+
+
+def is_long(request: Received) -> bool:
+    """Return whether the body of a request is long, and has a frame of its own."""
+    return len(request.body) > INLINE_BYTES
 
 
 class Turns:
@@ -89,7 +94,7 @@ class Turns:
         """Queue each request before the others of its sender: the last one is the first then, as in a deque."""
         with self._lock:
             for job in jobs:
-                queue = self._queues.get(sender_of(job))
+                queue = self._queues.get(sender_of(job[0]))
                 if queue is None:
                     self._append(job)
                 else:
@@ -97,7 +102,7 @@ class Turns:
                     queue.appendleft(job)
 
     def _append(self, job: Job) -> None:
-        sender = sender_of(job)
+        sender = sender_of(job[0])
         self._count += 1
         queue = self._queues.get(sender)
         if queue is not None:
@@ -129,7 +134,7 @@ class Turns:
     def charge(self, job: Job, took_s: float) -> None:
         """Count the time that a request has taken against its sender."""
         with self._lock:
-            sender = sender_of(job)
+            sender = sender_of(job[0])
             self._used[sender] = self._used.get(sender, self._base) + took_s
             self._virtual += took_s / NEWCOMERS
             if took_s > LONG_S:
@@ -137,9 +142,9 @@ class Turns:
             else:
                 self._slow.discard(sender)
 
-    def is_slow(self, job: Job) -> bool:
-        """Return whether the last request of this one's sender took long."""
-        return sender_of(job) in self._slow
+    def may_be_slow(self, job: Job) -> bool:
+        """Return whether a request may take long: its body is long, or the last one of its sender took long."""
+        return is_long(job[0]) or sender_of(job[0]) in self._slow
 
     def _forget(self) -> None:
         """Forget senders that have no requests here, and have had no more time than those who wait; all where nobody

@@ -242,7 +242,10 @@ class Worker:
         requests = read_requests(frames)
         if requests is None:
             return False
-        self.requests.begin(requests)
+        if len(frames) > 1:  # a long body has a frame of its own
+            self.requests.begin_apart(requests)
+        else:
+            self.requests.begin(requests)
         return True
 
     def _on_messages(self, messages: Sequence[WireMessage | Malformed]) -> None:
@@ -252,14 +255,14 @@ class Worker:
                 run.append(message)
                 continue
             if run:
-                self.requests.begin(run)
+                self.requests.begin_apart(run)
                 run = []
             try:
                 self._on_other(message)
             except Exception as error:  # noqa: BLE001 (a fault over one message must not cost the rest of the batch)
                 self.requests.on_fault(class_name(message), None, error)
         if run:
-            self.requests.begin(run)
+            self.requests.begin_apart(run)
 
     def _on_unsendable(self, message: WireMessage, error: WireError) -> None:
         """Log a message that cannot be encoded; the link has answered its waiter."""
