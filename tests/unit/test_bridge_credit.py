@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from bester.bridge.intake import CROWD
+from bester.bridge.submissions import LITTLE_BYTES, LITTLE_ROOM_BYTES
+from bester.bridge.window import OVERHEAD_BYTES
 from bester.broker.wire.messages import Goodbye, Heartbeat, Report, Submit, Welcome
 from tests.unit.bridge_stand import ListConnection, Scene
 from tests.unit.test_intake import good, message
 
+LARGE_BYTES = 500_000
 FEW = 5_000
 """Connections at most, where some messages of a sender are less than a fair share of the room."""
 
@@ -19,9 +22,9 @@ def told(credit: int, number: int = 1, *stuck: str, size_bytes: int = 2**28) -> 
     return Heartbeat({"credit": credit, "credit_bytes": size_bytes, "number": number, "stuck": list(stuck)})
 
 
-def write(scene: Scene, connection: ListConnection, *types: str) -> None:
+def write(scene: Scene, connection: ListConnection, *types: str, body: str = "1") -> None:
     """Let a client send a message of each type; its id is its place."""
-    data = b"".join(message(f"{place}{type_}", type_=type_) for place, type_ in enumerate(types))
+    data = b"".join(message(f"{place}{type_}", body, type_) for place, type_ in enumerate(types))
     scene.bridge.on_bytes(connection, data)
     scene.turn()
 
@@ -118,18 +121,49 @@ class TestCredit:
             sent += scene.take(Submit)
             assert len(sent) <= counted
 
-    @pytest.mark.parametrize("size_bytes", [1, 700, 2000])
-    def test_bytes_are_bounded_and_one_message_always_passes(self, size_bytes: int) -> None:
+    @pytest.mark.parametrize(("credit", "most"), [(0, 1), (3, 2), (8, 4)])
+    def test_bytes_are_bounded_and_one_message_always_passes(self, credit: int, most: int) -> None:
+        """A sender leaves half of the credit to others."""
         scene = Scene(max_connections=FEW)
         alice = scene.log_in()
-        scene.broker(told(1000, size_bytes=size_bytes))
-        write(scene, alice, *"t" * 30)
+        scene.broker(told(1000, size_bytes=credit * LITTLE_BYTES or 1))
+        write(scene, alice, *"t" * 30, body="1" * LITTLE_BYTES)
         sent = scene.take(Submit)
-        assert len(sent) == {1: 1, 700: 3, 2000: 8}[size_bytes]
+        assert len(sent) == most
         for _ in range(40):
             scene.broker(*good(*sent))
             sent = scene.take(Submit)
         assert len(alice.lines()) == 30, "all are served in the end"
+
+    @pytest.mark.parametrize("are_several", [False, True])
+    def test_large_message_that_is_all_of_the_credit_keeps_no_short_one_waiting(self, *, are_several: bool) -> None:
+        scene = Scene(max_connections=1_000)
+        eve, bob = scene.log_in("eve"), scene.log_in("bob")
+        scene.broker(told(10_000, size_bytes=LARGE_BYTES))
+        write(scene, eve, "t", body="1" * LARGE_BYTES)
+        (large,) = scene.take(Submit)
+        for count in range(1, 6):
+            write(scene, bob, *("mm" if are_several else "m"))
+            assert len(scene.take(Submit)) == 1 + are_several, f"{count} are unreported"
+        scene.broker(*good(large))
+
+    def test_room_for_short_messages_above_the_credit_is_bounded(self) -> None:
+        scene = Scene(max_connections=1_000)
+        eve, users = scene.log_in("eve"), [scene.log_in(f"u{number}") for number in range(50)]
+        scene.broker(told(10_000, size_bytes=LARGE_BYTES))
+        write(scene, eve, "t", body="1" * LARGE_BYTES)
+        sent = scene.take(Submit)
+        for user in users:
+            write(scene, user, *"m" * 40)
+        short = scene.take(Submit)
+        assert LITTLE_ROOM_BYTES // 2 < sum(len(each.body) + OVERHEAD_BYTES for each in short) <= LITTLE_ROOM_BYTES
+        write(scene, users[0], "m", body="1" * LITTLE_BYTES)
+        assert scene.take(Submit) == []
+        sent += short
+        while sent:
+            scene.broker(*good(*sent))
+            sent = scene.take(Submit)
+        assert [len(user.lines()) for user in users] == [41] + [40] * 49
 
     def test_sender_above_its_share_is_not_read_from_and_is_read_again(self) -> None:
         scene = Scene(max_connections=1_000_000)
@@ -170,9 +204,9 @@ class TestCredit:
         for _ in range(3):
             write(scene, greedy[-1], "t")
             write(scene, bob, "m")
-            (asked,) = scene.take(Submit)
-            assert asked.type == "m"
-            scene.broker(*good(asked))
+            asked = scene.take(Submit)
+            assert [submit.type for submit in asked].count("m") == 1, "greedy users may have some room, too"
+            scene.broker(*good(*asked))
             sent += scene.take(Submit)
         for _ in range(30):
             scene.broker(*good(*sent))

@@ -31,6 +31,9 @@ need not wait until the others' messages are done."""
 LITTLE_BYTES = 4096
 """Size of the unreported messages of a sender that says little: a few questions of a person, or of a program that waits
 for the answers."""
+LITTLE_ROOM_BYTES = 64 * 1024
+"""Bytes above the credit that senders that say little may have unreported together: one message of another's may be all
+of the credit, and is the wait of nobody whose own is nothing beside it."""
 SPARE = 8
 """Divisor of a credit: the part of it that is left for senders that come, or wait for the answer to each message."""
 AT_ONCE = 256
@@ -44,10 +47,10 @@ _HELD_DEPARTED = State.HELD_DEPARTED
 class Submissions:
     """All unreported messages of a bridge, and the order in which a broker gets them.
 
-    `by_token` is the table, in the order of the rising tokens, and `most` the bound of its messages. `size_bytes` is
-    the size of the messages in the table and of the questions in the windows, `most_bytes` its bound. `departed_of`
-    counts the messages of users whose connections have gone. `wake` calls `send_held` at the end of the turn of the
-    loop.
+    `by_token` is the table, in the order of the rising tokens, and `most` the bound of its messages, of which senders
+    that have messages here may use the `unspared` part. `size_bytes` is the size of the messages in the table and of
+    the questions in the windows, `most_bytes` its bound. `departed_of` counts the messages of users whose connections
+    have gone. `wake` calls `send_held` at the end of the turn of the loop.
     """
 
     __slots__ = (
@@ -73,6 +76,7 @@ class Submissions:
         "most",
         "most_bytes",
         "size_bytes",
+        "unspared",
     )
 
     def __init__(
@@ -85,7 +89,7 @@ class Submissions:
         self._stuck_count = self._stuck_bytes = 0  # sent messages of stuck types, beside the credit
         self._claim = self._claim_bytes = 0  # messages that a broker which has lowered its credit still counts
         self._most_sent, self._most_sent_bytes = self.credit.messages, self.credit.size_bytes
-        self.most = limits.held_messages
+        self.most = self.unspared = limits.held_messages
         self.most_bytes = limits.held_bytes
         self._fair_bytes = limits.fair_bytes
         self._limits = limits
@@ -101,15 +105,17 @@ class Submissions:
     def is_spent(self, sender: Sender) -> bool:
         """Return whether the broker's credit is used up for a sender that does not come just now: but for a spare part,
         if the sender has messages unreported. Of a credit that was lowered senders that say little may use more: what
-        the broker still counts."""
+        the broker still counts. In bytes they have a room of their own above it."""
         if not self.credit.is_known:
             return False
         if sender.size_bytes <= LITTLE_BYTES:
-            most, most_bytes = self._most_sent, self._most_sent_bytes
+            most, most_bytes = self._most_sent, self._most_sent_bytes + LITTLE_ROOM_BYTES
         else:
             most, most_bytes = self.most, self.most_bytes
+            if sender.count:
+                most_bytes -= most_bytes // SPARE
         if sender.count:
-            most, most_bytes = most - most // SPARE, most_bytes - most_bytes // SPARE
+            most -= most // SPARE
         return len(self.by_token) >= most or self.size_bytes >= most_bytes
 
     def is_over(self, sender: Sender, margin: int = 0) -> bool:
@@ -159,10 +165,11 @@ class Submissions:
 
     def _allowed(self, sizes: Iterable[int], sent: int, sent_bytes: int) -> int:
         """Return how many messages of these sizes may follow those that are sent. A message of any size may follow
-        where there is any room."""
+        where there is any room, and a short one a little above it."""
         allowed = 0
         for size in sizes:
-            if sent + allowed >= self._most_sent or sent_bytes >= self._most_sent_bytes:
+            most_bytes = self._most_sent_bytes + (LITTLE_ROOM_BYTES if size <= LITTLE_BYTES else 0)
+            if sent + allowed >= self._most_sent or sent_bytes >= most_bytes:
                 break
             allowed += 1
             sent_bytes += size
@@ -206,8 +213,9 @@ class Submissions:
         self._most_sent = max(credit.messages, self._claim) + self._stuck_count
         self._most_sent_bytes = max(credit.size_bytes, self._claim_bytes) + self._stuck_bytes
         self.most = min(self._limits.held_messages, credit.messages + self._stuck_count)
+        self.unspared = self.most - self.most // SPARE
         fair = self._limits.fair_bytes
-        self._fair_bytes = max(fair * self.most // self._limits.held_messages, fair // 16)
+        self._fair_bytes = max(fair * self.most // self._limits.held_messages, min(fair, LITTLE_BYTES // 2))
         self.most_bytes = min(self._limits.held_bytes, credit.size_bytes + self._stuck_bytes)
 
     @property

@@ -96,7 +96,7 @@ class Window:
         messages = (submissions.most - sender.count - len(self.table) + 1) // 2
         size_bytes = (submissions.most_bytes - sender.size_bytes - submissions.size_bytes + 1) // 2
         if (messages < FEW or size_bytes < FEW_BYTES) and (fair := submissions.fair_left(sender)) > 0:
-            messages, size_bytes = self._most, fair
+            messages, size_bytes = submissions.unspared - len(self.table), fair
         return (
             max(min(messages, self._most - self._count), 1),
             max(min(size_bytes, self._most_bytes - self.size_bytes), 1),
