@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -49,3 +51,64 @@ def test_infinite_number_is_refused(write: Callable[[Any], bytes]) -> None:
             write(wrong)
     for right in (None, {"a": None, "b": [None, 1e308]}, "null"):
         assert json.loads(write(right)) == right
+
+
+LONG = b"[" + b",".join([b"[]"] * 20_000) + b"]"
+
+
+@pytest.fixture
+def collections() -> Iterator[list[int]]:
+    """Generations that the garbage collector has looked at."""
+    found: list[int] = []
+
+    def note(phase: str, facts: dict[str, int]) -> None:
+        if phase == "start":
+            found.append(facts["generation"])
+
+    gc.callbacks.append(note)
+    yield found
+    gc.callbacks.remove(note)
+
+
+async def test_garbage_collector_does_not_look_at_a_value_that_is_gone_by_the_next_turn_of_the_loop(
+    collections: list[int],
+) -> None:
+    usual = gc.get_threshold()
+    gc.collect()
+    collections.clear()
+    for _ in range(3):
+        value = payload.value_of(LONG)
+        some = [[each] for each in range(usual[0] // 5)]  # more than are kept for reuse
+        assert payload.text_of([value, some])[: len(LONG) + 1] == b"[" + LONG
+        del value
+    assert collections == []
+    await asyncio.sleep(0)
+    assert gc.get_threshold() == usual
+
+
+async def test_garbage_collector_looks_at_what_a_handler_makes_itself(collections: list[int]) -> None:
+    value = payload.value_of(LONG)
+    collections.clear()
+    made = [[each] for each in range(2 * gc.get_threshold()[0])]
+    assert collections
+    assert value
+    assert made
+    await asyncio.sleep(0)
+
+
+async def test_number_of_objects_that_a_handler_has_set_itself_stays() -> None:
+    usual = gc.get_threshold()
+    payload.value_of(LONG)
+    gc.set_threshold(4321, 11, 12)
+    try:
+        await asyncio.sleep(0)
+        assert gc.get_threshold() == (4321, 11, 12)
+    finally:
+        gc.set_threshold(*usual)
+
+
+def test_without_a_loop_the_garbage_collector_is_left_alone() -> None:
+    usual = gc.get_threshold()
+    payload.value_of(LONG)
+    assert gc.get_threshold() == usual
+    assert gc.isenabled()

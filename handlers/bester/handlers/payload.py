@@ -6,6 +6,7 @@ annotation need msgspec, and raise at their declaration without it.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import gc
 import json
@@ -28,6 +29,7 @@ _read = None if msgspec is None else msgspec.json.Decoder(float_hook=float).deco
 HALF_TEXT = f"a text of the data {HALF}"
 LONG_BYTES = 16 * 1024
 """Texts from this length on may hold so many values that the garbage collector runs many times."""
+_raised: list[int] = []  # the number of objects with which the garbage collector begins, while it is a higher one
 MSGSPEC_NEEDED = "a payload typed by annotation needs msgspec: pip install msgspec, or take `message` alone"
 
 
@@ -109,7 +111,33 @@ def value_of(text: bytes) -> Any:
     try:
         return _value_of(text)
     finally:
+        _overlook_new()
         gc.enable()
+
+
+def _overlook_new() -> None:
+    """Let the garbage collector wait for as many more objects as there are new ones, until the loop's next turn: most
+    handlers have ended by then, and their values are gone. Looking once at two hundred thousand lists takes longer than
+    writing them. A value of JSON has no cycles, which alone need a collector. In a thread without a loop nothing is
+    changed."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    usual, *older = gc.get_threshold()
+    if usual and not _raised:
+        raised = usual + gc.get_count()[0]
+        _raised.append(raised)
+        gc.set_threshold(raised, *older)
+        loop.call_soon(_look_again, usual, raised)
+
+
+def _look_again(usual: int, raised: int) -> None:
+    """Have the garbage collector begin with as many objects as before."""
+    _raised.clear()
+    before, *older = gc.get_threshold()
+    if before == raised:  # nobody else has changed the number
+        gc.set_threshold(usual, *older)
 
 
 def _value_of(text: bytes) -> Any:
