@@ -205,16 +205,6 @@ def test_store_in_a_database_has_a_namespace(tmp_path: Path) -> None:
     assert (plain.store.database, plain.server.broker) == (Database(url, "bester"), host_name())
 
 
-@pytest.mark.parametrize(
-    "text", ["url = 'postgresql://u:secret@h'", "url = 'postgress://u:secret@h/d'", "url = 'redis://:secret@h'"]
-)
-def test_mistake_in_an_address_shows_no_password(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path, f"[store]\n{text}\n")
-    assert ":2: [store] url: " in caught.value.text
-    assert "secret" not in caught.value.text
-
-
 def test_page_states_the_default_bounds() -> None:
     expected = {name: key.default for name, key in config_keys.KEYS["store"].items()}
     bounds = {field.name: getattr(Bounds(), field.name) for field in fields(Bounds)}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psycopg
 import pytest
 
+from bester.broker import config_file
 from bester.broker.postgres import Database, schema_fault, url_fault, why
+from bester.broker.wire.codes import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -74,3 +78,25 @@ def test_address_that_cannot_be_used_is_not_quoted(url: str) -> None:
 )
 def test_schema_has_a_plain_name(schema: str, is_good: bool) -> None:
     assert (schema_fault(schema) is None) == is_good
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:hunter2@h",
+        "postgress://u:hunter2@h/d",
+        "postgress://h/d?user=u&password=hunter2",
+        "POSTGRESQL://h/d?pass%77ord=hunter2",
+        "host=h password=hunter2",
+        "sqlite://u:hunter2@h/d",
+        "sqlite:d?PASSWORD=hunter2",
+        "redis://:hunter2@h",
+    ],
+)
+def test_mistake_in_a_configured_address_shows_no_password(tmp_path: Path, url: str) -> None:
+    path = tmp_path / "bester.toml"
+    path.write_text(f"[store]\nurl = '{url}'\n")
+    with pytest.raises(ConfigError) as caught:
+        config_file.load(path)
+    assert ":2: [store] url: " in caught.value.text
+    assert "hunter2" not in caught.value.text

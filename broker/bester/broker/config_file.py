@@ -30,7 +30,7 @@ from bester.broker.config_keys import HINTS, KEYS, Key
 from bester.broker.config_listeners import clash_of
 from bester.broker.config_paths import Paths, directory_of
 from bester.broker.postgres import SCHEMES as POSTGRES_SCHEMES
-from bester.broker.postgres import Database, schema_fault, url_fault
+from bester.broker.postgres import Database, may_hold_secret, schema_fault, url_fault
 from bester.broker.store_requests import Bounds
 from bester.broker.toml_table import NO_HINTS, Source, Table
 from bester.broker.wire.address import HostPort, is_loopback, parse_host_port, parse_network, parse_origin
@@ -326,18 +326,18 @@ class _Reader:
 
     def _store_path(self, table: Table, paths: Paths) -> Path | None:
         url = table.text("url") or f"sqlite:DATA_DIR/{STORE_FILE}"
+        quoted = "it" if may_hold_secret(url) else repr(url)
         kind, _, text = url.partition(":")
         if url == "memory:":
             return None
         if kind in ("redis", "rediss"):
             table.fail("url", "redis is not planned as a store; write sqlite:PATH, or postgresql://USER@HOST/DATABASE")
         if kind != "sqlite" or text.endswith("/") or text[:1] in ("", ":") or "?" in text:
-            quoted = "it" if "@" in url else repr(url)  # the url may hold a password
             table.fail(
                 "url", f"{quoted} is not sqlite:PATH, postgresql://… or memory:; leave the key out for the default"
             )
         if text.startswith("//"):
-            table.fail("url", f'{url!r}: the path follows the colon, as in "sqlite:/var/lib/bester/store.db"')
+            table.fail("url", f'{quoted}: the path follows the colon, as in "sqlite:/var/lib/bester/store.db"')
         path = paths.expanded(text)
         if path.name in OTHERS_FILES:
             table.fail("url", f"{path.name} is Bester's own name for something else; name another file")

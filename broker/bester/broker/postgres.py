@@ -141,6 +141,11 @@ class Database:
         return [secret for each in written if each for secret in {each, unquote(each)}]
 
 
+def may_hold_secret(url: str) -> bool:
+    """Return whether there may be a password in a text that was meant as the address of a database."""
+    return "@" in url or _SECRET.search(unquote(url)) is not None
+
+
 def url_fault(url: str) -> str | None:
     """Return the fault of an address, which is not quoted since it may hold a password; None where there is none."""
     try:
