@@ -67,6 +67,11 @@ def test_no_number_of_failed_starts_ends_the_restarts(unit: Path) -> None:
     assert "\nStartLimitIntervalSec=0\n" in before
 
 
+@pytest.mark.parametrize("unit", [each for each in UNITS if each.suffix == ".service"], ids=lambda unit: unit.name)
+def test_no_service_leaves_a_core_dump(unit: Path) -> None:
+    assert "\nLimitCORE=0\n" in unit.read_text()
+
+
 class Manager:
     """The service manager's end of NOTIFY_SOCKET."""
 
