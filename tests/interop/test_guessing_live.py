@@ -75,7 +75,7 @@ async def comes_through(server: LiveServer, user: str) -> int:
     refusals = 0
     async with asyncio.timeout(DEADLINE_S):
         while "reason" in (payload := await login(server, user, user)):
-            assert payload["reason"] in ("try-later", "overloaded")
+            assert payload["reason"] in ("try-later", "overloaded", "timeout")  # the last where all checks are slow
             refusals += 1
             await asyncio.sleep(payload.get("retry_s", 0.2))
     return refusals

@@ -64,7 +64,7 @@ def merged(first: list[Finding], second: list[Finding]) -> list[Finding]:
 def span(seconds: float) -> str:
     """Return a time in the unit that suits it."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if abs(seconds) >= 2 * length:
+        if round(abs(seconds) / length, 1) >= 2:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} s"
 
@@ -72,7 +72,7 @@ def span(seconds: float) -> str:
 def size(count: float) -> str:
     """Return a number of bytes in the unit that suits it."""
     for unit, length in (("GiB", 1024.0**3), ("MiB", 1024.0**2), ("KiB", 1024.0)):
-        if count >= length:
+        if round(count / length, 1) >= 1:
             return f"{count / length:.1f} {unit}"
     return f"{count:.0f} bytes"
 
