@@ -14,10 +14,11 @@ import zmq
 
 from bester.broker.wire.batches import batches
 from bester.broker.wire.codec import decode
-from bester.broker.wire.messages import INLINE_BYTES, Message, Reply, Request, Welcome
+from bester.broker.wire.messages import Message, Reply, Request, Welcome
 from bester.handlers import App
 from bester.handlers import Message as Received
 from bester.handlers.task_pool import SLICE_S
+from bester.handlers.turns import LONG_BYTES
 from bester.handlers.worker import Worker
 from tests.live import short_directory
 
@@ -119,7 +120,7 @@ async def test_requests_that_take_long_keep_those_of_others_waiting_once(runs: s
     assert before < SLOW / 2, f"the last of alice's requests came after {before} of eve's"
 
 
-LONG = b" " * INLINE_BYTES + b"1"
+LONG = b" " * LONG_BYTES + b"1"
 TOGETHER: list[list[tuple[str, bytes]]] = [
     [("eve", LONG), ("alice", b"1"), ("bob", b"1")],
     [("alice", b"1"), ("bob", b"1"), ("eve", LONG)],
@@ -141,7 +142,7 @@ async def test_request_with_a_long_body_begins_when_others_that_came_with_it_are
 
     def answer(message: Received) -> Any:
         began.append(message)
-        while len(message.raw) > INLINE_BYTES and not others <= {reply.token for reply in replies}:
+        while len(message.raw) > LONG_BYTES and not others <= {reply.token for reply in replies}:
             replies.extend(link.receive_held())
         return message.reply(1)
 

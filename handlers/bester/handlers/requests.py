@@ -116,7 +116,7 @@ class Requests:
 
     def begin_apart(self, requests: Sequence[Received]) -> None:
         """Begin requests that came together, some with long bodies, which may take long: first the others, whose
-        answers leave, and those that are read in this turn. Requests of one sender keep their order."""
+        answers leave, and those to what was read before. Requests of one sender keep their order."""
         first: list[Received] = []
         last: list[Received] = []
         senders = set[Hashable]()  # of long bodies
@@ -129,7 +129,7 @@ class Requests:
             self.begin(first)
         if last:
             self._link.flush()
-            self._pool.take_turns()
+            self._pool.has_long = True
             self.begin(last)
 
     def _begin_run(self, type_: str, requests: Sequence[Received], now: float) -> None:

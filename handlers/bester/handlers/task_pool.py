@@ -33,7 +33,7 @@ from bester.handlers import forks
 from bester.handlers.app import Runs
 from bester.handlers.message import Message
 from bester.handlers.stacks import waits_at
-from bester.handlers.turns import LONG_S, Job, Turns
+from bester.handlers.turns import LONG_S, Job, Turns, is_long
 
 End = tuple[Job, Any]
 """A request whose handler has returned, and the result."""
@@ -84,6 +84,8 @@ class TaskPool:
         self._context = contextvars.copy_context()
         self._queue: deque[Job] | Turns = deque()  # turns after a slice that was used up, until the queue is empty
         self._turns_until = 0.0
+        self.has_long = False
+        """Whether requests with long bodies may be queued: answers leave before each."""
         self._until = 0.0  # when this turn's slice is used up; 0: nothing has begun
         self._begun = 0  # requests of this slice
         self._rests = False  # nothing begins until the loop has run
@@ -113,18 +115,14 @@ class TaskPool:
         """Return whether requests have taken long, and others wait behind them."""
         return type(self._queue) is Turns
 
-    def take_turns(self) -> None:
-        """Let senders take turns until the queue is empty: a request may take long."""
-        with self._hold_lock:
-            if type(self._queue) is not Turns:
-                self._queue = Turns(self._queue)
-
     def rest(self, *, in_order: bool = False) -> None:
         """Let the loop run before the next handler begins, and senders take turns: a request has taken long. With
         `in_order` there were many, and each was quick."""
         if not in_order:
             self._turns_until = time.monotonic() + TURNS_S
-            self.take_turns()
+            with self._hold_lock:
+                if type(self._queue) is not Turns:
+                    self._queue = Turns(self._queue)
         if not self._rests:
             self._rests = True
             self._loop.call_soon(self._go_on)
@@ -274,7 +272,7 @@ class TaskPool:
         origin = self._process
         self._lead(me)
         is_spent = False
-        while (queue := self._queue) and not (is_spent or self._held_back):
+        while (queue := self._queue) and not (is_spent or self._held_back or self._rests):
             began = now()
             if began > self._until:
                 self.rest(in_order=self._begun >= QUICK)
@@ -285,7 +283,7 @@ class TaskPool:
             except IndexError:  # `hold_back` was quicker
                 break
             try:
-                if type(queue) is Turns:
+                if self.has_long or type(queue) is Turns:
                     self._before(job, queue, began)
                 result = job[1].call(Message(job[0]))
                 if job[1].runs is not _INLINE:
@@ -320,12 +318,12 @@ class TaskPool:
             self._flush()
         return is_spent
 
-    def _before(self, job: Job, queue: Turns, now: float) -> None:
+    def _before(self, job: Job, queue: deque[Job] | Turns, now: float) -> None:
         """Send the answers that are ready where a request may take long. Raises NotBegunError for one that is
         overdue."""
         if self._due(job) <= now:
             raise NotBegunError
-        if self._ended and queue.may_be_slow(job):
+        if self._ended and (is_long(job[0]) or (type(queue) is Turns and queue.is_slow(job))):
             self._end()
             self._flush()
 
@@ -335,7 +333,7 @@ class TaskPool:
         took_s = time.monotonic() - began
         queue.charge(job, took_s)
         if took_s > LONG_S:
-            self._until = began
+            self.rest(in_order=True)
 
     def _on_waited(self, me: asyncio.Task[None]) -> None:
         """Report a handler that has waited, and others have led meanwhile."""
@@ -346,6 +344,8 @@ class TaskPool:
 
     def _queue_in_order(self) -> None:
         """Queue requests as they come again, where the queue is empty, and none has taken long of late."""
+        if self.has_long and not self._queue:
+            self.has_long = False
         if type(self._queue) is Turns and not self._queue and time.monotonic() > self._turns_until:
             with self._hold_lock:
                 if not self._held_back:

@@ -16,7 +16,6 @@ from collections.abc import Hashable, Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import count
 
-from bester.broker.wire.messages import INLINE_BYTES
 from bester.broker.wire.runs import Received
 from bester.handlers.app import Route
 
@@ -29,6 +28,8 @@ NEWCOMERS = 128
 """Divisor: those who always wait have a turn after so many times its length for newcomers at the latest."""
 LONG_S = 0.001
 """Seconds that a request may take before the answers to earlier ones are kept waiting by it."""
+LONG_BYTES = 64 * 1024
+"""Length of a body from which on its request may take so long: as many brackets as that take a millisecond to read."""
 REMEMBERED = 64
 """Least number of senders to be looked through for those that need not be remembered."""
 
@@ -39,8 +40,8 @@ def sender_of(request: Received) -> Hashable:
 
 
 def is_long(request: Received) -> bool:
-    """Return whether the body of a request is long, and has a frame of its own."""
-    return len(request.body) > INLINE_BYTES
+    """Return whether the body of a request is so long that the request may take LONG_S."""
+    return len(request.body) > LONG_BYTES
 
 
 class Turns:
@@ -142,9 +143,9 @@ class Turns:
             else:
                 self._slow.discard(sender)
 
-    def may_be_slow(self, job: Job) -> bool:
-        """Return whether a request may take long: its body is long, or the last one of its sender took long."""
-        return is_long(job[0]) or sender_of(job[0]) in self._slow
+    def is_slow(self, job: Job) -> bool:
+        """Return whether the last request of this one's sender took long."""
+        return sender_of(job[0]) in self._slow
 
     def _forget(self) -> None:
         """Forget senders that have no requests here, and have had no more time than those who wait; all where nobody
