@@ -69,6 +69,18 @@ def test_relayed_counts_queued_results_and_has_the_carried_mark() -> None:
     assert mixed.answer(3) == Relayed(3, "failed:mailbox-full", {"queued": 1, "carried": True})
 
 
+def test_relayed_repeat_that_has_led_to_anything_is_not_called_refused() -> None:
+    refused, carried, final = case(Kind.RELAY), case(Kind.RELAY), case(Kind.RELAY)
+    for one in (refused, carried, final):
+        one.resubmitted = True
+    refused.record(None, failed("no-handler"))
+    assert refused.answer(1) == Relayed(1, "failed:no-handler", {}), "the server tries again"
+    carried.record("a", failed("mailbox-full"))
+    assert carried.answer(2) == Relayed(2, "failed:unreachable", {"carried": True})
+    final.record("a", failed("unknown-user"))
+    assert final.answer(3) == Relayed(3, "failed:unknown-user", {"carried": True})
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), OUTCOMES), max_size=4),
     st.lists(st.sampled_from(["a", "b", "d", "x" * (MAX_NAMED // 2)]), max_size=6),

@@ -132,9 +132,18 @@ def test_every_duplicate_has_a_report() -> None:
     stand, bridge, chat = town()
     for token in range(1, 31):
         bridge.submits(token, dedup="k")
-    assert bridge.reports() == [Report(token, 1, "overloaded", "s1/b-life/1", {}) for token in range(2, 15)]
+    assert bridge.reports() == [Report(token, 1, "unreachable", "s1/b-life/1", {}) for token in range(2, 15)]
     stand.answer(chat)
     assert bridge.reports() == [good(1), *[good(token, 1) for token in range(15, 31)]]
+
+
+def test_emission_that_is_under_way_is_not_called_refused_to_one_of_many_that_repeat_it() -> None:
+    stand, bridge, _ = town()
+    clock = stand.handler("clock")
+    tokens = [stand.emit(clock, "clock", clients("alice"), id="noon") for _ in range(18)]
+    assert stand.heard_of(clock, Outcome) == [Outcome(tokens[1], 1, {}, "unreachable")]
+    stand.deliver(bridge.link)
+    assert stand.heard_of(clock, Outcome) == [Outcome(token, 0, {}, None) for token in [tokens[0], *tokens[2:]]]
 
 
 def test_resent_message_that_is_not_remembered_is_marked() -> None:

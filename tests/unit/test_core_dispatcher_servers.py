@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bester.broker.core.settings import Route, Settings
-from bester.broker.store_requests import NUMBERS_A_LIFE, lane
+from bester.broker.store_requests import NUMBERS_A_LIFE, Bounds, lane
 from bester.broker.wire.messages import (
     HOP_LIMIT,
     Command,
@@ -450,6 +450,16 @@ def test_forgotten_duplicate_emission_is_marked() -> None:
         stand.emit(clock, "clock", clients("alice"), id="noon", **again)
         assert stand.deliver(bridge).meta.get("redelivered", False) is bool(again)
         stand.restart(epoch)
+
+
+@pytest.mark.parametrize(("again", "outcome"), [({}, "mailbox-full"), ({"again": True}, "unreachable")])
+def test_forgotten_duplicate_emission_is_not_called_refused(again: dict[str, bool], outcome: str) -> None:
+    stand = Stand(Settings("s1", bounds=Bounds(user_messages=1)), accounts=frozenset({"bob"}))
+    stand.emit(stand.handler("clock"), "clock", clients("bob"))
+    stand.restart()
+    clock = stand.handler("clock")
+    token = stand.emit(clock, "clock", clients("bob"), id="noon", **again)
+    assert stand.one(clock, Outcome) == Outcome(token, 1, {"bob": f"failed:{outcome}"}, outcome)
 
 
 @pytest.mark.parametrize("id_", [5, None, "x" * 513, ["a"]])

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
+import pytest
+
 from bester.broker.core.effects import Effects
 from bester.broker.core.fan_out import AWAY
 from bester.broker.core.settings import Limits, Settings
@@ -207,6 +209,31 @@ def test_user_removed_meanwhile_gets_nothing() -> None:
     town.stand.accounts = frozenset({"alice", "carol", *CROWD} - {"u4"})
     assert town.rest() == [["u3"]]
     assert town.outcomes() == [{**dict.fromkeys(CROWD[:4], "queued"), "u4": "failed:unknown-user"}]
+
+
+def test_removed_account_lasts_as_long_as_its_user_is_left() -> None:
+    town = Town()
+    town.writes(*CROWD[:5])
+    router = town.stand.router
+    router.on_account_removed("u4", town.stand.now)
+    assert router.has("u4"), "a new account of the name would get the message"
+    town.stand.accounts = frozenset({"alice", "carol", *CROWD} - {"u4"})
+    town.rest()
+    assert not router.has("u4")
+
+
+def test_fault_in_one_list_loses_none_and_keeps_no_other_type_back() -> None:
+    town = Town()
+    town.writes(*CROWD)
+    town.writes(*CROWD, type_="mail")
+    accounts = town.stand.accounts
+    del town.stand.accounts
+    with pytest.raises(AttributeError):
+        town.goes_on()
+    town.stand.accounts = accounts
+    assert town.goes_on() == CROWD[3:6]
+    town.rest()
+    assert town.outcomes() == [dict.fromkeys(CROWD, "queued")] * 2
 
 
 def test_no_more_is_left_than_the_bound() -> None:

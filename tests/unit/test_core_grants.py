@@ -294,6 +294,22 @@ def test_message_that_is_handed_back_again_and_again_ends() -> None:
     assert [request.body for request in ward.given(link)] == [b"3"]
 
 
+def test_message_that_was_begun_once_and_is_handed_back_again_and_again_is_not_called_refused() -> None:
+    ward = Ward()
+    ward.submit(b"1")
+    ward.given(ward.links[0])
+    link = ward.kill()
+    ward.stand.say(link, Heartbeat({"exclusive": ward.asked(link)[-1]}))
+    for _ in range(MOST_HANDED_BACK + 1):
+        assert not ward.reasons()
+        [request] = ward.given(link)
+        ward.stand.say(link, Heartbeat({"unbegun": [request.token]}))
+        if asked := ward.asked(link):
+            ward.stand.say(link, Heartbeat({"exclusive": asked[-1]}))
+    assert ward.reasons() == ["handler-lost"]
+    assert [letter.reason for letter in ward.stand.dead()] == ["handler-lost"]
+
+
 def test_late_message_that_was_not_begun_returns_its_credit() -> None:
     ward = Ward()
     ward.submit(*(b"%d" % number for number in range(9)))

@@ -9,6 +9,7 @@ import pytest
 
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Route, Settings
+from bester.broker.store_requests import Bounds
 from bester.broker.wire.messages import (
     Ask,
     Confirm,
@@ -28,10 +29,10 @@ S2 = Link("server", b"s2")
 AWAY = "the database cannot be reached"
 
 
-def town() -> Stand:
+def town(bounds: Bounds | None = None) -> Stand:
     """Return a server with two accounts and two other servers: s2 over the fabric, n1 by the native protocol."""
     routes = {"s2": Route("s2", fabric="ipc:///s2"), "n1": Route("n1", native="10.0.0.9:2223")}
-    settings = Settings("s1", routes=routes, hosts={"10.0.0.9": ("n1",)})
+    settings = Settings("s1", routes=routes, hosts={"10.0.0.9": ("n1",)}, bounds=bounds or Bounds())
     return Stand(settings, accounts=frozenset({"alice", "bob"}))
 
 
@@ -323,6 +324,19 @@ def test_message_that_failed_in_an_earlier_life_is_not_sent_again() -> None:
     peer = stand.server("s2")
     stand.relay(peer, "chat", lane=["d2", 1, 1], again=True)
     assert stand.one(peer, Relayed)[1:] == ("failed:unknown-user", {"carried": True})
+
+
+def test_repeat_that_has_led_to_anything_is_not_called_refused_in_this_life_or_the_next() -> None:
+    stand = town(Bounds(user_messages=1))
+    peer, chat = stand.server("s2"), stand.handler("chat")
+    stand.emit(chat, "chat", clients("bob"))
+    stand.relay(peer, "chat", lane=["d2", 1, 1], again=True)
+    stand.answer(chat, clients("bob"))
+    assert stand.one(peer, Relayed)[1:] == ("failed:unreachable", {"carried": True})
+    stand.restart()
+    peer = stand.server("s2")
+    stand.relay(peer, "chat", lane=["d2", 1, 1], again=True)
+    assert stand.one(peer, Relayed)[1:] == ("failed:unreachable", {"carried": True})
 
 
 def test_native_servers_message_that_is_resubmitted_is_marked() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -26,13 +26,16 @@ MAX_KEPT = 1024
 """The same for a report that is remembered for a duplicate; longer lists of names are sent once."""
 MAX_ASKERS = 16
 """Senders of duplicates of one message under way: a sender repeats only messages without a report. Above the bound the
-sender that has waited longest is answered `overloaded`. As many may wait for the dead letter of a case that has ended,
-and the next is answered so."""
+sender that has waited longest is answered that the message may have arrived. As many may wait for the dead letter of a
+case that has ended, and the next is answered so."""
 
 
 MAY_HAVE_ARRIVED = "unreachable"
 """Reason of a refusal for now where the message may have been processed before, or have arrived: by this code, another
 server marks the message when it sends the message again."""
+
+
+R = TypeVar("R", Report, Outcome)
 
 
 class Kind(Enum):
@@ -61,7 +64,8 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     `expires` is when the message expires, `push` asks for later outcomes to be sent.
 
     `resubmitted`: a bridge submitted the message again, or its sender says so, and an earlier life of this broker, or
-    another broker of this server, may have processed it; the report never says that the message was merely refused.
+    another broker of this server, may have processed it; the report never says that the message was merely refused, nor
+    does the answer to a server whose message has led to anything: a refusal of the whole has that server try again.
 
     `moved`: the bridge has lost the link on which it submitted the message, and may have submitted it to another broker
     of this server, which counts from its own copy: what comes of this one may be a repeat, and late.
@@ -184,6 +188,11 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
         the dead letters here, and that is the last word on it."""
         return self.reason in AGAIN and not self.carried
 
+    @property
+    def outcome(self) -> str:
+        """Return the worst outcome, as a server that sent the message is told."""
+        return in_doubt_of(self.worst) if self.resubmitted and self.carried else self.worst
+
     def answer(self, token: int) -> Message:
         """Return the message that tells an asker how the case has ended."""
         status = 0 if self.reason is None else 1
@@ -193,20 +202,23 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
                 meta["carried"] = True
             if self.note is not None:
                 meta["note"] = self.note
-            return Relayed(token, self.worst, meta)
+            return Relayed(token, self.outcome, meta)
         recipients = {} if self.worst == DELIVERED or self.recipients is None else self.recipients
+        is_in_doubt = self.resubmitted and self.reason is not None
         if self.kind is Kind.EMIT:
-            return Outcome(token, status, recipients, self.reason, self.note)
+            outcome = Outcome(token, status, recipients, self.reason, self.note)
+            return in_doubt(outcome) if is_in_doubt else outcome
         report = Report(token, status, self.reason, self.id, recipients, self.note)
-        return in_doubt(report) if self.resubmitted and self.reason is not None else report
+        return in_doubt(report) if is_in_doubt else report
 
     def later_answer(self, token: int) -> Message:
-        """Return the message that tells one of too many askers to ask later."""
+        """Return the message that tells one of too many askers to ask later: that the message may have arrived, for the
+        first copy is under way. A server that relays marks what it sends again, and is refused for now."""
         if self.kind is Kind.RELAY:
             return Relayed(token, failed("overloaded"))
         if self.kind is Kind.EMIT:
-            return Outcome(token, 1, {}, "overloaded")
-        return Report(token, 1, "overloaded", self.id, {})
+            return Outcome(token, 1, {}, MAY_HAVE_ARRIVED)
+        return Report(token, 1, MAY_HAVE_ARRIVED, self.id, {})
 
 
 def unkept(code: str) -> str:
@@ -214,15 +226,17 @@ def unkept(code: str) -> str:
     return MAY_HAVE_ARRIVED if code in AGAIN else code
 
 
-def in_doubt(report: Report) -> Report:
-    """Return a report for a message that another broker, or an earlier life, may have processed: never that the message
-    was merely refused, for a recipient or for all."""
-    recipients = {
-        name: failed(MAY_HAVE_ARRIVED) if reason_of(outcome) in AGAIN else outcome
-        for name, outcome in report.recipients.items()
-    }
-    reason = None if report.reason is None else unkept(report.reason)
-    return report._replace(reason=reason, recipients=recipients)
+def in_doubt_of(outcome: str) -> str:
+    """Return the outcome of a message that may have arrived before: never that the message was merely refused."""
+    return failed(MAY_HAVE_ARRIVED) if reason_of(outcome) in AGAIN else outcome
+
+
+def in_doubt(answer: R) -> R:
+    """Return an answer about a message that another broker, or an earlier life, may have processed: never that the
+    message was merely refused, for a recipient or for all."""
+    recipients = {name: in_doubt_of(outcome) for name, outcome in answer.recipients.items()}
+    reason = None if answer.reason is None else unkept(answer.reason)
+    return answer._replace(reason=reason, recipients=recipients)
 
 
 class Reports:

@@ -114,6 +114,10 @@ class FanOut:
         while self._count > self._limits.targets_later or self._size_bytes > self._limits.targets_later_bytes:
             self.go_on(now)
 
+    def has(self, user: str) -> bool:
+        """Return whether a user is still to get a message."""
+        return any(user in later.names for later in self.later.values())
+
     def may_go_on(self, *, keeps: bool) -> bool:
         """Return whether `go_on` would send to some of the users who are left, as far as is known."""
         return bool(self.later) and (keeps or not self._is_stuck)
@@ -124,7 +128,8 @@ class FanOut:
         room, tries, self._is_stuck = self._limits.targets_at_once, len(self.later), not keeps
         while self.later and room > 0 and (keeps or tries):
             tries -= 1
-            type_, later = self.later.popitem(last=False)
+            type_, later = next(iter(self.later.items()))
+            self.later.move_to_end(type_)  # first: a fault in one list keeps no other back, and loses none
             first = later.lists[0]
             before, targets = first.at, first.command.targets
             room -= self._send(first, room, now, alone=False, keeps=keeps)
@@ -135,9 +140,8 @@ class FanOut:
             if is_done:
                 self._size_bytes -= len(first.command.body)
                 later.lists.popleft()
-            if later.lists:
-                self.later[type_] = later
-            if is_done:
+                if not later.lists:
+                    del self.later[type_]
                 self._reports.settle_one(first.job.case)
 
     def _send(self, users: _List, room: int, now: float, *, alone: bool, keeps: bool = True) -> int:
@@ -169,9 +173,9 @@ class FanOut:
                 for link, sessions in places.items():
                     by_link.setdefault(link, []).append([t, *sessions])
             t += 1
-        users.at = t
         if absent:
             self._absent.queue(job, command, users.id, absent, now)
+        users.at = t
         alone = alone and len(by_link) == 1 and t == len(names)
         for link, targets in by_link.items():
             completes = alone and case.completes_on(link)

@@ -278,4 +278,4 @@ def _outcome(entry: Case | str) -> str | None:
     assert isinstance(entry, Case)
     if entry.pending:
         return None
-    return f"{entry.worst} {entry.queued}" if entry.worst == QUEUED else entry.worst
+    return f"{entry.worst} {entry.queued}" if entry.worst == QUEUED else entry.outcome

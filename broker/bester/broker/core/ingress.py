@@ -271,12 +271,13 @@ class Ingress:
         self._serial += 1
         id_ = f"{self._settings.name}/emit-{self._epoch}/{self._serial}"
         case = Case(Kind.EMIT, peer.link, emit.token, id_, id_)
+        case.resubmitted = emit.meta.get("again") is True
         if self.draining:
             self._reports.refuse(case, "overloaded")
             return None
         if key is not None:
             self._dedup.add(key, case, now)
-        self._replies.emit(case, emit.type, emit.commands, now, repeated=emit.meta.get("again") is True)
+        self._replies.emit(case, emit.type, emit.commands, now, repeated=case.resubmitted)
         return None
 
 

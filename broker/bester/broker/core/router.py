@@ -225,8 +225,9 @@ class Router:
         return chain(self._units.directory.connected(), self._units.queues.owners())
 
     def has(self, user: str) -> bool:
-        """Return whether a user has a session, or messages are queued for them."""
-        return self.is_connected(user) or self._units.queues.get(mailbox(user)) is not None
+        """Return whether a user has a session, or messages are queued for them, or left to later turns."""
+        is_queued = self._units.queues.get(mailbox(user)) is not None
+        return is_queued or self.is_connected(user) or self._units.fan_out.has(user)
 
     def on_account_removed(self, user: str, now: float) -> Effects:
         """Close the sessions of a removed user, and end the messages queued for that user."""

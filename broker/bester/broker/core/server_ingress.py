@@ -97,7 +97,7 @@ class ServerIngress:
             self._relays.on_contact(listed, now)
         case = Case(came.kind, came.link, came.token, id_, root or id_)
         is_repeat = may_be_repeat(meta)  # unlisted servers may say so, too
-        case.resubmitted = came.kind is Kind.SUBMIT and is_repeat
+        case.resubmitted = is_repeat
         code = "overloaded" if draining else policy.may_enter(self._settings, listed, type_)
         if code is None and len(type_) > MAX_TYPE:  # no handler can serve the type, and no table shall remember it
             code = "unknown-type"

@@ -98,9 +98,14 @@ class WorkerChanges:
                 self._dispatcher.on_late_answer(worker, job)
             elif job.handed_back > MOST_HANDED_BACK:
                 self._queues.leave_group(job)
+                code = "overloaded"
+                if job.attempt - 1 > job.attempts_before:  # an earlier worker has begun it, and died
+                    code = "handler-lost"
+                    self._dead_letters.bury(job, code, now)
+                else:
+                    self._trace.add((now, job.root, job.id, code, job.type, 0.0))
                 self._dispatcher.let_go(job)
-                self._trace.add((now, job.root, job.id, "overloaded", job.type, 0.0))
-                self._dispatcher.end(job, failed("overloaded"))
+                self._dispatcher.end(job, failed(code))
             else:
                 again.append(job)
         for job in again:
