@@ -276,12 +276,13 @@ async def test_orders_name_the_brokers_that_were_not_told(cluster: Cluster) -> N
                 file.write('[servers.s9]\nnative = "127.0.0.1:1"\n')
             both.brokers[name].send_signal(signal.SIGHUP)
             await both.brokers[name].says("the configuration was read again")
-        seen = 0
-        while seen < len(BROKERS):  # a broker looks for the others now and then
-            asked = await both.run("status", "--json", "-c", "b1.toml")
-            await asyncio.wait_for(asked.process.wait(), DEADLINE_S)
-            await asked.end()
-            seen = len(json.loads("".join(asked.lines))["brokers"])
+        for name in BROKERS:
+            seen = 0
+            while seen < len(BROKERS):  # a broker looks for the others now and then
+                asked = await both.run("status", "--json", "-c", f"{name}.toml")
+                await asyncio.wait_for(asked.process.wait(), DEADLINE_S)
+                await asked.end()
+                seen = len(json.loads("".join(asked.lines))["brokers"])
         held = await both.run("peers", "-c", "b1.toml", "hold", "s9")
         assert await asyncio.wait_for(held.process.wait(), DEADLINE_S) == 0
         await held.says("holding messages to s9, now 0")
