@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 EVERY_LETTER = FindDeadLetters(None, None, 1_000_000)
 RESUBMITTED = 6
 """Upper bound of a bridge link's breaks in one scenario."""
+UNCOUNTED = 4
+"""Attempts that count for nothing: the first, beside others, and those beside a message that is over, which the worker
+holds still and may have died of as well."""
 
 
 class Rules:
@@ -47,7 +50,7 @@ class Rules:
         budget = handler.server.settings.budgets.get(request.type)
         attempts = budget.attempts if budget is not None else handler.server.settings.limits.attempts
         # Attempts before a bridge submitted the message again count, too.
-        if not 1 <= request.meta["attempt"] <= attempts + RESUBMITTED:
+        if not 1 <= request.meta["attempt"] <= attempts + RESUBMITTED + UNCOUNTED:
             raise BrokenRuleError(f"{handler.name} was given {id_} as attempt {request.meta['attempt']}")
         if not path and request.meta["scope"] == "client":
             if request.type == "o" and request.body not in self._given:
